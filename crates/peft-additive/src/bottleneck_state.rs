@@ -1,0 +1,105 @@
+//! What a bottleneck adapter adds to a hidden state.
+
+use burn::module::{Module, Param};
+use burn::nn::Dropout;
+use burn::tensor::{Tensor, activation};
+use peft_core::{Adapter, HiddenAdapter, Surroundings, TensorSpec};
+use serde::{Deserialize, Serialize};
+
+/// The non-linearity between the two projections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// max(x, 0).
+    #[default]
+    Relu,
+    /// x·sigmoid(x), also called SiLU.
+    #[serde(alias = "silu")]
+    Swish,
+    /// With the exact error function.
+    Gelu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+impl Activation {
+    fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Relu => activation::relu(x),
+            Self::Swish => activation::silu(x),
+            Self::Gelu => peft_core::gelu(x),
+            Self::Tanh => activation::tanh(x),
+        }
+    }
+}
+
+/// `h + scaling · Up(σ(Down z))`, where z is h, or h with residual and norm applied first.
+#[derive(Module, Debug)]
+pub struct Bottleneck {
+    /// Down-projection, `[d, d / reduction_factor]`.
+    pub down: Param<Tensor<2>>,
+    /// Its bias, `[d / reduction_factor]`.
+    pub down_bias: Param<Tensor<1>>,
+    /// Up-projection, `[d / reduction_factor, d]`.
+    pub up: Param<Tensor<2>>,
+    /// Its bias, `[d]`.
+    pub up_bias: Param<Tensor<1>>,
+    /// On the up-projection's output.
+    pub dropout: Dropout,
+    /// Factor of the adapter's output.
+    pub scaling: f64,
+    /// The non-linearity.
+    #[module(skip)]
+    pub activation: Activation,
+    /// Whether the adapter sees the state after the model's residual and norm.
+    #[module(skip)]
+    pub norm_before: bool,
+    /// Whether the adapter's own residual is the state before that norm.
+    #[module(skip)]
+    pub residual_before_norm: bool,
+}
+
+impl Adapter for Bottleneck {
+    const METHOD: &'static str = "bottleneck";
+
+    fn tensors(&self) -> Vec<TensorSpec> {
+        vec![
+            TensorSpec::layer("down", "adapter_down.0.weight").transposed(),
+            TensorSpec::layer("down_bias", "adapter_down.0.bias"),
+            TensorSpec::layer("up", "adapter_up.weight").transposed(),
+            TensorSpec::layer("up_bias", "adapter_up.bias"),
+        ]
+    }
+}
+
+impl HiddenAdapter for Bottleneck {
+    fn forward(&self, hidden: Tensor<3>, around: &Surroundings<'_>) -> Tensor<3> {
+        let seen = if self.norm_before {
+            let summed = match &around.residual {
+                Some(residual) => hidden.clone() + residual.clone(),
+                None => hidden.clone(),
+            };
+            match around.norm {
+                Some(norm) => norm(summed),
+                None => summed,
+            }
+        } else {
+            hidden.clone()
+        };
+        let kept = if self.residual_before_norm {
+            hidden
+        } else {
+            seen.clone()
+        };
+        let [batch, tokens, width] = seen.dims();
+        let rows = seen.reshape([batch * tokens, width]);
+        let down = rows.matmul(self.down.val()) + self.down_bias.val().unsqueeze();
+        let up = self.activation.apply(down).matmul(self.up.val()) + self.up_bias.val().unsqueeze();
+        let up = if self.scaling == 1.0 {
+            up
+        } else {
+            up * self.scaling
+        };
+        kept + self.dropout.forward(up).reshape([batch, tokens, width])
+    }
+}

@@ -1,0 +1,29 @@
+//! The comparison suite: which method buys what, at which cost, on which model and task.
+//!
+//! Definitions are data (`benches/compare/*.toml`), every run is one file, and the report is made
+//! from the files alone:
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`definition`] | tasks, methods and suites, read from TOML |
+//! | [`data`] | texts with classes, and their splits |
+//! | [`job`] | one training run as data, and what came out of it |
+//! | [`train`] | carries out one job; runs in a process of its own |
+//! | [`suite`] | plans the jobs of a suite, runs what is missing, chooses learning rates |
+//! | [`record`], [`statistics`], [`report`] | results, and what can be said about them |
+//!
+//! `docs/comparison.md` says how it measures and why.
+
+pub mod data;
+pub mod definition;
+mod environment;
+mod error;
+pub mod job;
+mod measure;
+pub mod record;
+pub mod report;
+pub mod statistics;
+pub mod suite;
+pub mod train;
+
+pub use error::{Error, Result};

@@ -1,0 +1,250 @@
+//! `peft-compare`: which method buys what, at which cost. Started by `cargo xtask compare`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Args, Parser, Subcommand};
+use peft_compare::definition::{
+    DataSource, Definitions, MethodChoice, ModelSource, Rule, SplitRule, Task, Tune,
+};
+use peft_compare::job::{Job, rows};
+use peft_compare::record::RunRecord;
+use peft_compare::suite::Order;
+use peft_compare::{Error, report, train};
+
+// Burn frees and maps buffers at every step; the system's allocator gives the pages back each time
+// and the kernel clears them again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Trains a model with every method and reports what each buys at which cost.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask compare", args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Action>,
+    #[command(flatten)]
+    compare: Compare,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Makes the report anew from the results in a folder
+    Report {
+        /// The folder that a comparison wrote
+        #[arg(default_value = "results/default")]
+        dir: PathBuf,
+    },
+    /// Carries out one run; the suite calls this
+    #[command(hide = true)]
+    RunJob {
+        #[arg(long)]
+        out: PathBuf,
+        job: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Compare {
+    /// The suite to run: default, smoke, movie-reviews, …
+    #[arg(long, default_value = "default")]
+    suite: String,
+    /// A model folder of your own (config.json, model.safetensors, tokenizer.json)
+    #[arg(long, value_name = "DIR", requires = "data")]
+    model: Option<PathBuf>,
+    /// Labelled texts of your own: TSV, CSV or JSONL
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// The column with the texts, if it is not called text, sentence, review or content
+    #[arg(long, value_name = "NAME", requires = "data")]
+    text_column: Option<String>,
+    /// The column with the classes, if it is not called label, class, target, sentiment or category
+    #[arg(long, value_name = "NAME", requires = "data")]
+    label_column: Option<String>,
+    /// Only these methods, besides the references
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    methods: Option<Vec<String>>,
+    /// Seeds, one run each; three or more for a ranking
+    #[arg(long, value_name = "SEED,…", value_delimiter = ',')]
+    seeds: Option<Vec<u64>>,
+    /// Use the middle of each grid of learning rates instead of searching it
+    #[arg(long)]
+    no_tune: bool,
+    /// Passes over the training rows
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Training rows to use, from the front of the split
+    #[arg(long, value_name = "ROWS")]
+    train: Option<usize>,
+    /// Tokens kept of a text
+    #[arg(long)]
+    max_len: Option<usize>,
+    /// Where to compute: flex, ndarray, cuda, cuda:1
+    #[arg(long, default_value = "flex")]
+    device: String,
+    /// Where results go. Default: results/SUITE
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Tasks, methods and suites of your own, as TOML files in this folder
+    #[arg(long, value_name = "DIR")]
+    definitions: Option<PathBuf>,
+    /// Print what would run
+    #[arg(long)]
+    dry_run: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Some(Action::Report { dir }) => RunRecord::load_dir(&dir.join("runs"))
+            .map_err(Error::from)
+            .and_then(|records| finish(&dir, &records)),
+        Some(Action::RunJob { out, job }) => run_job(&out, &job),
+        None => compare(cli.compare),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ Error::Stopped { .. }) => {
+            eprintln!("{error}");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// True once the user wants to stop; a second Ctrl-C ends at once.
+fn stop_flag() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let handled = ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    });
+    if let Err(error) = handled {
+        eprintln!("Ctrl-C will end the run at once: {error}");
+    }
+    stop
+}
+
+fn run_job(out: &std::path::Path, job: &str) -> Result<(), Error> {
+    let job: Job = serde_json::from_str(job).map_err(|error| Error::Definition {
+        file: "the job".into(),
+        reason: error.to_string(),
+    })?;
+    let stop = stop_flag();
+    let outcome = train::run(&job, |at| {
+        println!("{} {} {}", at.step, at.steps, at.loss);
+        !stop.load(Ordering::SeqCst)
+    })?;
+    outcome.write(out)
+}
+
+fn compare(options: Compare) -> Result<(), Error> {
+    let definitions = Definitions::load(options.definitions.as_deref())?;
+    let mut suite = definitions.suite(&options.suite)?.clone();
+    if let Some(methods) = &options.methods {
+        suite.methods = MethodChoice::Named(methods.clone());
+    }
+    if let Some(seeds) = &options.seeds {
+        suite.seeds = seeds.clone();
+    }
+    if options.no_tune {
+        suite.tune = Tune::None;
+    }
+    let own = options
+        .data
+        .as_ref()
+        .map(|data| own_task(&options, data, &definitions))
+        .transpose()?;
+    if let Some(task) = &own {
+        suite.name.clone_from(&task.name);
+    }
+    let out = options
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("results").join(&suite.name));
+    peft_core::device::device(&options.device)?;
+    let mut order = Order::new(&definitions, &suite, &options.device, &out)?;
+    if let Some(task) = own {
+        order.tasks = vec![task];
+    }
+    for task in &mut order.tasks {
+        task.training.epochs = options.epochs.unwrap_or(task.training.epochs);
+        task.max_len = options.max_len.unwrap_or(task.max_len);
+        task.split.train = options.train.or(task.split.train);
+    }
+    if options.dry_run {
+        print!("{}", order.plan()?);
+        return Ok(());
+    }
+    let stop = stop_flag();
+    let records = order.run(&stop)?;
+    finish(&out, &records)
+}
+
+/// The user's data, on the user's model or the embedded one.
+fn own_task(
+    options: &Compare,
+    data: &std::path::Path,
+    definitions: &Definitions,
+) -> Result<Task, Error> {
+    let like = definitions.task("uci-sentiment")?.clone();
+    let name = data
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let task = Task {
+        title: format!("{name}, your own data"),
+        analysis: "Your own rows. What they show is for you to say; mind that scores of few test \
+                   rows are uncertain."
+            .into(),
+        name,
+        max_len: 128,
+        expect: None,
+        model: match &options.model {
+            Some(path) => ModelSource::Folder { path: path.clone() },
+            None => like.model,
+        },
+        data: DataSource::File {
+            path: data.to_path_buf(),
+            text_column: options.text_column.clone(),
+            label_column: options.label_column.clone(),
+        },
+        split: SplitRule {
+            rule: Rule::Stratified,
+            seed: 0,
+            train: None,
+            dev: None,
+            test: None,
+        },
+        ..like
+    };
+    rows(&task)?;
+    Ok(task)
+}
+
+fn finish(out: &std::path::Path, records: &[RunRecord]) -> Result<(), Error> {
+    let written = report::write_all(out, records)?;
+    println!("{}", report::terminal::table(records));
+    println!("report: {}", written.html.display());
+    println!(
+        "also:   {} and {}",
+        written.markdown.display(),
+        written.csv.display()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+#[test]
+fn the_command_line_is_consistent() {
+    use clap::CommandFactory as _;
+    Cli::command().debug_assert();
+}

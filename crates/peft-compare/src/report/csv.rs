@@ -1,0 +1,141 @@
+//! `results.csv`: one row per run, for a spreadsheet or a data frame.
+
+use serde::Serialize;
+
+use super::ReportError;
+use super::costs::measured;
+use crate::record::RunRecord;
+
+/// The columns, in order. Empty cells are values that were not measured.
+#[derive(Serialize)]
+struct Row<'a> {
+    id: &'a str,
+    suite: &'a str,
+    task: &'a str,
+    model: &'a str,
+    model_parameters: u64,
+    method: &'a str,
+    family: &'a str,
+    seed: u64,
+    learning_rate: f64,
+    metric: &'a str,
+    test: Option<f64>,
+    dev: Option<f64>,
+    majority: f64,
+    train_rows: u64,
+    dev_rows: u64,
+    test_rows: u64,
+    trainable: u64,
+    changed: u64,
+    stored: u64,
+    total: u64,
+    head: u64,
+    rank_of_change: Option<u64>,
+    adapter_bytes: u64,
+    step_median_s: Option<f64>,
+    step_p90_s: Option<f64>,
+    tokens_per_s: Option<f64>,
+    memory_bytes: Option<u64>,
+    latency_base_ms: Option<f64>,
+    latency_unmerged_ms: Option<f64>,
+    latency_merged_ms: Option<f64>,
+    wall_s: f64,
+    started_at: &'a str,
+    device: &'a str,
+    threads: usize,
+    cpu: &'a str,
+    burn: &'a str,
+    peft: &'a str,
+    revision: &'a str,
+    dirty: bool,
+    definition_hash: &'a str,
+    config: String,
+    notes: String,
+}
+
+impl<'a> Row<'a> {
+    fn new(run: &'a RunRecord) -> Self {
+        let score = |value: f64| value.is_finite().then_some(value);
+        Self {
+            id: &run.id,
+            suite: &run.suite,
+            task: &run.task,
+            model: &run.model.name,
+            model_parameters: run.model.parameters,
+            method: &run.method.name,
+            family: &run.method.family,
+            seed: run.seed,
+            learning_rate: run.learning_rate,
+            metric: &run.metric.name,
+            test: score(run.test),
+            dev: score(run.dev),
+            majority: run.majority,
+            train_rows: run.rows.train,
+            dev_rows: run.rows.dev,
+            test_rows: run.rows.test,
+            trainable: run.counts.trainable,
+            changed: run.counts.changed,
+            stored: run.counts.stored,
+            total: run.counts.total,
+            head: run.counts.head,
+            rank_of_change: run.rank_of_change,
+            adapter_bytes: run.adapter_bytes,
+            step_median_s: measured(run.step_s.median),
+            step_p90_s: measured(run.step_s.p90),
+            tokens_per_s: measured(run.tokens_per_s),
+            memory_bytes: run.memory.needed(),
+            latency_base_ms: measured(run.latency_ms.base),
+            latency_unmerged_ms: measured(run.latency_ms.unmerged),
+            latency_merged_ms: run.latency_ms.merged.and_then(measured),
+            wall_s: run.wall_s,
+            started_at: &run.started_at,
+            device: &run.environment.device,
+            threads: run.environment.threads,
+            cpu: &run.environment.cpu,
+            burn: &run.environment.burn,
+            peft: &run.environment.peft,
+            revision: &run.git.revision,
+            dirty: run.git.dirty,
+            definition_hash: &run.definition_hash,
+            config: run.method.config.to_string(),
+            notes: run.notes.join("; "),
+        }
+    }
+}
+
+/// The file's content.
+pub(super) fn render(records: &[RunRecord]) -> Result<Vec<u8>, ReportError> {
+    let mut writer = ::csv::Writer::from_writer(Vec::new());
+    for record in records {
+        writer.serialize(Row::new(record))?;
+    }
+    writer
+        .into_inner()
+        .map_err(|error| ReportError::Csv(error.into_error().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample;
+
+    #[test]
+    fn a_run_is_a_row() {
+        let mut records = sample::records(1);
+        records[0].test = f64::NAN;
+        records[0].notes = vec!["a \"quoted\", note".into()];
+        let bytes = render(&records).unwrap();
+        let mut reader = ::csv::Reader::from_reader(bytes.as_slice());
+        let column = reader
+            .headers()
+            .unwrap()
+            .iter()
+            .position(|name| name == "test")
+            .unwrap();
+        let rows: Vec<_> = reader.records().map(Result::unwrap).collect();
+        assert_eq!(rows.len(), records.len());
+        assert_eq!(&rows[0][column], "");
+        assert_eq!(rows[1][column], records[1].test.to_string());
+        assert_eq!(rows[0].iter().next_back().unwrap(), "a \"quoted\", note");
+    }
+}

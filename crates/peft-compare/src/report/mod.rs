@@ -1,0 +1,115 @@
+//! The report of a comparison: `report.html`, `report.md`, `results.csv` and a table for the terminal.
+//!
+//! [`Report::new`] does all the thinking: it groups runs by suite, task and model, averages over seeds, and decides
+//! what may be claimed. The four outputs only print it.
+
+mod costs;
+mod csv;
+mod html;
+mod markdown;
+#[cfg(test)]
+pub(crate) mod sample;
+mod summary;
+pub mod terminal;
+mod units;
+mod verdict;
+
+pub use self::costs::{Axis, Costs};
+pub use self::summary::{Group, MethodSummary, Report, Setting};
+pub use self::verdict::Verdict;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::record::{RunRecord, write_atomically};
+
+/// Name of the method that trains the task head on the frozen backbone: the floor of every comparison.
+pub const HEAD_ONLY: &str = "head-only";
+
+/// Name of the method that trains every weight.
+pub const FULL: &str = "full";
+
+/// With fewer seeds nothing is ranked and nothing is claimed to beat anything.
+pub const MIN_SEEDS: usize = 3;
+
+/// Why a report could not be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReportError {
+    /// There is nothing to report.
+    #[error(
+        "there are no runs to report; run the comparison first or point to the folder of its results"
+    )]
+    Empty,
+    /// The operating system refused.
+    #[error("cannot write {}: {source}; check that you may write there and that the disk is not full", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// The records have no JSON form.
+    #[error(
+        "the records have no JSON form: {0}; remove what is not plain data from their definitions"
+    )]
+    Json(#[from] serde_json::Error),
+    /// The records have no CSV form.
+    #[error("the records have no CSV form: {0}; this is a bug, please report it with the records")]
+    Csv(#[from] ::csv::Error),
+}
+
+/// The files that [`write_all`] wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// `report.html`, for a browser; needs no network and no server.
+    pub html: PathBuf,
+    /// `report.md`, for GitHub.
+    pub markdown: PathBuf,
+    /// `results.csv`, one row per run.
+    pub csv: PathBuf,
+}
+
+/// Writes `report.html`, `report.md` and `results.csv` to `dir`, which is created when missing.
+///
+/// # Errors
+///
+/// When there are no records or a file cannot be written.
+pub fn write_all(dir: &Path, records: &[RunRecord]) -> Result<Written, ReportError> {
+    if records.is_empty() {
+        return Err(ReportError::Empty);
+    }
+    let report = Report::new(records);
+    let write = |name: &str, content: &[u8]| {
+        let path = dir.join(name);
+        match write_atomically(&path, content) {
+            Ok(()) => Ok(path),
+            Err(source) => Err(ReportError::Io { path, source }),
+        }
+    };
+    Ok(Written {
+        html: write("report.html", html::render(&report)?.as_bytes())?,
+        markdown: write("report.md", markdown::render(&report).as_bytes())?,
+        csv: write("results.csv", &csv::render(records)?)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_files_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let written = write_all(&dir.path().join("out"), &sample::records(1)).unwrap();
+        assert!(
+            [written.html, written.markdown, written.csv]
+                .iter()
+                .all(|path| path.is_file())
+        );
+        assert!(matches!(
+            write_all(dir.path(), &[]),
+            Err(ReportError::Empty)
+        ));
+    }
+}

@@ -1,0 +1,326 @@
+//! What the runs of a group show and what they do not, in sentences.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+
+use serde::Serialize;
+
+use super::units::gain;
+use super::{FULL, Group, HEAD_ONLY, MIN_SEEDS, MethodSummary};
+use crate::record::RunRecord;
+use crate::statistics::{Estimate, MEANINGFUL_GAP};
+
+/// Whether a method beats head-only.
+#[derive(Serialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It is head-only.
+    Reference,
+    /// The interval of the gain is above zero.
+    Beats,
+    /// The interval of the gain includes zero.
+    NotShown,
+    /// The interval of the gain is below zero.
+    Worse,
+    /// Fewer than [`MIN_SEEDS`] seeds.
+    TooFewSeeds,
+    /// There is no head-only run to compare with, or a seed diverged.
+    Unknown,
+}
+
+impl Verdict {
+    pub(super) fn new(method: &str, gain: Option<Estimate>) -> Self {
+        match gain {
+            _ if method == HEAD_ONLY => Self::Reference,
+            None => Self::Unknown,
+            Some(gain) if gain.n < MIN_SEEDS => Self::TooFewSeeds,
+            Some(gain) if gain.lower() > 0.0 => Self::Beats,
+            Some(gain) if gain.upper() < 0.0 => Self::Worse,
+            Some(_) => Self::NotShown,
+        }
+    }
+}
+
+/// What the runs of a group show, in sentences.
+pub(super) fn verdicts(group: &Group) -> Vec<String> {
+    let mut sentences = against_head_only(group);
+    let named = |sentence: &str, keep: &dyn Fn(&MethodSummary) -> bool| {
+        let kept = group.methods.iter().filter(|summary| keep(summary));
+        list(sentence, kept.map(|summary| &summary.method.name))
+    };
+    sentences.extend(named(
+        "Without a mean, because a seed diverged",
+        &|summary| summary.test.is_none(),
+    ));
+    let head_only = group.method(HEAD_ONLY);
+    if head_only.is_some() {
+        sentences.extend(named(
+            "Not comparable with head-only, which diverged or has no seed in common",
+            &|summary| summary.test.is_some() && summary.beats_head_only == Verdict::Unknown,
+        ));
+    }
+    let oriented = |score| group.metric.oriented(score);
+    sentences.extend(named(
+        "No better than always answering the majority class",
+        &|summary| {
+            summary
+                .test
+                .is_some_and(|test| oriented(test.mean) <= oriented(group.majority))
+        },
+    ));
+    if head_only.is_none() {
+        sentences.push(
+            "Head-only did not run, so nothing can be said to beat a frozen backbone.".into(),
+        );
+    }
+    sentences.extend(no_share_of_gap(group));
+    sentences.extend(named(
+        "The highest or lowest learning rate of the grid won, a better one may lie beyond",
+        &|summary| summary.runs.iter().any(at_edge),
+    ));
+    sentences.extend(ranking(group));
+    sentences.extend(sampling_error(group));
+    sentences
+}
+
+fn against_head_only(group: &Group) -> Vec<String> {
+    type Holds = fn(Verdict, f64) -> bool;
+    let few = format!("on fewer than {MIN_SEEDS} seeds");
+    let claims: [(&str, Holds); 5] = [
+        ("Beat head-only", |verdict, _| verdict == Verdict::Beats),
+        (
+            "Do not beat head-only, the interval of the difference includes zero",
+            |verdict, _| verdict == Verdict::NotShown,
+        ),
+        ("Do not beat head-only, they are worse", |verdict, _| {
+            verdict == Verdict::Worse
+        }),
+        (&format!("Do not beat head-only, {few}"), |verdict, gain| {
+            verdict == Verdict::TooFewSeeds && gain <= 0.0
+        }),
+        (
+            &format!("Above head-only, but {few}, which is no evidence yet"),
+            |verdict, gain| verdict == Verdict::TooFewSeeds && gain > 0.0,
+        ),
+    ];
+    let sentence = |(sentence, holds): (&str, Holds)| {
+        let methods = group.methods.iter().filter_map(|summary| {
+            let difference = summary.gain?;
+            holds(summary.beats_head_only, difference.mean)
+                .then(|| format!("{} ({})", summary.method.name, gain(difference)))
+        });
+        list(sentence, methods)
+    };
+    claims.into_iter().filter_map(sentence).collect()
+}
+
+/// Why there is no share of the gap, where no method has one.
+fn no_share_of_gap(group: &Group) -> Option<String> {
+    let shares = |summary: &MethodSummary| summary.share_of_gap.is_some();
+    if group.methods.iter().any(shares) {
+        return None;
+    }
+    if group.method(HEAD_ONLY).and(group.method(FULL)).is_none() {
+        return Some(
+            "The share of the gap needs head-only and full fine-tuning, both with a seed of the \
+             method."
+                .into(),
+        );
+    }
+    Some(format!(
+        "Full fine-tuning does not beat head-only by {MEANINGFUL_GAP} or more, so there is no gap \
+         to close a share of."
+    ))
+}
+
+/// Whether no rate above, or none below, the one that won was tried.
+fn at_edge(run: &RunRecord) -> bool {
+    let tried =
+        |keep: &dyn Fn(f64) -> bool| run.tuning.iter().any(|trial| keep(trial.learning_rate));
+    let above = tried(&|rate| rate > run.learning_rate);
+    let below = tried(&|rate| rate < run.learning_rate);
+    run.tuning.len() > 2 && !(above && below)
+}
+
+fn ranking(group: &Group) -> Vec<String> {
+    if group.methods.iter().all(|summary| summary.place.is_none()) {
+        return vec![format!(
+            "Not a ranking: rows are in the order of their means, and it takes at least {MIN_SEEDS} seeds of two \
+             methods to rank them."
+        )];
+    }
+    let mut sentences = vec![
+        "A place is the best and worst rank that the intervals allow: methods whose intervals overlap are not ranked \
+         apart."
+            .into(),
+    ];
+    let few = group
+        .methods
+        .iter()
+        .filter(|summary| summary.runs.len() < MIN_SEEDS);
+    sentences.extend(list(
+        &format!("Not ranked, fewer than {MIN_SEEDS} seeds"),
+        few.map(|summary| &summary.method.name),
+    ));
+    sentences
+}
+
+/// Intervals over seeds leave out the luck of the test rows; for accuracy that luck is binomial.
+fn sampling_error(group: &Group) -> Option<String> {
+    let best = group.methods.first()?.test?.mean;
+    if group.metric.name != "accuracy" || !(0.0..=1.0).contains(&best) || group.rows.test == 0 {
+        return None;
+    }
+    let error = 1.96 * (best * (1.0 - best) / group.rows.test as f64).sqrt();
+    Some(format!(
+        "Intervals over seeds leave out the choice of test rows: {} rows drawn anew may move an accuracy of {best:.3} \
+         by about {error:.3}.",
+        group.rows.test
+    ))
+}
+
+/// What makes the runs of a group hard to compare, in sentences.
+pub(super) fn warnings(runs: &[&RunRecord]) -> Vec<String> {
+    let mut seeds: BTreeMap<(&str, u64), usize> = BTreeMap::new();
+    let mut definitions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for run in runs {
+        *seeds.entry((&run.method.name, run.seed)).or_default() += 1;
+        definitions
+            .entry(&run.method.name)
+            .or_default()
+            .insert(&run.definition_hash);
+    }
+    let twice = seeds.iter().filter(|(_, runs)| **runs > 1);
+    let mixed = definitions.iter().filter(|(_, hashes)| hashes.len() > 1);
+    let trials: BTreeSet<usize> = runs.iter().map(|run| run.tuning.len()).collect();
+    let diverged = runs.iter().filter(|run| !run.test.is_finite());
+    let lists = [
+        list(
+            "These seeds ran twice or more, the latest run counts",
+            twice.map(|((method, seed), _)| format!("{method} seed {seed}")),
+        ),
+        list(
+            "The runs of these methods have different definitions, do not average them",
+            mixed.map(|(method, _)| method),
+        ),
+        list(
+            "Methods were tuned with different numbers of trials, which favours those with more",
+            &trials,
+        )
+        .filter(|_| trials.len() > 1),
+        list(
+            "Diverged",
+            diverged.map(|run| format!("{} seed {}", run.method.name, run.seed)),
+        ),
+    ];
+
+    let data = differ(runs, |run| (run.rows, run.majority.to_bits(), &run.metric));
+    let machines = differ(runs, |run| {
+        let environment = &run.environment;
+        (&environment.device, environment.threads, &environment.cpu)
+    });
+    let versions = differ(runs, |run| {
+        (
+            &run.git.revision,
+            &run.environment.burn,
+            &run.environment.peft,
+        )
+    });
+    let dirty = runs.iter().any(|run| run.git.dirty);
+    let facts = [
+        (
+            data,
+            "Runs differ in rows, metric or majority score: they did not see the same data.",
+        ),
+        (
+            machines,
+            "Runs are from different machines or thread counts: do not compare times and memory.",
+        ),
+        (versions, "Runs are from different revisions or versions."),
+        (
+            dirty,
+            "Some runs are from a tree with changes that are in no commit.",
+        ),
+    ];
+    let facts = facts.into_iter().filter(|(holds, _)| *holds);
+    lists
+        .into_iter()
+        .flatten()
+        .chain(facts.map(|(_, sentence)| sentence.into()))
+        .collect()
+}
+
+fn differ<'a, T: PartialEq>(runs: &[&'a RunRecord], key: impl Fn(&'a RunRecord) -> T) -> bool {
+    runs.windows(2).any(|pair| key(pair[0]) != key(pair[1]))
+}
+
+/// `sentence: item, item.`, or nothing of no items.
+fn list(sentence: &str, items: impl IntoIterator<Item: Display>) -> Option<String> {
+    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    (!items.is_empty()).then(|| format!("{sentence}: {}.", items.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Report, sample};
+
+    fn sentences(records: &[RunRecord]) -> String {
+        Report::new(records).groups[0].verdicts.join("\n")
+    }
+
+    #[test]
+    fn it_says_what_does_not_beat_head_only() {
+        let three = sentences(&sample::records(3));
+        assert!(three.contains(
+            "Do not beat head-only, the interval of the difference includes zero: bitfit ("
+        ));
+        assert!(three.contains("Do not beat head-only, they are worse: prompt-tuning (−"));
+        let one = sentences(&sample::records(1));
+        assert!(one.contains("Not a ranking") && one.contains("no evidence yet"));
+        assert!(!one.contains("Beat head-only"));
+    }
+
+    #[test]
+    fn a_diverged_head_only_leaves_nothing_to_beat() {
+        let mut records = sample::records(3);
+        records[0].test = f64::NAN;
+        assert_eq!(records[0].method.name, HEAD_ONLY);
+        let text = sentences(&records);
+        assert!(text.contains("Not comparable with head-only") && !text.contains("Beat head-only"));
+    }
+
+    #[test]
+    fn missing_references_are_said() {
+        let records: Vec<_> = sample::records(3)
+            .into_iter()
+            .filter(|record| record.method.name != HEAD_ONLY)
+            .collect();
+        let text = sentences(&records);
+        assert!(text.contains("Head-only did not run") && text.contains("share of the gap needs"));
+    }
+
+    #[test]
+    fn what_is_hard_to_compare_is_warned_of() {
+        let mut records = sample::records(2);
+        assert!(Report::new(&records).groups[0].warnings.is_empty());
+        records[0].environment.threads = 8;
+        records[0].git.dirty = true;
+        records[0].tuning.pop();
+        records[1].definition_hash = "0".into();
+        records[1].majority = 0.6;
+        let warnings = Report::new(&records).groups[0].warnings.join("\n");
+        for expected in [
+            "machines",
+            "no commit",
+            "trials",
+            "different definitions",
+            "same data",
+        ] {
+            assert!(
+                warnings.contains(expected),
+                "{expected} is not in {warnings}"
+            );
+        }
+    }
+}

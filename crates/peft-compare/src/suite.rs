@@ -1,0 +1,448 @@
+//! Plans the jobs of a suite, runs what is missing in processes of their own, chooses learning
+//! rates on the dev split, and writes records.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::definition::{Definitions, MethodEntry, Suite, Task, Tune, family_key, overridden};
+use crate::error::io;
+use crate::job::{Job, Outcome, hash, model_folder, rows};
+use crate::record::{Method, Metric, Model, Rows, RunRecord, SCHEMA, Trial};
+use crate::{Error, Result};
+
+/// What to run and where to put it.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The suite, with the user's changes.
+    pub suite: Suite,
+    /// Its tasks, overrides applied.
+    pub tasks: Vec<Task>,
+    /// Its methods.
+    pub methods: Vec<MethodEntry>,
+    /// Device, as in `flex`.
+    pub device: String,
+    /// Folder of the results.
+    pub out: PathBuf,
+}
+
+impl Order {
+    /// A suite as it is defined.
+    ///
+    /// # Errors
+    ///
+    /// Unknown names, overrides that do not fit.
+    pub fn new(definitions: &Definitions, suite: &Suite, device: &str, out: &Path) -> Result<Self> {
+        let tasks = suite
+            .tasks
+            .iter()
+            .map(|name| overridden(definitions.task(name)?, &suite.overrides))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            suite: suite.clone(),
+            tasks,
+            methods: definitions
+                .chosen(&suite.methods)?
+                .into_iter()
+                .cloned()
+                .collect(),
+            device: device.to_string(),
+            out: out.to_path_buf(),
+        })
+    }
+
+    fn job(&self, task: &Task, method: &MethodEntry, learning_rate: f64, seed: u64) -> Job {
+        Job {
+            task: task.clone(),
+            method: method.clone(),
+            learning_rate,
+            seed,
+            device: self.device.clone(),
+        }
+    }
+
+    /// The learning rates that are tried.
+    fn grid<'a>(&self, method: &'a MethodEntry) -> &'a [f64] {
+        let rates = &method.learning_rates;
+        match self.suite.tune {
+            Tune::FirstSeed => rates,
+            Tune::None => &rates[rates.len() / 2..=rates.len() / 2],
+        }
+    }
+
+    /// How many runs there are, trials included: the winning trial is the first seed's run.
+    fn total(&self) -> usize {
+        let runs = |method| self.grid(method).len() + self.suite.seeds.len() - 1;
+        self.tasks.len() * self.methods.iter().map(runs).sum::<usize>()
+    }
+
+    fn jobs_dir(&self) -> PathBuf {
+        self.out.join("jobs")
+    }
+
+    fn runs_dir(&self) -> PathBuf {
+        self.out.join("runs")
+    }
+
+    /// The plan as text: what would run, what is there already, and how long it may take.
+    ///
+    /// # Errors
+    ///
+    /// A task whose model or data are not here or not what is expected.
+    pub fn plan(&self) -> Result<String> {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        let _ = writeln!(
+            text,
+            "suite {}: {} runs on {}",
+            self.suite.name,
+            self.total(),
+            self.device
+        );
+        let (mut open, mut seconds, mut known) = (0, 0.0, 0);
+        for task in &self.tasks {
+            let folder = model_folder(&task.model)?;
+            let (_, split) = rows(task)?;
+            let steps = task.training.epochs * split.train.len().div_ceil(task.training.batch_size);
+            let _ = writeln!(
+                text,
+                "task {}: {} at {}; {} train, {} dev, {} test rows; {steps} steps a run",
+                task.name,
+                task.model.name(),
+                folder.display(),
+                split.train.len(),
+                split.dev.len(),
+                split.test.len(),
+            );
+            for method in &self.methods {
+                let mut done = 0;
+                let grid = self.grid(method);
+                for rate in grid {
+                    let job = self.job(task, method, *rate, self.suite.seeds[0]);
+                    if let Some(outcome) = Outcome::read(&self.jobs_dir(), &job.id()) {
+                        done += 1;
+                        seconds += outcome.wall_s;
+                    }
+                }
+                known += done;
+                // Which rate the other seeds take is known when the first one is tuned.
+                let later = self.suite.seeds[1..].iter().filter(|seed| {
+                    let job = |rate: &f64| self.job(task, method, *rate, **seed).id();
+                    !grid
+                        .iter()
+                        .any(|rate| Outcome::read(&self.jobs_dir(), &job(rate)).is_some())
+                });
+                open += grid.len() - done + later.count();
+                let _ = writeln!(
+                    text,
+                    "  {}: learning rates {grid:?}, {done} of {} tried; seeds {:?}",
+                    method.name,
+                    grid.len(),
+                    self.suite.seeds,
+                );
+            }
+        }
+        let _ = match known {
+            0 => writeln!(
+                text,
+                "nothing has been run here, so no time is known; the suite is meant for {} minutes on 2 cores",
+                self.suite.budget_minutes
+            ),
+            _ => writeln!(
+                text,
+                "about {:.0} s for the {open} open runs, going by the {known} finished ones",
+                seconds / known as f64 * open as f64,
+            ),
+        };
+        Ok(text)
+    }
+
+    /// Runs what is missing and returns the records, old and new.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stopped`] when `stop` was set: what is finished is kept. [`Error::Job`] with the
+    /// last words of a failed run.
+    pub fn run(&self, stop: &AtomicBool) -> Result<Vec<RunRecord>> {
+        // Everything that can be refused is refused before the first hour is spent.
+        for task in &self.tasks {
+            model_folder(&task.model)?;
+            rows(task)?;
+            for method in &self.methods {
+                self.job(task, method, 1.0, 0).configured(&["classifier"])?;
+            }
+        }
+        let progress = Progress::new(self.total());
+        let mut records = Vec::new();
+        for task in &self.tasks {
+            for method in &self.methods {
+                records.extend(self.compare(task, method, &progress, stop)?);
+            }
+        }
+        progress.finish();
+        Ok(records)
+    }
+
+    /// All runs of one method on one task.
+    fn compare(
+        &self,
+        task: &Task,
+        method: &MethodEntry,
+        progress: &Progress,
+        stop: &AtomicBool,
+    ) -> Result<Vec<RunRecord>> {
+        let first = self.suite.seeds[0];
+        let mut trials = Vec::new();
+        for rate in self.grid(method) {
+            trials.push(self.outcome(&self.job(task, method, *rate, first), progress, stop)?);
+        }
+        // The first of equals: the smaller rate, as grids rise.
+        let best = trials
+            .iter()
+            .filter(|trial| trial.dev.is_finite())
+            .reduce(|best, trial| if trial.dev > best.dev { trial } else { best })
+            .unwrap_or(&trials[0]);
+        let tuning: Vec<Trial> = trials
+            .iter()
+            .map(|trial| Trial {
+                learning_rate: trial.job.learning_rate,
+                dev: trial.dev,
+            })
+            .collect();
+        let mut records = vec![self.record(best, &tuning)?];
+        for seed in &self.suite.seeds[1..] {
+            let job = self.job(task, method, best.job.learning_rate, *seed);
+            let outcome = self.outcome(&job, progress, stop)?;
+            records.push(self.record(&outcome, &tuning)?);
+        }
+        Ok(records)
+    }
+
+    /// A job's outcome, from its file or by running it.
+    fn outcome(&self, job: &Job, progress: &Progress, stop: &AtomicBool) -> Result<Outcome> {
+        let id = job.id();
+        if let Some(outcome) = Outcome::read(&self.jobs_dir(), &id) {
+            progress.known();
+            return Ok(outcome);
+        }
+        let stopped = || Error::Stopped {
+            done: progress.done(),
+            total: self.total(),
+        };
+        if stop.load(Ordering::SeqCst) {
+            return Err(stopped());
+        }
+        progress.start(&job.label());
+        let mut child = self.spawn(job)?;
+        let last = follow(&mut child, progress);
+        let status = child.wait().map_err(io(&self.out))?;
+        if stop.load(Ordering::SeqCst) {
+            return Err(stopped());
+        }
+        match Outcome::read(&self.jobs_dir(), &id) {
+            Some(outcome) if status.success() => {
+                progress.end(&outcome);
+                Ok(outcome)
+            }
+            _ => Err(Error::Job {
+                job: job.label(),
+                reason: last.unwrap_or(status.to_string()),
+            }),
+        }
+    }
+
+    /// Each run has a process of its own, so that its peak memory is its own.
+    fn spawn(&self, job: &Job) -> Result<Child> {
+        let program = std::env::current_exe().map_err(io(Path::new("peft-compare")))?;
+        Command::new(&program)
+            .arg("run-job")
+            .arg("--out")
+            .arg(self.jobs_dir())
+            .arg(serde_json::to_string(job).expect("plain data"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(io(&program))
+    }
+
+    fn record(&self, outcome: &Outcome, tuning: &[Trial]) -> Result<RunRecord> {
+        let job = &outcome.job;
+        let configured = job.configured(&["classifier"])?;
+        let info = configured.info();
+        let definition = job.definition();
+        let record = RunRecord {
+            schema: SCHEMA,
+            id: job.id(),
+            suite: self.suite.name.clone(),
+            task: job.task.name.clone(),
+            task_analysis: job.task.analysis.trim().to_string(),
+            model: Model {
+                name: job.task.model.name(),
+                parameters: outcome.model_parameters,
+                source: model_folder(&job.task.model)?.display().to_string(),
+            },
+            method: Method {
+                name: job.method.name.clone(),
+                title: info.title.to_string(),
+                family: family_key(info.family),
+                reference: info.reference.to_string(),
+                config: configured.to_json(),
+            },
+            seed: job.seed,
+            learning_rate: job.learning_rate,
+            tuning: tuning.to_vec(),
+            definition_hash: hash(&definition),
+            definition,
+            git: outcome.git.clone(),
+            environment: outcome.environment.clone(),
+            started_at: outcome.started_at.clone(),
+            wall_s: outcome.wall_s,
+            rows: Rows {
+                train: outcome.rows[0],
+                dev: outcome.rows[1],
+                test: outcome.rows[2],
+            },
+            metric: Metric {
+                name: job.task.metric.clone(),
+                higher_is_better: true,
+            },
+            majority: outcome.majority,
+            curve: outcome.curve.clone(),
+            dev: outcome.dev,
+            test: outcome.test,
+            counts: outcome.counts,
+            adapter_bytes: outcome.adapter_bytes,
+            step_s: outcome.step_s,
+            tokens_per_s: outcome.tokens_per_s,
+            memory: outcome.memory,
+            latency_ms: outcome.latency_ms,
+            rank_of_change: None,
+            notes: outcome.notes.clone(),
+        };
+        record.write(&self.runs_dir())?;
+        Ok(record)
+    }
+}
+
+/// Reads a job's messages until it ends; returns its last words of trouble.
+fn follow(child: &mut Child, progress: &Progress) -> Option<String> {
+    // The job says little on stderr, so it cannot block while stdout is read.
+    let stdout = child.stdout.take()?;
+    for line in BufReader::new(stdout).lines().map_while(|line| line.ok()) {
+        let mut fields = line
+            .split_whitespace()
+            .filter_map(|field| field.parse::<f64>().ok());
+        if let (Some(step), Some(steps), Some(loss)) = (fields.next(), fields.next(), fields.next())
+        {
+            progress.step(step as u64, steps as u64, loss);
+        }
+    }
+    let words = std::io::read_to_string(child.stderr.take()?).unwrap_or_default();
+    let words = words.trim();
+    (!words.is_empty()).then(|| {
+        words
+            .lines()
+            .rev()
+            .take(12)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .collect::<Vec<_>>()
+            .join("\n")
+    })
+}
+
+/// A bar with the time left; plain lines where there is no terminal.
+struct Progress {
+    bar: ProgressBar,
+    total: usize,
+    done: std::cell::Cell<usize>,
+    /// Finished by this process, for the time left.
+    ran: std::cell::Cell<(usize, f64)>,
+}
+
+impl Progress {
+    fn new(total: usize) -> Self {
+        let bar = ProgressBar::new(total as u64 * 1000);
+        let style = ProgressStyle::with_template("{prefix:>7} [{bar:24}] {msg}");
+        bar.set_style(
+            style
+                .expect("the template is constant")
+                .progress_chars("=> "),
+        );
+        bar.set_prefix(format!("0/{total}"));
+        Self {
+            bar,
+            total,
+            done: std::cell::Cell::new(0),
+            ran: std::cell::Cell::new((0, 0.0)),
+        }
+    }
+
+    fn done(&self) -> usize {
+        self.done.get()
+    }
+
+    fn advance(&self) {
+        self.done.set(self.done() + 1);
+        self.bar.set_position(self.done() as u64 * 1000);
+        self.bar
+            .set_prefix(format!("{}/{}", self.done(), self.total));
+    }
+
+    fn known(&self) {
+        self.advance();
+    }
+
+    fn left(&self) -> String {
+        let (runs, seconds) = self.ran.get();
+        if runs == 0 {
+            return String::new();
+        }
+        let left = seconds / runs as f64 * (self.total - self.done()) as f64;
+        let left = std::time::Duration::from_secs(left.round() as u64);
+        format!(", about {} left", humantime::format_duration(left))
+    }
+
+    fn start(&self, label: &str) {
+        self.bar.set_message(label.to_string());
+        if self.bar.is_hidden() {
+            eprintln!("[{}/{}] {label}", self.done() + 1, self.total);
+        }
+    }
+
+    fn step(&self, step: u64, steps: u64, loss: f64) {
+        let label = self.bar.message();
+        let label = label.split(" — ").next().unwrap_or_default().to_string();
+        self.bar
+            .set_position(self.done() as u64 * 1000 + 1000 * step / steps.max(1));
+        let left = self.left();
+        self.bar.set_message(format!(
+            "{label} — step {step}/{steps}, loss {loss:.3}{left}"
+        ));
+    }
+
+    fn end(&self, outcome: &Outcome) {
+        let (runs, seconds) = self.ran.get();
+        self.ran.set((runs + 1, seconds + outcome.wall_s));
+        self.advance();
+        if self.bar.is_hidden() {
+            eprintln!(
+                "[{}/{}] dev {:.3} in {:.1} s{}",
+                self.done(),
+                self.total,
+                outcome.dev,
+                outcome.wall_s,
+                self.left(),
+            );
+        }
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

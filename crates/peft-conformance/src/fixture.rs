@@ -1,0 +1,166 @@
+//! The model, data and measurements that laws use.
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::nn::loss::CrossEntropyLossConfig;
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
+use peft_core::{LayoutParam, Method, PeftModule};
+use peft_models::{Bert, BertClassifier, Pooling};
+
+/// A model with data, on one device.
+#[derive(Debug)]
+pub struct Fixture {
+    /// The device, without autodiff.
+    pub device: Device,
+    /// A tiny classifier on the device's autodiff side.
+    pub base: BertClassifier,
+}
+
+const ROWS: usize = 6;
+const TOKENS: usize = 9;
+
+impl Fixture {
+    /// The same model and data on any device.
+    pub fn new(device: &Device) -> Self {
+        let autodiff = device.clone().autodiff();
+        let bert = Bert::tiny(&autodiff);
+        let mut base = BertClassifier::new_head(bert, 2, Pooling::Mean, 0.0, &autodiff)
+            .expect("the tiny model has a pooler and two classes");
+        // The head is drawn from the device's seed; the laws want one that is the same everywhere.
+        base.classifier = even_head(&autodiff, base.classifier);
+        Self {
+            device: device.clone(),
+            base,
+        }
+    }
+
+    /// Token ids, padding and labels of one batch with rows of unequal length.
+    pub fn batch(&self, device: &Device) -> (Tensor<2, Int>, Tensor<2, Bool>, Tensor<1, Int>) {
+        let ids: Vec<i64> = (0..ROWS * TOKENS)
+            .map(|at| (at as i64 * 31 + 7) % 96 + 1)
+            .collect();
+        let padding: Vec<bool> = (0..ROWS * TOKENS)
+            .map(|at| at % TOKENS >= TOKENS - at / TOKENS)
+            .collect();
+        let labels: Vec<i64> = (0..ROWS).map(|row| (row % 2) as i64).collect();
+        (
+            Tensor::from_data(TensorData::new(ids, [ROWS, TOKENS]), device),
+            Tensor::from_data(TensorData::new(padding, [ROWS, TOKENS]), device),
+            Tensor::from_data(TensorData::new(labels, [ROWS]), device),
+        )
+    }
+
+    /// The model's logits, without autodiff.
+    pub fn outputs(&self, model: &BertClassifier) -> TensorData {
+        let (ids, padding, _) = self.batch(&self.device);
+        model.valid().forward(ids, Some(padding)).into_data()
+    }
+
+    /// The loss on the batch, with autodiff.
+    pub fn loss(&self, model: &BertClassifier) -> Tensor<1> {
+        let (ids, padding, labels) = self.batch(&self.device.clone().autodiff());
+        let logits = model.forward(ids, Some(padding));
+        CrossEntropyLossConfig::new()
+            .init(&logits.device())
+            .forward(logits, labels)
+    }
+
+    /// The base with the method attached under `name`, and away from its initial values.
+    ///
+    /// # Errors
+    ///
+    /// What `attach` refuses.
+    pub fn trained(&self, name: &str, method: &dyn Method) -> Result<BertClassifier, String> {
+        let model = self
+            .base
+            .attach(name, method)
+            .map_err(|error| error.to_string())?;
+        Ok(perturb(model, name))
+    }
+
+    /// Steps of `AdamW` on the batch; returns the losses before each.
+    pub fn train(
+        &self,
+        mut model: BertClassifier,
+        steps: usize,
+        rate: f64,
+    ) -> (BertClassifier, Vec<f32>) {
+        let mut optimizer = AdamWConfig::new().init();
+        let mut losses = Vec::new();
+        for _ in 0..steps {
+            let loss = self.loss(&model);
+            losses.push(loss.clone().into_scalar::<f32>());
+            let gradients = GradientsParams::from_grads(loss.backward(), &model);
+            model = optimizer.step(rate, model, gradients);
+        }
+        (model, losses)
+    }
+}
+
+fn even_head(device: &Device, head: burn::nn::Linear) -> burn::nn::Linear {
+    let [rows, columns] = head.weight.dims();
+    let values: Vec<f32> = (0..rows * columns)
+        .map(|at| ((at * 37 % 19) as f32 - 9.0) / 30.0)
+        .collect();
+    let weight = Tensor::from_data(TensorData::new(values, [rows, columns]), device);
+    burn::nn::Linear {
+        weight: Param::from_tensor(weight),
+        ..head
+    }
+}
+
+/// The base values of all parameters, in order.
+pub(crate) fn base_values(model: &BertClassifier) -> Vec<(String, TensorData)> {
+    let value = |param: &LayoutParam| match param.shape().len() {
+        1 => param.value::<1>().into_data(),
+        _ => param.value::<2>().into_data(),
+    };
+    model
+        .layout()
+        .params
+        .iter()
+        .map(|param| (param.name.clone(), value(param)))
+        .collect()
+}
+
+/// The largest absolute difference of two outputs.
+pub fn farthest(a: &TensorData, b: &TensorData) -> f32 {
+    assert_eq!(a.shape(), b.shape(), "outputs of different shapes");
+    a.iter::<f32>()
+        .zip(b.iter::<f32>())
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
+}
+
+/// Adds noise to every trained parameter of the adapter called `name`, as training would.
+pub fn perturb<M: Module>(model: M, name: &str) -> M {
+    model.map(&mut Perturb {
+        path: Vec::new(),
+        name: name.to_string(),
+    })
+}
+
+struct Perturb {
+    path: Vec<String>,
+    name: String,
+}
+
+impl ModuleMapper for Perturb {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.push(format!("{container}:{name}"));
+    }
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let adapter = format!("Adapter:{}", self.name);
+        if !self.path.contains(&adapter) || !param.is_require_grad() {
+            return param;
+        }
+        param.map(|value| {
+            let value = value.detach();
+            let noise = value.random_like(Distribution::Normal(0.0, 0.1));
+            (value + noise).detach().require_grad()
+        })
+    }
+}

@@ -1,0 +1,558 @@
+//! The laws, one function each.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Gradients, Tensor};
+use peft_core::{Error, Family, Method, MethodInfo, PeftModule, checkpoint};
+use safetensors::SafeTensors;
+
+use crate::fixture::{Fixture, base_values, farthest};
+
+/// What a law says when it is broken.
+type Verdict = Result<(), String>;
+
+/// One law.
+pub struct Law {
+    /// Its name: that of the test.
+    pub name: &'static str,
+    /// Checks one configuration.
+    pub check: fn(&Fixture, &dyn Method) -> Verdict,
+}
+
+/// All laws, in the order of the battery.
+pub const LAWS: &[Law] = &[
+    Law {
+        name: "identity_at_init",
+        check: identity_at_init,
+    },
+    Law {
+        name: "gradients",
+        check: gradients,
+    },
+    Law {
+        name: "training",
+        check: training,
+    },
+    Law {
+        name: "disabled",
+        check: disabled,
+    },
+    Law {
+        name: "merged",
+        check: merged,
+    },
+    Law {
+        name: "unmerged_exactly",
+        check: unmerged_exactly,
+    },
+    Law {
+        name: "saved",
+        check: saved,
+    },
+    Law {
+        name: "adapter_file",
+        check: adapter_file,
+    },
+    Law {
+        name: "names",
+        check: names,
+    },
+    Law {
+        name: "detached",
+        check: detached,
+    },
+    Law {
+        name: "several",
+        check: several,
+    },
+    Law {
+        name: "damaged_files",
+        check: damaged_files,
+    },
+    Law {
+        name: "counts",
+        check: counts,
+    },
+    Law {
+        name: "devices_agree",
+        check: devices_agree,
+    },
+];
+
+/// The law called `name`.
+///
+/// # Panics
+///
+/// If there is none.
+pub fn law(name: &str) -> &'static Law {
+    LAWS.iter()
+        .find(|law| law.name == name)
+        .unwrap_or_else(|| panic!("no law is called {name}"))
+}
+
+const NAME: &str = "first";
+
+fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Verdict {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+fn text(error: Error) -> String {
+    error.to_string()
+}
+
+/// Attaching changes no output, where the method promises that; else it changes some.
+fn identity_at_init(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let model = fixture.base.attach(NAME, method).map_err(text)?;
+    let distance = farthest(&fixture.outputs(&model), &fixture.outputs(&fixture.base));
+    if method.info().identity_at_init {
+        ensure(distance < 1e-6, || format!("outputs moved by {distance}"))
+    } else {
+        ensure(distance > 0.0, || {
+            "outputs did not move, so promise identity_at_init".into()
+        })
+    }
+}
+
+/// Names of the parameters that receive a gradient, and of those that should.
+struct Received<'a> {
+    gradients: &'a Gradients,
+    path: Vec<String>,
+    received: Vec<String>,
+    wanted: Vec<String>,
+}
+
+impl ModuleVisitor for Received<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.push(if container == "Adapter" {
+            format!("<{name}>")
+        } else {
+            name.into()
+        });
+    }
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let name = self.path.join(".");
+        if param.base().grad(self.gradients).is_some() {
+            self.received.push(name.clone());
+        }
+        if param.is_require_grad() && name.contains('<') {
+            self.wanted.push(name);
+        }
+    }
+}
+
+/// Exactly the adapter's trained parameters receive gradients.
+fn gradients(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let model = fixture.trained(NAME, method)?;
+    let gradients = fixture.loss(&model).backward();
+    let mut found = Received {
+        gradients: &gradients,
+        path: vec![],
+        received: vec![],
+        wanted: vec![],
+    };
+    model.visit(&mut found);
+    // The mean-pooled classifier does not run the pooler, so nothing trains there.
+    let outside = |name: &String| !name.contains("pooler");
+    let wanted: Vec<_> = found.wanted.into_iter().filter(outside).collect();
+    ensure(!wanted.is_empty(), || "nothing is trained".into())?;
+    ensure(found.received == wanted, || {
+        format!(
+            "gradients reach {:?}, the adapter trains {wanted:?}",
+            found.received
+        )
+    })
+}
+
+/// Training lowers the loss, and every base parameter stays bit-equal.
+fn training(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let before = base_values(&fixture.base);
+    let model = fixture.base.attach(NAME, method).map_err(text)?;
+    // Soft prompts want rates ten times those of the others (Lester et al. 2021, section 3.1, and
+    // every tuning since).
+    let rate = if method.info().family == Family::SoftPrompt {
+        5e-2
+    } else {
+        5e-3
+    };
+    let (model, losses) = fixture.train(model, 30, rate);
+    let (first, last) = (losses[0], losses[losses.len() - 1]);
+    ensure(last < 0.9 * first, || {
+        format!("the loss went from {first} to {last}")
+    })?;
+    for ((name, now), (_, then)) in base_values(&model).iter().zip(&before) {
+        ensure(now == then, || format!("base parameter `{name}` changed"))?;
+    }
+    Ok(())
+}
+
+/// With no adapter active, outputs are the base model's, bit for bit; activated again, the
+/// adapter's.
+fn disabled(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let model = fixture.trained(NAME, method)?;
+    let adapted = fixture.outputs(&model);
+    let off = model.disable_adapters().map_err(text)?;
+    ensure(
+        fixture.outputs(&off) == fixture.outputs(&fixture.base),
+        || "disabled outputs are not the base's".into(),
+    )?;
+    ensure(adapted != fixture.outputs(&fixture.base), || {
+        "the adapter changes nothing".into()
+    })?;
+    let on = off.activate(&[NAME]).map_err(text)?;
+    ensure(fixture.outputs(&on) == adapted, || {
+        "switching off and on changed outputs".into()
+    })
+}
+
+/// Merged equals unmerged (so the composed path equals the activation side), kept or unloaded;
+/// a method that cannot merge says so.
+fn merged(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let model = fixture.trained(NAME, method)?;
+    let adapted = fixture.outputs(&model);
+    if !method.info().mergeable {
+        return match model.merge_and_unload() {
+            Err(Error::Unmergeable { .. }) => Ok(()),
+            other => Err(format!("merging gave {:?}", other.map(|_| "a model"))),
+        };
+    }
+    let merged = model.merge_adapters().map_err(text)?;
+    let distance = farthest(&fixture.outputs(&merged), &adapted);
+    ensure(distance < 1e-4, || {
+        format!("merged outputs differ by {distance}")
+    })?;
+    for plain in [merged.merge_and_unload(), model.merge_and_unload()] {
+        let plain = plain.map_err(text)?;
+        let distance = farthest(&fixture.outputs(&plain), &adapted);
+        ensure(distance < 1e-4, || {
+            format!("unloaded outputs differ by {distance}")
+        })?;
+        ensure(plain.num_params() == fixture.base.num_params(), || {
+            "something is left".into()
+        })?;
+    }
+    Ok(())
+}
+
+/// Unmerging gives back outputs and base weights bit for bit.
+fn unmerged_exactly(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    if !method.info().mergeable {
+        return Ok(());
+    }
+    let model = fixture.trained(NAME, method)?;
+    let back = model.merge_adapters().map_err(text)?.unmerge_adapters();
+    ensure(fixture.outputs(&back) == fixture.outputs(&model), || {
+        "outputs changed".into()
+    })?;
+    ensure(base_values(&back) == base_values(&fixture.base), || {
+        "base weights changed".into()
+    })
+}
+
+fn registered(method: &dyn Method) -> [&'static MethodInfo; 1] {
+    [method.info()]
+}
+
+/// A saved adapter gives the same outputs in a fresh base, under another seed and name, and is
+/// written again the same.
+fn saved(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let model = fixture.trained(NAME, method)?;
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    model.save_adapter(NAME, &one).map_err(text)?;
+    fixture.device.seed(991);
+    let loaded = fixture
+        .base
+        .load_adapter("other", &one, &registered(method))
+        .map_err(text)?;
+    ensure(fixture.outputs(&loaded) == fixture.outputs(&model), || {
+        "outputs changed".into()
+    })?;
+    ensure(loaded.counts() == model.counts(), || {
+        "counts changed".into()
+    })?;
+    loaded.save_adapter("other", &two).map_err(text)?;
+    let again = fixture
+        .base
+        .load_adapter(NAME, &two, &registered(method))
+        .map_err(text)?;
+    ensure(fixture.outputs(&again) == fixture.outputs(&model), || {
+        "a second round changed outputs".into()
+    })
+}
+
+/// The tensors of a saved adapter, by key, as f32.
+fn file_tensors(dir: &std::path::Path) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    let name = [checkpoint::MODEL_FILE, checkpoint::ADAPTERHUB_FILE]
+        .into_iter()
+        .find(|name| dir.join(name).exists())
+        .ok_or("no tensor file was written")?;
+    let bytes = fs::read(dir.join(name)).map_err(|error| error.to_string())?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| error.to_string())?;
+    Ok(file
+        .iter()
+        .map(|(key, view)| (key.to_string(), view.data().to_vec()))
+        .collect())
+}
+
+/// The adapter's file holds what the counts say and no base weight.
+fn adapter_file(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let model = fixture.trained(NAME, method)?;
+    model.save_adapter(NAME, dir.path()).map_err(text)?;
+    let tensors = file_tensors(dir.path())?;
+    let bytes: usize = tensors.values().map(Vec::len).sum();
+    let counts = model.counts();
+    let declared = counts.stored_bytes + 4 * counts.saved_modules;
+    ensure(bytes == declared, || {
+        format!("{bytes} bytes of tensors, declared {declared}")
+    })?;
+    for (name, value) in base_values(&fixture.base) {
+        // A short vector of zeros is no proof of anything.
+        let proof = value.iter::<f32>().any(|value| value != 0.0);
+        let held = tensors
+            .iter()
+            .find(|(_, data)| data.as_slice() == value.as_bytes());
+        if let (true, Some((key, _))) = (proof, held) {
+            return Err(format!("`{key}` is the base's `{name}`"));
+        }
+    }
+    Ok(())
+}
+
+/// Adapters whose names begin alike do not touch one another.
+fn names(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let model = fixture.trained("a", method)?;
+    let alone = fixture.outputs(&model);
+    let both = model.attach("ab", method).map_err(text)?;
+    let both = crate::perturb(both, "ab");
+    ensure(both.adapters() == ["a", "ab"], || {
+        format!("adapters are {:?}", both.adapters())
+    })?;
+    let second = fixture.outputs(&both);
+    ensure(second != alone, || {
+        "the second adapter gives the first one's outputs".into()
+    })?;
+    let first = both.activate(&["a"]).map_err(text)?;
+    ensure(fixture.outputs(&first) == alone, || {
+        "the second adapter changed the first".into()
+    })?;
+    let left = both.detach("a").map_err(text)?;
+    ensure(fixture.outputs(&left) == second, || {
+        "detaching one changed the other".into()
+    })?;
+    ensure(left.adapters() == ["ab"], || {
+        format!("adapters are {:?}", left.adapters())
+    })
+}
+
+/// A detached or unloaded adapter leaves nothing.
+fn detached(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let model = fixture.trained(NAME, method)?;
+    for bare in [model.detach(NAME), model.unload()] {
+        let bare = bare.map_err(text)?;
+        ensure(
+            fixture.outputs(&bare) == fixture.outputs(&fixture.base),
+            || "outputs are not the base's".into(),
+        )?;
+        ensure(bare.adapters().is_empty(), || "a name is left".into())?;
+        ensure(bare.num_params() == fixture.base.num_params(), || {
+            "a parameter is left".into()
+        })?;
+    }
+    match model.detach("second") {
+        Err(Error::UnknownAdapter { .. }) => Ok(()),
+        other => Err(format!(
+            "detaching an unknown name gave {:?}",
+            other.map(|_| "a model")
+        )),
+    }
+}
+
+/// Two adapters at once differ from each alone, do not depend on which was activated first, and
+/// merge like one.
+fn several(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let model = fixture.trained("a", method)?;
+    let only_a = fixture.outputs(&model);
+    let model = crate::perturb(model.attach("b", method).map_err(text)?, "b");
+    let only_b = fixture.outputs(&model);
+    let both = model.activate(&["a", "b"]).map_err(text)?;
+    let outputs = fixture.outputs(&both);
+    let turned = model.activate(&["b", "a"]).map_err(text)?;
+    ensure(fixture.outputs(&turned) == outputs, || {
+        "the order of activation matters".into()
+    })?;
+    // Of two copies of one module only the last shows.
+    let replaces = both.counts().saved_modules == both.counts().trainable;
+    ensure(replaces || (outputs != only_a && outputs != only_b), || {
+        "two adapters do what one does".into()
+    })?;
+    if method.info().mergeable {
+        let merged = both.merge_and_unload().map_err(text)?;
+        let distance = farthest(&fixture.outputs(&merged), &outputs);
+        ensure(distance < 1e-4, || {
+            format!("merged outputs differ by {distance}")
+        })?;
+    }
+    match model.attach("b", method) {
+        Err(Error::AlreadyAttached { .. }) => Ok(()),
+        other => Err(format!(
+            "attaching twice gave {:?}",
+            other.map(|_| "a model")
+        )),
+    }
+}
+
+/// Damaged files are refused, each with the file's name in the message.
+fn damaged_files(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let model = fixture.trained(NAME, method)?;
+    model.save_adapter(NAME, dir.path()).map_err(text)?;
+    let name = [checkpoint::MODEL_FILE, checkpoint::ADAPTERHUB_FILE]
+        .into_iter()
+        .find(|name| dir.path().join(name).exists())
+        .ok_or("no tensor file was written")?;
+    let path = dir.path().join(name);
+    let good = fs::read(&path).map_err(|error| error.to_string())?;
+    let config_path = dir.path().join(checkpoint::CONFIG_FILE);
+    let config = fs::read(&config_path).map_err(|error| error.to_string())?;
+
+    let refused = |what: &str| -> Verdict {
+        match fixture
+            .base
+            .load_adapter(NAME, dir.path(), &registered(method))
+        {
+            Ok(_) => Err(format!("{what} was loaded")),
+            Err(error) => ensure(error.to_string().contains("adapter"), || {
+                format!("{what}: the message does not name the file: {error}")
+            }),
+        }
+    };
+    let write = |path: &std::path::Path, bytes: &[u8]| {
+        fs::write(path, bytes).map_err(|error| error.to_string())
+    };
+    write(&path, &good[..good.len() - 1])?;
+    refused("a truncated file")?;
+    write(
+        &path,
+        &rewritten(&good, |_, data| {
+            data[..4].copy_from_slice(&f32::NAN.to_le_bytes())
+        })?,
+    )?;
+    refused("a file with NaN")?;
+    write(&path, &renamed(&good, |key| format!("{key}.x"))?)?;
+    refused("a file with other names")?;
+    write(&path, &u64::MAX.to_le_bytes())?;
+    refused("a header of 16 EiB")?;
+    write(&path, &good)?;
+    write(&config_path, b"{\"peft_type\": \"NO_SUCH_METHOD\"}")?;
+    refused("an unknown method")?;
+    write(&config_path, &config[..config.len() / 2])?;
+    refused("half a configuration")?;
+    write(&config_path, &config)?;
+    let loaded = fixture
+        .base
+        .load_adapter(NAME, dir.path(), &registered(method))
+        .map_err(text)?;
+    ensure(fixture.outputs(&loaded) == fixture.outputs(&model), || {
+        "outputs changed".into()
+    })
+}
+
+fn rewritten(file: &[u8], mut change: impl FnMut(&str, &mut Vec<u8>)) -> Result<Vec<u8>, String> {
+    transformed(file, |key, data| {
+        change(key, data);
+        key.to_string()
+    })
+}
+
+fn renamed(file: &[u8], rename: impl Fn(&str) -> String) -> Result<Vec<u8>, String> {
+    transformed(file, |key, _| rename(key))
+}
+
+fn transformed(
+    file: &[u8],
+    mut change: impl FnMut(&str, &mut Vec<u8>) -> String,
+) -> Result<Vec<u8>, String> {
+    let file = SafeTensors::deserialize(file).map_err(|error| error.to_string())?;
+    let tensors: Vec<_> = file
+        .iter()
+        .map(|(key, view)| {
+            let mut data = view.data().to_vec();
+            let key = change(key, &mut data);
+            (key, data, view.dtype(), view.shape().to_vec())
+        })
+        .collect();
+    let views = tensors.iter().map(|(key, data, dtype, shape)| {
+        let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), data);
+        (key.as_str(), view.expect("shape and data are unchanged"))
+    });
+    safetensors::serialize(views, None).map_err(|error| error.to_string())
+}
+
+/// Elements of all parameters that require gradients.
+#[derive(Default)]
+struct Trainable(usize);
+
+impl ModuleVisitor for Trainable {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if param.is_require_grad() {
+            self.0 += param.shape().num_elements();
+        }
+    }
+}
+
+/// The counts are those of the model as Burn sees it.
+fn counts(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let model = fixture.base.attach(NAME, method).map_err(text)?;
+    let counts = model.counts();
+    let mut trainable = Trainable::default();
+    model.visit(&mut trainable);
+    ensure(counts.trainable == trainable.0, || {
+        format!(
+            "{} counted, {} require gradients",
+            counts.trainable, trainable.0
+        )
+    })?;
+    ensure(counts.total == model.num_params(), || {
+        format!(
+            "total {} counted, the model has {}",
+            counts.total,
+            model.num_params()
+        )
+    })?;
+    ensure(
+        counts.trainable > 0 && counts.trainable < counts.total,
+        || format!("{counts:?}"),
+    )?;
+    // The same numbers where there is no autodiff, and on the way back.
+    ensure(model.valid().counts() == counts, || {
+        "counts differ without autodiff".into()
+    })?;
+    ensure(model.valid().train().counts() == counts, || {
+        "counts differ after train()".into()
+    })
+}
+
+/// A saved adapter gives the same outputs on every device.
+fn devices_agree(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let model = fixture.trained(NAME, method)?;
+    model.save_adapter(NAME, dir.path()).map_err(text)?;
+    for (name, device) in peft_core::device::cpu_devices() {
+        let there = Fixture::new(&device);
+        let loaded = there
+            .base
+            .load_adapter(NAME, dir.path(), &registered(method))
+            .map_err(text)?;
+        let distance = farthest(&there.outputs(&loaded), &fixture.outputs(&model));
+        ensure(distance < 1e-4, || {
+            format!("outputs on {name} differ by {distance}")
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! The laws that every method of peft obeys on every backend.
+//!
+//! A method crate calls the battery in one line, in `tests/conformance.rs`, with the
+//! configurations it wants checked:
+//!
+//! ```text
+//! peft_conformance::battery!(vec![
+//!     Case::new("lora", LoraConfig::new(4).with_targets(["query", "value"])),
+//! ]);
+//! ```
+//!
+//! Each law is a test of its own, run for every case on every CPU device compiled in. What a
+//! method promises ([`MethodInfo`](peft_core::MethodInfo)) decides which way a law goes: a method
+//! that does not promise to be mergeable must refuse to merge.
+//!
+//! The model is a tiny BERT classifier in which every parameter matters.
+
+mod fixture;
+pub mod golden;
+mod laws;
+
+use peft_core::Method;
+
+pub use fixture::{Fixture, farthest, perturb};
+pub use laws::{LAWS, Law, law};
+
+/// One configuration to check.
+#[derive(Debug)]
+pub struct Case {
+    /// Name, for messages.
+    pub name: &'static str,
+    /// The configured method.
+    pub method: Box<dyn Method>,
+}
+
+impl Case {
+    /// A configuration under a name.
+    pub fn new(name: &'static str, method: impl Method + 'static) -> Self {
+        Self {
+            name,
+            method: Box::new(method),
+        }
+    }
+}
+
+/// Runs one law for all cases on all devices.
+///
+/// # Panics
+///
+/// If it does not hold, naming law, case and device.
+pub fn check(law: &Law, cases: &[Case]) {
+    assert!(!cases.is_empty(), "a battery without cases proves nothing");
+    for (device_name, device) in peft_core::device::cpu_devices() {
+        for case in cases {
+            let fixture = Fixture::new(&device);
+            let place = format!(
+                "law `{}`, case `{}`, device {device_name}",
+                law.name, case.name
+            );
+            if let Err(violation) = (law.check)(&fixture, case.method.as_ref()) {
+                panic!("{place}: {violation}");
+            }
+        }
+    }
+}
+
+/// The whole battery for an expression that gives `Vec<Case>`: one test for each law.
+#[macro_export]
+macro_rules! battery {
+    ($cases:expr) => {
+        $crate::battery!(@each $cases =>
+            identity_at_init, gradients, training, disabled, merged, unmerged_exactly, saved,
+            adapter_file, names, detached, several, damaged_files, counts, devices_agree);
+
+        #[test]
+        fn the_battery_is_complete() {
+            $crate::assert_complete(&[
+                "identity_at_init", "gradients", "training", "disabled", "merged",
+                "unmerged_exactly", "saved", "adapter_file", "names", "detached", "several",
+                "damaged_files", "counts", "devices_agree",
+            ]);
+        }
+    };
+    (@each $cases:expr => $($law:ident),*) => {
+        $(
+            #[test]
+            fn $law() {
+                use $crate::Case;
+                $crate::check($crate::law(stringify!($law)), &$cases);
+            }
+        )*
+    };
+}
+
+/// Fails if the macro's list of laws is not the real one.
+pub fn assert_complete(names: &[&str]) {
+    let laws: Vec<_> = LAWS.iter().map(|law| law.name).collect();
+    assert_eq!(
+        names, laws,
+        "`battery!` and `LAWS` must list the same laws in the same order"
+    );
+}

@@ -1,0 +1,131 @@
+//! What adapters cost: counts and bytes.
+
+use std::fmt;
+
+/// Counts over a model and its active adapters (Lialin et al., section 3). Elements, not tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Elements that are trained, heads and other saved modules included.
+    pub trainable: usize,
+    /// Of these, the elements of `modules_to_save` and of trained heads.
+    pub saved_modules: usize,
+    /// All elements: the model's and the adapters'.
+    pub total: usize,
+    /// Elements of the model that differ from the base once the adapters are folded in, plus the
+    /// adapters' own where they cannot be; saved modules not counted.
+    pub changed: usize,
+    /// Elements that the checkpoint holds; saved modules not counted.
+    pub stored: usize,
+    /// Bytes of these in the checkpoint.
+    pub stored_bytes: usize,
+}
+
+impl Counts {
+    /// Trained elements of the method itself: without heads and other saved modules. This is the
+    /// number that papers print.
+    pub fn adapter_trainable(&self) -> usize {
+        self.trainable - self.saved_modules
+    }
+}
+
+/// One named adapter in a [`Summary`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AdapterSummary {
+    /// Its name.
+    pub name: String,
+    /// Its method, as in `LoRA`.
+    pub method: &'static str,
+    /// Whether it takes part in the forward pass.
+    pub active: bool,
+    /// At how many places it sits.
+    pub places: usize,
+    /// Elements of its parameters.
+    pub elements: usize,
+}
+
+/// What is on a model, for people: `println!("{}", model.summary())`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Summary {
+    /// The counts.
+    pub counts: Counts,
+    /// The adapters.
+    pub adapters: Vec<AdapterSummary>,
+    /// Whether the adapters are merged into the effective weights.
+    pub merged: bool,
+}
+
+/// 1234567 as `1,234,567`.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes with a unit of 1024.
+fn bytes(count: usize) -> String {
+    match count {
+        0..=1023 => format!("{count} B"),
+        1024..=1_048_575 => format!("{:.1} KiB", count as f64 / 1024.0),
+        _ => format!("{:.1} MiB", count as f64 / 1_048_576.0),
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = &self.counts;
+        let share = 100.0 * counts.trainable as f64 / counts.total.max(1) as f64;
+        writeln!(
+            f,
+            "trainable {} of {} ({share:.2} %); changed {}; stored {}, {}",
+            grouped(counts.trainable),
+            grouped(counts.total),
+            grouped(counts.changed),
+            grouped(counts.stored),
+            bytes(counts.stored_bytes),
+        )?;
+        if counts.saved_modules > 0 {
+            writeln!(
+                f,
+                "of these, saved modules and heads: {}",
+                grouped(counts.saved_modules)
+            )?;
+        }
+        for adapter in &self.adapters {
+            writeln!(
+                f,
+                "{} `{}` ({}): {} places, {} elements",
+                if adapter.active { "active" } else { "inactive" },
+                adapter.name,
+                adapter.method,
+                adapter.places,
+                grouped(adapter.elements),
+            )?;
+        }
+        if self.merged {
+            writeln!(f, "merged")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(22_786_944), "22,786,944");
+        assert_eq!(bytes(1536), "1.5 KiB");
+    }
+}

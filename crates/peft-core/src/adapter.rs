@@ -1,0 +1,109 @@
+//! The adapter contract: what a method's state must be able to do at the place where it acts.
+
+use burn::module::Module;
+use burn::tensor::module::{conv2d, embedding};
+use burn::tensor::{Int, Tensor};
+
+use crate::chain::{InnerConv2d, InnerEmbedding, InnerLinear};
+use crate::checkpoint::TensorSpec;
+
+/// State that a method adds to one place of a model.
+///
+/// A plain `#[derive(Module)]` struct: its parameters take part in optimizers, devices, records
+/// and `valid`/`train` like the model's own. What it does is said by the trait of the place where
+/// it acts: [`WeightAdapter`], [`HiddenAdapter`] or [`PromptAdapter`].
+pub trait Adapter: Module + Sync + 'static {
+    /// Name of the method, as in `lora`.
+    const METHOD: &'static str;
+
+    /// How the state's parameters are called and laid out in a checkpoint.
+    ///
+    /// Every parameter must be listed, or saving panics: a checkpoint that silently lacks a tensor
+    /// is worse.
+    fn tensors(&self) -> Vec<TensorSpec>;
+}
+
+/// An adapter of a parameter: W becomes W'(theta), of the same shape.
+///
+/// The two ways to use it must agree (a law of the conformance battery):
+///
+/// - *composed*: [`compose`](Self::compose) gives W'. Works in any Burn module, unchanged.
+/// - *activation side*: [`linear`](Self::linear) and its siblings compute the layer's output
+///   without ever forming W'. The defaults compose; overriding them is what makes a method cheap.
+///
+/// Several adapters on one parameter nest: each sees what lies below it as `inner`, the base
+/// weight being innermost.
+pub trait WeightAdapter: Adapter {
+    /// The effective weight, from the weight below. Shape and dtype are kept.
+    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D>;
+
+    /// `x W'`, for `input` of shape `[tokens, in]`: returns `[tokens, out]`, without the bias.
+    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+        input.matmul(self.compose(inner.weight()))
+    }
+
+    /// Rows of the table for `ids` of shape `[batch, seq]`: returns `[batch, seq, d]`.
+    fn embedding(&self, ids: Tensor<2, Int>, inner: &InnerEmbedding<'_>) -> Tensor<3> {
+        embedding(self.compose(inner.weight()), ids)
+    }
+
+    /// The convolution of `input` `[batch, in, h, w]`, without the bias.
+    fn conv2d(&self, input: Tensor<4>, inner: &InnerConv2d<'_>) -> Tensor<4> {
+        conv2d(input, self.compose(inner.weight()), None, inner.options())
+    }
+
+    /// How many of the `base` elements of the weight change; all, unless the method is sparse.
+    fn changed(&self, base: usize) -> usize {
+        base
+    }
+}
+
+/// An adapter of a hidden state at a [`Site`](crate::Site) of the forward pass.
+pub trait HiddenAdapter: Adapter {
+    /// The new hidden state, `[batch, seq, d]` as `hidden` is.
+    fn forward(&self, hidden: Tensor<3>, around: &Surroundings<'_>) -> Tensor<3>;
+}
+
+/// An adapter of a model's input: virtual tokens before the embeddings.
+pub trait PromptAdapter: Adapter {
+    /// The virtual tokens' embeddings, `[virtual_tokens, d]`.
+    fn prompt(&self) -> Tensor<2>;
+}
+
+/// What a [`HiddenAdapter`] may use besides the hidden state itself.
+#[derive(Default)]
+#[non_exhaustive]
+pub struct Surroundings<'a> {
+    /// What went into the sublayer whose output the site sees, `[batch, seq, d]`.
+    pub sublayer_input: Option<Tensor<3>>,
+    /// The residual stream that the model adds after the site, `[batch, seq, d]`.
+    pub residual: Option<Tensor<3>>,
+    /// The normalisation that the model applies after adding the residual (post-norm models).
+    pub norm: Option<&'a dyn Fn(Tensor<3>) -> Tensor<3>>,
+}
+
+impl<'a> Surroundings<'a> {
+    /// Nothing is known: sites in the middle of nowhere.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The site after a sublayer of a post-norm block, `norm(hidden + residual)`, whose residual
+    /// is also the sublayer's input.
+    pub fn post_norm(residual: Tensor<3>, norm: &'a dyn Fn(Tensor<3>) -> Tensor<3>) -> Self {
+        Self {
+            sublayer_input: Some(residual.clone()),
+            residual: Some(residual),
+            norm: Some(norm),
+        }
+    }
+
+    /// The site after a sublayer of a pre-norm block, `hidden + residual`.
+    pub fn pre_norm(sublayer_input: Tensor<3>, residual: Tensor<3>) -> Self {
+        Self {
+            sublayer_input: Some(sublayer_input),
+            residual: Some(residual),
+            norm: None,
+        }
+    }
+}

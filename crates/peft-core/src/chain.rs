@@ -1,0 +1,105 @@
+//! A layer seen from one of its adapters: everything below it, callable and readable.
+
+use burn::tensor::module::{conv2d, embedding};
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Int, Tensor};
+
+use crate::erased::{AnyTensor, ErasedWeight};
+
+/// The weight below, with the adapters `below` folded in.
+fn composed<const D: usize>(base: &Tensor<D>, below: &[&dyn ErasedWeight]) -> Tensor<D> {
+    below
+        .iter()
+        .fold(AnyTensor::new(base.clone()), |weight, adapter| {
+            adapter.compose(weight)
+        })
+        .get()
+}
+
+/// A linear layer without its bias, below one adapter.
+pub struct InnerLinear<'a> {
+    pub(crate) base: Tensor<2>,
+    pub(crate) below: &'a [&'a dyn ErasedWeight],
+}
+
+impl InnerLinear<'_> {
+    /// `x W` for `input` of shape `[tokens, in]`: returns `[tokens, out]`.
+    pub fn forward(&self, input: Tensor<2>) -> Tensor<2> {
+        match self.below.split_last() {
+            None => input.matmul(self.base.clone()),
+            Some((adapter, below)) => adapter.linear(
+                input,
+                &InnerLinear {
+                    base: self.base.clone(),
+                    below,
+                },
+            ),
+        }
+    }
+
+    /// The effective weight below, `[in, out]`. Costs a dense matrix where adapters lie below.
+    pub fn weight(&self) -> Tensor<2> {
+        composed(&self.base, self.below)
+    }
+}
+
+/// An embedding table, below one adapter.
+pub struct InnerEmbedding<'a> {
+    pub(crate) base: Tensor<2>,
+    pub(crate) below: &'a [&'a dyn ErasedWeight],
+}
+
+impl InnerEmbedding<'_> {
+    /// Rows for `ids` of shape `[batch, seq]`: returns `[batch, seq, d]`.
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        match self.below.split_last() {
+            None => embedding(self.base.clone(), ids),
+            Some((adapter, below)) => adapter.embedding(
+                ids,
+                &InnerEmbedding {
+                    base: self.base.clone(),
+                    below,
+                },
+            ),
+        }
+    }
+
+    /// The effective table below, `[vocabulary, d]`.
+    pub fn weight(&self) -> Tensor<2> {
+        composed(&self.base, self.below)
+    }
+}
+
+/// A 2-D convolution without its bias, below one adapter.
+pub struct InnerConv2d<'a> {
+    pub(crate) base: Tensor<4>,
+    pub(crate) below: &'a [&'a dyn ErasedWeight],
+    pub(crate) options: ConvOptions<2>,
+}
+
+impl InnerConv2d<'_> {
+    /// The convolution of `input` `[batch, in, h, w]`.
+    pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
+        match self.below.split_last() {
+            None => conv2d(input, self.base.clone(), None, self.options.clone()),
+            Some((adapter, below)) => adapter.conv2d(
+                input,
+                &InnerConv2d {
+                    base: self.base.clone(),
+                    below,
+                    options: self.options.clone(),
+                },
+            ),
+        }
+    }
+
+    /// The effective kernel below, `[out, in / groups, h, w]`.
+    pub fn weight(&self) -> Tensor<4> {
+        composed(&self.base, self.below)
+    }
+
+    /// Stride, padding, dilation and groups of the layer.
+    pub fn options(&self) -> ConvOptions<2> {
+        self.options.clone()
+    }
+}

@@ -1,0 +1,423 @@
+//! `adapter_config.json` and `adapter_model.safetensors`: names, layouts, strict reading, atomic
+//! writing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use burn::module::{ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{DType, Tensor, TensorData};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::Value;
+
+use crate::erased::{AnyAdapter, FromDyn};
+use crate::{Error, Result};
+
+/// The configuration's file name.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The tensors' file name.
+pub const MODEL_FILE: &str = "adapter_model.safetensors";
+/// The tensors' file name in AdapterHub's layout.
+pub const ADAPTERHUB_FILE: &str = "adapter.safetensors";
+
+/// No configuration is larger; a file that is, is none.
+const MOST_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Whose names a checkpoint uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Style {
+    HuggingFace,
+    AdapterHub,
+}
+
+impl Style {
+    pub(crate) fn of(config: &Value) -> Self {
+        let adapterhub = config["version"]
+            .as_str()
+            .is_some_and(|v| v.starts_with("adapters."));
+        if adapterhub {
+            Self::AdapterHub
+        } else {
+            Self::HuggingFace
+        }
+    }
+
+    pub(crate) fn file(self) -> &'static str {
+        match self {
+            Self::HuggingFace => MODEL_FILE,
+            Self::AdapterHub => ADAPTERHUB_FILE,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Key {
+    /// Below the adapted layer or site.
+    Layer(String),
+    /// A whole name within the model.
+    Named(String),
+    /// A whole key, outside of the model's names.
+    Root(String),
+}
+
+/// How one parameter of an adapter is called and laid out in a checkpoint.
+#[derive(Clone, Debug)]
+pub struct TensorSpec {
+    field: String,
+    key: Key,
+    transposed: bool,
+}
+
+impl TensorSpec {
+    /// The state's field `field` (with dots for nested modules) as `key` below the adapted layer:
+    /// `lora_A.weight` becomes `base_model.model.<layer>.lora_A.weight`.
+    pub fn layer(field: &str, key: &str) -> Self {
+        Self {
+            field: field.into(),
+            key: Key::Layer(key.into()),
+            transposed: false,
+        }
+    }
+
+    /// The field as the parameter called `name` in the model: `base_model.model.<name>`.
+    pub fn named(field: &str, name: &str) -> Self {
+        Self {
+            field: field.into(),
+            key: Key::Named(name.into()),
+            transposed: false,
+        }
+    }
+
+    /// The field as `key`, without any prefix.
+    pub fn root(field: &str, key: &str) -> Self {
+        Self {
+            field: field.into(),
+            key: Key::Root(key.into()),
+            transposed: false,
+        }
+    }
+
+    /// Stored transposed, as torch's linear weights are. For fields of rank 2.
+    #[must_use]
+    pub fn transposed(mut self) -> Self {
+        self.transposed = true;
+        self
+    }
+
+    /// The key for a state at `layer` of the adapter `adapter`.
+    fn key(&self, style: Style, layer: &str, adapter: &str) -> String {
+        match (&self.key, style) {
+            (Key::Root(key), _) => key.clone(),
+            (Key::Named(name), Style::HuggingFace) => format!("base_model.model.{name}"),
+            (Key::Named(name), Style::AdapterHub) => name.clone(),
+            (Key::Layer(key), Style::HuggingFace) => format!("base_model.model.{layer}.{key}"),
+            (Key::Layer(key), Style::AdapterHub) => format!("{layer}.adapters.{adapter}.{key}"),
+        }
+    }
+}
+
+/// Key, field and whether transposed, for every parameter of an adapter's state.
+fn specs_by_field(
+    adapter: &AnyAdapter,
+    style: Style,
+    layer: &str,
+    name: &str,
+) -> HashMap<String, (String, bool)> {
+    adapter
+        .module()
+        .tensors()
+        .into_iter()
+        .map(|spec| {
+            let key = spec.key(style, layer, name);
+            (spec.field, (key, spec.transposed))
+        })
+        .collect()
+}
+
+/// The last two axes of row-major data, swapped.
+pub(crate) fn transpose(data: TensorData) -> TensorData {
+    let [rows, columns] = [data.shape()[0], data.shape()[1]];
+    let size = data.dtype().size();
+    let source = data.as_bytes();
+    let mut bytes = Vec::with_capacity(source.len());
+    for column in 0..columns {
+        for row in 0..rows {
+            let at = (row * columns + column) * size;
+            bytes.extend_from_slice(&source[at..at + size]);
+        }
+    }
+    TensorData::from_bytes_vec(bytes, vec![columns, rows], data.dtype())
+}
+
+/// Reads the parameters of one adapter's state.
+struct Export<'a> {
+    specs: &'a HashMap<String, (String, bool)>,
+    path: Vec<String>,
+    out: &'a mut BTreeMap<String, TensorData>,
+}
+
+impl ModuleVisitor for Export<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let field = self.path.join(".");
+        let (key, transposed) = self
+            .specs
+            .get(&field)
+            .unwrap_or_else(|| panic!("the adapter's `tensors()` does not list `{field}`"));
+        let data = param.val().into_data();
+        let data = if *transposed { transpose(data) } else { data };
+        self.out.insert(key.clone(), data);
+    }
+}
+
+/// Puts the tensors of an adapter's state into `out`, under their checkpoint keys.
+pub(crate) fn export(
+    adapter: &AnyAdapter,
+    style: Style,
+    layer: &str,
+    name: &str,
+    out: &mut BTreeMap<String, TensorData>,
+) {
+    let specs = specs_by_field(adapter, style, layer, name);
+    let mut export = Export {
+        specs: &specs,
+        path: Vec::new(),
+        out,
+    };
+    adapter.module().visit(&mut FromDyn(&mut export));
+}
+
+/// Writes read tensors into one adapter's state.
+struct Fill<'a> {
+    specs: &'a HashMap<String, (String, bool)>,
+    path: Vec<String>,
+    tensors: &'a mut BTreeMap<String, TensorData>,
+    used: &'a mut Vec<String>,
+    problem: Option<String>,
+}
+
+impl ModuleMapper for Fill<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let field = self.path.join(".");
+        let (key, transposed) = self
+            .specs
+            .get(&field)
+            .unwrap_or_else(|| panic!("the adapter's `tensors()` does not list `{field}`"));
+        let Some(data) = self.tensors.get(key) else {
+            self.problem
+                .get_or_insert(format!("tensor `{key}` is missing"));
+            return param;
+        };
+        let mut expected = param.dims().to_vec();
+        if *transposed {
+            expected.reverse();
+        }
+        if data.shape().to_vec() != expected {
+            self.problem.get_or_insert(format!(
+                "tensor `{key}` has shape {:?}, the model and the configuration need {expected:?}",
+                data.shape().to_vec(),
+            ));
+            return param;
+        }
+        self.used.push(key.clone());
+        let data = data.clone();
+        let data = if *transposed { transpose(data) } else { data };
+        let (device, dtype) = (param.device(), param.dtype());
+        param.map(|old| {
+            let grad = old.is_require_grad();
+            Tensor::from_data(data.convert_dtype(dtype), (&device, dtype)).set_require_grad(grad)
+        })
+    }
+}
+
+/// Puts tensors of a checkpoint into an adapter's state; keys used are added to `used`.
+pub(crate) fn fill(
+    adapter: &mut AnyAdapter,
+    style: Style,
+    layer: &str,
+    name: &str,
+    tensors: &mut BTreeMap<String, TensorData>,
+    used: &mut Vec<String>,
+) -> Result<(), String> {
+    let specs = specs_by_field(adapter, style, layer, name);
+    let mut fill = Fill {
+        specs: &specs,
+        path: Vec::new(),
+        tensors,
+        used,
+        problem: None,
+    };
+    adapter.module_mut().map(&mut FromDyn(&mut fill));
+    fill.problem.map_or(Ok(()), Err)
+}
+
+/// A checkpoint folder's content.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    pub(crate) config_path: PathBuf,
+    pub(crate) model_path: PathBuf,
+    pub(crate) style: Style,
+    pub(crate) config: Value,
+    pub(crate) tensors: BTreeMap<String, TensorData>,
+}
+
+fn io(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
+    move |source| Error::Io {
+        path: path.into(),
+        source,
+    }
+}
+
+fn wrong(path: &Path, reason: impl Into<String>) -> Error {
+    Error::Checkpoint {
+        path: path.into(),
+        reason: reason.into(),
+    }
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+///
+/// [`Error::Io`], and [`Error::Checkpoint`] if it is no JSON object of a plausible size.
+pub fn read_config(dir: &Path) -> Result<Value> {
+    let path = dir.join(CONFIG_FILE);
+    let size = fs::metadata(&path).map_err(io(&path))?.len();
+    if size > MOST_CONFIG_BYTES {
+        return Err(wrong(
+            &path,
+            format!("{size} bytes are too many for a configuration"),
+        ));
+    }
+    let text = fs::read_to_string(&path).map_err(io(&path))?;
+    let config: Value = serde_json::from_str(&text)
+        .map_err(|error| wrong(&path, format!("no valid JSON: {error}")))?;
+    if !config.is_object() {
+        return Err(wrong(&path, "the configuration must be a JSON object"));
+    }
+    Ok(config)
+}
+
+/// Reads a checkpoint folder, checking all that can be checked without a model.
+pub(crate) fn read(dir: &Path) -> Result<Checkpoint> {
+    let config = read_config(dir)?;
+    let style = Style::of(&config);
+    let model_path = dir.join(style.file());
+    let bytes = fs::read(&model_path).map_err(io(&model_path))?;
+    let tensors = parse_tensors(&model_path, &bytes)?;
+    Ok(Checkpoint {
+        config_path: dir.join(CONFIG_FILE),
+        model_path,
+        style,
+        config,
+        tensors,
+    })
+}
+
+fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, TensorData>> {
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|error| wrong(path, format!("no valid safetensors file: {error}")))?;
+    let mut tensors = BTreeMap::new();
+    for (key, view) in file.iter() {
+        let dtype = match view.dtype() {
+            Dtype::F64 => DType::F64,
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => {
+                let reason =
+                    format!("tensor `{key}` holds {other:?}; F32, F16, BF16 or F64 would do");
+                return Err(wrong(path, reason));
+            }
+        };
+        let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
+        if let Some(at) = data.iter::<f64>().position(|value| !value.is_finite()) {
+            let reason = format!("tensor `{key}` holds NaN or infinity at element {at}");
+            return Err(wrong(path, reason));
+        }
+        tensors.insert(key.to_string(), data);
+    }
+    Ok(tensors)
+}
+
+/// Writes tensors to a safetensors file, whole or not at all.
+pub(crate) fn write_tensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
+    prepare_tensors(path, tensors)?
+        .persist(path)
+        .map_err(|error| io(path)(error.error))?;
+    Ok(())
+}
+
+fn prepare_tensors(
+    path: &Path,
+    tensors: &BTreeMap<String, TensorData>,
+) -> Result<tempfile::NamedTempFile> {
+    let mut views = Vec::with_capacity(tensors.len());
+    for (key, data) in tensors {
+        let dtype = match data.dtype() {
+            DType::F64 => Dtype::F64,
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            other => {
+                return Err(wrong(
+                    path,
+                    format!("tensor `{key}` is {other:?}, which safetensors lacks"),
+                ));
+            }
+        };
+        let view = TensorView::new(dtype, data.shape().to_vec(), data.as_bytes())
+            .map_err(|error| wrong(path, format!("tensor `{key}`: {error}")))?;
+        views.push((key.as_str(), view));
+    }
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let bytes = safetensors::serialize(views, Some(metadata))
+        .map_err(|error| wrong(path, error.to_string()))?;
+    prepare(path, &bytes)
+}
+
+/// A temporary file beside `path` with all of `bytes` on the disk.
+fn prepare(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".peft-")
+        .tempfile_in(dir)
+        .map_err(io(path))?;
+    file.write_all(bytes)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(io(path))?;
+    Ok(file)
+}
+
+/// Writes a checkpoint folder: both files are complete on the disk before either gets its name.
+pub(crate) fn write(
+    dir: &Path,
+    style: Style,
+    config: &Value,
+    tensors: &BTreeMap<String, TensorData>,
+) -> Result<()> {
+    fs::create_dir_all(dir).map_err(io(dir))?;
+    let (config_path, model_path) = (dir.join(CONFIG_FILE), dir.join(style.file()));
+    let text = serde_json::to_string_pretty(config).expect("JSON values serialize");
+    let model = prepare_tensors(&model_path, tensors)?;
+    let config = prepare(&config_path, text.as_bytes())?;
+    model
+        .persist(&model_path)
+        .map_err(|error| io(&model_path)(error.error))?;
+    config
+        .persist(&config_path)
+        .map_err(|error| io(&config_path)(error.error))?;
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! The error of this crate. Its texts say what was wrong, where, and what would be right.
+
+use std::path::PathBuf;
+
+/// Result of this crate's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation on a model or a checkpoint was refused.
+///
+/// Every operation takes the model by reference and returns a new one, so after an error the
+/// model is as it was; files are written under a temporary name first, so they are too.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A configuration field holds a value that cannot work.
+    #[error("{method}: `{field}` is {value}; {expected}")]
+    Config {
+        /// Method the configuration belongs to.
+        method: &'static str,
+        /// Field, as it is called in `adapter_config.json`.
+        field: &'static str,
+        /// The value found.
+        value: String,
+        /// What would be right.
+        expected: String,
+    },
+
+    /// The target selection matched no layer of the model.
+    #[error(
+        "no layer matches {targets}{excluded}. Layers of this model:\n{available}\n\
+         Names match exactly or as a suffix after a dot; a single string is a regular expression for the whole name"
+    )]
+    NoTarget {
+        /// The selection.
+        targets: String,
+        /// What was excluded, as text to append, or empty.
+        excluded: String,
+        /// The layers there are, one a line.
+        available: String,
+    },
+
+    /// Some names of the target list matched nothing.
+    #[error(
+        "target {missing} matches no layer, the others of the list do. Layers of this model:\n{available}"
+    )]
+    PartialTarget {
+        /// The names without a match.
+        missing: String,
+        /// The layers there are, one a line.
+        available: String,
+    },
+
+    /// A selected layer is of a kind that the method cannot adapt.
+    #[error(
+        "{method} cannot adapt `{layer}`, a {kind}; it adapts {supported}. Narrow the targets or exclude that layer"
+    )]
+    UnsupportedLayer {
+        /// Method.
+        method: &'static str,
+        /// The layer's name.
+        layer: String,
+        /// The layer's kind.
+        kind: String,
+        /// Kinds that would do.
+        supported: &'static str,
+    },
+
+    /// A regular expression in the configuration does not compile.
+    #[error("`{pattern}` is not a valid regular expression: {reason}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// The parser's words.
+        reason: String,
+    },
+
+    /// The method acts at sites that this model does not have.
+    #[error(
+        "{method} acts at {kind} sites, and this model has none{available}. Give the model a `peft_core::Site` there, or choose a method that adapts weights"
+    )]
+    NoSite {
+        /// Method.
+        method: &'static str,
+        /// Kind of site asked for.
+        kind: String,
+        /// The sites there are, as text to append.
+        available: String,
+    },
+
+    /// A name in `modules_to_save` matches no module.
+    #[error(
+        "modules_to_save names `{name}`, and no module of this model is called so or ends in `.{name}`. Modules with parameters:\n{available}"
+    )]
+    NoModuleToSave {
+        /// The name.
+        name: String,
+        /// The modules there are, one a line.
+        available: String,
+    },
+
+    /// An adapter of this name is on the model already.
+    #[error(
+        "an adapter named `{name}` is attached already; detach it first or choose another name"
+    )]
+    AlreadyAttached {
+        /// The name.
+        name: String,
+    },
+
+    /// No adapter of this name is on the model.
+    #[error("no adapter named `{name}` is attached; attached: {attached}")]
+    UnknownAdapter {
+        /// The name.
+        name: String,
+        /// The names there are.
+        attached: String,
+    },
+
+    /// The name cannot be used.
+    #[error("`{name}` cannot name an adapter: use letters, digits, `-` and `_`")]
+    AdapterName {
+        /// The name.
+        name: String,
+    },
+
+    /// An active adapter has no place in the base weights.
+    #[error(
+        "`{adapter}` ({method}) at `{place}` cannot be merged: it is no change of a weight. Detach or deactivate it, or run unmerged"
+    )]
+    Unmergeable {
+        /// The adapter.
+        adapter: String,
+        /// Its method.
+        method: &'static str,
+        /// Where it sits.
+        place: String,
+    },
+
+    /// The model is merged, so its adapters cannot be changed.
+    #[error(
+        "the model's adapters are merged; call `unmerge_adapters` first, or go on from the model you merged from"
+    )]
+    Merged,
+
+    /// Merging would write values that are no numbers.
+    #[error("merging {adapters} would put NaN or infinity into `{parameter}`; nothing was merged")]
+    NotFinite {
+        /// The parameter.
+        parameter: String,
+        /// The adapters involved.
+        adapters: String,
+    },
+
+    /// Burn's own reparameterization is on a parameter.
+    #[error(
+        "`{parameter}` already carries Burn's own `{found}` reparameterization; `materialize()` the model before attaching adapters of peft"
+    )]
+    ForeignReparameterization {
+        /// The parameter.
+        parameter: String,
+        /// The reparameterization's name.
+        found: String,
+    },
+
+    /// An adapter was made for a parameter of another shape.
+    #[error("`{place}` has shape {found:?}, the adapter needs {expected}")]
+    Shape {
+        /// The place.
+        place: String,
+        /// Shape found.
+        found: Vec<usize>,
+        /// What would be right.
+        expected: String,
+    },
+
+    /// A file could not be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+
+    /// A checkpoint is not what it should be.
+    #[error("{path}: {reason}", path = path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it and what would be right.
+        reason: String,
+    },
+
+    /// A checkpoint is of a method that is not known here.
+    #[error("{path}: peft_type is `{found}`; this loads {known}", path = path.display())]
+    UnknownMethod {
+        /// The file.
+        path: PathBuf,
+        /// The type found.
+        found: String,
+        /// Types that would do.
+        known: String,
+    },
+
+    /// The device is not compiled in or not there.
+    #[error("device `{found}` cannot be used here; compiled in: {available}")]
+    Device {
+        /// The device asked for.
+        found: String,
+        /// What would do.
+        available: String,
+    },
+}
+
+impl Error {
+    /// A refused configuration field.
+    pub fn config(
+        method: &'static str,
+        field: &'static str,
+        value: impl std::fmt::Debug,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Config {
+            method,
+            field,
+            value: format!("{value:?}"),
+            expected: expected.into(),
+        }
+    }
+}

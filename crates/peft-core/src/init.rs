@@ -1,0 +1,152 @@
+//! Initial values, the same on every backend.
+
+use burn::module::Param;
+use burn::tensor::{DType, Device, Distribution, Shape, Tensor, TensorData};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// The source of initial values of adapters.
+///
+/// Values are drawn on the host, so one seed gives the same adapter on every backend. The seed
+/// itself is drawn from the device: `device.seed(42)` before `attach` makes everything repeatable,
+/// as elsewhere in Burn.
+#[derive(Debug)]
+pub struct Init {
+    rng: StdRng,
+}
+
+impl Init {
+    /// From a seed.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+        }
+    }
+
+    /// From the device's own random numbers.
+    pub(crate) fn from_device(device: &Device) -> Self {
+        let device = device.clone().without_autodiff();
+        let drawn = Tensor::<1>::random([4], Distribution::Uniform(0.0, 65_536.0), &device);
+        let seed = drawn
+            .into_data()
+            .iter::<f64>()
+            .fold(0_u64, |seed, value| (seed << 16) | (value as u64 & 0xffff));
+        Self::new(seed)
+    }
+
+    /// Uniform on `[-bound, bound)`.
+    pub fn uniform<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        bound: f64,
+        like: (&Device, DType),
+    ) -> Param<Tensor<D>> {
+        let bound = bound as f32;
+        let rng = &mut self.rng;
+        param(shape, || (rng.random::<f32>() * 2.0 - 1.0) * bound, like)
+    }
+
+    /// Torch's default for linear layers, `kaiming_uniform_(a = sqrt(5))`: uniform with bound
+    /// `1 / sqrt(fan_in)`.
+    pub fn kaiming_uniform<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        fan_in: usize,
+        like: (&Device, DType),
+    ) -> Param<Tensor<D>> {
+        self.uniform(shape, 1.0 / (fan_in as f64).sqrt(), like)
+    }
+
+    /// Normal with mean 0.
+    pub fn normal<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        std: f64,
+        like: (&Device, DType),
+    ) -> Param<Tensor<D>> {
+        let rng = &mut self.rng;
+        // Box–Muller, one of the pair: initial values are few.
+        param(
+            shape,
+            || {
+                let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+                let angle = std::f64::consts::TAU * rng.random::<f64>();
+                (radius * angle.cos() * std) as f32
+            },
+            like,
+        )
+    }
+
+    /// Zeros.
+    pub fn zeros<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        like: (&Device, DType),
+    ) -> Param<Tensor<D>> {
+        param(shape, || 0.0, like)
+    }
+
+    /// `count` different indices below `below`, or with repetition where there are not enough.
+    pub fn indices(&mut self, count: usize, below: usize) -> Vec<usize> {
+        if count <= below {
+            rand::seq::index::sample(&mut self.rng, below, count).into_vec()
+        } else {
+            (0..count)
+                .map(|_| self.rng.random_range(0..below))
+                .collect()
+        }
+    }
+}
+
+fn param<const D: usize>(
+    shape: [usize; D],
+    mut value: impl FnMut() -> f32,
+    (device, dtype): (&Device, DType),
+) -> Param<Tensor<D>> {
+    let count = shape.iter().product();
+    let values: Vec<f32> = (0..count).map(|_| value()).collect();
+    let data = TensorData::new(values, Shape::from(shape.to_vec()));
+    // A packed base has no float type of its own.
+    let dtype = if dtype.is_float() { dtype } else { DType::F32 };
+    Param::from_tensor(Tensor::from_data(data, (device, dtype)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_the_same_values_on_every_backend() {
+        let values: Vec<_> = crate::device::cpu_devices()
+            .into_iter()
+            .map(|(_, device)| {
+                Init::new(7)
+                    .normal([40, 50], 0.5, (&device, DType::F32))
+                    .val()
+                    .into_data()
+            })
+            .collect();
+        for other in &values[1..] {
+            values[0].assert_eq(other, true);
+        }
+        let data = values[0].iter::<f32>().collect::<Vec<_>>();
+        let mean = data.iter().sum::<f32>() / 2000.0;
+        let std = (data.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / 2000.0).sqrt();
+        assert!(
+            mean.abs() < 0.05 && (std - 0.5).abs() < 0.03,
+            "{mean} {std}"
+        );
+    }
+
+    #[test]
+    fn the_device_seed_decides() {
+        for (_, device) in crate::device::cpu_devices() {
+            let draw = |seed| {
+                device.seed(seed);
+                Init::from_device(&device).indices(5, 1000)
+            };
+            assert_eq!(draw(1), draw(1));
+            assert_ne!(draw(1), draw(2));
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Adapters for any Burn model: the contract that every method of parameter-efficient fine-tuning
+//! implements, and everything that is the same for all of them.
+//!
+//! This crate knows no method. A method crate (`peft-reparameterization` for LoRA, say) gives a
+//! configuration that implements [`Method`]; [`PeftModule`] puts it on a model:
+//!
+//! ```text
+//! let model = model.attach("sst2", &LoraConfig::new(8))?;
+//! println!("{}", model.summary());
+//! // train with any Burn optimizer or Learner
+//! model.save_adapter("sst2", dir)?;
+//! let model = base.load_adapter("sst2", dir, METHODS)?;
+//! let model = model.merge_and_unload()?;
+//! ```
+//!
+//! | where a method acts | contract | needs of the model |
+//! |---|---|---|
+//! | a weight | [`WeightAdapter`] | nothing; faster where it calls [`AdaptedForward`] |
+//! | a hidden state | [`HiddenAdapter`] | a [`Site`] field at the place |
+//! | the input | [`PromptAdapter`] | a [`Site`] field after the embeddings |
+//!
+//! `docs/architecture.md` has the invariants.
+
+pub mod accounting;
+mod adapter;
+mod chain;
+pub mod checkpoint;
+pub mod device;
+mod erased;
+mod error;
+mod gelu;
+mod init;
+mod layout;
+mod mechanism;
+mod method;
+mod model;
+mod names;
+mod nn;
+mod saved;
+mod site;
+mod stack;
+mod targets;
+
+pub use adapter::{Adapter, HiddenAdapter, PromptAdapter, Surroundings, WeightAdapter};
+pub use chain::{InnerConv2d, InnerEmbedding, InnerLinear};
+pub use checkpoint::TensorSpec;
+pub use error::{Error, Result};
+pub use gelu::gelu;
+pub use init::Init;
+pub use layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
+pub use method::{
+    Common, ConfigExt, Family, Method, MethodInfo, Plan, by_peft_type, config_from_json,
+    config_to_json,
+};
+pub use model::PeftModule;
+pub use names::Names;
+pub use nn::AdaptedForward;
+pub use site::{Site, SiteKind};
+pub use targets::{ALL_LINEAR, OneOrMany, Selection, Targets, pattern_value};

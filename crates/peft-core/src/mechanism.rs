@@ -1,0 +1,264 @@
+//! The one place that touches Burn's reparameterization mechanism and module traversal.
+//!
+//! Burn attaches one state to a parameter and lets nobody at it but by type and from outside a
+//! traversal. [`Stack`] is that state here, and two operations are all that the rest needs:
+//! [`gather`] hands out copies of every stack with its path, [`place`] puts stacks in. Both are one
+//! traversal. A stack cannot see which visitor traverses it (the call arrives type-erased), so the
+//! two meet in a thread-local slot that is open only between `enter_module` and `exit_module` of
+//! the stack's own path segment: an ordinary visitor never finds it open.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, Reparameterizer};
+use burn::tensor::Tensor;
+
+use crate::erased::AnyTensor;
+use crate::names::Names;
+use crate::site::{SITE, SiteHead};
+use crate::stack::Stack;
+
+/// Path segment between a parameter or site and its adapters.
+pub(crate) const SEGMENT: &str = "peft";
+
+/// Containers that Burn and this crate report for a [`SEGMENT`].
+const REPARAMETERIZATION: &str = "Reparameterization";
+
+enum Slot {
+    Closed,
+    /// A visitor asks for a copy.
+    Asked,
+    /// The copy.
+    Given(Stack),
+    /// A mapper offers what shall be there from now on.
+    Offered(Stack),
+}
+
+thread_local! {
+    static SLOT: RefCell<Slot> = const { RefCell::new(Slot::Closed) };
+    static NAMES: RefCell<Option<Names>> = const { RefCell::new(None) };
+    static SITE_HEAD: RefCell<Option<SiteHead>> = const { RefCell::new(None) };
+}
+
+fn swap(slot: Slot) -> Slot {
+    SLOT.with(|cell| cell.replace(slot))
+}
+
+/// Called by a stack that is visited: true if a copy was asked for, and the visit is thereby over.
+pub(crate) fn hand_out(stack: &Stack) -> bool {
+    SLOT.with(|cell| {
+        let asked = matches!(*cell.borrow(), Slot::Asked);
+        if asked {
+            cell.replace(Slot::Given(stack.clone()));
+        }
+        asked
+    })
+}
+
+/// Called by a stack that is mapped: what shall take its place, if a mapper offers something.
+pub(crate) fn take_replacement() -> Option<Stack> {
+    match swap(Slot::Closed) {
+        Slot::Offered(stack) => Some(stack),
+        other => {
+            swap(other);
+            None
+        }
+    }
+}
+
+/// Called by a [`Names`] that is visited.
+pub(crate) fn report_names(names: &Names) {
+    NAMES.with(|cell| *cell.borrow_mut() = Some(names.clone()));
+}
+
+/// Called by a site that is visited.
+pub(crate) fn report_site(head: &SiteHead) {
+    SITE_HEAD.with(|cell| *cell.borrow_mut() = Some(head.clone()));
+}
+
+/// A parameter as found by [`gather`].
+#[derive(Clone, Debug)]
+pub(crate) struct FoundParam {
+    pub(crate) path: Vec<String>,
+    /// `Linear`, `LayerNorm`, …: the struct that holds the parameter.
+    pub(crate) container: String,
+    /// The stored value, without adapters.
+    pub(crate) base: AnyTensor,
+    pub(crate) trainable: bool,
+    pub(crate) stack: Option<Stack>,
+    /// Another reparameterization than ours.
+    pub(crate) foreign: Option<String>,
+}
+
+/// A site as found by [`gather`].
+#[derive(Clone, Debug)]
+pub(crate) struct FoundSite {
+    pub(crate) path: Vec<String>,
+    pub(crate) head: SiteHead,
+    pub(crate) stack: Stack,
+}
+
+/// Everything that adapters care about in a model, in the order of traversal.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) params: Vec<FoundParam>,
+    pub(crate) sites: Vec<FoundSite>,
+    /// Name maps, with the path of the struct that holds them.
+    pub(crate) names: Vec<(Vec<String>, Names)>,
+}
+
+#[derive(Default)]
+struct Gather {
+    path: Vec<(String, String)>,
+    found: Found,
+    /// Inside a foreign reparameterization: its parameters are none of the model's.
+    foreign: usize,
+}
+
+impl Gather {
+    fn names(&self) -> Vec<String> {
+        self.path.iter().map(|(name, _)| name.clone()).collect()
+    }
+}
+
+impl ModuleVisitor for Gather {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        if name == SEGMENT && (container == REPARAMETERIZATION || container == SITE) {
+            swap(Slot::Asked);
+        } else if container == REPARAMETERIZATION {
+            self.foreign += 1;
+            if let Some(param) = self.found.params.last_mut() {
+                param.foreign = Some(name.to_string());
+            }
+        }
+        self.path.push((name.to_string(), container.to_string()));
+    }
+
+    fn exit_module(&mut self, name: &str, container: &str) {
+        self.path.pop();
+        if name == SEGMENT && container == REPARAMETERIZATION {
+            if let (Slot::Given(stack), Some(param)) =
+                (swap(Slot::Closed), self.found.params.last_mut())
+            {
+                param.stack = Some(stack);
+            }
+        } else if name == SEGMENT && container == SITE {
+            let head = SITE_HEAD.with(|cell| cell.borrow_mut().take());
+            if let (Slot::Given(stack), Some(head)) = (swap(Slot::Closed), head) {
+                let path = self.names();
+                self.found.sites.push(FoundSite { path, head, stack });
+            }
+        } else if container == REPARAMETERIZATION {
+            self.foreign -= 1;
+        }
+        if let Some(names) = NAMES.with(|cell| cell.borrow_mut().take()) {
+            // The field that holds the names was just left: what remains is its struct's path.
+            self.found.names.push((self.names(), names));
+        }
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.foreign > 0 {
+            return;
+        }
+        let container = self
+            .path
+            .last()
+            .map(|(_, container)| {
+                container
+                    .rsplit(':')
+                    .next()
+                    .unwrap_or(container)
+                    .to_string()
+            })
+            .unwrap_or_default();
+        self.found.params.push(FoundParam {
+            path: self.names(),
+            container,
+            base: AnyTensor::new(param.base()),
+            trainable: is_trainable(param),
+            stack: None,
+            foreign: None,
+        });
+    }
+}
+
+/// Whether the parameter is set to be trained, also where its device has no autodiff right now.
+pub(crate) fn is_trainable<const D: usize>(param: &Param<Tensor<D>>) -> bool {
+    if param.is_autodiff() {
+        param.is_require_grad()
+    } else {
+        param.clone().train().is_require_grad()
+    }
+}
+
+/// Copies of all that adapters care about in `module`.
+pub(crate) fn gather<M: Module>(module: &M) -> Found {
+    // Ordinary visitors leave reports behind that nobody took.
+    NAMES.with(|cell| cell.borrow_mut().take());
+    SITE_HEAD.with(|cell| cell.borrow_mut().take());
+    let mut gather = Gather::default();
+    module.visit(&mut gather);
+    gather.found
+}
+
+/// What [`place`] shall do.
+#[derive(Default)]
+pub(crate) struct Edits {
+    /// Stacks by path (dots between the segments) of a parameter or site.
+    pub(crate) stacks: HashMap<String, Stack>,
+    /// Whether a base parameter shall require gradients, by path; others stay as they are.
+    pub(crate) trainable: HashMap<String, bool>,
+}
+
+struct Attach<'a>(&'a mut Edits);
+
+impl Reparameterizer for Attach<'_> {
+    type Reparam = Stack;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<Stack>) {
+        let param = match self.0.trainable.get(path) {
+            // Also where the tensor says so already: on a device without autodiff it always says
+            // no, and what counts is what `train()` will restore.
+            Some(&trainable) => param.set_require_grad(trainable),
+            None => param,
+        };
+        (param, self.0.stacks.remove(path))
+    }
+}
+
+/// Offers stacks to the places that have one already.
+struct Replace<'a> {
+    path: Vec<String>,
+    edits: &'a mut Edits,
+}
+
+impl ModuleMapper for Replace<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        if name == SEGMENT && (container == REPARAMETERIZATION || container == SITE) {
+            if let Some(stack) = self.edits.stacks.remove(&self.path.join(".")) {
+                swap(Slot::Offered(stack));
+            }
+        }
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+        swap(Slot::Closed);
+    }
+}
+
+/// A copy of `module` with `edits` made. Stacks for places that do not exist are ignored.
+pub(crate) fn place<M: Module>(module: &M, mut edits: Edits) -> M {
+    let module = module.clone().map(&mut Replace {
+        path: Vec::new(),
+        edits: &mut edits,
+    });
+    // Whatever is left belongs to parameters without a stack.
+    module.apply_reparameterization(Attach(&mut edits))
+}

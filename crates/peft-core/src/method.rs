@@ -1,0 +1,388 @@
+//! A method: a configuration that plans adapters for a model.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::adapter::{HiddenAdapter, PromptAdapter, WeightAdapter};
+use crate::erased::AnyAdapter;
+use crate::init::Init;
+use crate::layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
+use crate::saved::{self, SavedParam};
+use crate::site::SiteKind;
+use crate::targets::is_suffix;
+use crate::{Error, Result};
+
+/// Lialin et al.'s families (Scaling Down to Scale Up, section 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Family {
+    /// New layers.
+    Additive,
+    /// A part of the model's own parameters.
+    Selective,
+    /// A low-dimensional form of the weights' change.
+    Reparameterization,
+    /// Trained input or attention state.
+    SoftPrompt,
+    /// Not parameter-efficient: head only and full fine-tuning, to compare with.
+    Reference,
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Additive => "additive",
+            Self::Selective => "selective",
+            Self::Reparameterization => "reparameterization",
+            Self::SoftPrompt => "soft prompt",
+            Self::Reference => "reference",
+        })
+    }
+}
+
+/// What is known of a method before it is configured: its registration.
+///
+/// A method crate lists its methods in one constant, `METHODS`. Loading by `peft_type`, the
+/// conformance battery and the comparison suite all go by this.
+#[derive(Clone, Copy, Debug)]
+pub struct MethodInfo {
+    /// Short name, as in `lora`.
+    pub name: &'static str,
+    /// `peft_type` in `adapter_config.json`, as in `LORA`.
+    pub peft_type: &'static str,
+    /// Name as it is written, as in `LoRA`.
+    pub title: &'static str,
+    /// Family.
+    pub family: Family,
+    /// Paper and section.
+    pub reference: &'static str,
+    /// Whether a fresh adapter leaves the model's outputs as they were.
+    pub identity_at_init: bool,
+    /// Whether the trained adapter can be folded into the base weights.
+    pub mergeable: bool,
+    /// Reads the method's `adapter_config.json`.
+    pub parse: fn(&Value) -> Result<Box<dyn Method>>,
+    /// Whether a configuration in another library's layout is one of this method.
+    pub recognises: fn(&Value) -> bool,
+}
+
+/// For [`MethodInfo::recognises`]: only by `peft_type`.
+pub fn by_peft_type(_: &Value) -> bool {
+    false
+}
+
+/// A configured method.
+///
+/// Implemented by a method's `XConfig`. [`plan`](Self::plan) says which adapters go where;
+/// attaching, freezing, saving and all the rest is the core's.
+pub trait Method: std::fmt::Debug + Send + Sync {
+    /// The method's registration.
+    fn info(&self) -> &'static MethodInfo;
+
+    /// The fields that every configuration has.
+    fn common(&self) -> &Common;
+
+    /// The same, to change.
+    fn common_mut(&mut self) -> &mut Common;
+
+    /// Checks every field. Called before anything is touched.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] naming the field, its value and what would be right.
+    fn validate(&self) -> Result<()>;
+
+    /// Plans the adapters for a model.
+    ///
+    /// # Errors
+    ///
+    /// Whatever makes the method impossible on this model.
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()>;
+
+    /// The content of `adapter_config.json`.
+    fn to_json(&self) -> Value;
+
+    /// A copy.
+    fn boxed(&self) -> Box<dyn Method>;
+}
+
+/// Configuration fields that every method has; unknown ones of a loaded file are kept.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Common {
+    /// Upstream's task, as in `SEQ_CLS`; this one trains and saves the model's heads whole.
+    #[serde(default)]
+    pub task_type: Option<String>,
+    /// Modules to train and save whole besides the adapter, as a rule a fresh head. Names match
+    /// exactly or as a suffix after a dot. Default: none.
+    #[serde(default)]
+    pub modules_to_save: Option<Vec<String>>,
+    /// The model that the adapter was trained on; for the reader's information.
+    #[serde(default)]
+    pub base_model_name_or_path: Option<String>,
+    /// That model's revision; for the reader's information.
+    #[serde(default)]
+    pub revision: Option<String>,
+    /// Whether the adapter was saved for use and not for further training.
+    #[serde(default)]
+    pub inference_mode: bool,
+    /// Fields of a loaded file that are unknown here; written back as they were.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+/// Builder methods for the common fields, on every configuration.
+pub trait ConfigExt: Method + Sized {
+    /// Trains and saves these modules whole.
+    #[must_use]
+    fn with_modules_to_save<S: Into<String>>(
+        mut self,
+        modules: impl IntoIterator<Item = S>,
+    ) -> Self {
+        self.common_mut().modules_to_save = Some(modules.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Upstream's task type, as in `SEQ_CLS`.
+    #[must_use]
+    fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
+        self.common_mut().task_type = Some(task_type.into());
+        self
+    }
+}
+
+impl<M: Method> ConfigExt for M {}
+
+/// Serializes a configuration with its `peft_type`.
+///
+/// For implementing [`Method::to_json`].
+pub fn config_to_json<C: Serialize>(config: &C, info: &MethodInfo) -> Value {
+    let mut json = serde_json::to_value(config).expect("a configuration is plain data");
+    if let Some(fields) = json.as_object_mut() {
+        fields.insert("peft_type".into(), info.peft_type.into());
+    }
+    json
+}
+
+/// Reads a configuration; for implementing [`MethodInfo::parse`].
+///
+/// # Errors
+///
+/// [`Error::Checkpoint`] naming the field that does not fit.
+pub fn config_from_json<C: Method + for<'de> Deserialize<'de> + 'static>(
+    json: &Value,
+) -> Result<Box<dyn Method>> {
+    let mut config: C =
+        serde_json::from_value(json.clone()).map_err(|error| Error::Checkpoint {
+            path: Path::new(crate::checkpoint::CONFIG_FILE).into(),
+            reason: error.to_string(),
+        })?;
+    // What `config_to_json` adds.
+    config.common_mut().unknown.remove("peft_type");
+    config.validate()?;
+    Ok(Box::new(config))
+}
+
+/// A method as it was attached.
+#[derive(Debug)]
+pub(crate) struct AttachedMethod {
+    pub(crate) method: Box<dyn Method>,
+    /// What the model told, for the configuration file.
+    pub(crate) notes: Map<String, Value>,
+}
+
+impl AttachedMethod {
+    /// The content of `adapter_config.json`.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut json = self.method.to_json();
+        if let Some(fields) = json.as_object_mut() {
+            for (field, value) in &self.notes {
+                fields.insert(field.clone(), value.clone());
+            }
+            fields.insert("inference_mode".into(), true.into());
+        }
+        json
+    }
+}
+
+/// Where an adapter goes.
+#[derive(Clone, Debug)]
+pub(crate) struct PlannedAdapter {
+    /// Field path of a parameter or site.
+    pub(crate) path: String,
+    pub(crate) adapter: AnyAdapter,
+}
+
+/// What a method wants done to a model. Nothing happens until the whole plan is there.
+#[derive(Debug)]
+pub struct Plan {
+    pub(crate) adapters: Vec<PlannedAdapter>,
+    pub(crate) trained_in_place: Vec<String>,
+    pub(crate) notes: Map<String, Value>,
+    init: Init,
+    strict: bool,
+}
+
+impl Plan {
+    pub(crate) fn new(init: Init, strict: bool) -> Self {
+        Self {
+            adapters: Vec::new(),
+            trained_in_place: Vec::new(),
+            notes: Map::new(),
+            init,
+            strict,
+        }
+    }
+
+    /// Whether a target name without a match is an error: yes for configurations of a user's, no
+    /// for those of a checkpoint, whose tensors tell what it adapts.
+    pub fn strict(&self) -> bool {
+        self.strict
+    }
+
+    /// The source of initial values.
+    pub fn init(&mut self) -> &mut Init {
+        &mut self.init
+    }
+
+    /// Records what only the model tells (its width, say) in `adapter_config.json`.
+    pub fn note(&mut self, field: &str, value: impl Into<Value>) {
+        self.notes.insert(field.to_string(), value.into());
+    }
+
+    /// Puts `adapter` on a parameter.
+    pub fn adapt_weight(&mut self, param: &LayoutParam, adapter: impl WeightAdapter) {
+        self.push(&param.path, AnyAdapter::weight(adapter));
+    }
+
+    /// Puts `adapter` at a site for hidden states.
+    ///
+    /// # Panics
+    ///
+    /// At a site for embeddings, where no hidden state flows by.
+    pub fn adapt_hidden(&mut self, site: &LayoutSite, adapter: impl HiddenAdapter) {
+        assert_ne!(
+            site.kind,
+            SiteKind::Embeddings,
+            "`{}` takes virtual tokens",
+            site.name
+        );
+        self.push(&site.path, AnyAdapter::hidden(adapter));
+    }
+
+    /// Puts virtual tokens at a site for embeddings.
+    ///
+    /// # Panics
+    ///
+    /// At any other site.
+    pub fn prepend(&mut self, site: &LayoutSite, adapter: impl PromptAdapter) {
+        assert_eq!(
+            site.kind,
+            SiteKind::Embeddings,
+            "`{}` takes no virtual tokens",
+            site.name
+        );
+        self.push(&site.path, AnyAdapter::prompt(adapter));
+    }
+
+    /// Trains a copy of a parameter in its place, as `modules_to_save` does; the base keeps its
+    /// value. Counted as a saved module. Nothing happens where the parameter itself trains, or a
+    /// copy is planned already.
+    pub fn save_param(&mut self, layout: &Layout, param: &LayoutParam) {
+        let copied = |planned: &PlannedAdapter| planned.path == param.path && is_copy(planned);
+        if self.trained_in_place.contains(&param.path) || self.adapters.iter().any(copied) {
+            return;
+        }
+        // A bias of a saved module is trained with it.
+        let bias = |planned: &PlannedAdapter| planned.adapter.module().method() == saved::BIAS;
+        self.adapters
+            .retain(|planned| planned.path != param.path || !bias(planned));
+        self.push(
+            &param.path,
+            SavedParam::of_module(param, is_transposed(layout, param)),
+        );
+    }
+
+    /// Trains a copy of a bias in its place; the base keeps its value. `key` is its name in the
+    /// checkpoint where that is not upstream's name of the parameter.
+    ///
+    /// # Panics
+    ///
+    /// If the parameter is not of rank 1.
+    pub fn train_bias(&mut self, param: &LayoutParam, key: Option<String>) {
+        self.adapt_weight(param, SavedParam::of_bias(param, key));
+    }
+
+    /// Whether nothing is planned so far.
+    pub fn is_empty(&self) -> bool {
+        self.adapters.is_empty() && self.trained_in_place.is_empty()
+    }
+
+    /// Trains a parameter itself. Its base value is lost, so it cannot be disabled, detached or
+    /// saved as an adapter: for full fine-tuning.
+    pub fn train_in_place(&mut self, param: &LayoutParam) {
+        self.trained_in_place.push(param.path.clone());
+    }
+
+    fn push(&mut self, path: &str, adapter: AnyAdapter) {
+        self.adapters.push(PlannedAdapter {
+            path: path.to_string(),
+            adapter,
+        });
+    }
+
+    /// Plans the copies that `modules_to_save` and the task ask for.
+    pub(crate) fn save_modules(&mut self, common: &Common, layout: &Layout) -> Result<()> {
+        let named = common.modules_to_save.as_deref().unwrap_or_default();
+        for name in named {
+            let mut found = false;
+            for param in &layout.params {
+                if module_names(&layout.layer_of(param).name).any(|module| is_suffix(module, name))
+                {
+                    found = true;
+                    self.save_param(layout, param);
+                }
+            }
+            // Upstream lists both of its two usual names for heads.
+            let usual = ["classifier", "score"];
+            let other = usual
+                .iter()
+                .any(|other| named.iter().any(|n| n == other && n != name));
+            if !found && !(usual.contains(&name.as_str()) && other) {
+                return Err(Error::NoModuleToSave {
+                    name: name.clone(),
+                    available: layout.listing(),
+                });
+            }
+        }
+        if common.task_type.as_deref() == Some("SEQ_CLS") {
+            for param in &layout.params {
+                if layout.layer_of(param).head {
+                    self.save_param(layout, param);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_copy(planned: &PlannedAdapter) -> bool {
+    planned.adapter.module().method() == saved::MODULE
+}
+
+/// Whether upstream stores the parameter transposed.
+pub(crate) fn is_transposed(layout: &Layout, param: &LayoutParam) -> bool {
+    let layer: &Layer = layout.layer_of(param);
+    layer.kind == LayerKind::Linear && param.field() == "weight"
+}
+
+/// A layer's name and those of the modules it is in.
+fn module_names(layer: &str) -> impl Iterator<Item = &str> {
+    layer
+        .char_indices()
+        .filter(|(_, c)| *c == '.')
+        .map(|(at, _)| &layer[..at])
+        .chain(std::iter::once(layer))
+}

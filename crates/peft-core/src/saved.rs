@@ -1,0 +1,67 @@
+//! A copy of a parameter, trained in its place: `modules_to_save` and biases.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+use crate::adapter::{Adapter, WeightAdapter};
+use crate::checkpoint::TensorSpec;
+use crate::erased::{AnyAdapter, with_rank};
+use crate::layout::LayoutParam;
+
+/// What a copy for `modules_to_save` reports as its method: counted apart from the method's own.
+pub(crate) const MODULE: &str = "saved module";
+/// What the copy of a bias reports as its method.
+pub(crate) const BIAS: &str = "trained bias";
+
+/// The trained copy. The base below keeps its value, so that disabling the adapter gives the
+/// model back bit for bit, heads and biases included (upstream's `bias="all"` does not).
+#[derive(Module, Debug)]
+pub(crate) struct SavedParam<const R: usize, const OF_MODULE: bool> {
+    value: Param<Tensor<R>>,
+    #[module(skip)]
+    key: String,
+    #[module(skip)]
+    transposed: bool,
+}
+
+impl SavedParam<1, true> {
+    /// A copy of `param`, of whatever rank it is, for `modules_to_save`.
+    pub(crate) fn of_module(param: &LayoutParam, transposed: bool) -> AnyAdapter {
+        with_rank!(param.shape().len(), R => AnyAdapter::weight(SavedParam::<R, true> {
+            value: Param::from_tensor(param.value::<R>().detach()),
+            key: param.name.clone(),
+            transposed,
+        }))
+    }
+}
+
+impl SavedParam<1, false> {
+    /// A copy of a bias, under another key than its name where a method says so.
+    pub(crate) fn of_bias(param: &LayoutParam, key: Option<String>) -> Self {
+        Self {
+            value: Param::from_tensor(param.value::<1>().detach()),
+            key: key.unwrap_or_else(|| param.name.clone()),
+            transposed: false,
+        }
+    }
+}
+
+impl<const R: usize, const OF_MODULE: bool> Adapter for SavedParam<R, OF_MODULE> {
+    const METHOD: &'static str = if OF_MODULE { MODULE } else { BIAS };
+
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let spec = TensorSpec::named("value", &self.key);
+        vec![if self.transposed {
+            spec.transposed()
+        } else {
+            spec
+        }]
+    }
+}
+
+impl<const R: usize, const OF_MODULE: bool> WeightAdapter for SavedParam<R, OF_MODULE> {
+    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
+        // The ranks are equal; the reshape only tells the compiler.
+        self.value.val().reshape(weight.shape())
+    }
+}

@@ -1,0 +1,137 @@
+//! The list of named adapters at one place.
+
+use std::sync::Arc;
+
+use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Reparameterization};
+use burn::tensor::{Device, Tensor};
+
+use crate::erased::{AnyAdapter, AnyTensor, ErasedWeight, FromDyn};
+use crate::mechanism;
+use crate::method::AttachedMethod;
+
+/// One named adapter at one place.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) active: bool,
+    pub(crate) adapter: AnyAdapter,
+    pub(crate) origin: Arc<AttachedMethod>,
+}
+
+/// The adapters at one place, the innermost first.
+///
+/// On a parameter it is what Burn attaches ([`Reparameterization`]); in the forward pass it is
+/// held by a [`Site`](crate::Site). Whether an adapter is active is plain data and not a
+/// `Param<Flag>`: `valid()` and `freeze()` turn flags off, and must not turn adapters off.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stack {
+    pub(crate) entries: Vec<Entry>,
+    /// The effective value, computed once: set while the model is merged.
+    pub(crate) merged: Option<AnyTensor>,
+}
+
+impl Stack {
+    pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.name == name)
+    }
+
+    pub(crate) fn active(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.active)
+    }
+
+    pub(crate) fn active_weights(&self) -> Vec<&dyn ErasedWeight> {
+        self.active()
+            .filter_map(|entry| match &entry.adapter {
+                AnyAdapter::Weight(adapter) => Some(adapter.as_ref()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// The base with the active adapters folded in, whether merged or not.
+    pub(crate) fn compose(&self, base: AnyTensor) -> AnyTensor {
+        self.active_weights()
+            .into_iter()
+            .fold(base, |weight, adapter| adapter.compose(weight))
+    }
+}
+
+impl Reparameterization for Stack {
+    const NAME: &'static str = mechanism::SEGMENT;
+
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        match &self.merged {
+            Some(merged) => merged.get(),
+            None if self.active().next().is_none() => base,
+            None => self.compose(AnyTensor::new(base)).get(),
+        }
+    }
+}
+
+impl Module for Stack {
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        if mechanism::hand_out(self) {
+            return;
+        }
+        for entry in &self.entries {
+            visitor.enter_module(&entry.name, "Adapter");
+            entry.adapter.module().visit(&mut FromDyn(visitor));
+            visitor.exit_module(&entry.name, "Adapter");
+        }
+    }
+
+    fn map<M: ModuleMapper>(mut self, mapper: &mut M) -> Self {
+        if let Some(replacement) = mechanism::take_replacement() {
+            return replacement;
+        }
+        for entry in &mut self.entries {
+            mapper.enter_module(&entry.name, "Adapter");
+            entry.adapter.module_mut().map(&mut FromDyn(mapper));
+            mapper.exit_module(&entry.name, "Adapter");
+        }
+        self
+    }
+
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.entries.iter().fold(devices, |devices, entry| {
+            entry.adapter.module().collect_devices(devices)
+        })
+    }
+
+    fn to_device(mut self, device: &Device) -> Self {
+        for entry in &mut self.entries {
+            entry.adapter.module_mut().to_device(device);
+        }
+        self.merged = self.merged.map(|merged| merged.to_device(device));
+        self
+    }
+
+    fn fork(mut self, device: &Device) -> Self {
+        for entry in &mut self.entries {
+            entry.adapter.module_mut().fork(device);
+        }
+        self.merged = self.merged.map(|merged| merged.to_device(device));
+        self
+    }
+
+    fn train(mut self) -> Self {
+        for entry in &mut self.entries {
+            entry.adapter.module_mut().train();
+        }
+        self.merged = self.merged.map(|merged| merged.with_autodiff(true));
+        self
+    }
+
+    fn valid(&self) -> Self {
+        let mut stack = self.clone();
+        for entry in &mut stack.entries {
+            entry.adapter.module_mut().valid();
+        }
+        stack.merged = stack.merged.map(|merged| merged.with_autodiff(false));
+        stack
+    }
+
+    fn materialize(self) -> Self {
+        self
+    }
+}

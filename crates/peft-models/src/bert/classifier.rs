@@ -1,0 +1,106 @@
+//! Classification and regression of texts.
+
+use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig, Linear};
+use burn::tensor::{Bool, Device, Int, Tensor};
+use peft_core::{AdaptedForward, Names};
+
+use super::{Bert, Pooling, pooling};
+use crate::LoadError;
+
+/// A BERT encoder with a linear head on its pooled output.
+///
+/// Module paths are those of Hugging Face's `BertForSequenceClassification`: `bert.encoder…`,
+/// `classifier`. The head is known as one to adapters: targets like `all-linear` skip it, and
+/// training an adapter for sequence classification trains it along.
+///
+/// With one class it is a regression model: `[batch, 1]` outputs for a mean squared error.
+#[derive(Module, Debug)]
+pub struct BertClassifier {
+    /// The encoder.
+    pub bert: Bert,
+    /// Dropout of the pooled output.
+    pub dropout: Dropout,
+    /// The head, `hidden_size` to the number of classes.
+    pub classifier: Linear,
+    /// Upstream's names for the modules, and which are heads.
+    pub names: Names,
+    #[module(skip)]
+    pooling: Pooling,
+}
+
+impl BertClassifier {
+    /// A fresh head for `classes` classes (1 for regression) on an encoder. `dropout`, in [0, 1),
+    /// acts on the pooled output while training.
+    ///
+    /// The head's matrix is drawn here from N(0, `initializer_range`²), so `device.seed(..)` before
+    /// the call decides it; its bias is 0.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Setting`] for no classes, a dropout out of range, or [`Pooling::Cls`] of an
+    /// encoder without a pooler.
+    pub fn new_head(
+        bert: Bert,
+        classes: usize,
+        pooling: Pooling,
+        dropout: f64,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        let refuse = |setting, found: String, expected: &str| {
+            Err(LoadError::Setting {
+                setting,
+                found,
+                expected: expected.to_string(),
+            })
+        };
+        if classes == 0 {
+            return refuse("classes", "0".to_string(), "at least 1");
+        }
+        if !(0.0..1.0).contains(&dropout) {
+            return refuse("dropout", dropout.to_string(), "in [0, 1)");
+        }
+        if pooling == Pooling::Cls && bert.pooler.is_none() {
+            let expected = "`Mean` for this encoder: its checkpoint has no pooler";
+            return refuse("pooling", "`Cls`".to_string(), expected);
+        }
+        let model = Self::build(bert, classes, pooling, dropout, device);
+        pooling::draw_now(&model.classifier);
+        Ok(model)
+    }
+
+    /// The model with a head that is not drawn yet.
+    pub(super) fn build(
+        bert: Bert,
+        classes: usize,
+        pooling: Pooling,
+        dropout: f64,
+        device: &Device,
+    ) -> Self {
+        let config = bert.config();
+        Self {
+            classifier: config.linear(config.hidden_size, classes, device),
+            dropout: DropoutConfig::new(dropout).init(),
+            bert,
+            names: Names::new(&[]).with_heads(&["classifier"]),
+            pooling,
+        }
+    }
+
+    /// How hidden states become the head's input.
+    pub fn pooling(&self) -> Pooling {
+        self.pooling
+    }
+
+    /// Logits `[batch, classes]`, or predictions `[batch, 1]`, for token `ids` `[batch, seq]` and
+    /// `padding` `[batch, seq]`, true where padded.
+    ///
+    /// # Panics
+    ///
+    /// As [`Bert::forward`] does.
+    pub fn forward(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<2> {
+        let output = self.bert.forward(ids, padding.clone());
+        let pooled = self.bert.pool(output, padding, self.pooling);
+        self.classifier.adapted(self.dropout.forward(pooled))
+    }
+}

@@ -1,0 +1,106 @@
+//! BERT (Devlin et al., 2019), the encoder of Hugging Face's `BertModel`.
+
+mod attention;
+mod classifier;
+mod config;
+mod embeddings;
+mod encoder;
+mod load;
+mod pooling;
+mod residual;
+mod tiny;
+
+use burn::module::Module;
+use burn::tensor::{Bool, Device, Int, Tensor};
+use peft_core::Names;
+
+pub use attention::{BertAttention, BertSelfAttention};
+pub use classifier::BertClassifier;
+pub use config::{BertConfig, HiddenAct};
+pub use embeddings::BertEmbeddings;
+pub use encoder::{BertEncoder, BertIntermediate, BertLayer};
+pub use pooling::{BertPooler, Pooling};
+pub use residual::BertResidual;
+
+/// Fields here whose modules are called otherwise upstream.
+const RENAMES: &[(&str, &str)] = &[("self_attention", "self"), ("layer_norm", "LayerNorm")];
+
+/// The encoder: token ids to hidden states.
+///
+/// Module paths, once renamed by [`names`](Self::names), are those of Hugging Face's `BertModel`.
+/// Adapter sites: [`BertEmbeddings::prompt`], and [`BertResidual::site`] behind the attention and
+/// behind the feed-forward part of every layer.
+///
+/// Dropout acts on autodiff devices only, as Burn's does; `model.valid()` is without it. For
+/// gradient checkpointing build the model on `device.autodiff().gradient_checkpointing()`: it is a
+/// property of the device and nothing here changes.
+#[derive(Module, Debug)]
+pub struct Bert {
+    /// Token, position and segment embeddings.
+    pub embeddings: BertEmbeddings,
+    /// The layers.
+    pub encoder: BertEncoder,
+    /// The projection of the first token; sentence encoders are often published without it.
+    pub pooler: Option<BertPooler>,
+    /// Upstream's names for the modules.
+    pub names: Names,
+    #[module(skip)]
+    config: BertConfig,
+}
+
+/// What [`Bert::forward`] returns.
+#[derive(Clone, Debug)]
+pub struct BertOutput {
+    /// Hidden states of the last layer, `[batch, virtual_tokens + seq, hidden_size]`.
+    pub hidden: Tensor<3>,
+    /// How many leading positions of every row are virtual tokens of prompt adapters.
+    pub virtual_tokens: usize,
+}
+
+impl BertConfig {
+    /// A model with fresh weights: matrices from N(0, `initializer_range`²), biases 0, norms 1, as
+    /// upstream initialises; with a pooler.
+    ///
+    /// All values are drawn here, in a fixed order, so `device.seed(..)` before the call decides
+    /// them (as long as no other thread draws from the same backend meanwhile).
+    pub fn init(&self, device: &Device) -> Bert {
+        let bert = self.build(true, device);
+        pooling::draw_now(&bert);
+        bert
+    }
+
+    /// A model whose parameters are not drawn yet.
+    fn build(&self, pooler: bool, device: &Device) -> Bert {
+        Bert {
+            embeddings: BertEmbeddings::new(self, device),
+            encoder: BertEncoder::new(self, device),
+            pooler: pooler.then(|| BertPooler::new(self, device)),
+            names: Names::new(RENAMES),
+            config: self.clone(),
+        }
+    }
+}
+
+impl Bert {
+    /// The configuration that the model was built from.
+    pub fn config(&self) -> &BertConfig {
+        &self.config
+    }
+
+    /// Hidden states for token `ids` of shape `[batch, seq]`.
+    ///
+    /// `padding`, `[batch, seq]`, is true where a token only fills up its row; such positions are
+    /// attended by none. All tokens are of segment 0. The output has the virtual tokens of active
+    /// prompt adapters in front.
+    ///
+    /// # Panics
+    ///
+    /// If virtual tokens and `seq` together exceed the configuration's `max_position_embeddings`.
+    pub fn forward(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> BertOutput {
+        let (hidden, padding) = self.embeddings.forward(ids, padding);
+        BertOutput {
+            hidden: self.encoder.forward(hidden, padding),
+            virtual_tokens: self.embeddings.prompt.virtual_tokens(),
+        }
+    }
+}

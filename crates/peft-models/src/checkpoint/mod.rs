@@ -1,0 +1,275 @@
+//! Safetensors checkpoints, read one tensor at a time.
+//!
+//! Nothing is mapped into memory (that needs `unsafe`) and no file is held whole: a tensor is
+//! streamed from its place in the file into its `f32` values.
+
+mod fill;
+mod header;
+mod packed;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+use crate::LoadError;
+
+pub(crate) use fill::{fill, wanted};
+
+/// Bytes read at a time; a multiple of every element size.
+const CHUNK: usize = 1 << 16;
+
+/// How many names an error lists before it stops.
+const LISTED: usize = 12;
+
+/// One file of a checkpoint.
+pub(crate) struct Shard {
+    path: PathBuf,
+    file: File,
+}
+
+/// Bytes in a shard.
+#[derive(Clone, Copy)]
+pub(crate) struct Slice {
+    shard: usize,
+    offset: u64,
+    bytes: usize,
+}
+
+/// How a tensor's values are stored.
+enum Encoding {
+    Plain {
+        dtype: Dtype,
+        values: Slice,
+    },
+    /// 4-bit codes and one scale for each group of them: [`packed`].
+    Packed {
+        codes: Slice,
+        scales: Slice,
+    },
+}
+
+/// A tensor of the checkpoint.
+struct Stored {
+    /// Its name in the file.
+    name: String,
+    shape: Vec<usize>,
+    encoding: Encoding,
+}
+
+/// An opened checkpoint: the headers are read and checked, the values are not read yet.
+pub(crate) struct Checkpoint {
+    /// What errors call the whole: the file, or the index of the shards.
+    path: PathBuf,
+    shards: Vec<Shard>,
+    /// By the name that the caller gave them, see [`Checkpoint::open`].
+    tensors: BTreeMap<String, Stored>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in `dir`: `model.safetensors`, or the files that
+    /// `model.safetensors.index.json` lists. Tensors are known by `rename(name in the file)`.
+    pub(crate) fn open(dir: &Path, rename: impl Fn(&str) -> String) -> Result<Self, LoadError> {
+        let (path, shards, found) = header::open(dir)?;
+        let mut tensors = BTreeMap::new();
+        for stored in packed::unpack(dir, &path, found)? {
+            let name = rename(&stored.name);
+            if let Some(twin) = tensors.insert(name.clone(), stored) {
+                return Err(LoadError::Header {
+                    path,
+                    reason: format!("`{}` and another tensor both mean `{name}`", twin.name),
+                });
+            }
+        }
+        Ok(Self {
+            path,
+            shards,
+            tensors,
+        })
+    }
+
+    /// Whether there is a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Shape of a tensor, as upstream lays it out.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|stored| stored.shape.as_slice())
+    }
+
+    /// That the checkpoint holds exactly the tensors `wanted`, each of its shape, and besides them
+    /// only what is `harmless`. Reads no values.
+    pub(crate) fn check(
+        &self,
+        wanted: &[(String, Vec<usize>)],
+        harmless: impl Fn(&str) -> bool,
+    ) -> Result<(), LoadError> {
+        let missing: Vec<&str> = wanted
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .filter(|name| !self.has(name))
+            .collect();
+        if !missing.is_empty() {
+            let (path, count, names) = (self.path.clone(), missing.len(), listed(&missing));
+            return Err(LoadError::Missing { path, count, names });
+        }
+        let unexpected: Vec<&str> = self
+            .tensors
+            .iter()
+            .filter(|(name, _)| !harmless(name) && !wanted.iter().any(|(want, _)| want == *name))
+            .map(|(_, stored)| stored.name.as_str())
+            .collect();
+        if !unexpected.is_empty() {
+            let (path, count, names) = (self.path.clone(), unexpected.len(), listed(&unexpected));
+            return Err(LoadError::Unexpected { path, count, names });
+        }
+        for (name, expected) in wanted {
+            let stored = &self.tensors[name];
+            if stored.shape != *expected {
+                return Err(LoadError::Shape {
+                    path: self.path_of(stored),
+                    tensor: stored.name.clone(),
+                    expected: expected.clone(),
+                    found: stored.shape.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Values of a tensor in row-major order, all finite.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such tensor: [`check`](Self::check) comes first.
+    pub(crate) fn read(&mut self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let stored = &self.tensors[name];
+        let values = match stored.encoding {
+            Encoding::Plain { dtype, values } => {
+                let shard = &mut self.shards[values.shard];
+                read_plain(shard, values, dtype, &stored.name)?
+            }
+            Encoding::Packed { codes, scales } => {
+                let count = stored.shape.iter().product();
+                let shards = &mut self.shards;
+                packed::read(shards, codes, scales, count)?
+            }
+        };
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(index) => Err(LoadError::NotFinite {
+                path: self.path_of(stored),
+                tensor: stored.name.clone(),
+                index,
+                value: values[index],
+            }),
+        }
+    }
+
+    fn path_of(&self, stored: &Stored) -> PathBuf {
+        let (Encoding::Plain { values: slice, .. } | Encoding::Packed { codes: slice, .. }) =
+            stored.encoding;
+        self.shards[slice.shard].path.clone()
+    }
+}
+
+impl Shard {
+    fn error(&self, source: std::io::Error) -> LoadError {
+        LoadError::Io {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    /// Hands the bytes of `slice` to `take`, in chunks.
+    fn stream(&mut self, slice: Slice, mut take: impl FnMut(&[u8])) -> Result<(), LoadError> {
+        self.file
+            .seek(SeekFrom::Start(slice.offset))
+            .map_err(|source| self.error(source))?;
+        let mut buffer = vec![0; CHUNK.min(slice.bytes)];
+        let mut left = slice.bytes;
+        while left > 0 {
+            let chunk = &mut buffer[..CHUNK.min(left)];
+            self.file
+                .read_exact(chunk)
+                .map_err(|source| LoadError::Io {
+                    path: self.path.clone(),
+                    source,
+                })?;
+            take(chunk);
+            left -= chunk.len();
+        }
+        Ok(())
+    }
+}
+
+/// Values of a floating-point tensor, widened to `f32`.
+fn read_plain(
+    shard: &mut Shard,
+    slice: Slice,
+    dtype: Dtype,
+    name: &str,
+) -> Result<Vec<f32>, LoadError> {
+    let mut values: Vec<f32>;
+    match dtype {
+        Dtype::F32 => {
+            values = Vec::with_capacity(slice.bytes / 4);
+            shard.stream(slice, |bytes| {
+                values.extend(
+                    bytes
+                        .as_chunks::<4>()
+                        .0
+                        .iter()
+                        .map(|b| f32::from_le_bytes(*b)),
+                );
+            })?;
+        }
+        Dtype::F16 => {
+            values = Vec::with_capacity(slice.bytes / 2);
+            shard.stream(slice, |bytes| {
+                let halves = bytes.as_chunks::<2>().0.iter();
+                values.extend(halves.map(|b| f16::from_le_bytes(*b).to_f32()));
+            })?;
+        }
+        Dtype::BF16 => {
+            values = Vec::with_capacity(slice.bytes / 2);
+            shard.stream(slice, |bytes| {
+                let halves = bytes.as_chunks::<2>().0.iter();
+                values.extend(halves.map(|b| bf16::from_le_bytes(*b).to_f32()));
+            })?;
+        }
+        other => {
+            return Err(LoadError::Dtype {
+                path: shard.path.clone(),
+                tensor: name.to_string(),
+                found: other.to_string(),
+            });
+        }
+    }
+    Ok(values)
+}
+
+/// The first few names for an error message.
+fn listed(names: &[&str]) -> String {
+    let mut text = names[..names.len().min(LISTED)].join(", ");
+    if names.len() > LISTED {
+        text.push_str(", …");
+    }
+    text
+}
+
+/// A JSON file as a `T`.
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, LoadError> {
+    let text = std::fs::read(path).map_err(|source| LoadError::Io {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    serde_json::from_slice(&text).map_err(|source| LoadError::Json {
+        path: path.to_path_buf(),
+        source,
+    })
+}

@@ -1,0 +1,68 @@
+//! LoRA against Hugging Face PEFT 0.21.2: its checkpoints, outputs, merged outputs, gradients.
+
+use std::path::Path;
+
+use peft_conformance::golden;
+use peft_core::PeftModule;
+use peft_models::Bert;
+use peft_reparameterization::METHODS;
+
+const BASE: &str = "../peft-models/tests/golden/bert/base";
+const CASES: &str = "tests/golden";
+
+#[test]
+fn checkpoints_compute_what_upstream_computes() {
+    golden::check(
+        Path::new(BASE),
+        Path::new(CASES),
+        &[
+            "lora",
+            "lora_all_linear",
+            "lora_rslora",
+            "lora_patterns",
+            "lora_regex_layers",
+            "lora_layers_to_transform",
+            "lora_exclude",
+            "lora_embedding",
+            "lora_bias_all",
+            "lora_bias_lora_only",
+            "lora_modules_to_save",
+        ],
+        METHODS,
+        &[],
+    );
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused_and_not_misread() {
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let base = Bert::load(BASE, device).unwrap();
+    for (case, field) in [("lora_dora", "use_dora"), ("lora_bias", "lora_bias")] {
+        let refused = base
+            .load_adapter("x", Path::new(CASES).join(case), METHODS)
+            .unwrap_err();
+        assert!(refused.to_string().contains(field), "{refused}");
+    }
+}
+
+#[test]
+fn unknown_fields_of_a_configuration_are_written_back() {
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let base = Bert::load(BASE, device).unwrap();
+    let case = Path::new(CASES).join("lora");
+    let model = base.load_adapter("x", &case, METHODS).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter("x", dir.path()).unwrap();
+    let read = |dir: &Path| {
+        let text = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let (theirs, ours) = (read(&case), read(dir.path()));
+    for (field, value) in theirs.as_object().unwrap() {
+        match value.as_f64() {
+            // 12 and 12.0 are one number to upstream.
+            Some(number) => assert_eq!(ours[field].as_f64(), Some(number), "{field}"),
+            None => assert_eq!(&ours[field], value, "{field}"),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! BitFit: only biases train.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::{
+    Adapter, Common, Error, Family, Layout, Method, MethodInfo, Plan, Result, Selection, Targets,
+    TensorSpec, WeightAdapter, by_peft_type, config_from_json, config_to_json,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// BitFit's registration.
+pub static BITFIT: MethodInfo = MethodInfo {
+    name: "bitfit",
+    peft_type: "BITFIT",
+    title: "BitFit",
+    family: Family::Selective,
+    reference: "Ben Zaken et al. 2021, BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models, section 3",
+    identity_at_init: true,
+    mergeable: true,
+    parse: config_from_json::<BitFitConfig>,
+    recognises: by_peft_type,
+};
+
+/// The change of one bias: b + delta, delta starting at 0.
+#[derive(Module, Debug)]
+pub struct BiasDelta {
+    /// The difference, of the bias's shape.
+    pub delta: Param<Tensor<1>>,
+    #[module(skip)]
+    key: String,
+}
+
+impl Adapter for BiasDelta {
+    const METHOD: &'static str = "bitfit";
+
+    fn tensors(&self) -> Vec<TensorSpec> {
+        vec![TensorSpec::named("delta", &self.key)]
+    }
+}
+
+impl WeightAdapter for BiasDelta {
+    fn compose<const D: usize>(&self, bias: Tensor<D>) -> Tensor<D> {
+        let shape = bias.shape();
+        bias + self.delta.val().reshape(shape)
+    }
+}
+
+/// BitFit's configuration.
+///
+/// Targets select layers by name; by default every layer with a bias takes part, normalisation
+/// layers included, but not the output head: that is trained whole as a saved module.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BitFitConfig {
+    /// Layers whose biases train. Default: all but the head.
+    #[serde(flatten)]
+    pub targets: Targets,
+    /// Fields that every method has.
+    #[serde(flatten)]
+    pub common: Common,
+}
+
+impl BitFitConfig {
+    /// Every bias of the model.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the layers whose biases train, as in the paper's ablations (`["query",
+    /// "intermediate.dense"]` is its section 4.3).
+    #[must_use]
+    pub fn with_targets(mut self, targets: impl Into<Selection>) -> Self {
+        self.targets.target_modules = Some(targets.into());
+        self
+    }
+}
+
+impl Method for BitFitConfig {
+    fn info(&self) -> &'static MethodInfo {
+        &BITFIT
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn common_mut(&mut self) -> &mut Common {
+        &mut self.common
+    }
+
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        let everything = Selection::from(".*");
+        let by_default = self.targets.target_modules.is_none();
+        for layer in self
+            .targets
+            .select(layout, BITFIT.title, &everything, plan.strict())?
+        {
+            let Some(bias) = layout.param(layer, "bias") else {
+                continue;
+            };
+            if (by_default && layer.head) || bias.shape().len() != 1 {
+                continue;
+            }
+            let delta = plan
+                .init()
+                .zeros([bias.elements()], (&bias.device(), bias.dtype()));
+            plan.adapt_weight(
+                bias,
+                BiasDelta {
+                    delta,
+                    key: format!("{}.delta", bias.name),
+                },
+            );
+        }
+        if plan.is_empty() {
+            return Err(Error::config(
+                BITFIT.title,
+                "target_modules",
+                &self.targets.target_modules,
+                "none of these layers has a bias; models without biases need another method",
+            ));
+        }
+        Ok(())
+    }
+
+    fn to_json(&self) -> Value {
+        config_to_json(self, &BITFIT)
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}

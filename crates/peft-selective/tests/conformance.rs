@@ -1,0 +1,18 @@
+//! The battery, on selections. Full fine-tuning keeps no base and is no adapter: see
+//! `reference.rs`.
+
+use peft_core::ConfigExt as _;
+use peft_selective::{BitFitConfig, HeadOnlyConfig};
+
+peft_conformance::battery!(vec![
+    Case::new("bitfit", BitFitConfig::new()),
+    Case::new(
+        "bitfit on two layers",
+        BitFitConfig::new().with_targets(["query", "intermediate.dense"])
+    ),
+    Case::new(
+        "bitfit with a head",
+        BitFitConfig::new().with_modules_to_save(["classifier"])
+    ),
+    Case::new("head only", HeadOnlyConfig::new()),
+]);

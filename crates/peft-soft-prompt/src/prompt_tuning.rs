@@ -1,0 +1,226 @@
+//! Prompt tuning: virtual tokens before the embeddings.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+use peft_core::{
+    Adapter, Common, Error, Family, Layout, LayoutParam, LayoutSite, Method, MethodInfo, Plan,
+    PromptAdapter, Result, SiteKind, TensorSpec, by_peft_type, config_from_json, config_to_json,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Prompt tuning's registration.
+pub static PROMPT_TUNING: MethodInfo = MethodInfo {
+    name: "prompt-tuning",
+    peft_type: "PROMPT_TUNING",
+    title: "Prompt tuning",
+    family: Family::SoftPrompt,
+    reference: "Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, section 2",
+    identity_at_init: false,
+    mergeable: false,
+    parse: config_from_json::<PromptTuningConfig>,
+    recognises: by_peft_type,
+};
+
+/// The virtual tokens.
+#[derive(Module, Debug)]
+pub struct SoftPrompt {
+    /// Their embeddings, `[virtual_tokens, d]`.
+    pub embeddings: Param<Tensor<2>>,
+}
+
+impl Adapter for SoftPrompt {
+    const METHOD: &'static str = "prompt tuning";
+
+    fn tensors(&self) -> Vec<TensorSpec> {
+        vec![TensorSpec::root("embeddings", "prompt_embeddings")]
+    }
+}
+
+impl PromptAdapter for SoftPrompt {
+    fn prompt(&self) -> Tensor<2> {
+        self.embeddings.val()
+    }
+}
+
+/// Where the virtual tokens start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum PromptInit {
+    /// Normal with mean 0 and standard deviation 1, as torch initialises embeddings.
+    #[default]
+    Random,
+    /// The embeddings of tokens drawn from the vocabulary.
+    SampleVocab,
+    /// The embeddings of a text's tokens, repeated or cut to the number of virtual tokens.
+    Text,
+}
+
+/// Prompt tuning's configuration. Fields are called as in Hugging Face PEFT's
+/// `PromptTuningConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PromptTuningConfig {
+    /// How many virtual tokens. Default: 10. At least 1; each takes one of the model's positions.
+    #[serde(default = "default_virtual_tokens")]
+    pub num_virtual_tokens: usize,
+    /// Initial values. Default: random.
+    #[serde(default)]
+    pub prompt_tuning_init: PromptInit,
+    /// The text for [`PromptInit::Text`].
+    #[serde(default)]
+    pub prompt_tuning_init_text: Option<String>,
+    /// The text's token ids, without special tokens; not stored.
+    #[serde(skip)]
+    pub init_token_ids: Vec<u32>,
+    /// Width of the embeddings; recorded when attached.
+    #[serde(default)]
+    pub token_dim: Option<usize>,
+    /// Fields that every method has.
+    #[serde(flatten)]
+    pub common: Common,
+}
+
+fn default_virtual_tokens() -> usize {
+    10
+}
+
+impl PromptTuningConfig {
+    /// `num_virtual_tokens` random ones.
+    pub fn new(num_virtual_tokens: usize) -> Self {
+        Self {
+            num_virtual_tokens,
+            prompt_tuning_init: PromptInit::Random,
+            prompt_tuning_init_text: None,
+            init_token_ids: Vec::new(),
+            token_dim: None,
+            common: Common::default(),
+        }
+    }
+
+    /// Starts from the embeddings of tokens drawn from the vocabulary.
+    #[must_use]
+    pub fn with_sampled_vocabulary(mut self) -> Self {
+        self.prompt_tuning_init = PromptInit::SampleVocab;
+        self
+    }
+
+    /// Starts from the embeddings of `text`, whose `token_ids` the model's tokenizer gives
+    /// (without special tokens).
+    #[must_use]
+    pub fn with_text(mut self, text: impl Into<String>, token_ids: impl Into<Vec<u32>>) -> Self {
+        self.prompt_tuning_init = PromptInit::Text;
+        self.prompt_tuning_init_text = Some(text.into());
+        self.init_token_ids = token_ids.into();
+        self
+    }
+
+    /// The rows of the embedding table to start from; none for random values.
+    fn rows(&self, vocabulary: usize, plan: &mut Plan) -> Result<Option<Vec<usize>>> {
+        let tokens = self.num_virtual_tokens;
+        if let Some(id) = self
+            .init_token_ids
+            .iter()
+            .find(|id| **id as usize >= vocabulary)
+        {
+            return Err(self.refuse(
+                "init_token_ids",
+                id,
+                &format!("below {vocabulary}, the model's vocabulary"),
+            ));
+        }
+        Ok(match self.prompt_tuning_init {
+            PromptInit::Text => {
+                let ids = self.init_token_ids.iter().map(|id| *id as usize);
+                Some(ids.cycle().take(tokens).collect())
+            }
+            PromptInit::SampleVocab => Some(plan.init().indices(tokens, vocabulary)),
+            PromptInit::Random => None,
+        })
+    }
+
+    /// Initial embeddings, `[virtual_tokens, d]`.
+    fn draw(
+        &self,
+        site: &LayoutSite,
+        layout: &Layout,
+        plan: &mut Plan,
+    ) -> Result<Param<Tensor<2>>> {
+        let tokens = self.num_virtual_tokens;
+        // A checkpoint's values replace the initial ones, and its text is not tokenized again.
+        if plan.strict() && self.prompt_tuning_init != PromptInit::Random {
+            let table = table(site, layout).ok_or_else(|| {
+                let expected = "RANDOM: the model's site names no embedding table to start from (see `Site::with_name`)";
+                self.refuse("prompt_tuning_init", &self.prompt_tuning_init, expected)
+            })?;
+            if let Some(rows) = self.rows(table.shape()[0], plan)? {
+                let rows: Vec<i64> = rows.into_iter().map(|row| row as i64).collect();
+                let rows = TensorData::new(rows, [tokens]);
+                let rows = Tensor::<1, Int>::from_data(rows, &table.device());
+                return Ok(Param::from_tensor(
+                    table.value::<2>().select(0, rows).detach(),
+                ));
+            }
+        }
+        let like = layout.like();
+        Ok(plan
+            .init()
+            .normal([tokens, site.width], 1.0, (&like.0, like.1)))
+    }
+
+    fn refuse(&self, field: &'static str, value: impl std::fmt::Debug, expected: &str) -> Error {
+        Error::config(PROMPT_TUNING.title, field, value, expected)
+    }
+}
+
+/// The embedding table whose output a site sees.
+fn table<'a>(site: &LayoutSite, layout: &'a Layout) -> Option<&'a LayoutParam> {
+    let layer = layout.layers.iter().find(|layer| layer.name == site.name)?;
+    layout.param(layer, "weight")
+}
+
+impl Method for PromptTuningConfig {
+    fn info(&self) -> &'static MethodInfo {
+        &PROMPT_TUNING
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn common_mut(&mut self) -> &mut Common {
+        &mut self.common
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.num_virtual_tokens == 0 {
+            return Err(self.refuse("num_virtual_tokens", self.num_virtual_tokens, "at least 1"));
+        }
+        Ok(())
+    }
+
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        let mut sites = layout.sites_of(SiteKind::Embeddings).peekable();
+        if sites.peek().is_none() {
+            return Err(layout.no_site(PROMPT_TUNING.title, SiteKind::Embeddings));
+        }
+        let text = self.prompt_tuning_init == PromptInit::Text;
+        if text && plan.strict() && self.init_token_ids.is_empty() {
+            let expected = "give the text's tokens with `with_text`";
+            return Err(self.refuse("init_token_ids", &self.init_token_ids, expected));
+        }
+        for site in sites {
+            let embeddings = self.draw(site, layout, plan)?;
+            plan.note("token_dim", site.width);
+            plan.prepend(site, SoftPrompt { embeddings });
+        }
+        Ok(())
+    }
+
+    fn to_json(&self) -> Value {
+        config_to_json(self, &PROMPT_TUNING)
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}

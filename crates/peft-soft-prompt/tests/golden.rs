@@ -1,0 +1,18 @@
+//! Prompt tuning against Hugging Face PEFT 0.21.2: its checkpoint, outputs and gradients.
+
+use std::path::Path;
+
+use peft_conformance::golden;
+use peft_soft_prompt::METHODS;
+
+#[test]
+fn checkpoints_compute_what_upstream_computes() {
+    golden::check(
+        Path::new("../peft-models/tests/golden/bert/base"),
+        Path::new("tests/golden"),
+        &["prompt_tuning"],
+        METHODS,
+        // Upstream trains an embedding and saves what it returns.
+        &[("prompt_encoder.embedding.weight", "prompt_embeddings")],
+    );
+}

@@ -1,0 +1,42 @@
+//! Trainable parameters on MiniLM-L6 (d 384, feed-forward 1536, 6 layers, with pooler), heads
+//! excluded.
+
+use peft::additive::BottleneckConfig;
+use peft::core::{Method, PeftModule, device::cpu_devices};
+use peft::reparameterization::LoraConfig;
+use peft::selective::BitFitConfig;
+use peft::soft_prompt::PromptTuningConfig;
+use peft_models::{Bert, BertClassifier, BertConfig, Pooling};
+
+fn minilm_l6() -> BertClassifier {
+    let (_, device) = &cpu_devices()[0];
+    let mut config = BertConfig::tiny();
+    config.vocab_size = 30522;
+    config.hidden_size = 384;
+    config.num_hidden_layers = 6;
+    config.num_attention_heads = 12;
+    config.intermediate_size = 1536;
+    config.max_position_embeddings = 512;
+    let bert: Bert = config.init(device);
+    BertClassifier::new_head(bert, 2, Pooling::Mean, 0.0, device).unwrap()
+}
+
+#[test]
+fn counts_are_those_of_the_literature() {
+    let model = minilm_l6();
+    let head = 384 * 2 + 2;
+    assert_eq!(model.counts().total, 22_713_216 + head);
+    let cases: [(&dyn Method, usize); 6] = [
+        (&LoraConfig::new(8).with_targets(["query", "value"]), 73_728),
+        (&LoraConfig::new(8).with_excluded(["pooler.dense"]), 331_776),
+        (&BottleneckConfig::houlsby(), 226_080),
+        (&BottleneckConfig::pfeiffer(), 113_040),
+        (&BitFitConfig::new(), 26_112),
+        (&PromptTuningConfig::new(10), 3_840),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+        assert_eq!(counts.total, 22_713_216 + head + expected, "{method:?}");
+    }
+}

@@ -1,0 +1,167 @@
+//! The project's test command. CI calls it and nothing else.
+
+use crate::{
+    cargo::{self, cargo},
+    embedded,
+    error::Error,
+};
+use clap::ValueEnum;
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// The crates whose features choose the backend.
+const BACKEND_CRATES: [&str; 8] = [
+    "peft-core",
+    "peft-additive",
+    "peft-selective",
+    "peft-reparameterization",
+    "peft-soft-prompt",
+    "peft-models",
+    "peft-conformance",
+    "peft-compare",
+];
+
+/// One step of the check, in the order in which they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Step {
+    /// Formatting
+    Fmt,
+    /// Lints, on every target, with both CPU backends
+    Clippy,
+    /// Documentation without a warning
+    Doc,
+    /// Unit, integration, conformance, golden and documentation tests, with both CPU backends
+    Test,
+    /// The CUDA backend compiles; no GPU is needed
+    Cuda,
+    /// A short, real run of the comparison suite
+    Compare,
+}
+
+/// What to run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Run only this step; may be given more than once
+    #[arg(long, value_name = "STEP", value_enum)]
+    only: Vec<Step>,
+    /// Leave out the step `cuda`
+    #[arg(long)]
+    skip_cuda: bool,
+}
+
+/// Runs the steps and stops at the first that fails.
+///
+/// # Errors
+/// The step that failed, or what it needed and could not get.
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Error> {
+    let steps: Vec<Step> = Step::value_variants()
+        .iter()
+        .copied()
+        .filter(|step| arguments.only.is_empty() || arguments.only.contains(step))
+        .filter(|step| !(arguments.skip_cuda && *step == Step::Cuda))
+        .collect();
+    let mut times = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        let start = Instant::now();
+        eprintln!("\n[{}/{}] {}", index + 1, steps.len(), step.name());
+        step.run()?;
+        eprintln!(
+            "[{}/{}] {}: ok, {}",
+            index + 1,
+            steps.len(),
+            step.name(),
+            seconds(start.elapsed())
+        );
+        times.push(format!("{} {}", step.name(), seconds(start.elapsed())));
+    }
+    eprintln!("\nall steps passed: {}", times.join(", "));
+    Ok(())
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fmt => "fmt",
+            Self::Clippy => "clippy",
+            Self::Doc => "doc",
+            Self::Test => "test",
+            Self::Cuda => "cuda",
+            Self::Compare => "compare",
+        }
+    }
+
+    fn run(self) -> Result<(), Error> {
+        let features = both_cpu_backends();
+        match self {
+            Self::Fmt => self.execute(&mut cargo(["fmt", "--all", "--check"])),
+            Self::Clippy => {
+                let mut command = cargo(["clippy", "--release", "--workspace", "--all-targets"]);
+                self.execute(command.args(["--features", &features, "--", "-D", "warnings"]))
+            }
+            Self::Doc => {
+                let mut command = cargo(["doc", "--release", "--no-deps", "--workspace"]);
+                self.execute(command.env("RUSTDOCFLAGS", "-D warnings"))
+            }
+            Self::Test => {
+                let mut command = cargo(["test", "--release", "--workspace", "--no-fail-fast"]);
+                command
+                    .args(["--features", &features])
+                    .env(embedded::VARIABLE, embedded::folder()?);
+                self.execute(&mut command)
+            }
+            Self::Cuda => {
+                let mut command = cargo(["check", "--release"]);
+                command.args(BACKEND_CRATES.iter().flat_map(|package| ["-p", *package]));
+                self.execute(command.args(["--features", "cuda"]))
+            }
+            Self::Compare => self.compare(&features),
+        }
+    }
+
+    /// The workspace is built as the tests build it, so that no dependency is compiled twice.
+    fn compare(self, features: &str) -> Result<(), Error> {
+        let executable = cargo::build(
+            "peft-compare",
+            &["--workspace", "--bins", "--features", features],
+        )?;
+        let out =
+            tempfile::tempdir().map_err(Error::io("create a folder in", std::env::temp_dir()))?;
+        let mut command = cargo::ours(&executable)?;
+        command.env(embedded::VARIABLE, embedded::folder()?);
+        self.execute(
+            command
+                .current_dir(cargo::root())
+                .args(["--suite", "smoke", "--out"])
+                .arg(out.path()),
+        )
+    }
+
+    fn execute(self, command: &mut Command) -> Result<(), Error> {
+        eprintln!("  {}", cargo::show(command));
+        let status = command.status().map_err(|source| Error::Run {
+            command: cargo::show(command),
+            source,
+        })?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Error::Step {
+                step: self.name(),
+                status,
+            })
+        }
+    }
+}
+
+/// `flex` is the default feature of each crate; this adds the other.
+fn both_cpu_backends() -> String {
+    BACKEND_CRATES
+        .map(|package| format!("{package}/ndarray"))
+        .join(",")
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}

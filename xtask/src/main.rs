@@ -1,0 +1,128 @@
+//! The project's own commands, `cargo xtask …`.
+//!
+//! Thin on purpose: it links no model, no tensor and no network code. It builds the program that does the work, tells
+//! it where models and data are, and becomes it.
+
+mod cargo;
+mod check;
+mod embedded;
+mod error;
+
+use clap::{Parser, Subcommand};
+use error::Error;
+use std::{ffi::OsString, process::ExitCode};
+
+/// The project's own commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", version)]
+struct Arguments {
+    /// Cargo features for the program that is built, for example `cuda`
+    #[arg(long, value_name = "FEATURES")]
+    features: Option<String>,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Compare methods on a model and a task (`cargo xtask compare --help` for its options)
+    #[command(disable_help_flag = true)]
+    Compare {
+        /// Passed on to `peft-compare`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Write the report of earlier runs again
+    #[command(disable_help_flag = true)]
+    Report {
+        /// Passed on to `peft-compare report`: the folder with the results
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Fetch models and data sets; without a name, list them (`cargo xtask fetch --help` for its options)
+    #[command(disable_help_flag = true)]
+    Fetch {
+        /// Passed on to `peft-fetch`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Everything that CI checks: formatting, lints, documentation, tests, the CUDA build, a short comparison
+    Check(check::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
+    let features = arguments.features.as_deref();
+    match &arguments.task {
+        Task::Compare { arguments } => compare(features, &[], arguments),
+        Task::Report { arguments } => compare(features, &["report"], arguments),
+        Task::Fetch { arguments } => {
+            let executable = build("peft-fetch", features)?;
+            let mut command = std::process::Command::new(executable);
+            command.args(arguments);
+            cargo::hand_over(command)
+        }
+        Task::Check(arguments) => check::run(arguments).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn compare(features: Option<&str>, first: &[&str], rest: &[OsString]) -> Result<ExitCode, Error> {
+    let mut command = cargo::ours(&build("peft-compare", features)?)?;
+    command.args(first).args(rest);
+    cargo::hand_over(command)
+}
+
+fn build(package: &str, features: Option<&str>) -> Result<std::path::PathBuf, Error> {
+    let mut selection = vec!["-p", package, "--bin", package];
+    selection.extend(
+        features
+            .into_iter()
+            .flat_map(|features| ["--features", features]),
+    );
+    cargo::build(package, &selection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_the_program_are_passed_on_untouched() {
+        let words = [
+            "xtask",
+            "--features",
+            "cuda",
+            "compare",
+            "--suite",
+            "smoke",
+            "--help",
+            "-n",
+            "3",
+            "--",
+            "x",
+        ];
+        let arguments = Arguments::try_parse_from(words).unwrap();
+        assert_eq!(arguments.features.as_deref(), Some("cuda"));
+        let Task::Compare { arguments } = arguments.task else {
+            panic!("{arguments:?}")
+        };
+        assert_eq!(arguments[..3], ["--suite", "smoke", "--help"]);
+        assert_eq!(arguments[3..5], ["-n", "3"]);
+    }
+}
