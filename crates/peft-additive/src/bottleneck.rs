@@ -57,6 +57,7 @@ fn parse(json: &Value, preset: BottleneckConfig) -> Result<Box<dyn Method>> {
 
 /// Configuration of bottleneck adapters. Fields are called as in AdapterHub's `BnConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "upstream's fields")]
 pub struct BottleneckConfig {
     /// The hidden size over the bottleneck's. Default: 16. Above 0.
     pub reduction_factor: f64,

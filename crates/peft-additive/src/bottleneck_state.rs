@@ -95,11 +95,9 @@ impl HiddenAdapter for Bottleneck {
         let rows = seen.reshape([batch * tokens, width]);
         let down = rows.matmul(self.down.val()) + self.down_bias.val().unsqueeze();
         let up = self.activation.apply(down).matmul(self.up.val()) + self.up_bias.val().unsqueeze();
-        let up = if self.scaling == 1.0 {
-            up
-        } else {
-            up * self.scaling
-        };
+        // One pass over the state less for the usual 1.
+        let scaled = (self.scaling - 1.0).abs() > f64::EPSILON;
+        let up = if scaled { up * self.scaling } else { up };
         kept + self.dropout.forward(up).reshape([batch, tokens, width])
     }
 }

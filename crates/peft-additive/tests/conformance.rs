@@ -21,3 +21,26 @@ peft_conformance::battery!(vec![
             .with_modules_to_save(["classifier"])
     ),
 ]);
+
+/// A model without sites.
+#[derive(burn::module::Module, Debug)]
+struct NoSites {
+    layer: burn::nn::Linear,
+}
+
+#[test]
+fn a_model_without_sites_is_refused_and_left_as_it_was() {
+    use peft_core::{Error, PeftModule};
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let model = NoSites {
+        layer: burn::nn::LinearConfig::new(4, 4).init(device),
+    };
+    let refused = model.attach("a", &BottleneckConfig::houlsby()).unwrap_err();
+    assert!(matches!(refused, Error::NoSite { .. }), "{refused}");
+    assert!(
+        refused.to_string().contains("attention output"),
+        "{refused}"
+    );
+    assert!(model.adapters().is_empty());
+    assert!(model.layout().params.iter().all(|param| param.trainable));
+}

@@ -45,6 +45,15 @@ pub enum ModelSource {
 }
 
 impl ModelSource {
+    /// Where it comes from, for reports.
+    pub fn source(&self) -> String {
+        match self {
+            Self::Embedded { .. } => "crate pocket-encoder 0.1.2, 4-bit matrices".into(),
+            Self::Asset { name } => format!("asset {name}"),
+            Self::Folder { path } => path.display().to_string(),
+        }
+    }
+
     /// The model's name for tables.
     pub fn name(&self) -> String {
         match self {
@@ -134,12 +143,22 @@ pub struct Training {
     pub epochs: usize,
     /// Rows per step.
     pub batch_size: usize,
+    /// Factor of every method's learning rates: short runs want larger ones. Default: 1.
+    #[serde(default = "one")]
+    pub learning_rate_factor: f64,
+    /// Whether rows of like length share a batch, which saves padding. Default: no.
+    #[serde(default)]
+    pub group_by_length: bool,
     /// Share of the steps in which the learning rate rises; it falls linearly after.
     pub warmup: f64,
     /// `AdamW`'s decoupled weight decay.
     pub weight_decay: f64,
     /// Largest norm of all gradients together.
     pub clip_norm: f64,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 /// A model, data, a split, a metric.
@@ -220,7 +239,7 @@ pub struct Suite {
     pub seeds: Vec<u64>,
     /// How learning rates are chosen.
     pub tune: Tune,
-    /// Minutes that it should take on 2 cores.
+    /// Minutes that it is meant to take on 2 cores; a dry run says so.
     pub budget_minutes: f64,
     /// What it shows and what it cannot.
     pub analysis: String,
@@ -332,7 +351,13 @@ impl Definitions {
     /// [`Error::Unknown`].
     pub fn chosen(&self, choice: &MethodChoice) -> Result<Vec<&MethodEntry>> {
         let named = match choice {
-            MethodChoice::All(_) => return Ok(self.methods.iter().collect()),
+            MethodChoice::All(word) if word == "all" => return Ok(self.methods.iter().collect()),
+            MethodChoice::All(word) => {
+                return Err(Error::Definition {
+                    file: "suites.toml".into(),
+                    reason: format!("methods = \"{word}\": write \"all\" or a list of names"),
+                });
+            }
             MethodChoice::Named(named) => named,
         };
         for name in named {

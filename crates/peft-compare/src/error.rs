@@ -46,6 +46,12 @@ pub enum Error {
         /// The last words of its process.
         reason: String,
     },
+    /// Another comparison is writing there.
+    #[error("{out}: another comparison is running into this folder; wait for it, or give another --out", out = out.display())]
+    Busy {
+        /// The folder of results.
+        out: PathBuf,
+    },
     /// Stopped by the user.
     #[error("stopped after {done} of {total} runs; the same command goes on from there")]
     Stopped {

@@ -26,6 +26,50 @@ pub struct Job {
     pub seed: u64,
     /// Device, as in `flex`.
     pub device: String,
+    /// What the run reads, by content.
+    pub inputs: Inputs,
+}
+
+/// What a run reads, by content, and what carries it out: results of other rows, other weights or
+/// another release are never taken for this run's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// SHA-256 of the rows.
+    pub data: String,
+    /// SHA-256 of the model's files.
+    pub model: String,
+    /// Release of this crate.
+    pub peft: String,
+}
+
+impl Inputs {
+    /// Those of a task.
+    ///
+    /// # Errors
+    ///
+    /// Missing or unexpected data, an unreadable model folder.
+    pub fn of(task: &Task) -> Result<Self> {
+        let data = rows(task)?.0.digest();
+        let folder = model_folder(&task.model)?;
+        let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
+            .map_err(io(&folder))?
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .filter(|path| {
+                let extension = path.extension().unwrap_or_default();
+                extension == "json" || extension == "safetensors"
+            })
+            .collect();
+        files.sort();
+        let mut model = Sha256::new();
+        for path in files {
+            model.update(std::fs::read(&path).map_err(io(&path))?);
+        }
+        Ok(Self {
+            data,
+            model: hex(&model.finalize()),
+            peft: env!("CARGO_PKG_VERSION").to_string(),
+        })
+    }
 }
 
 /// What came out of a job. Scores are NaN where training diverged.
@@ -107,6 +151,18 @@ impl Job {
         let mut config = self.method.config.clone();
         config.insert("peft_type".into(), info.peft_type.into());
         let mut method = (info.parse)(&Value::Object(config))?;
+        let unknown: Vec<_> = method.common().unknown.keys().map(String::as_str).collect();
+        if !unknown.is_empty() {
+            return Err(Error::Definition {
+                file: "methods.toml".into(),
+                reason: format!(
+                    "method `{}`: {} has no field {}",
+                    self.method.name,
+                    info.title,
+                    unknown.join(", "),
+                ),
+            });
+        }
         let heads = heads.iter().map(ToString::to_string).collect();
         method.common_mut().modules_to_save = Some(heads);
         Ok(method)
@@ -133,11 +189,13 @@ impl Job {
 
 /// SHA-256 of a JSON value, the first 16 bytes in hex.
 pub fn hash(value: &Value) -> String {
-    let digest = Sha256::digest(value.to_string().as_bytes());
-    digest[..16]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&Sha256::digest(value.to_string().as_bytes()))
+}
+
+/// The first 16 bytes in hex.
+fn hex(digest: &[u8]) -> String {
+    let half = digest.first_chunk().expect("SHA-256 has 32 bytes");
+    format!("{:032x}", u128::from_be_bytes(*half))
 }
 
 /// Environment variable with the folder of the embedded model; `cargo xtask compare` sets it.
@@ -311,13 +369,7 @@ impl Outcome {
     /// [`Error::Io`].
     pub fn write(&self, dir: &Path) -> Result<()> {
         let path = Self::path(dir, &self.job.id());
-        std::fs::create_dir_all(dir).map_err(io(dir))?;
-        let file = tempfile::NamedTempFile::new_in(dir).map_err(io(dir))?;
-        serde_json::to_writer_pretty(&file, self)
-            .map_err(|error| io(&path)(std::io::Error::other(error)))?;
-        file.as_file().sync_all().map_err(io(&path))?;
-        file.persist(&path)
-            .map_err(|error| io(&path)(error.error))?;
-        Ok(())
+        let json = serde_json::to_string_pretty(self).expect("plain data");
+        crate::record::write_atomically(&path, json.as_bytes()).map_err(io(&path))
     }
 }

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use peft_compare::definition::{
     DataSource, Definitions, MethodChoice, ModelSource, Rule, SplitRule, Task, Tune,
 };
-use peft_compare::job::{Job, rows};
+use peft_compare::job::Job;
 use peft_compare::record::RunRecord;
 use peft_compare::suite::Order;
 use peft_compare::{Error, report, train};
@@ -152,7 +152,7 @@ fn compare(options: Compare) -> Result<(), Error> {
         suite.methods = MethodChoice::Named(methods.clone());
     }
     if let Some(seeds) = &options.seeds {
-        suite.seeds = seeds.clone();
+        suite.seeds.clone_from(seeds);
     }
     if options.no_tune {
         suite.tune = Tune::None;
@@ -179,6 +179,7 @@ fn compare(options: Compare) -> Result<(), Error> {
         task.max_len = options.max_len.unwrap_or(task.max_len);
         task.split.train = options.train.or(task.split.train);
     }
+    order.prepare()?;
     if options.dry_run {
         print!("{}", order.plan()?);
         return Ok(());
@@ -226,7 +227,6 @@ fn own_task(
         },
         ..like
     };
-    rows(&task)?;
     Ok(task)
 }
 

@@ -1,6 +1,7 @@
 //! Plans the jobs of a suite, runs what is missing in processes of their own, chooses learning
 //! rates on the dev split, and writes records.
 
+use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::definition::{Definitions, MethodEntry, Suite, Task, Tune, family_key, overridden};
 use crate::error::io;
-use crate::job::{Job, Outcome, hash, model_folder, rows};
+use crate::job::{Inputs, Job, Outcome, hash, model_folder, rows};
 use crate::record::{Method, Metric, Model, Rows, RunRecord, SCHEMA, Trial};
 use crate::{Error, Result};
 
@@ -27,6 +28,8 @@ pub struct Order {
     pub device: String,
     /// Folder of the results.
     pub out: PathBuf,
+    /// What the tasks read, by their names; filled by [`prepare`](Self::prepare).
+    inputs: HashMap<String, Inputs>,
 }
 
 impl Order {
@@ -51,6 +54,7 @@ impl Order {
                 .collect(),
             device: device.to_string(),
             out: out.to_path_buf(),
+            inputs: HashMap::new(),
         })
     }
 
@@ -61,22 +65,76 @@ impl Order {
             learning_rate,
             seed,
             device: self.device.clone(),
+            inputs: self.inputs.get(&task.name).cloned().unwrap_or_default(),
         }
     }
 
-    /// The learning rates that are tried.
-    fn grid<'a>(&self, method: &'a MethodEntry) -> &'a [f64] {
-        let rates = &method.learning_rates;
+    /// Reads what the tasks need and refuses all that can be refused, before any time is spent.
+    ///
+    /// # Errors
+    ///
+    /// Settings that cannot work, data or models that are not here or not what is expected,
+    /// configurations that their method refuses.
+    pub fn prepare(&mut self) -> Result<()> {
+        let refuse = |reason: &str| {
+            Err(Error::Definition {
+                file: format!("suite {}", self.suite.name),
+                reason: reason.into(),
+            })
+        };
+        if self.suite.seeds.is_empty() {
+            return refuse("seeds: there must be one at least");
+        }
+        if self.tasks.is_empty() || self.methods.is_empty() {
+            return refuse("there must be a task and a method at least");
+        }
+        for task in &self.tasks {
+            let training = &task.training;
+            let positive = [training.learning_rate_factor, training.clip_norm];
+            if training.epochs == 0 || training.batch_size == 0 || task.max_len < 3 {
+                return refuse("epochs and batch_size must be at least 1, max_len at least 3");
+            }
+            if !positive.iter().all(|value| *value > 0.0) || !(0.0..1.0).contains(&training.warmup)
+            {
+                return refuse(
+                    "learning_rate_factor and clip_norm must be above 0, warmup in [0, 1)",
+                );
+            }
+        }
+        for task in self.tasks.clone() {
+            self.inputs.insert(task.name.clone(), Inputs::of(&task)?);
+            for method in &self.methods {
+                self.job(&task, method, 1.0, 0)
+                    .configured(&["classifier"])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The learning rates that are tried on a task.
+    fn grid(&self, task: &Task, method: &MethodEntry) -> Vec<f64> {
+        let rates = method.learning_rates.iter().map(|rate| {
+            let rate = rate * task.training.learning_rate_factor;
+            // 3e-4 times 3 is 9e-4 and not 8.999999999999999e-4.
+            format!("{rate:.3e}").parse().unwrap_or(rate)
+        });
+        let rates: Vec<f64> = rates.collect();
         match self.suite.tune {
             Tune::FirstSeed => rates,
-            Tune::None => &rates[rates.len() / 2..=rates.len() / 2],
+            Tune::None => vec![rates[rates.len() / 2]],
         }
     }
 
     /// How many runs there are, trials included: the winning trial is the first seed's run.
     fn total(&self) -> usize {
-        let runs = |method| self.grid(method).len() + self.suite.seeds.len() - 1;
-        self.tasks.len() * self.methods.iter().map(runs).sum::<usize>()
+        let runs = |task, method| self.grid(task, method).len() + self.suite.seeds.len() - 1;
+        let of_task = |task| {
+            self.methods
+                .iter()
+                .map(|method| runs(task, method))
+                .sum::<usize>()
+        };
+        self.tasks.iter().map(of_task).sum()
     }
 
     fn jobs_dir(&self) -> PathBuf {
@@ -119,8 +177,8 @@ impl Order {
             );
             for method in &self.methods {
                 let mut done = 0;
-                let grid = self.grid(method);
-                for rate in grid {
+                let grid = self.grid(task, method);
+                for rate in &grid {
                     let job = self.job(task, method, *rate, self.suite.seeds[0]);
                     if let Some(outcome) = Outcome::read(&self.jobs_dir(), &job.id()) {
                         done += 1;
@@ -167,13 +225,14 @@ impl Order {
     /// [`Error::Stopped`] when `stop` was set: what is finished is kept. [`Error::Job`] with the
     /// last words of a failed run.
     pub fn run(&self, stop: &AtomicBool) -> Result<Vec<RunRecord>> {
-        // Everything that can be refused is refused before the first hour is spent.
-        for task in &self.tasks {
-            model_folder(&task.model)?;
-            rows(task)?;
-            for method in &self.methods {
-                self.job(task, method, 1.0, 0).configured(&["classifier"])?;
-            }
+        // Two at once would do the work twice and spoil each other's timings.
+        std::fs::create_dir_all(&self.out).map_err(io(&self.out))?;
+        let path = self.out.join(".lock");
+        let lock = std::fs::File::create(&path).map_err(io(&path))?;
+        if lock.try_lock().is_err() {
+            return Err(Error::Busy {
+                out: self.out.clone(),
+            });
         }
         let progress = Progress::new(self.total());
         let mut records = Vec::new();
@@ -196,8 +255,8 @@ impl Order {
     ) -> Result<Vec<RunRecord>> {
         let first = self.suite.seeds[0];
         let mut trials = Vec::new();
-        for rate in self.grid(method) {
-            trials.push(self.outcome(&self.job(task, method, *rate, first), progress, stop)?);
+        for rate in self.grid(task, method) {
+            trials.push(self.outcome(&self.job(task, method, rate, first), progress, stop)?);
         }
         // The first of equals: the smaller rate, as grids rise.
         let best = trials
@@ -225,7 +284,7 @@ impl Order {
     fn outcome(&self, job: &Job, progress: &Progress, stop: &AtomicBool) -> Result<Outcome> {
         let id = job.id();
         if let Some(outcome) = Outcome::read(&self.jobs_dir(), &id) {
-            progress.known();
+            progress.known(&outcome);
             return Ok(outcome);
         }
         let stopped = || Error::Stopped {
@@ -237,7 +296,7 @@ impl Order {
         }
         progress.start(&job.label());
         let mut child = self.spawn(job)?;
-        let last = follow(&mut child, progress);
+        let last = follow(&mut child, progress, stop);
         let status = child.wait().map_err(io(&self.out))?;
         if stop.load(Ordering::SeqCst) {
             return Err(stopped());
@@ -283,7 +342,7 @@ impl Order {
             model: Model {
                 name: job.task.model.name(),
                 parameters: outcome.model_parameters,
-                source: model_folder(&job.task.model)?.display().to_string(),
+                source: job.task.model.source(),
             },
             method: Method {
                 name: job.method.name.clone(),
@@ -329,31 +388,34 @@ impl Order {
 }
 
 /// Reads a job's messages until it ends; returns its last words of trouble.
-fn follow(child: &mut Child, progress: &Progress) -> Option<String> {
-    // The job says little on stderr, so it cannot block while stdout is read.
-    let stdout = child.stdout.take()?;
-    for line in BufReader::new(stdout).lines().map_while(|line| line.ok()) {
-        let mut fields = line
+fn follow(child: &mut Child, progress: &Progress, stop: &AtomicBool) -> Option<String> {
+    let (stdout, mut stderr) = (child.stdout.take()?, child.stderr.take()?);
+    // Read beside the progress: a full pipe would block the job.
+    let words = std::thread::spawn(move || {
+        let mut words = Vec::new();
+        let _ = std::io::copy(&mut stderr, &mut words);
+        String::from_utf8_lossy(&words).into_owned()
+    });
+    for line in BufReader::new(stdout)
+        .lines()
+        .map_while(std::result::Result::ok)
+    {
+        let fields: Vec<f64> = line
             .split_whitespace()
-            .filter_map(|field| field.parse::<f64>().ok());
-        if let (Some(step), Some(steps), Some(loss)) = (fields.next(), fields.next(), fields.next())
-        {
+            .filter_map(|field| field.parse().ok())
+            .collect();
+        if let [step, steps, loss] = fields[..] {
             progress.step(step as u64, steps as u64, loss);
         }
+        if stop.load(Ordering::SeqCst) {
+            // The job may not have been told: a signal to this process alone is not passed on.
+            let _ = child.kill();
+        }
     }
-    let words = std::io::read_to_string(child.stderr.take()?).unwrap_or_default();
-    let words = words.trim();
-    (!words.is_empty()).then(|| {
-        words
-            .lines()
-            .rev()
-            .take(12)
-            .collect::<Vec<_>>()
-            .into_iter()
-            .rev()
-            .collect::<Vec<_>>()
-            .join("\n")
-    })
+    let words = words.join().unwrap_or_default();
+    let lines: Vec<&str> = words.trim().lines().collect();
+    let last = lines[lines.len().saturating_sub(12)..].join("\n");
+    (!last.is_empty()).then_some(last)
 }
 
 /// A bar with the time left; plain lines where there is no terminal.
@@ -363,6 +425,10 @@ struct Progress {
     done: std::cell::Cell<usize>,
     /// Finished by this process, for the time left.
     ran: std::cell::Cell<(usize, f64)>,
+    /// The revision that runs now.
+    revision: String,
+    /// Whether older runs were pointed out.
+    warned: std::cell::Cell<bool>,
 }
 
 impl Progress {
@@ -380,6 +446,8 @@ impl Progress {
             total,
             done: std::cell::Cell::new(0),
             ran: std::cell::Cell::new((0, 0.0)),
+            revision: crate::environment::git().revision,
+            warned: std::cell::Cell::new(false),
         }
     }
 
@@ -394,8 +462,23 @@ impl Progress {
             .set_prefix(format!("{}/{}", self.done(), self.total));
     }
 
-    fn known(&self) {
+    fn known(&self, outcome: &Outcome) {
         self.advance();
+        let now = &self.revision;
+        if outcome.git.revision != *now && !self.warned.replace(true) {
+            let then = &outcome.git.revision;
+            self.say(&format!(
+                "note: some runs here are from revision {then}, this is {now}; give another --out to run all anew"
+            ));
+        }
+    }
+
+    fn say(&self, text: &str) {
+        if self.bar.is_hidden() {
+            eprintln!("{text}");
+        } else {
+            self.bar.println(text);
+        }
     }
 
     fn left(&self) -> String {

@@ -12,6 +12,7 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 
+use crate::definition::Training;
 use crate::job::{Job, Outcome};
 use crate::measure;
 use crate::record::{Counts, Epoch, Latency, Memory, StepTime};
@@ -101,7 +102,7 @@ pub fn run(job: &Job, mut progress: impl FnMut(Progress) -> bool) -> Result<Outc
         &mut progress,
     )?;
     let memory = Memory {
-        peak_bytes: measure::peak(),
+        peak_bytes: trained.peak_bytes,
         baseline_bytes,
     };
 
@@ -154,6 +155,7 @@ struct Trained {
     curve: Vec<Epoch>,
     step_s: Vec<f64>,
     tokens: usize,
+    peak_bytes: u64,
 }
 
 fn train(
@@ -178,11 +180,11 @@ fn train(
     let mut trained = (Vec::new(), Vec::new(), 0_usize);
     let (curve, step_s, tokens) = (&mut trained.0, &mut trained.1, &mut trained.2);
     let mut step = 0;
+    let mut peak_bytes = 0;
     for epoch in 1..=settings.epochs {
-        train.shuffle(&mut order);
         let mut total = 0.0;
-        for chunk in train.chunks(settings.batch_size) {
-            let ((ids, padding), labels) = rows.batch(chunk, tokenizer, &device);
+        for chunk in batches(&mut train, rows, settings, &mut order) {
+            let ((ids, padding), labels) = rows.batch(&chunk, tokenizer, &device);
             let count = ids.dims().iter().product::<usize>();
             let start = Instant::now();
             let loss = loss_of.forward(model.forward(ids, padding), labels);
@@ -208,7 +210,10 @@ fn train(
             }
         }
         let train_loss = total / train.len() as f64;
+        // The peak is that of training: evaluation has other batches.
+        peak_bytes = peak_bytes.max(measure::peak());
         let dev = evaluate(&model, rows, dev, tokenizer, &inner);
+        measure::reset_peak();
         let dev = if train_loss.is_finite() {
             dev
         } else {
@@ -226,7 +231,32 @@ fn train(
         curve,
         step_s,
         tokens,
+        peak_bytes,
     })
+}
+
+/// One epoch's batches, in random order. Grouped by length, rows are sorted within blocks of
+/// eight batches, so that batches still differ from epoch to epoch.
+fn batches(
+    train: &mut [usize],
+    rows: &Rows,
+    settings: &Training,
+    order: &mut StdRng,
+) -> Vec<Vec<usize>> {
+    train.shuffle(order);
+    if settings.group_by_length {
+        for block in train.chunks_mut(8 * settings.batch_size) {
+            block.sort_by_key(|row| rows.tokens[*row].len());
+        }
+    }
+    let mut batches: Vec<_> = train
+        .chunks(settings.batch_size)
+        .map(<[usize]>::to_vec)
+        .collect();
+    if settings.group_by_length {
+        batches.shuffle(order);
+    }
+    batches
 }
 
 /// Linear rise over the first `warmup` of the steps, linear fall to 0 after, as the peer's.
@@ -376,7 +406,7 @@ mod tests {
 
     #[test]
     fn the_schedule_rises_and_falls_like_the_peers() {
-        assert_eq!(schedule(0, 100, 0.1), 0.0);
+        assert!(schedule(0, 100, 0.1).abs() < 1e-12);
         assert!((schedule(5, 100, 0.1) - 0.5).abs() < 1e-12);
         assert!((schedule(10, 100, 0.1) - 1.0).abs() < 1e-12);
         assert!((schedule(55, 100, 0.1) - 0.5).abs() < 1e-12);

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
 use peft_core::{Error, Family, Method, MethodInfo, PeftModule, checkpoint};
-use safetensors::SafeTensors;
+use peft_models::BertClassifier;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 
 use crate::fixture::{Fixture, base_values, farthest};
 
@@ -21,65 +24,27 @@ pub struct Law {
     pub check: fn(&Fixture, &dyn Method) -> Verdict,
 }
 
-/// All laws, in the order of the battery.
-pub const LAWS: &[Law] = &[
-    Law {
-        name: "identity_at_init",
-        check: identity_at_init,
-    },
-    Law {
-        name: "gradients",
-        check: gradients,
-    },
-    Law {
-        name: "training",
-        check: training,
-    },
-    Law {
-        name: "disabled",
-        check: disabled,
-    },
-    Law {
-        name: "merged",
-        check: merged,
-    },
-    Law {
-        name: "unmerged_exactly",
-        check: unmerged_exactly,
-    },
-    Law {
-        name: "saved",
-        check: saved,
-    },
-    Law {
-        name: "adapter_file",
-        check: adapter_file,
-    },
-    Law {
-        name: "names",
-        check: names,
-    },
-    Law {
-        name: "detached",
-        check: detached,
-    },
-    Law {
-        name: "several",
-        check: several,
-    },
-    Law {
-        name: "damaged_files",
-        check: damaged_files,
-    },
-    Law {
-        name: "counts",
-        check: counts,
-    },
-    Law {
-        name: "devices_agree",
-        check: devices_agree,
-    },
-];
+/// Calls a macro with the names of all laws, so that they are listed once.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! for_each_law {
+    ($($callback:ident)::+!()) => {
+        $($callback)::+! {
+            identity_at_init, gradients, training, disabled, merged, unmerged_exactly, saved,
+            adapter_file, names, detached, several, damaged_files, counts, records, moved,
+            devices_agree
+        }
+    };
+}
+
+macro_rules! table {
+    ($($law:ident),*) => {
+        /// All laws, in the order of the battery.
+        pub const LAWS: &[Law] = &[$(Law { name: stringify!($law), check: $law }),*];
+    };
+}
+
+for_each_law!(table!());
 
 /// The law called `name`.
 ///
@@ -119,7 +84,7 @@ fn identity_at_init(fixture: &Fixture, method: &dyn Method) -> Verdict {
 struct Received<'a> {
     gradients: &'a Gradients,
     path: Vec<String>,
-    received: Vec<String>,
+    reached: Vec<String>,
     wanted: Vec<String>,
 }
 
@@ -137,7 +102,7 @@ impl ModuleVisitor for Received<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let name = self.path.join(".");
         if param.base().grad(self.gradients).is_some() {
-            self.received.push(name.clone());
+            self.reached.push(name.clone());
         }
         if param.is_require_grad() && name.contains('<') {
             self.wanted.push(name);
@@ -152,7 +117,7 @@ fn gradients(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let mut found = Received {
         gradients: &gradients,
         path: vec![],
-        received: vec![],
+        reached: vec![],
         wanted: vec![],
     };
     model.visit(&mut found);
@@ -160,10 +125,10 @@ fn gradients(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let outside = |name: &String| !name.contains("pooler");
     let wanted: Vec<_> = found.wanted.into_iter().filter(outside).collect();
     ensure(!wanted.is_empty(), || "nothing is trained".into())?;
-    ensure(found.received == wanted, || {
+    ensure(found.reached == wanted, || {
         format!(
             "gradients reach {:?}, the adapter trains {wanted:?}",
-            found.received
+            found.reached
         )
     })
 }
@@ -285,13 +250,18 @@ fn saved(fixture: &Fixture, method: &dyn Method) -> Verdict {
     })
 }
 
-/// The tensors of a saved adapter, by key, as f32.
-fn file_tensors(dir: &std::path::Path) -> Result<BTreeMap<String, Vec<u8>>, String> {
-    let name = [checkpoint::MODEL_FILE, checkpoint::ADAPTERHUB_FILE]
+/// The file of a saved adapter's tensors.
+fn tensor_file(dir: &Path) -> Result<PathBuf, String> {
+    [checkpoint::MODEL_FILE, checkpoint::ADAPTERHUB_FILE]
         .into_iter()
-        .find(|name| dir.join(name).exists())
-        .ok_or("no tensor file was written")?;
-    let bytes = fs::read(dir.join(name)).map_err(|error| error.to_string())?;
+        .map(|name| dir.join(name))
+        .find(|path| path.exists())
+        .ok_or_else(|| "no tensor file was written".into())
+}
+
+/// The tensors of a saved adapter, by key, as bytes.
+fn file_tensors(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    let bytes = fs::read(tensor_file(dir)?).map_err(|error| error.to_string())?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| error.to_string())?;
     Ok(file
         .iter()
@@ -407,89 +377,138 @@ fn several(fixture: &Fixture, method: &dyn Method) -> Verdict {
     }
 }
 
-/// Damaged files are refused, each with the file's name in the message.
+/// Damaged files are refused with words that name what is wrong, and leave the model as it was.
 fn damaged_files(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     let model = fixture.trained(NAME, method)?;
     model.save_adapter(NAME, dir.path()).map_err(text)?;
-    let name = [checkpoint::MODEL_FILE, checkpoint::ADAPTERHUB_FILE]
-        .into_iter()
-        .find(|name| dir.path().join(name).exists())
-        .ok_or("no tensor file was written")?;
-    let path = dir.path().join(name);
+    let path = tensor_file(dir.path())?;
+    let file = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let good = fs::read(&path).map_err(|error| error.to_string())?;
     let config_path = dir.path().join(checkpoint::CONFIG_FILE);
     let config = fs::read(&config_path).map_err(|error| error.to_string())?;
+    let state = |model: &BertClassifier| {
+        (
+            fixture.outputs(model),
+            model.counts(),
+            model.adapters(),
+            base_values(model),
+        )
+    };
+    let (before, on_disk) = (state(&model), fs::read(&path).ok());
 
-    let refused = |what: &str| -> Verdict {
-        match fixture
-            .base
-            .load_adapter(NAME, dir.path(), &registered(method))
-        {
-            Ok(_) => Err(format!("{what} was loaded")),
-            Err(error) => ensure(error.to_string().contains("adapter"), || {
-                format!("{what}: the message does not name the file: {error}")
-            }),
+    let refused = |what: &str, fragments: &[&str]| -> Verdict {
+        // Under a new name, on a model that has an adapter already.
+        let error = match model.load_adapter("second", dir.path(), &registered(method)) {
+            Ok(_) => return Err(format!("{what} was loaded")),
+            Err(error) => error.to_string(),
+        };
+        for fragment in fragments {
+            ensure(error.contains(fragment), || {
+                format!("{what}: no `{fragment}` in: {error}")
+            })?;
         }
+        ensure(state(&model) == before, || {
+            format!("{what} changed the model")
+        })
     };
-    let write = |path: &std::path::Path, bytes: &[u8]| {
-        fs::write(path, bytes).map_err(|error| error.to_string())
-    };
+    let write = |path: &Path, bytes: &[u8]| fs::write(path, bytes).map_err(|e| e.to_string());
+    let key = first_key(&good)?;
+
     write(&path, &good[..good.len() - 1])?;
-    refused("a truncated file")?;
+    refused("a truncated file", &[&file, "safetensors"])?;
+    write(&path, &[])?;
+    refused("an empty file", &[&file, "safetensors"])?;
+    write(&path, &u64::MAX.to_le_bytes())?;
+    refused("a header of 16 EiB", &[&file, "safetensors"])?;
+    let nan = |tensor: &mut Loose| tensor.data[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    write(&path, &transformed(&good, |tensors| nan(&mut tensors[0]))?)?;
+    refused("a file with NaN", &[&file, "NaN"])?;
     write(
         &path,
-        &rewritten(&good, |_, data| {
-            data[..4].copy_from_slice(&f32::NAN.to_le_bytes())
-        })?,
+        &transformed(&good, |tensors| tensors[0].shape.insert(0, 1))?,
     )?;
-    refused("a file with NaN")?;
-    write(&path, &renamed(&good, |key| format!("{key}.x"))?)?;
-    refused("a file with other names")?;
-    write(&path, &u64::MAX.to_le_bytes())?;
-    refused("a header of 16 EiB")?;
+    refused("a tensor of another shape", &[&file, &key, "shape"])?;
+    write(
+        &path,
+        &transformed(&good, |tensors| tensors[0].key.push_str(".x"))?,
+    )?;
+    refused("a tensor under another name", &[&file, &key, "missing"])?;
+    let extra = Loose {
+        key: "extra".into(),
+        data: vec![0; 4],
+        dtype: Dtype::F32,
+        shape: vec![1],
+    };
+    write(&path, &transformed(&good, |tensors| tensors.push(extra))?)?;
+    refused("a tensor that belongs nowhere", &[&file, "extra"])?;
+    write(
+        &path,
+        &transformed(&good, |tensors| tensors[0].dtype = Dtype::I32)?,
+    )?;
+    refused("a tensor of integers", &[&file, &key, "I32"])?;
     write(&path, &good)?;
     write(&config_path, b"{\"peft_type\": \"NO_SUCH_METHOD\"}")?;
-    refused("an unknown method")?;
+    refused(
+        "an unknown method",
+        &[checkpoint::CONFIG_FILE, "NO_SUCH_METHOD"],
+    )?;
     write(&config_path, &config[..config.len() / 2])?;
-    refused("half a configuration")?;
+    refused("half a configuration", &[checkpoint::CONFIG_FILE, "JSON"])?;
+    fs::remove_file(&config_path).map_err(|error| error.to_string())?;
+    refused(
+        "a folder without a configuration",
+        &[checkpoint::CONFIG_FILE],
+    )?;
     write(&config_path, &config)?;
+    ensure(fs::read(&path).ok() == on_disk, || {
+        "reading changed the file".into()
+    })?;
     let loaded = fixture
         .base
         .load_adapter(NAME, dir.path(), &registered(method))
         .map_err(text)?;
-    ensure(fixture.outputs(&loaded) == fixture.outputs(&model), || {
+    ensure(fixture.outputs(&loaded) == before.0, || {
         "outputs changed".into()
     })
 }
 
-fn rewritten(file: &[u8], mut change: impl FnMut(&str, &mut Vec<u8>)) -> Result<Vec<u8>, String> {
-    transformed(file, |key, data| {
-        change(key, data);
-        key.to_string()
-    })
+/// One tensor of a file, to be damaged.
+struct Loose {
+    key: String,
+    data: Vec<u8>,
+    dtype: Dtype,
+    shape: Vec<usize>,
 }
 
-fn renamed(file: &[u8], rename: impl Fn(&str) -> String) -> Result<Vec<u8>, String> {
-    transformed(file, |key, _| rename(key))
+/// The key that a file lists first.
+fn first_key(file: &[u8]) -> Result<String, String> {
+    let mut key = String::new();
+    transformed(file, |tensors| key.clone_from(&tensors[0].key))?;
+    Ok(key)
 }
 
-fn transformed(
-    file: &[u8],
-    mut change: impl FnMut(&str, &mut Vec<u8>) -> String,
-) -> Result<Vec<u8>, String> {
+/// A file with its tensors changed; the first one is never empty.
+fn transformed(file: &[u8], change: impl FnOnce(&mut Vec<Loose>)) -> Result<Vec<u8>, String> {
     let file = SafeTensors::deserialize(file).map_err(|error| error.to_string())?;
-    let tensors: Vec<_> = file
+    let mut tensors: Vec<Loose> = file
         .iter()
-        .map(|(key, view)| {
-            let mut data = view.data().to_vec();
-            let key = change(key, &mut data);
-            (key, data, view.dtype(), view.shape().to_vec())
+        .map(|(key, view)| Loose {
+            key: key.to_string(),
+            data: view.data().to_vec(),
+            dtype: view.dtype(),
+            shape: view.shape().to_vec(),
         })
         .collect();
-    let views = tensors.iter().map(|(key, data, dtype, shape)| {
-        let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), data);
-        (key.as_str(), view.expect("shape and data are unchanged"))
+    tensors.sort_by(|a, b| a.key.cmp(&b.key));
+    change(&mut tensors);
+    let views = tensors.iter().map(|tensor| {
+        let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.data);
+        (tensor.key.as_str(), view.expect("shape and data still fit"))
     });
     safetensors::serialize(views, None).map_err(|error| error.to_string())
 }
@@ -536,6 +555,69 @@ fn counts(fixture: &Fixture, method: &dyn Method) -> Verdict {
     ensure(model.valid().train().counts() == counts, || {
         "counts differ after train()".into()
     })
+}
+
+/// Burn's own records carry an adapted model: loaded into another with the same adapter attached,
+/// outputs are the same, with the adapter and without.
+fn records(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let model = fixture.trained(NAME, method)?;
+    fixture.device.seed(992);
+    let other = fixture.base.attach(NAME, method).map_err(text)?;
+    let loaded = other.load_record(model.clone().into_record());
+    ensure(fixture.outputs(&loaded) == fixture.outputs(&model), || {
+        "outputs changed".into()
+    })?;
+    let off = loaded.disable_adapters().map_err(text)?;
+    ensure(
+        fixture.outputs(&off) == fixture.outputs(&fixture.base),
+        || "disabled outputs are not the base's".into(),
+    )
+}
+
+/// A model that was attached to without autodiff, moved, or put to inference and back, still
+/// trains its adapter alone.
+fn moved(fixture: &Fixture, method: &dyn Method) -> Verdict {
+    let before = base_values(&fixture.base);
+    let attached = fixture.base.attach(NAME, method).map_err(text)?;
+    let device = fixture.device.clone().autodiff();
+    let models = [
+        (
+            "attached without autodiff",
+            fixture
+                .base
+                .valid()
+                .attach(NAME, method)
+                .map_err(text)?
+                .train(),
+        ),
+        ("forked", attached.clone().fork(&device)),
+        ("put to inference and back", attached.valid().train()),
+    ];
+    for (what, model) in models {
+        let gradients = fixture.loss(&model).backward();
+        let mut found = Received {
+            gradients: &gradients,
+            path: vec![],
+            reached: vec![],
+            wanted: vec![],
+        };
+        model.visit(&mut found);
+        let stray = found.reached.iter().find(|name| !name.contains('<'));
+        ensure(stray.is_none(), || {
+            format!("{what}: a gradient reaches {stray:?}")
+        })?;
+        ensure(!found.reached.is_empty(), || {
+            format!("{what}: no gradient reaches the adapter")
+        })?;
+        let (model, losses) = fixture.train(model, 3, 5e-3);
+        ensure(losses[2] < losses[0], || {
+            format!("{what}: losses {losses:?}")
+        })?;
+        ensure(base_values(&model) == before, || {
+            format!("{what}: the base changed")
+        })?;
+    }
+    Ok(())
 }
 
 /// A saved adapter gives the same outputs on every device.

@@ -68,35 +68,25 @@ pub fn check(law: &Law, cases: &[Case]) {
 #[macro_export]
 macro_rules! battery {
     ($cases:expr) => {
-        $crate::battery!(@each $cases =>
-            identity_at_init, gradients, training, disabled, merged, unmerged_exactly, saved,
-            adapter_file, names, detached, several, damaged_files, counts, devices_agree);
-
-        #[test]
-        fn the_battery_is_complete() {
-            $crate::assert_complete(&[
-                "identity_at_init", "gradients", "training", "disabled", "merged",
-                "unmerged_exactly", "saved", "adapter_file", "names", "detached", "several",
-                "damaged_files", "counts", "devices_agree",
-            ]);
+        fn cases() -> Vec<$crate::Case> {
+            use $crate::Case;
+            $cases
         }
-    };
-    (@each $cases:expr => $($law:ident),*) => {
-        $(
-            #[test]
-            fn $law() {
-                use $crate::Case;
-                $crate::check($crate::law(stringify!($law)), &$cases);
-            }
-        )*
+
+        $crate::for_each_law!(peft_conformance::tests!());
     };
 }
 
-/// Fails if the macro's list of laws is not the real one.
-pub fn assert_complete(names: &[&str]) {
-    let laws: Vec<_> = LAWS.iter().map(|law| law.name).collect();
-    assert_eq!(
-        names, laws,
-        "`battery!` and `LAWS` must list the same laws in the same order"
-    );
+/// One test for each law, for cases given by a function `cases`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! tests {
+    ($($law:ident),*) => {
+        $(
+            #[test]
+            fn $law() {
+                $crate::check($crate::law(stringify!($law)), &cases());
+            }
+        )*
+    };
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
@@ -172,7 +172,8 @@ impl ModuleVisitor for Export<'_> {
             .unwrap_or_else(|| panic!("the adapter's `tensors()` does not list `{field}`"));
         let data = param.val().into_data();
         let data = if *transposed { transpose(data) } else { data };
-        self.out.insert(key.clone(), data);
+        let other = self.out.insert(key.clone(), data);
+        assert!(other.is_none(), "two places of the adapter write `{key}`");
     }
 }
 
@@ -220,7 +221,8 @@ impl ModuleMapper for Fill<'_> {
                 .get_or_insert(format!("tensor `{key}` is missing"));
             return param;
         };
-        let mut expected = param.dims().to_vec();
+        // Before the parameter takes memory: its shape comes from a file that may say anything.
+        let mut expected = param.lazy_shape().to_vec();
         if *transposed {
             expected.reverse();
         }
@@ -231,13 +233,22 @@ impl ModuleMapper for Fill<'_> {
             ));
             return param;
         }
-        self.used.push(key.clone());
-        let data = data.clone();
-        let data = if *transposed { transpose(data) } else { data };
+        let data = if *transposed {
+            transpose(data.clone())
+        } else {
+            data.clone()
+        };
         let (device, dtype) = (param.device(), param.dtype());
+        let data = data.convert_dtype(dtype);
+        if !data.iter::<f64>().all(f64::is_finite) {
+            self.problem
+                .get_or_insert(format!("tensor `{key}` does not fit into {dtype:?}"));
+            return param;
+        }
+        self.used.push(key.clone());
         param.map(|old| {
             let grad = old.is_require_grad();
-            Tensor::from_data(data.convert_dtype(dtype), (&device, dtype)).set_require_grad(grad)
+            Tensor::from_data(data, (&device, dtype)).set_require_grad(grad)
         })
     }
 }
@@ -261,16 +272,6 @@ pub(crate) fn fill(
     };
     adapter.module_mut().map(&mut FromDyn(&mut fill));
     fill.problem.map_or(Ok(()), Err)
-}
-
-/// A checkpoint folder's content.
-#[derive(Debug)]
-pub(crate) struct Checkpoint {
-    pub(crate) config_path: PathBuf,
-    pub(crate) model_path: PathBuf,
-    pub(crate) style: Style,
-    pub(crate) config: Value,
-    pub(crate) tensors: BTreeMap<String, TensorData>,
 }
 
 fn io(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
@@ -310,20 +311,10 @@ pub fn read_config(dir: &Path) -> Result<Value> {
     Ok(config)
 }
 
-/// Reads a checkpoint folder, checking all that can be checked without a model.
-pub(crate) fn read(dir: &Path) -> Result<Checkpoint> {
-    let config = read_config(dir)?;
-    let style = Style::of(&config);
-    let model_path = dir.join(style.file());
-    let bytes = fs::read(&model_path).map_err(io(&model_path))?;
-    let tensors = parse_tensors(&model_path, &bytes)?;
-    Ok(Checkpoint {
-        config_path: dir.join(CONFIG_FILE),
-        model_path,
-        style,
-        config,
-        tensors,
-    })
+/// Reads the tensors of a checkpoint, checking all that can be checked without a model.
+pub(crate) fn read_tensors(path: &Path) -> Result<BTreeMap<String, TensorData>> {
+    let bytes = fs::read(path).map_err(io(path))?;
+    parse_tensors(path, &bytes)
 }
 
 fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, TensorData>> {
@@ -391,10 +382,15 @@ fn prepare_tensors(
 /// A temporary file beside `path` with all of `bytes` on the disk.
 fn prepare(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile> {
     let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".peft-")
-        .tempfile_in(dir)
-        .map_err(io(path))?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".peft-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        // Like any new file, not like a secret: the umask applies.
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(dir).map_err(io(path))?;
     file.write_all(bytes)
         .and_then(|()| file.as_file().sync_all())
         .map_err(io(path))?;

@@ -7,7 +7,7 @@
 
 use std::any::Any;
 
-use burn::module::{Devices, Flag, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Devices, Flag, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use crate::adapter::{Adapter, HiddenAdapter, PromptAdapter, Surroundings, WeightAdapter};
@@ -18,6 +18,10 @@ use crate::checkpoint::TensorSpec;
 macro_rules! with_rank {
     ($rank:expr, $d:ident => $body:expr) => {
         match $rank {
+            0 => {
+                const $d: usize = 0;
+                $body
+            }
             1 => {
                 const $d: usize = 1;
                 $body
@@ -40,6 +44,14 @@ macro_rules! with_rank {
             }
             6 => {
                 const $d: usize = 6;
+                $body
+            }
+            7 => {
+                const $d: usize = 7;
+                $body
+            }
+            8 => {
+                const $d: usize = 8;
                 $body
             }
             rank => unreachable!("no Burn layer has a parameter of rank {rank}"),
@@ -282,42 +294,58 @@ pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
     fn collect_devices(&self, devices: Devices) -> Devices;
 }
 
+/// A typed adapter; absent only while it is being changed, so that no second handle on its
+/// tensors keeps an optimizer from updating them in place.
 #[derive(Clone, Debug)]
-struct Typed<A>(A);
+struct Typed<A>(Option<A>);
+
+impl<A: Adapter> Typed<A> {
+    fn state(&self) -> &A {
+        self.0
+            .as_ref()
+            .expect("present but for the moment of a change")
+    }
+
+    fn change(&mut self, change: impl FnOnce(A) -> A) {
+        self.0 = self.0.take().map(change);
+    }
+}
 
 impl<A: Adapter> ErasedModule for Typed<A> {
     fn method(&self) -> &'static str {
         A::METHOD
     }
     fn tensors(&self) -> Vec<TensorSpec> {
-        self.0.tensors()
+        self.state().tensors()
     }
     fn as_any(&self) -> &dyn Any {
-        &self.0
+        self.state()
     }
     fn as_any_mut(&mut self) -> &mut dyn Any {
-        &mut self.0
+        self.0
+            .as_mut()
+            .expect("present but for the moment of a change")
     }
     fn visit(&self, visitor: &mut dyn DynVisitor) {
-        self.0.visit(&mut ToDyn(visitor));
+        self.state().visit(&mut ToDyn(visitor));
     }
     fn map(&mut self, mapper: &mut dyn DynMapper) {
-        self.0 = self.0.clone().map(&mut ToDyn(mapper));
+        self.change(|state| state.map(&mut ToDyn(mapper)));
     }
     fn to_device(&mut self, device: &Device) {
-        self.0 = self.0.clone().to_device(device);
+        self.change(|state| state.to_device(device));
     }
     fn fork(&mut self, device: &Device) {
-        self.0 = self.0.clone().fork(device);
+        self.change(|state| state.fork(device));
     }
     fn train(&mut self) {
-        self.0 = self.0.clone().train();
+        self.change(Module::train);
     }
     fn valid(&mut self) {
-        self.0 = self.0.valid();
+        self.change(|state| state.valid());
     }
     fn collect_devices(&self, devices: Devices) -> Devices {
-        self.0.collect_devices(devices)
+        self.state().collect_devices(devices)
     }
 }
 
@@ -332,19 +360,19 @@ pub(crate) trait ErasedWeight: ErasedModule {
 
 impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     fn compose(&self, base: AnyTensor) -> AnyTensor {
-        with_rank!(base.rank(), D => AnyTensor::new(self.0.compose(base.get::<D>())))
+        with_rank!(base.rank(), D => AnyTensor::new(self.state().compose(base.get::<D>())))
     }
     fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
-        self.0.linear(input, inner)
+        self.state().linear(input, inner)
     }
     fn embedding(&self, ids: Tensor<2, Int>, inner: &InnerEmbedding<'_>) -> Tensor<3> {
-        self.0.embedding(ids, inner)
+        self.state().embedding(ids, inner)
     }
     fn conv2d(&self, input: Tensor<4>, inner: &InnerConv2d<'_>) -> Tensor<4> {
-        self.0.conv2d(input, inner)
+        self.state().conv2d(input, inner)
     }
     fn changed(&self, base: usize) -> usize {
-        self.0.changed(base)
+        self.state().changed(base)
     }
     fn boxed(&self) -> Box<dyn ErasedWeight> {
         Box::new(self.clone())
@@ -358,7 +386,7 @@ pub(crate) trait ErasedHidden: ErasedModule {
 
 impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
     fn forward(&self, hidden: Tensor<3>, around: &Surroundings<'_>) -> Tensor<3> {
-        self.0.forward(hidden, around)
+        self.state().forward(hidden, around)
     }
     fn boxed(&self) -> Box<dyn ErasedHidden> {
         Box::new(self.clone())
@@ -372,7 +400,7 @@ pub(crate) trait ErasedPrompt: ErasedModule {
 
 impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
     fn prompt(&self) -> Tensor<2> {
-        self.0.prompt()
+        self.state().prompt()
     }
     fn boxed(&self) -> Box<dyn ErasedPrompt> {
         Box::new(self.clone())
@@ -399,13 +427,13 @@ impl Clone for AnyAdapter {
 
 impl AnyAdapter {
     pub(crate) fn weight(adapter: impl WeightAdapter) -> Self {
-        Self::Weight(Box::new(Typed(adapter)))
+        Self::Weight(Box::new(Typed(Some(adapter))))
     }
     pub(crate) fn hidden(adapter: impl HiddenAdapter) -> Self {
-        Self::Hidden(Box::new(Typed(adapter)))
+        Self::Hidden(Box::new(Typed(Some(adapter))))
     }
     pub(crate) fn prompt(adapter: impl PromptAdapter) -> Self {
-        Self::Prompt(Box::new(Typed(adapter)))
+        Self::Prompt(Box::new(Typed(Some(adapter))))
     }
 
     /// The part that does not depend on the place.

@@ -162,17 +162,6 @@ pub enum Error {
         found: String,
     },
 
-    /// An adapter was made for a parameter of another shape.
-    #[error("`{place}` has shape {found:?}, the adapter needs {expected}")]
-    Shape {
-        /// The place.
-        place: String,
-        /// Shape found.
-        found: Vec<usize>,
-        /// What would be right.
-        expected: String,
-    },
-
     /// A file could not be read or written.
     #[error("{path}: {source}", path = path.display())]
     Io {

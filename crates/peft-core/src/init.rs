@@ -1,6 +1,6 @@
 //! Initial values, the same on every backend.
 
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Distribution, Shape, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -12,15 +12,21 @@ use rand::{RngExt, SeedableRng};
 /// as elsewhere in Burn.
 #[derive(Debug)]
 pub struct Init {
-    rng: StdRng,
+    /// None for adapters whose values a checkpoint will replace.
+    rng: Option<StdRng>,
 }
 
 impl Init {
     /// From a seed.
     pub fn new(seed: u64) -> Self {
         Self {
-            rng: StdRng::seed_from_u64(seed),
+            rng: Some(StdRng::seed_from_u64(seed)),
         }
+    }
+
+    /// Of parameters that take no memory until a checkpoint gives them their values.
+    pub(crate) fn blank() -> Self {
+        Self { rng: None }
     }
 
     /// From the device's own random numbers.
@@ -41,9 +47,7 @@ impl Init {
         bound: f64,
         like: (&Device, DType),
     ) -> Param<Tensor<D>> {
-        let bound = bound as f32;
-        let rng = &mut self.rng;
-        param(shape, || (rng.random::<f32>() * 2.0 - 1.0) * bound, like)
+        self.param(shape, like, |rng| (rng.random::<f64>() * 2.0 - 1.0) * bound)
     }
 
     /// Torch's default for linear layers, `kaiming_uniform_(a = sqrt(5))`: uniform with bound
@@ -64,17 +68,12 @@ impl Init {
         std: f64,
         like: (&Device, DType),
     ) -> Param<Tensor<D>> {
-        let rng = &mut self.rng;
         // Box–Muller, one of the pair: initial values are few.
-        param(
-            shape,
-            || {
-                let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-                let angle = std::f64::consts::TAU * rng.random::<f64>();
-                (radius * angle.cos() * std) as f32
-            },
-            like,
-        )
+        self.param(shape, like, |rng| {
+            let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+            let angle = std::f64::consts::TAU * rng.random::<f64>();
+            radius * angle.cos() * std
+        })
     }
 
     /// Zeros.
@@ -83,32 +82,38 @@ impl Init {
         shape: [usize; D],
         like: (&Device, DType),
     ) -> Param<Tensor<D>> {
-        param(shape, || 0.0, like)
+        self.param(shape, like, |_| 0.0)
     }
 
     /// `count` different indices below `below`, or with repetition where there are not enough.
     pub fn indices(&mut self, count: usize, below: usize) -> Vec<usize> {
-        if count <= below {
-            rand::seq::index::sample(&mut self.rng, below, count).into_vec()
-        } else {
-            (0..count)
-                .map(|_| self.rng.random_range(0..below))
-                .collect()
+        match &mut self.rng {
+            None => Vec::new(),
+            Some(rng) if count <= below => rand::seq::index::sample(rng, below, count).into_vec(),
+            Some(rng) => (0..count).map(|_| rng.random_range(0..below)).collect(),
         }
     }
-}
 
-fn param<const D: usize>(
-    shape: [usize; D],
-    mut value: impl FnMut() -> f32,
-    (device, dtype): (&Device, DType),
-) -> Param<Tensor<D>> {
-    let count = shape.iter().product();
-    let values: Vec<f32> = (0..count).map(|_| value()).collect();
-    let data = TensorData::new(values, Shape::from(shape.to_vec()));
-    // A packed base has no float type of its own.
-    let dtype = if dtype.is_float() { dtype } else { DType::F32 };
-    Param::from_tensor(Tensor::from_data(data, (device, dtype)))
+    fn param<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        (device, dtype): (&Device, DType),
+        mut value: impl FnMut(&mut StdRng) -> f64,
+    ) -> Param<Tensor<D>> {
+        // A packed base has no float type of its own.
+        let dtype = if dtype.is_float() { dtype } else { DType::F32 };
+        let Some(rng) = &mut self.rng else {
+            let zeros = move |device: &Device, require_grad| {
+                Tensor::zeros(shape, (device, dtype)).set_require_grad(require_grad)
+            };
+            let shape = Shape::from(shape.to_vec());
+            return Param::uninitialized(ParamId::new(), zeros, device.clone(), true, shape);
+        };
+        let count = shape.iter().product();
+        let values: Vec<f32> = (0..count).map(|_| value(rng) as f32).collect();
+        let data = TensorData::new(values, Shape::from(shape.to_vec()));
+        Param::from_tensor(Tensor::from_data(data, (device, dtype)))
+    }
 }
 
 #[cfg(test)]

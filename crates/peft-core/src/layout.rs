@@ -168,7 +168,7 @@ impl Layout {
                 .params
                 .push(layout_param(param, layer, field, &layout.layers[layer]));
         }
-        for site in found.sites.iter() {
+        for site in &found.sites {
             let mut name = upstream(&found, &site.path);
             name.pop();
             if !site.head.name.is_empty() {
@@ -221,9 +221,10 @@ impl Layout {
                 kinds.push(kind);
             }
         }
-        let available = match kinds.is_empty() {
-            true => String::new(),
-            false => format!(" (it has {})", kinds.join(", ")),
+        let available = if kinds.is_empty() {
+            String::new()
+        } else {
+            format!(" (it has {})", kinds.join(", "))
         };
         Error::NoSite {
             method,
@@ -281,9 +282,10 @@ fn upstream(found: &Found, path: &[String]) -> Vec<String> {
                 .names
                 .iter()
                 .filter(|(holder, _)| index >= holder.len() && path.starts_with(holder))
-                .map(|(_, names)| names.rename(segment))
-                .find(|renamed| renamed != segment)
-                .unwrap_or(segment)
+                .map(|(holder, names)| (holder.len(), names.rename(segment)))
+                .filter(|(_, renamed)| renamed != segment)
+                .max_by_key(|(depth, _)| *depth)
+                .map_or(segment.as_str(), |(_, renamed)| renamed)
                 .to_string()
         })
         .collect()

@@ -239,10 +239,11 @@ struct Replace<'a> {
 
 impl ModuleMapper for Replace<'_> {
     fn enter_module(&mut self, name: &str, container: &str) {
-        if name == SEGMENT && (container == REPARAMETERIZATION || container == SITE) {
-            if let Some(stack) = self.edits.stacks.remove(&self.path.join(".")) {
-                swap(Slot::Offered(stack));
-            }
+        if name == SEGMENT
+            && (container == REPARAMETERIZATION || container == SITE)
+            && let Some(stack) = self.edits.stacks.remove(&self.path.join("."))
+        {
+            swap(Slot::Offered(stack));
         }
         self.path.push(name.to_string());
     }

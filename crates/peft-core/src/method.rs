@@ -9,7 +9,7 @@ use crate::adapter::{HiddenAdapter, PromptAdapter, WeightAdapter};
 use crate::erased::AnyAdapter;
 use crate::init::Init;
 use crate::layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
-use crate::saved::{self, SavedParam};
+use crate::saved::SavedParam;
 use crate::site::SiteKind;
 use crate::targets::is_suffix;
 use crate::{Error, Result};
@@ -288,17 +288,14 @@ impl Plan {
     }
 
     /// Trains a copy of a parameter in its place, as `modules_to_save` does; the base keeps its
-    /// value. Counted as a saved module. Nothing happens where the parameter itself trains, or a
-    /// copy is planned already.
+    /// value. Counted as a saved module. Other adapters
+    /// planned there are dropped; nothing happens where the parameter itself trains.
     pub fn save_param(&mut self, layout: &Layout, param: &LayoutParam) {
-        let copied = |planned: &PlannedAdapter| planned.path == param.path && is_copy(planned);
-        if self.trained_in_place.contains(&param.path) || self.adapters.iter().any(copied) {
+        if self.trained_in_place.contains(&param.path) {
             return;
         }
-        // A bias of a saved module is trained with it.
-        let bias = |planned: &PlannedAdapter| planned.adapter.module().method() == saved::BIAS;
-        self.adapters
-            .retain(|planned| planned.path != param.path || !bias(planned));
+        // What is trained whole needs no adapter besides, as upstream has it.
+        self.adapters.retain(|planned| planned.path != param.path);
         self.push(
             &param.path,
             SavedParam::of_module(param, is_transposed(layout, param)),
@@ -334,8 +331,10 @@ impl Plan {
     }
 
     /// Plans the copies that `modules_to_save` and the task ask for.
-    pub(crate) fn save_modules(&mut self, common: &Common, layout: &Layout) -> Result<()> {
+    pub(crate) fn save_modules(&mut self, method: &dyn Method, layout: &Layout) -> Result<()> {
+        let common = method.common();
         let named = common.modules_to_save.as_deref().unwrap_or_default();
+        let mut unmatched = Vec::new();
         for name in named {
             let mut found = false;
             for param in &layout.params {
@@ -345,31 +344,41 @@ impl Plan {
                     self.save_param(layout, param);
                 }
             }
-            // Upstream lists both of its two usual names for heads.
-            let usual = ["classifier", "score"];
-            let other = usual
-                .iter()
-                .any(|other| named.iter().any(|n| n == other && n != name));
-            if !found && !(usual.contains(&name.as_str()) && other) {
-                return Err(Error::NoModuleToSave {
-                    name: name.clone(),
-                    available: layout.listing(),
-                });
+            if !found {
+                unmatched.push(name);
             }
         }
-        if common.task_type.as_deref() == Some("SEQ_CLS") {
-            for param in &layout.params {
-                if layout.layer_of(param).head {
-                    self.save_param(layout, param);
-                }
+        // Upstream lists both of its usual names for heads, and a model has one of them.
+        let usual = |name: &String| name == "classifier" || name == "score";
+        let other = named
+            .iter()
+            .any(|name| usual(name) && !unmatched.contains(&name));
+        if let Some(name) = unmatched.into_iter().find(|name| !(other && usual(name))) {
+            let available = layout.listing();
+            return Err(Error::NoModuleToSave {
+                name: name.clone(),
+                available,
+            });
+        }
+        let task = common.task_type.as_deref();
+        if let Some(task @ ("SEQ_CLS" | "TOKEN_CLS" | "QUESTION_ANS")) = task {
+            let mut heads = layout
+                .params
+                .iter()
+                .filter(|param| layout.layer_of(param).head)
+                .peekable();
+            if heads.peek().is_none() && named.is_empty() && self.strict {
+                return Err(Error::config(
+                    method.info().title,
+                    "task_type",
+                    task,
+                    "such a task trains the head: name it in modules_to_save, as this model does not say which it is",
+                ));
             }
+            heads.for_each(|param| self.save_param(layout, param));
         }
         Ok(())
     }
-}
-
-fn is_copy(planned: &PlannedAdapter) -> bool {
-    planned.adapter.module().method() == saved::MODULE
 }
 
 /// Whether upstream stores the parameter transposed.

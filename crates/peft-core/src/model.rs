@@ -48,7 +48,7 @@ pub trait PeftModule: Module {
             .unwrap_or_default();
         let mut plan = Plan::new(Init::from_device(&device), true);
         method.plan(&layout, &mut plan)?;
-        plan.save_modules(method.common(), &layout)?;
+        plan.save_modules(method, &layout)?;
         Ok(install(self, found, name, method, plan))
     }
 
@@ -66,53 +66,54 @@ pub trait PeftModule: Module {
         dir: impl AsRef<Path>,
         methods: &[&MethodInfo],
     ) -> Result<Self> {
-        let mut checkpoint = checkpoint::read(dir.as_ref())?;
-        let at_config = |error| match error {
+        let dir = dir.as_ref();
+        let config = checkpoint::read_config(dir)?;
+        let config_path = dir.join(checkpoint::CONFIG_FILE);
+        let info = recognised(&config, &config_path, methods)?;
+        let method = (info.parse)(&config).map_err(|error| match error {
             Error::Checkpoint { reason, .. } => Error::Checkpoint {
-                path: checkpoint.config_path.clone(),
+                path: config_path.clone(),
                 reason,
             },
             other => other,
-        };
-        let method = parse(&checkpoint.config, &checkpoint.config_path, methods)?;
-        let method = (method.parse)(&checkpoint.config).map_err(at_config)?;
+        })?;
+        let style = Style::of(&config);
+        let path = dir.join(style.file());
+        let mut tensors = checkpoint::read_tensors(&path)?;
         let (found, layout) = survey(self, name)?;
-        // Initial values do not matter, every one is replaced.
-        let mut plan = Plan::new(Init::new(0), false);
+        let mut plan = Plan::new(Init::blank(), false);
         method.plan(&layout, &mut plan)?;
-        plan.save_modules(method.common(), &layout)?;
+        plan.save_modules(method.as_ref(), &layout)?;
 
-        let stored_name = checkpoint.config["name"]
-            .as_str()
-            .unwrap_or(name)
-            .to_string();
+        let stored_name = config["name"].as_str().unwrap_or(name).to_string();
+        let wrong = |reason| Error::Checkpoint {
+            path: path.clone(),
+            reason,
+        };
         let mut used = Vec::new();
         for planned in &mut plan.adapters {
+            let place = place_name(&layout, &planned.path);
+            let adapter = &mut planned.adapter;
             checkpoint::fill(
-                &mut planned.adapter,
-                checkpoint.style,
-                &place_name(&layout, &planned.path),
+                adapter,
+                style,
+                &place,
                 &stored_name,
-                &mut checkpoint.tensors,
+                &mut tensors,
                 &mut used,
             )
-            .map_err(|reason| Error::Checkpoint {
-                path: checkpoint.model_path.clone(),
-                reason,
-            })?;
+            .map_err(wrong)?;
         }
         let used: BTreeSet<_> = used.into_iter().collect();
-        let extra: Vec<_> = checkpoint
-            .tensors
+        let extra: Vec<_> = tensors
             .keys()
             .filter(|key| !used.contains(*key))
             .take(5)
             .collect();
         if !extra.is_empty() {
-            return Err(Error::Checkpoint {
-                path: checkpoint.model_path,
-                reason: format!("the configuration has no place for tensor {extra:?}"),
-            });
+            return Err(wrong(format!(
+                "the configuration has no place for tensor {extra:?}"
+            )));
         }
         Ok(install(self, found, name, method.as_ref(), plan))
     }
@@ -122,7 +123,8 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownAdapter`]; [`Error::Io`], and then files that were there are as before.
+    /// [`Error::UnknownAdapter`]; [`Error::Io`]. Both files are complete on the disk before either
+    /// gets its name, so a full disk leaves what was there.
     fn save_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
         let layout = self.layout();
         let origin = origins(&layout)
@@ -188,7 +190,7 @@ pub trait PeftModule: Module {
             return Err(unknown(name, &layout));
         }
         Ok(edit(self, &layout, |entry| {
-            entry.active = names.contains(&entry.name.as_str())
+            entry.active = names.contains(&entry.name.as_str());
         }))
     }
 
@@ -237,6 +239,9 @@ pub trait PeftModule: Module {
     /// Computes the effective weights once: outputs stay the same, and the active adapters cost
     /// no time any more, but the memory of a second copy of the weights they act on.
     ///
+    /// The merged values stand until [`unmerge_adapters`](Self::unmerge_adapters): training a merged
+    /// model trains nothing, and a record loaded into it shows only once it is unmerged.
+    ///
     /// # Errors
     ///
     /// [`Error::Unmergeable`] if an active adapter is no change of a weight;
@@ -253,6 +258,7 @@ pub trait PeftModule: Module {
     }
 
     /// Undoes [`merge_adapters`](Self::merge_adapters), exactly: the base weights were kept.
+    #[must_use]
     fn unmerge_adapters(&self) -> Self {
         let layout = self.layout();
         let edited = stacks(&layout)
@@ -341,19 +347,25 @@ pub trait PeftModule: Module {
     }
 
     /// The states of type `A` of an adapter, with the upstream names of their places.
-    fn adapter_states<A: Adapter>(&self, name: &str) -> Vec<(String, A)> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`].
+    fn adapter_states<A: Adapter>(&self, name: &str) -> Result<Vec<(String, A)>> {
         let layout = self.layout();
-        stacks(&layout)
-            .filter_map(|(path, stack)| {
-                let state = stack
-                    .entry(name)?
-                    .adapter
-                    .module()
-                    .as_any()
-                    .downcast_ref::<A>()?;
-                Some((place_name(&layout, path), state.clone()))
-            })
-            .collect()
+        if !origins(&layout).contains_key(name) {
+            return Err(unknown(name, &layout));
+        }
+        let states = stacks(&layout).filter_map(|(path, stack)| {
+            let state = stack
+                .entry(name)?
+                .adapter
+                .module()
+                .as_any()
+                .downcast_ref::<A>()?;
+            Some((place_name(&layout, path), state.clone()))
+        });
+        Ok(states.collect())
     }
 
     /// Changes the states of type `A` of an adapter, as a schedule of ranks does between steps.
@@ -425,7 +437,12 @@ fn refuse_foreign(found: &Found) -> Result<()> {
     }
 }
 
-fn parse<'a>(config: &Value, path: &Path, methods: &[&'a MethodInfo]) -> Result<&'a MethodInfo> {
+/// The method that wrote a configuration.
+fn recognised<'a>(
+    config: &Value,
+    path: &Path,
+    methods: &[&'a MethodInfo],
+) -> Result<&'a MethodInfo> {
     let found = config["peft_type"].as_str();
     let fits = |info: &&&MethodInfo| match found {
         Some(found) => info.peft_type == found,

@@ -11,7 +11,7 @@ use crate::layout::LayoutParam;
 /// What a copy for `modules_to_save` reports as its method: counted apart from the method's own.
 pub(crate) const MODULE: &str = "saved module";
 /// What the copy of a bias reports as its method.
-pub(crate) const BIAS: &str = "trained bias";
+const BIAS: &str = "trained bias";
 
 /// The trained copy. The base below keeps its value, so that disabling the adapter gives the
 /// model back bit for bit, heads and biases included (upstream's `bias="all"` does not).

@@ -141,7 +141,9 @@ impl Targets {
             {
                 continue;
             }
-            if blocks.contain(&layer.name)? {
+            // Upstream lets a whole name through, whatever its block.
+            let whole = matches!(targets, Selection::Names(names) if names.contains(&layer.name));
+            if whole || blocks.contain(&layer.name)? {
                 selected.push(layer);
             }
         }
@@ -230,11 +232,11 @@ impl<'a> Blocks<'a> {
             .map(OneOrMany::as_slice)
             .unwrap_or_default();
         let patterns = if named.is_empty() {
-            vec![r"^.*\.[^.]*\.(\d+)\.".to_string()]
+            vec![r"^.*?\.[^.]*\.(\d+)\.".to_string()]
         } else {
             named
                 .iter()
-                .map(|name| format!(r"^.*\.(?:{name})\.(\d+)\."))
+                .map(|name| format!(r"^.*?\.(?:{name})\.(\d+)\."))
                 .collect()
         };
         let patterns = patterns
@@ -244,7 +246,8 @@ impl<'a> Blocks<'a> {
         let indices = targets
             .layers_to_transform
             .as_ref()
-            .map(OneOrMany::as_slice);
+            .map(OneOrMany::as_slice)
+            .filter(|indices| !indices.is_empty());
         Ok(Self { indices, patterns })
     }
 

@@ -98,6 +98,10 @@ fn default_alpha() -> f64 {
     8.0
 }
 
+/// Named initial values that leave the base weight alone: whatever they were, a checkpoint's
+/// factors say it all. PiSSA and its like change the base as well and are refused.
+const FACTORS_ONLY: &[&str] = &["gaussian", "orthogonal", "eva"];
+
 /// Fields of upstream's that change what a checkpoint means and are not built yet.
 const UNSUPPORTED: &[&str] = &[
     "use_dora",
@@ -221,7 +225,7 @@ impl LoraConfig {
     }
 
     fn gaussian(&self) -> bool {
-        matches!(&self.init_lora_weights, InitLora::Named(name) if name == "gaussian")
+        matches!(&self.init_lora_weights, InitLora::Named(name) if name.eq_ignore_ascii_case("gaussian"))
     }
 
     /// Factors for one layer: values of both, by what lies where.
@@ -321,7 +325,8 @@ impl LoraConfig {
     }
 
     fn train_biases(&self, layout: &Layout, adapted: &[&Layer], plan: &mut Plan) {
-        for param in layout.params.iter().filter(|param| param.field() == "bias") {
+        let is_bias = |param: &&LayoutParam| param.field() == "bias" && param.shape().len() == 1;
+        for param in layout.params.iter().filter(is_bias) {
             let layer = layout.layer_of(param);
             let is_adapted = adapted.iter().any(|adapted| adapted.name == layer.name);
             if self.bias == Bias::All || (self.bias == Bias::LoraOnly && is_adapted) {
@@ -381,10 +386,13 @@ impl Method for LoraConfig {
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return refuse("lora_dropout", &self.lora_dropout, "in [0, 1)");
         }
-        if let InitLora::Named(name) = &self.init_lora_weights
-            && name != "gaussian"
-        {
-            return refuse("init_lora_weights", name, "true, false or \"gaussian\"");
+        if let InitLora::Named(name) = &self.init_lora_weights {
+            let known = FACTORS_ONLY
+                .iter()
+                .any(|init| name.eq_ignore_ascii_case(init));
+            if !known {
+                return refuse("init_lora_weights", name, "true, false or \"gaussian\"");
+            }
         }
         for field in UNSUPPORTED {
             let value = self.common.unknown.get(*field).unwrap_or(&Value::Null);
@@ -403,18 +411,33 @@ impl Method for LoraConfig {
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        if let InitLora::Named(name) = &self.init_lora_weights
+            && plan.strict()
+            && !self.gaussian()
+        {
+            let expected = "true, false or \"gaussian\": this one can be loaded, not drawn yet";
+            return Err(Error::config(
+                LORA.title,
+                "init_lora_weights",
+                name,
+                expected,
+            ));
+        }
         let default = Selection::from(peft_core::ALL_LINEAR);
         let layers = self
             .targets
             .select(layout, LORA.title, &default, plan.strict())?;
         let (ranks, alphas) = (self.ranks()?, self.alphas()?);
         for layer in &layers {
-            let weight = layout.param(layer, "weight");
-            let supported = matches!(
-                layer.kind,
-                LayerKind::Linear | LayerKind::Embedding | LayerKind::Conv2d
-            );
-            let (Some(weight), true) = (weight, supported) else {
+            let weight = layout.param(layer, "weight").filter(|weight| {
+                let rank = weight.shape().len();
+                match layer.kind {
+                    LayerKind::Linear | LayerKind::Embedding => rank == 2,
+                    LayerKind::Conv2d => rank == 4,
+                    _ => false,
+                }
+            });
+            let Some(weight) = weight else {
                 return Err(Error::UnsupportedLayer {
                     method: LORA.title,
                     layer: layer.name.clone(),

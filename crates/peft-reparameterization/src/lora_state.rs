@@ -90,6 +90,10 @@ impl WeightAdapter for LoraEmbedding {
 }
 
 /// LoRA on a 2-D convolution: a convolution to r channels, then one of 1×1.
+///
+/// With groups, A is of one group's channels and the change is composed into the kernel; dropout is
+/// left out there. Upstream gives such layers factors of other shapes: its checkpoints of grouped
+/// convolutions are refused by shape.
 #[derive(Module, Debug)]
 pub struct LoraConv2d {
     /// A, `[r, in / groups, h, w]`.

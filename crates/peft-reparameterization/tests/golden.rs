@@ -66,3 +66,41 @@ fn unknown_fields_of_a_configuration_are_written_back() {
         }
     }
 }
+
+#[test]
+fn a_module_saved_whole_gets_no_adapter_besides() {
+    use peft_core::ConfigExt as _;
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let base = Bert::load(BASE, device).unwrap();
+    let config = peft_reparameterization::LoraConfig::new(4).with_modules_to_save(["pooler"]);
+    let model = base.attach("x", &config).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter("x", dir.path()).unwrap();
+    let bytes = std::fs::read(dir.path().join("adapter_model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let pooler: Vec<_> = file
+        .names()
+        .into_iter()
+        .filter(|key| key.contains("pooler"))
+        .collect();
+    assert_eq!(pooler.len(), 2, "{pooler:?}");
+    assert!(pooler.iter().all(|key| !key.contains("lora")), "{pooler:?}");
+}
+
+#[test]
+fn absurd_sizes_of_a_configuration_cost_nothing() {
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let base = Bert::load(BASE, device).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let case = Path::new(CASES).join("lora");
+    let name = "adapter_model.safetensors";
+    std::fs::copy(case.join(name), dir.path().join(name)).unwrap();
+    let config = std::fs::read_to_string(case.join("adapter_config.json")).unwrap();
+    let config = config.replace("\"r\": 4", "\"r\": 100000000000");
+    std::fs::write(dir.path().join("adapter_config.json"), config).unwrap();
+    let refused = base
+        .load_adapter("x", dir.path(), METHODS)
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("shape"), "{refused}");
+}

@@ -122,7 +122,7 @@ impl PromptTuningConfig {
             .iter()
             .find(|id| **id as usize >= vocabulary)
         {
-            return Err(self.refuse(
+            return Err(refuse(
                 "init_token_ids",
                 id,
                 &format!("below {vocabulary}, the model's vocabulary"),
@@ -150,7 +150,7 @@ impl PromptTuningConfig {
         if plan.strict() && self.prompt_tuning_init != PromptInit::Random {
             let table = table(site, layout).ok_or_else(|| {
                 let expected = "RANDOM: the model's site names no embedding table to start from (see `Site::with_name`)";
-                self.refuse("prompt_tuning_init", &self.prompt_tuning_init, expected)
+                refuse("prompt_tuning_init", self.prompt_tuning_init, expected)
             })?;
             if let Some(rows) = self.rows(table.shape()[0], plan)? {
                 let rows: Vec<i64> = rows.into_iter().map(|row| row as i64).collect();
@@ -166,10 +166,10 @@ impl PromptTuningConfig {
             .init()
             .normal([tokens, site.width], 1.0, (&like.0, like.1)))
     }
+}
 
-    fn refuse(&self, field: &'static str, value: impl std::fmt::Debug, expected: &str) -> Error {
-        Error::config(PROMPT_TUNING.title, field, value, expected)
-    }
+fn refuse(field: &'static str, value: impl std::fmt::Debug, expected: &str) -> Error {
+    Error::config(PROMPT_TUNING.title, field, value, expected)
 }
 
 /// The embedding table whose output a site sees.
@@ -193,7 +193,11 @@ impl Method for PromptTuningConfig {
 
     fn validate(&self) -> Result<()> {
         if self.num_virtual_tokens == 0 {
-            return Err(self.refuse("num_virtual_tokens", self.num_virtual_tokens, "at least 1"));
+            return Err(refuse(
+                "num_virtual_tokens",
+                self.num_virtual_tokens,
+                "at least 1",
+            ));
         }
         Ok(())
     }
@@ -206,18 +210,31 @@ impl Method for PromptTuningConfig {
         let text = self.prompt_tuning_init == PromptInit::Text;
         if text && plan.strict() && self.init_token_ids.is_empty() {
             let expected = "give the text's tokens with `with_text`";
-            return Err(self.refuse("init_token_ids", &self.init_token_ids, expected));
+            return Err(refuse("init_token_ids", &self.init_token_ids, expected));
         }
-        for site in sites {
-            let embeddings = self.draw(site, layout, plan)?;
-            plan.note("token_dim", site.width);
-            plan.prepend(site, SoftPrompt { embeddings });
+        let site = sites.next().expect("peeked");
+        if sites.next().is_some() {
+            let expected =
+                "a model with one site for embeddings: the checkpoint has room for one prompt";
+            return Err(refuse(
+                "num_virtual_tokens",
+                self.num_virtual_tokens,
+                expected,
+            ));
         }
+        let embeddings = self.draw(site, layout, plan)?;
+        plan.note("token_dim", site.width);
+        plan.prepend(site, SoftPrompt { embeddings });
         Ok(())
     }
 
     fn to_json(&self) -> Value {
-        config_to_json(self, &PROMPT_TUNING)
+        // Upstream wants the tokenizer beside a text; trained values need neither.
+        let stored = Self {
+            prompt_tuning_init: PromptInit::Random,
+            ..self.clone()
+        };
+        config_to_json(&stored, &PROMPT_TUNING)
     }
 
     fn boxed(&self) -> Box<dyn Method> {
