@@ -334,3 +334,26 @@ fn refusals_say_what_would_be_right() {
         .to_string();
     assert!(refused.contains("materialize"), "{refused}");
 }
+
+#[test]
+fn what_can_be_adapted_can_be_listed() {
+    let (_, device) = &cpu_devices()[0];
+    let listed = Captioned::new(device).layout().to_string();
+    for line in [
+        [
+            "encoder.layers.0.mha.query",
+            "Linear",
+            "weight [16, 16]  bias [16]",
+        ],
+        ["encoder.layers.1.norm_1", "Norm", "weight [16]  bias [16]"],
+        ["words", "Embedding", "weight [24, 16]"],
+        ["picture", "Conv2d", "weight [16, 1, 3, 3]"],
+        ["classifier", "Linear", "(head)"],
+    ] {
+        let found = listed
+            .lines()
+            .find(|listed| listed.split_whitespace().next() == Some(line[0]));
+        let found = found.unwrap_or_else(|| panic!("no {} in:\n{listed}", line[0]));
+        assert!(line.iter().all(|part| found.contains(part)), "{found}");
+    }
+}
