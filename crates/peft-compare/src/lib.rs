@@ -20,6 +20,7 @@ mod environment;
 mod error;
 pub mod job;
 mod measure;
+mod progress;
 pub mod record;
 pub mod report;
 pub mod statistics;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, Parser, Subcommand};
 use peft_compare::definition::{
-    DataSource, Definitions, MethodChoice, ModelSource, Rule, SplitRule, Task, Tune,
+    DataSource, Definitions, MethodChoice, ModelSource, Rule, SplitRule, Task, Training, Tune,
 };
 use peft_compare::job::Job;
 use peft_compare::record::RunRecord;
@@ -224,6 +224,12 @@ fn own_task(
             train: None,
             dev: None,
             test: None,
+        },
+        // Any number of rows: the published rates, and the usual three passes.
+        training: Training {
+            learning_rate_factor: 1.0,
+            epochs: 3,
+            ..like.training
         },
         ..like
     };

@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use indicatif::{ProgressBar, ProgressStyle};
-
 use crate::definition::{Definitions, MethodEntry, Suite, Task, Tune, family_key, overridden};
 use crate::error::io;
 use crate::job::{Inputs, Job, Outcome, hash, model_folder, rows};
+use crate::progress::Progress;
 use crate::record::{Method, Metric, Model, Rows, RunRecord, SCHEMA, Trial};
 use crate::{Error, Result};
 
@@ -416,116 +415,4 @@ fn follow(child: &mut Child, progress: &Progress, stop: &AtomicBool) -> Option<S
     let lines: Vec<&str> = words.trim().lines().collect();
     let last = lines[lines.len().saturating_sub(12)..].join("\n");
     (!last.is_empty()).then_some(last)
-}
-
-/// A bar with the time left; plain lines where there is no terminal.
-struct Progress {
-    bar: ProgressBar,
-    total: usize,
-    done: std::cell::Cell<usize>,
-    /// Finished by this process, for the time left.
-    ran: std::cell::Cell<(usize, f64)>,
-    /// The revision that runs now.
-    revision: String,
-    /// Whether older runs were pointed out.
-    warned: std::cell::Cell<bool>,
-}
-
-impl Progress {
-    fn new(total: usize) -> Self {
-        let bar = ProgressBar::new(total as u64 * 1000);
-        let style = ProgressStyle::with_template("{prefix:>7} [{bar:24}] {msg}");
-        bar.set_style(
-            style
-                .expect("the template is constant")
-                .progress_chars("=> "),
-        );
-        bar.set_prefix(format!("0/{total}"));
-        Self {
-            bar,
-            total,
-            done: std::cell::Cell::new(0),
-            ran: std::cell::Cell::new((0, 0.0)),
-            revision: crate::environment::git().revision,
-            warned: std::cell::Cell::new(false),
-        }
-    }
-
-    fn done(&self) -> usize {
-        self.done.get()
-    }
-
-    fn advance(&self) {
-        self.done.set(self.done() + 1);
-        self.bar.set_position(self.done() as u64 * 1000);
-        self.bar
-            .set_prefix(format!("{}/{}", self.done(), self.total));
-    }
-
-    fn known(&self, outcome: &Outcome) {
-        self.advance();
-        let now = &self.revision;
-        if outcome.git.revision != *now && !self.warned.replace(true) {
-            let then = &outcome.git.revision;
-            self.say(&format!(
-                "note: some runs here are from revision {then}, this is {now}; give another --out to run all anew"
-            ));
-        }
-    }
-
-    fn say(&self, text: &str) {
-        if self.bar.is_hidden() {
-            eprintln!("{text}");
-        } else {
-            self.bar.println(text);
-        }
-    }
-
-    fn left(&self) -> String {
-        let (runs, seconds) = self.ran.get();
-        if runs == 0 {
-            return String::new();
-        }
-        let left = seconds / runs as f64 * (self.total - self.done()) as f64;
-        let left = std::time::Duration::from_secs(left.round() as u64);
-        format!(", about {} left", humantime::format_duration(left))
-    }
-
-    fn start(&self, label: &str) {
-        self.bar.set_message(label.to_string());
-        if self.bar.is_hidden() {
-            eprintln!("[{}/{}] {label}", self.done() + 1, self.total);
-        }
-    }
-
-    fn step(&self, step: u64, steps: u64, loss: f64) {
-        let label = self.bar.message();
-        let label = label.split(" — ").next().unwrap_or_default().to_string();
-        self.bar
-            .set_position(self.done() as u64 * 1000 + 1000 * step / steps.max(1));
-        let left = self.left();
-        self.bar.set_message(format!(
-            "{label} — step {step}/{steps}, loss {loss:.3}{left}"
-        ));
-    }
-
-    fn end(&self, outcome: &Outcome) {
-        let (runs, seconds) = self.ran.get();
-        self.ran.set((runs + 1, seconds + outcome.wall_s));
-        self.advance();
-        if self.bar.is_hidden() {
-            eprintln!(
-                "[{}/{}] dev {:.3} in {:.1} s{}",
-                self.done(),
-                self.total,
-                outcome.dev,
-                outcome.wall_s,
-                self.left(),
-            );
-        }
-    }
-
-    fn finish(&self) {
-        self.bar.finish_and_clear();
-    }
 }

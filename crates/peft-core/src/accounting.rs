@@ -2,6 +2,15 @@
 
 use std::fmt;
 
+use burn::module::{ModuleVisitor, Param};
+use burn::tensor::Tensor;
+
+use crate::erased::{AnyAdapter, FromDyn};
+use crate::layout::Layout;
+use crate::mechanism;
+use crate::saved;
+use crate::stack::{Entry, Stack};
+
 /// Counts over a model and its active adapters (Lialin et al., section 3). Elements, not tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -114,6 +123,76 @@ impl fmt::Display for Summary {
             writeln!(f, "merged")?;
         }
         Ok(())
+    }
+}
+
+/// Elements and bytes of one adapter's parameters.
+#[derive(Default)]
+pub(crate) struct Tally {
+    pub(crate) elements: usize,
+    trainable: usize,
+    bytes: usize,
+}
+
+impl ModuleVisitor for Tally {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let elements = param.dims().iter().product::<usize>();
+        self.elements += elements;
+        self.bytes += elements * param.dtype().size();
+        if mechanism::is_trainable(param) {
+            self.trainable += elements;
+        }
+    }
+}
+
+pub(crate) fn tally(adapter: &AnyAdapter) -> Tally {
+    let mut tally = Tally::default();
+    adapter.module().visit(&mut FromDyn(&mut tally));
+    tally
+}
+
+pub(crate) fn count(layout: &Layout) -> Counts {
+    let mut counts = Counts::default();
+    for param in &layout.params {
+        let base = param.elements();
+        counts.total += base;
+        if param.trainable {
+            counts.trainable += base;
+            if layout.layer_of(param).head {
+                counts.saved_modules += base;
+            } else {
+                counts.changed += base;
+                counts.stored += base;
+                counts.stored_bytes += base * param.dtype().size();
+            }
+        }
+        let mut changed = 0;
+        for entry in param.stack.iter().flat_map(Stack::active) {
+            count_entry(entry, &mut counts);
+            if let AnyAdapter::Weight(adapter) = &entry.adapter
+                && adapter.method() != saved::MODULE
+            {
+                changed = base.min(changed + adapter.changed(base));
+            }
+        }
+        counts.changed += changed;
+    }
+    for entry in layout.sites.iter().flat_map(|site| site.stack.active()) {
+        count_entry(entry, &mut counts);
+        counts.changed += tally(&entry.adapter).elements;
+    }
+    counts
+}
+
+fn count_entry(entry: &Entry, counts: &mut Counts) {
+    let tally = tally(&entry.adapter);
+    counts.total += tally.elements;
+    counts.trainable += tally.trainable;
+    if entry.adapter.module().method() == saved::MODULE {
+        counts.saved_modules += tally.trainable;
+    } else {
+        counts.stored += tally.elements;
+        counts.stored_bytes += tally.bytes;
     }
 }
 

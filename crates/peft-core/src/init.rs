@@ -7,9 +7,9 @@ use rand::{RngExt, SeedableRng};
 
 /// The source of initial values of adapters.
 ///
-/// Values are drawn on the host, so one seed gives the same adapter on every backend. The seed
-/// itself is drawn from the device: `device.seed(42)` before `attach` makes everything repeatable,
-/// as elsewhere in Burn.
+/// Values are drawn on the host, so one seed gives the same values on every backend. The seed
+/// itself is drawn from the device: `device.seed(42)` before `attach` makes everything repeatable
+/// on that backend, as elsewhere in Burn.
 #[derive(Debug)]
 pub struct Init {
     /// None for adapters whose values a checkpoint will replace.

@@ -23,6 +23,7 @@
 
 pub mod accounting;
 mod adapter;
+mod attached;
 mod chain;
 pub mod checkpoint;
 pub mod device;

@@ -112,7 +112,8 @@ pub trait Method: std::fmt::Debug + Send + Sync {
 /// Configuration fields that every method has; unknown ones of a loaded file are kept.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Common {
-    /// Upstream's task, as in `SEQ_CLS`; this one trains and saves the model's heads whole.
+    /// Upstream's task. `SEQ_CLS`, `TOKEN_CLS` and `QUESTION_ANS` train and save the model's heads
+    /// whole; others change nothing.
     #[serde(default)]
     pub task_type: Option<String>,
     /// Modules to train and save whole besides the adapter, as a rule a fresh head. Names match

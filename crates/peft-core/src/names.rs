@@ -40,7 +40,7 @@ impl Names {
     }
 
     /// Fields, of the struct that holds this, which are output heads: `all-linear` skips them,
-    /// and `task_type` `SEQ_CLS` trains and saves them whole.
+    /// and the task types that have a head (`SEQ_CLS` and its like) train and save them whole.
     #[must_use]
     pub fn with_heads(mut self, heads: &'static [&'static str]) -> Self {
         self.heads = heads;

@@ -36,11 +36,13 @@
 //! ```
 
 mod lora;
+mod lora_config;
 mod lora_state;
 
 use peft_core::MethodInfo;
 
-pub use lora::{Bias, InitLora, LORA, LoraConfig};
+pub use lora::LORA;
+pub use lora_config::{Bias, InitLora, LoraConfig};
 pub use lora_state::{LoraConv2d, LoraEmbedding, LoraLinear};
 
 /// The methods of this crate.

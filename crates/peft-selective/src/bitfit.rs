@@ -61,7 +61,7 @@ pub struct BitFitConfig {
 }
 
 impl BitFitConfig {
-    /// Every bias of the model.
+    /// Every bias of the model but the head's.
     pub fn new() -> Self {
         Self::default()
     }

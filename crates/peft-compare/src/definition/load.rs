@@ -1,0 +1,286 @@
+//! Reads definitions, checks that they fit together, and adds what is registered and not listed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{Definitions, MethodChoice, MethodEntry, Suite, Task};
+use crate::error::io;
+use crate::{Error, Result};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FamilyEntry {
+    learning_rates: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MethodsFile {
+    family: BTreeMap<String, FamilyEntry>,
+    method: Vec<MethodEntry>,
+}
+
+#[derive(Deserialize)]
+struct TasksFile {
+    task: Vec<Task>,
+}
+
+#[derive(Deserialize)]
+struct SuitesFile {
+    suite: Vec<Suite>,
+}
+
+const FILES: [(&str, &str); 3] = [
+    (
+        "tasks.toml",
+        include_str!("../../../../benches/compare/tasks.toml"),
+    ),
+    (
+        "methods.toml",
+        include_str!("../../../../benches/compare/methods.toml"),
+    ),
+    (
+        "suites.toml",
+        include_str!("../../../../benches/compare/suites.toml"),
+    ),
+];
+
+impl Definitions {
+    /// The project's own definitions, or those of `dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Definition`] naming the file and the field; [`Error::Io`].
+    pub fn load(dir: Option<&Path>) -> Result<Self> {
+        let mut texts = Vec::new();
+        for (name, own) in FILES {
+            texts.push(match dir {
+                None => (name.to_string(), own.to_string()),
+                Some(dir) => {
+                    let path = dir.join(name);
+                    let text = std::fs::read_to_string(&path).map_err(io(&path))?;
+                    (path.display().to_string(), text)
+                }
+            });
+        }
+        let tasks = parse::<TasksFile>(&texts[0])?.task;
+        let MethodsFile { family, method } = parse(&texts[1])?;
+        let suites = parse::<SuitesFile>(&texts[2])?.suite;
+        let methods = with_registered(method, &family, &texts[1].0)?;
+        Ok(Self {
+            tasks,
+            methods,
+            suites,
+        })
+    }
+
+    /// The suite called `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unknown`].
+    pub fn suite(&self, name: &str) -> Result<&Suite> {
+        find("suite", &self.suites, name, |suite| &suite.name)
+    }
+
+    /// The task called `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unknown`].
+    pub fn task(&self, name: &str) -> Result<&Task> {
+        find("task", &self.tasks, name, |task| &task.name)
+    }
+
+    /// The methods of a choice, references first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unknown`].
+    pub fn chosen(&self, choice: &MethodChoice) -> Result<Vec<&MethodEntry>> {
+        let named = match choice {
+            MethodChoice::All(word) if word == "all" => return Ok(self.methods.iter().collect()),
+            MethodChoice::All(word) => {
+                return Err(Error::Definition {
+                    file: "suites.toml".into(),
+                    reason: format!("methods = \"{word}\": write \"all\" or a list of names"),
+                });
+            }
+            MethodChoice::Named(named) => named,
+        };
+        for name in named {
+            find("method", &self.methods, name, |method| &method.name)?;
+        }
+        let chosen = |method: &&MethodEntry| method.reference || named.contains(&method.name);
+        Ok(self.methods.iter().filter(chosen).collect())
+    }
+}
+
+fn find<'a, T>(
+    kind: &'static str,
+    all: &'a [T],
+    name: &str,
+    name_of: impl Fn(&T) -> &String,
+) -> Result<&'a T> {
+    all.iter()
+        .find(|item| name_of(item) == name)
+        .ok_or_else(|| Error::Unknown {
+            kind,
+            name: name.to_string(),
+            known: all
+                .iter()
+                .map(|item| name_of(item).as_str())
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
+}
+
+fn parse<T: for<'de> Deserialize<'de>>((file, text): &(String, String)) -> Result<T> {
+    toml::from_str(text).map_err(|error| Error::Definition {
+        file: file.clone(),
+        reason: error.to_string(),
+    })
+}
+
+/// The entries, checked, and default ones for registered methods that have none.
+fn with_registered(
+    mut entries: Vec<MethodEntry>,
+    families: &BTreeMap<String, FamilyEntry>,
+    file: &str,
+) -> Result<Vec<MethodEntry>> {
+    let registered = peft::methods();
+    for entry in &entries {
+        if !registered.iter().any(|info| info.name == entry.method) {
+            let known: Vec<_> = registered.iter().map(|info| info.name).collect();
+            return Err(Error::Definition {
+                file: file.into(),
+                reason: format!(
+                    "method `{}` configures `{}`, which is not registered; registered: {}",
+                    entry.name,
+                    entry.method,
+                    known.join(", "),
+                ),
+            });
+        }
+        let trials = entries[0].learning_rates.len();
+        if entry.learning_rates.len() != trials || trials == 0 {
+            return Err(Error::Definition {
+                file: file.into(),
+                reason: format!(
+                    "method `{}` has {} learning rates, the first one {trials}: every method \
+                     gets the same number of trials",
+                    entry.name,
+                    entry.learning_rates.len(),
+                ),
+            });
+        }
+    }
+    let trials = entries
+        .first()
+        .map_or(0, |entry| entry.learning_rates.len());
+    for (name, family) in families {
+        if family.learning_rates.len() != trials {
+            return Err(Error::Definition {
+                file: file.into(),
+                reason: format!(
+                    "family `{name}` has another number of learning rates than the methods"
+                ),
+            });
+        }
+    }
+    for info in registered {
+        if entries.iter().any(|entry| entry.method == info.name) {
+            continue;
+        }
+        let family = family_key(info.family);
+        let grid = families.get(&family).ok_or_else(|| Error::Definition {
+            file: file.into(),
+            reason: format!(
+                "`{}` has no entry, nor has its family `{family}`",
+                info.name
+            ),
+        })?;
+        entries.push(MethodEntry {
+            name: info.name.into(),
+            method: info.name.into(),
+            reference: false,
+            config: Map::new(),
+            learning_rates: grid.learning_rates.clone(),
+        });
+    }
+    Ok(entries)
+}
+
+/// A family as the files and records spell it.
+pub fn family_key(family: peft_core::Family) -> String {
+    family.to_string().replace(' ', "-")
+}
+
+/// `task` with a suite's overriding fields.
+///
+/// # Errors
+///
+/// [`Error::Definition`] if a field does not exist or does not fit.
+pub fn overridden(task: &Task, overrides: &Map<String, Value>) -> Result<Task> {
+    let mut json = serde_json::to_value(task).expect("plain data");
+    merge(&mut json, &Value::Object(overrides.clone()));
+    serde_json::from_value(json).map_err(|error| Error::Definition {
+        file: "suites.toml".into(),
+        reason: format!("override of task `{}`: {error}", task.name),
+    })
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_projects_definitions_fit_together() {
+        let definitions = Definitions::load(None).unwrap();
+        for suite in &definitions.suites {
+            for task in &suite.tasks {
+                overridden(definitions.task(task).unwrap(), &suite.overrides).unwrap();
+            }
+            let chosen = definitions.chosen(&suite.methods).unwrap();
+            assert!(chosen.iter().filter(|method| method.reference).count() >= 2);
+        }
+        for info in peft::methods() {
+            assert!(
+                definitions
+                    .methods
+                    .iter()
+                    .any(|entry| entry.method == info.name)
+            );
+        }
+        assert!(
+            definitions
+                .suite("nightly")
+                .unwrap_err()
+                .to_string()
+                .contains("default")
+        );
+    }
+
+    #[test]
+    fn an_override_of_a_field_that_does_not_exist_is_refused() {
+        let definitions = Definitions::load(None).unwrap();
+        let mut overrides = Map::new();
+        overrides.insert("trainning".into(), Value::Null);
+        let task = definitions.task("uci-sentiment").unwrap();
+        assert!(overridden(task, &overrides).is_err());
+    }
+}

@@ -1,0 +1,280 @@
+//! What is attached to a model, and the edits behind [`PeftModule`](crate::PeftModule).
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::TensorData;
+use serde_json::Value;
+
+use crate::checkpoint::{self, Style};
+use crate::erased::AnyTensor;
+use crate::layout::Layout;
+use crate::mechanism::{self, Edits, Found};
+use crate::method::{AttachedMethod, Method, MethodInfo, Plan};
+use crate::model::PeftModule;
+use crate::stack::{Entry, Stack};
+use crate::{Error, Result};
+
+/// The model's content, if an adapter called `name` can be put on it.
+pub(crate) fn survey<M: Module>(model: &M, name: &str) -> Result<(Found, Layout)> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || !name.chars().all(plain) {
+        return Err(Error::AdapterName {
+            name: name.to_string(),
+        });
+    }
+    let found = mechanism::gather(model);
+    refuse_foreign(&found)?;
+    let layout = Layout::new(found.clone());
+    if is_merged(&layout) {
+        return Err(Error::Merged);
+    }
+    if origins(&layout).contains_key(name) {
+        return Err(Error::AlreadyAttached {
+            name: name.to_string(),
+        });
+    }
+    Ok((found, layout))
+}
+
+pub(crate) fn refuse_foreign(found: &Found) -> Result<()> {
+    match found.params.iter().find(|param| param.foreign.is_some()) {
+        None => Ok(()),
+        Some(param) => Err(Error::ForeignReparameterization {
+            parameter: param.path.join("."),
+            found: param.foreign.clone().unwrap_or_default(),
+        }),
+    }
+}
+
+/// The method that wrote a configuration.
+pub(crate) fn recognised<'a>(
+    config: &Value,
+    path: &Path,
+    methods: &[&'a MethodInfo],
+) -> Result<&'a MethodInfo> {
+    let found = config["peft_type"].as_str();
+    let fits = |info: &&&MethodInfo| match found {
+        Some(found) => info.peft_type == found,
+        None => (info.recognises)(config),
+    };
+    methods
+        .iter()
+        .find(fits)
+        .copied()
+        .ok_or_else(|| Error::UnknownMethod {
+            path: path.into(),
+            found: found.unwrap_or("missing").to_string(),
+            known: methods
+                .iter()
+                .map(|info| info.peft_type)
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
+}
+
+/// Carries out a plan.
+pub(crate) fn install<M: Module>(
+    model: &M,
+    found: Found,
+    name: &str,
+    method: &dyn Method,
+    plan: Plan,
+) -> M {
+    let origin = Arc::new(AttachedMethod {
+        method: method.boxed(),
+        notes: plan.notes,
+    });
+    let mut edits = Edits::default();
+    for param in &found.params {
+        let path = param.path.join(".");
+        let trainable = plan.trained_in_place.contains(&path);
+        edits.trainable.insert(path.clone(), trainable);
+        if let Some(stack) = &param.stack {
+            edits.stacks.insert(path, stack.clone());
+        }
+    }
+    for site in &found.sites {
+        if !site.stack.entries.is_empty() {
+            edits.stacks.insert(site.path.join("."), site.stack.clone());
+        }
+    }
+    for stack in edits.stacks.values_mut() {
+        for entry in &mut stack.entries {
+            entry.active = false;
+        }
+    }
+    for planned in plan.adapters {
+        edits
+            .stacks
+            .entry(planned.path)
+            .or_default()
+            .entries
+            .push(Entry {
+                name: name.to_string(),
+                active: true,
+                adapter: planned.adapter,
+                origin: origin.clone(),
+            });
+    }
+    mechanism::place(model, edits)
+}
+
+/// Every stack with the field path of its place.
+pub(crate) fn stacks(layout: &Layout) -> impl Iterator<Item = (&str, &Stack)> {
+    let params = layout
+        .params
+        .iter()
+        .filter_map(|param| Some((param.path.as_str(), param.stack.as_ref()?)));
+    let sites = layout
+        .sites
+        .iter()
+        .map(|site| (site.path.as_str(), &site.stack));
+    params.chain(sites)
+}
+
+/// The upstream name of the layer or site at a field path.
+pub(crate) fn place_name(layout: &Layout, path: &str) -> String {
+    let param = layout.params.iter().find(|param| param.path == path);
+    match param {
+        Some(param) => layout.layer_of(param).name.clone(),
+        None => layout
+            .sites
+            .iter()
+            .find(|site| site.path == path)
+            .map(|site| site.name.clone())
+            .unwrap_or_default(),
+    }
+}
+
+pub(crate) fn names(layout: &Layout) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for entry in stacks(layout).flat_map(|(_, stack)| &stack.entries) {
+        if !names.contains(&entry.name) {
+            names.push(entry.name.clone());
+        }
+    }
+    names
+}
+
+pub(crate) fn origins(layout: &Layout) -> HashMap<&str, Arc<AttachedMethod>> {
+    stacks(layout)
+        .flat_map(|(_, stack)| &stack.entries)
+        .map(|entry| (entry.name.as_str(), entry.origin.clone()))
+        .collect()
+}
+
+pub(crate) fn unknown(name: &str, layout: &Layout) -> Error {
+    let attached = names(layout);
+    Error::UnknownAdapter {
+        name: name.to_string(),
+        attached: if attached.is_empty() {
+            "none".into()
+        } else {
+            attached.join(", ")
+        },
+    }
+}
+
+pub(crate) fn is_merged(layout: &Layout) -> bool {
+    stacks(layout).any(|(_, stack)| stack.merged.is_some())
+}
+
+pub(crate) fn unmerged<M: Module>(model: &M) -> Result<Layout> {
+    let layout = model.layout();
+    if is_merged(&layout) {
+        Err(Error::Merged)
+    } else {
+        Ok(layout)
+    }
+}
+
+/// A copy of the model with every entry changed.
+pub(crate) fn edit<M: Module>(model: &M, layout: &Layout, change: impl Fn(&mut Entry)) -> M {
+    let edited = stacks(layout)
+        .map(|(path, stack)| {
+            let mut stack = stack.clone();
+            stack.entries.iter_mut().for_each(&change);
+            (path.to_string(), stack)
+        })
+        .collect();
+    mechanism::place(
+        model,
+        Edits {
+            stacks: edited,
+            ..Edits::default()
+        },
+    )
+}
+
+/// Replaces every stack and lets Burn fold what is left into the parameters.
+pub(crate) fn strip<M: Module>(model: &M, rest: impl Fn(&Stack) -> Stack) -> Result<M> {
+    let found = mechanism::gather(model);
+    refuse_foreign(&found)?;
+    let layout = Layout::new(found);
+    let edited = stacks(&layout)
+        .map(|(path, stack)| (path.to_string(), rest(stack)))
+        .collect();
+    let edits = Edits {
+        stacks: edited,
+        ..Edits::default()
+    };
+    Ok(mechanism::place(model, edits).materialize())
+}
+
+/// The stacks with their effective weight computed, checked to be finite.
+pub(crate) fn merged(layout: &Layout) -> Result<HashMap<String, Stack>> {
+    for site in &layout.sites {
+        if let Some(entry) = site.stack.active().next() {
+            return Err(Error::Unmergeable {
+                adapter: entry.name.clone(),
+                method: entry.origin.method.info().title,
+                place: site.name.clone(),
+            });
+        }
+    }
+    let mut merged = HashMap::new();
+    for param in &layout.params {
+        let Some(stack) = &param.stack else { continue };
+        if stack.active().next().is_none() {
+            continue;
+        }
+        let value = stack.compose(param.base.clone()).detach();
+        if !is_finite(&value) {
+            return Err(Error::NotFinite {
+                parameter: param.name.clone(),
+                adapters: stack
+                    .active()
+                    .map(|e| e.name.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            });
+        }
+        merged.insert(
+            param.path.clone(),
+            Stack {
+                merged: Some(value),
+                ..stack.clone()
+            },
+        );
+    }
+    Ok(merged)
+}
+
+pub(crate) fn is_finite(value: &AnyTensor) -> bool {
+    value.to_data().iter::<f64>().all(f64::is_finite)
+}
+
+/// The adapter's tensors by checkpoint key.
+pub(crate) fn exported(layout: &Layout, name: &str, style: Style) -> BTreeMap<String, TensorData> {
+    let mut tensors = BTreeMap::new();
+    for (path, stack) in stacks(layout) {
+        for entry in stack.entries.iter().filter(|entry| entry.name == name) {
+            let place = place_name(layout, path);
+            checkpoint::export(&entry.adapter, style, &place, name, &mut tensors);
+        }
+    }
+    tensors
+}
