@@ -20,7 +20,7 @@ pub(crate) struct Progress {
 impl Progress {
     pub(crate) fn new(total: usize) -> Self {
         let bar = ProgressBar::new(total as u64 * 1000);
-        let style = ProgressStyle::with_template("{prefix:>7} [{bar:24}] {msg}");
+        let style = ProgressStyle::with_template("{prefix:>7} [{bar:24}] {wide_msg}");
         bar.set_style(
             style
                 .expect("the template is constant")
