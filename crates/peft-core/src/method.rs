@@ -102,6 +102,12 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     /// Whatever makes the method impossible on this model.
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()>;
 
+    /// Largest rank that the change of a weight can have (Lialin et al., section 3), where the
+    /// configuration bounds it below the weight's own.
+    fn rank_of_change(&self) -> Option<usize> {
+        None
+    }
+
     /// The content of `adapter_config.json`.
     fn to_json(&self) -> Value;
 

@@ -298,6 +298,11 @@ impl Method for LoraConfig {
         Ok(())
     }
 
+    fn rank_of_change(&self) -> Option<usize> {
+        let others = self.ranks().ok()?.into_iter().map(|(_, rank)| rank);
+        others.chain([self.r]).max()
+    }
+
     fn to_json(&self) -> Value {
         config_to_json(self, &LORA)
     }
