@@ -84,6 +84,19 @@ struct Received<'a> {
     wanted: Vec<String>,
 }
 
+impl<'a> Received<'a> {
+    fn in_model<M: Module>(model: &M, gradients: &'a Gradients) -> Self {
+        let mut found = Self {
+            gradients,
+            path: vec![],
+            reached: vec![],
+            wanted: vec![],
+        };
+        model.visit(&mut found);
+        found
+    }
+}
+
 impl ModuleVisitor for Received<'_> {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.path.push(if container == "Adapter" {
@@ -110,13 +123,7 @@ impl ModuleVisitor for Received<'_> {
 fn gradients(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let model = fixture.trained(NAME, method)?;
     let gradients = fixture.loss(&model).backward();
-    let mut found = Received {
-        gradients: &gradients,
-        path: vec![],
-        reached: vec![],
-        wanted: vec![],
-    };
-    model.visit(&mut found);
+    let found = Received::in_model(&model, &gradients);
     // The mean-pooled classifier does not run the pooler, so nothing trains there.
     let outside = |name: &String| !name.contains("pooler");
     let wanted: Vec<_> = found.wanted.into_iter().filter(outside).collect();
@@ -379,13 +386,7 @@ fn moved(fixture: &Fixture, method: &dyn Method) -> Verdict {
     ];
     for (what, model) in models {
         let gradients = fixture.loss(&model).backward();
-        let mut found = Received {
-            gradients: &gradients,
-            path: vec![],
-            reached: vec![],
-            wanted: vec![],
-        };
-        model.visit(&mut found);
+        let found = Received::in_model(&model, &gradients);
         let stray = found.reached.iter().find(|name| !name.contains('<'));
         ensure(stray.is_none(), || {
             format!("{what}: a gradient reaches {stray:?}")
