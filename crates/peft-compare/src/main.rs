@@ -164,6 +164,7 @@ fn compare(options: Compare) -> Result<(), Error> {
         .transpose()?;
     if let Some(task) = &own {
         suite.name.clone_from(&task.name);
+        suite.analysis.clear();
     }
     let out = options
         .out

@@ -337,7 +337,14 @@ impl Order {
             id: job.id(),
             suite: self.suite.name.clone(),
             task: job.task.name.clone(),
-            task_analysis: job.task.analysis.trim().to_string(),
+            // What the suite says comes first: it may have cut the task short.
+            task_analysis: format!(
+                "{}\n\n{}",
+                self.suite.analysis.trim(),
+                job.task.analysis.trim()
+            )
+            .trim_start()
+            .to_string(),
             model: Model {
                 name: job.task.model.name(),
                 parameters: outcome.model_parameters,
