@@ -12,7 +12,9 @@ use std::{
 };
 
 /// The crates whose features choose the backend.
-const BACKEND_CRATES: [&str; 9] = [
+const BACKEND_CRATES: [&str; 11] = [
+    "peft-ops",
+    "peft-bench",
     "peft-core",
     "peft-additive",
     "peft-selective",

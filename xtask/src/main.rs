@@ -39,6 +39,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Times and memory against Burn's own LoRA and Hugging Face PEFT (`cargo xtask bench --help` for its options)
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Passed on to `peft-bench`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Fetch models and data sets; without a name, list them (`cargo xtask fetch --help` for its options)
     #[command(disable_help_flag = true)]
     Fetch {
@@ -66,6 +73,11 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
     match &arguments.task {
         Task::Compare { arguments } => compare(features, &[], arguments),
         Task::Report { arguments } => compare(features, &["report"], arguments),
+        Task::Bench { arguments } => {
+            let mut command = std::process::Command::new(build("peft-bench", features)?);
+            command.args(arguments);
+            cargo::hand_over(command)
+        }
         Task::Fetch { arguments } => {
             let executable = build("peft-fetch", features)?;
             let mut command = std::process::Command::new(executable);

@@ -3,7 +3,8 @@
 use burn::module::{Module, Param};
 use burn::nn::Dropout;
 use burn::tensor::{Tensor, activation};
-use peft_core::{Adapter, HiddenAdapter, Surroundings, TensorSpec};
+use peft_core::ops::linear;
+use peft_core::{AdaptedForward, Adapter, HiddenAdapter, Surroundings, TensorSpec};
 use serde::{Deserialize, Serialize};
 
 /// The non-linearity between the two projections.
@@ -91,13 +92,12 @@ impl HiddenAdapter for Bottleneck {
         } else {
             seen.clone()
         };
-        let [batch, tokens, width] = seen.dims();
-        let rows = seen.reshape([batch * tokens, width]);
-        let down = rows.matmul(self.down.val()) + self.down_bias.val().unsqueeze();
-        let up = self.activation.apply(down).matmul(self.up.val()) + self.up_bias.val().unsqueeze();
+        let down = linear(seen, self.down.val(), Some(self.down_bias.val()), None);
+        let down = self.activation.apply(down);
+        let up = linear(down, self.up.val(), Some(self.up_bias.val()), None);
         // One pass over the state less for the usual 1.
         let scaled = (self.scaling - 1.0).abs() > f64::EPSILON;
         let up = if scaled { up * self.scaling } else { up };
-        kept + self.dropout.forward(up).reshape([batch, tokens, width])
+        kept + self.dropout.adapted(up)
     }
 }

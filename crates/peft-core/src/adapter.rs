@@ -37,9 +37,10 @@ pub trait WeightAdapter: Adapter {
     /// The effective weight, from the weight below. Shape and dtype are kept.
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D>;
 
-    /// `x W'`, for `input` of shape `[tokens, in]`: returns `[tokens, out]`, without the bias.
+    /// `x W' + b`, for `input` of shape `[tokens, in]`: returns `[tokens, out]`. The layer's bias
+    /// is `inner`'s.
     fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
-        input.matmul(self.compose(inner.weight()))
+        peft_ops::linear(input, self.compose(inner.weight()), inner.bias(), None)
     }
 
     /// Rows of the table for `ids` of shape `[batch, seq]`: returns `[batch, seq, d]`.

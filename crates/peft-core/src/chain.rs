@@ -3,6 +3,7 @@
 use burn::tensor::module::{conv2d, embedding};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
+use peft_ops::LowRank;
 
 use crate::erased::{AnyTensor, ErasedWeight};
 
@@ -16,25 +17,53 @@ fn composed<const D: usize>(base: &Tensor<D>, below: &[&dyn ErasedWeight]) -> Te
         .get()
 }
 
-/// A linear layer without its bias, below one adapter.
+/// A linear layer with its bias, below one adapter.
 pub struct InnerLinear<'a> {
     pub(crate) base: Tensor<2>,
+    pub(crate) bias: Option<Tensor<1>>,
     pub(crate) below: &'a [&'a dyn ErasedWeight],
 }
 
 impl InnerLinear<'_> {
-    /// `x W` for `input` of shape `[tokens, in]`: returns `[tokens, out]`.
+    /// `x W + b` for `input` of shape `[tokens, in]`: returns `[tokens, out]`.
     pub fn forward(&self, input: Tensor<2>) -> Tensor<2> {
-        match self.below.split_last() {
-            None => input.matmul(self.base.clone()),
-            Some((adapter, below)) => adapter.linear(
-                input,
-                &InnerLinear {
-                    base: self.base.clone(),
-                    below,
-                },
-            ),
+        self.run(input, self.bias.clone(), None)
+    }
+
+    /// `x W`, without the bias: for methods that change the product and not the bias.
+    pub fn product(&self, input: Tensor<2>) -> Tensor<2> {
+        self.run(input, None, None)
+    }
+
+    /// `x W + b + s·(x A) B`: one operation where no other adapter lies below.
+    pub fn forward_with(&self, input: Tensor<2>, low_rank: LowRank) -> Tensor<2> {
+        self.run(input, self.bias.clone(), Some(low_rank))
+    }
+
+    fn run(
+        &self,
+        input: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        low_rank: Option<LowRank>,
+    ) -> Tensor<2> {
+        let Some((adapter, below)) = self.below.split_last() else {
+            return peft_ops::linear(input, self.base.clone(), bias, low_rank);
+        };
+        let inner = InnerLinear {
+            base: self.base.clone(),
+            bias,
+            below,
+        };
+        let output = adapter.linear(input.clone(), &inner);
+        match low_rank {
+            Some(low_rank) => peft_ops::add_low_rank(output, input, low_rank),
+            None => output,
         }
+    }
+
+    /// The bias, `[out]`.
+    pub fn bias(&self) -> Option<Tensor<1>> {
+        self.bias.clone()
     }
 
     /// The effective weight below, `[in, out]`. Costs a dense matrix where adapters lie below.

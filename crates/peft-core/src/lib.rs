@@ -29,7 +29,6 @@ pub mod checkpoint;
 pub mod device;
 mod erased;
 mod error;
-mod gelu;
 mod init;
 mod layout;
 mod mechanism;
@@ -46,7 +45,6 @@ pub use adapter::{Adapter, HiddenAdapter, PromptAdapter, Surroundings, WeightAda
 pub use chain::{InnerConv2d, InnerEmbedding, InnerLinear};
 pub use checkpoint::TensorSpec;
 pub use error::{Error, Result};
-pub use gelu::gelu;
 pub use init::Init;
 pub use layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
 pub use method::{
@@ -55,6 +53,8 @@ pub use method::{
 };
 pub use model::PeftModule;
 pub use names::Names;
-pub use nn::AdaptedForward;
+pub use nn::{AdaptedForward, dropout_rate};
+pub use peft_ops as ops;
+pub use peft_ops::gelu;
 pub use site::{Site, SiteKind};
 pub use targets::{ALL_LINEAR, OneOrMany, Selection, Targets, pattern_value};

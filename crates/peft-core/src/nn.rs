@@ -1,7 +1,7 @@
 //! The activation side: Burn's own layers, called so that adapters act on what flows through.
 
 use burn::nn::conv::Conv2d;
-use burn::nn::{Embedding, Linear, PaddingConfig2d};
+use burn::nn::{Dropout, Embedding, Linear, PaddingConfig2d};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
 
@@ -11,8 +11,9 @@ use crate::stack::Stack;
 /// Forward passes of Burn's layers that never form an adapted weight.
 ///
 /// `layer.adapted(x)` equals `layer.forward(x)` to rounding, whatever adapters the layer's weight
-/// carries, and is it exactly where there are none. A model opts in by changing the call, never a
-/// type, so its records stay Burn's. Input dropout of adapters acts on this side only.
+/// carries. A model opts in by changing the call, never a type, so its records stay Burn's. Input
+/// dropout of adapters acts on this side only. Where [`ops`](crate::ops) has a fused operation for
+/// what the layer does, it is used, adapters or not.
 pub trait AdaptedForward<Input> {
     /// What the layer returns.
     type Output;
@@ -25,8 +26,9 @@ impl<const D: usize> AdaptedForward<Tensor<D>> for Linear {
     type Output = Tensor<D>;
 
     fn adapted(&self, input: Tensor<D>) -> Tensor<D> {
+        let bias = self.bias.as_ref().map(burn::module::Param::val);
         let Some(stack) = unmerged(self.weight.reparameterization::<Stack>()) else {
-            return self.forward(input);
+            return peft_ops::linear(input, self.weight.val(), bias, None);
         };
         let adapters = stack.active_weights();
         let mut shape = input.dims();
@@ -34,15 +36,12 @@ impl<const D: usize> AdaptedForward<Tensor<D>> for Linear {
         let rows = input.reshape([-1, d_in as isize]);
         let output = InnerLinear {
             base: self.weight.base(),
+            bias,
             below: &adapters,
         }
         .forward(rows);
         shape[D - 1] = d_out;
-        let output = output.reshape(shape);
-        match &self.bias {
-            Some(bias) => output + bias.val().unsqueeze(),
-            None => output,
-        }
+        output.reshape(shape)
     }
 }
 
@@ -89,6 +88,24 @@ impl AdaptedForward<Tensor<4>> for Conv2d {
             }
             None => output,
         }
+    }
+}
+
+impl<const D: usize> AdaptedForward<Tensor<D>> for Dropout {
+    type Output = Tensor<D>;
+
+    fn adapted(&self, input: Tensor<D>) -> Tensor<D> {
+        peft_ops::dropout(input, dropout_rate(self))
+    }
+}
+
+/// The probability with which a dropout layer drops on autodiff devices: 0 where the layer is
+/// switched off, as Burn does for frozen modules.
+pub fn dropout_rate(dropout: &Dropout) -> f64 {
+    if dropout.training.is_enabled() {
+        dropout.prob
+    } else {
+        0.0
     }
 }
 

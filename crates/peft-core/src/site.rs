@@ -109,6 +109,11 @@ impl Site {
         self.head.kind
     }
 
+    /// Whether an adapter acts on the hidden state here.
+    pub fn is_active(&self) -> bool {
+        self.stack.active().next().is_some()
+    }
+
     /// The hidden state `[batch, seq, d]` after the active adapters.
     pub fn hidden(&self, hidden: Tensor<3>, around: &Surroundings<'_>) -> Tensor<3> {
         self.stack

@@ -5,7 +5,11 @@ use burn::nn::Dropout;
 use burn::tensor::module::{conv2d, embedding};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
-use peft_core::{Adapter, InnerConv2d, InnerEmbedding, InnerLinear, TensorSpec, WeightAdapter};
+use peft_core::ops::{LowRank, add_low_rank};
+use peft_core::{
+    AdaptedForward, Adapter, InnerConv2d, InnerEmbedding, InnerLinear, TensorSpec, WeightAdapter,
+    dropout_rate,
+};
 
 /// Hu et al. 2021, section 4.1: `y = xW + s·(drop(x) A) B`.
 #[derive(Module, Debug)]
@@ -45,12 +49,17 @@ impl WeightAdapter for LoraLinear {
     }
 
     fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
-        let down = self
-            .dropout
-            .forward(input.clone())
-            .matmul(self.lora_a.val());
-        // The scale goes where the tensor is smallest.
-        inner.forward(input) + (down * self.scale).matmul(self.lora_b.val())
+        let low_rank = LowRank {
+            down: self.lora_a.val(),
+            up: self.lora_b.val(),
+            scale: self.scale,
+        };
+        if dropout_rate(&self.dropout) > 0.0 && input.is_autodiff() {
+            let dropped = self.dropout.adapted(input.clone());
+            add_low_rank(inner.forward(input), dropped, low_rank)
+        } else {
+            inner.forward_with(input, low_rank)
+        }
     }
 }
 
@@ -133,7 +142,7 @@ impl WeightAdapter for LoraConv2d {
             return conv2d(input, self.compose(inner.weight()), None, options);
         }
         let down = conv2d(
-            self.dropout.forward(input.clone()),
+            self.dropout.adapted(input.clone()),
             self.lora_a.val(),
             None,
             options,

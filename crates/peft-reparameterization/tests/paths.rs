@@ -43,7 +43,9 @@ fn adapted<M: Module>(model: M, ranks: &[usize], alpha: f64) -> M {
 fn close<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Result<(), TestCaseError> {
     let scale = b.clone().abs().max().into_scalar::<f32>().max(1.0);
     let distance = (a - b).abs().max().into_scalar::<f32>() / scale;
-    prop_assert!(distance < 1e-5, "differ by {distance} of the largest");
+    // Both are sums of hundreds of f32 products in other orders, and the largest may itself have
+    // cancelled: one draw in a thousand is off by 4e-5.
+    prop_assert!(distance < 1e-4, "differ by {distance} of the largest");
     Ok(())
 }
 

@@ -101,6 +101,6 @@ impl BertClassifier {
     pub fn forward(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<2> {
         let output = self.bert.forward(ids, padding.clone());
         let pooled = self.bert.pool(output, padding, self.pooling);
-        self.classifier.adapted(self.dropout.forward(pooled))
+        self.classifier.adapted(self.dropout.adapted(pooled))
     }
 }

@@ -1,8 +1,9 @@
 //! What goes into the first layer.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig, Embedding, LayerNorm};
 use burn::tensor::{Bool, Device, Int, Tensor};
+use peft_core::ops::layer_norm;
 use peft_core::{AdaptedForward, Site, SiteKind};
 
 use super::BertConfig;
@@ -22,6 +23,8 @@ pub struct BertEmbeddings {
     pub dropout: Dropout,
     /// Where virtual tokens go in front of the word embeddings.
     pub prompt: Site,
+    /// Added to the variance.
+    epsilon: f64,
 }
 
 impl BertEmbeddings {
@@ -34,6 +37,7 @@ impl BertEmbeddings {
             dropout: DropoutConfig::new(config.hidden_dropout_prob).init(),
             prompt: Site::new(SiteKind::Embeddings, config.hidden_size)
                 .with_name("word_embeddings"),
+            epsilon: config.layer_norm_eps,
         }
     }
 
@@ -69,7 +73,9 @@ impl BertEmbeddings {
             + self
                 .token_type_embeddings
                 .adapted(Tensor::zeros([1, 1], &device));
-        let embedded = self.layer_norm.forward(words + places);
-        (self.dropout.forward(embedded), padding)
+        let gamma = self.layer_norm.gamma.val();
+        let beta = self.layer_norm.beta.as_ref().map(Param::val);
+        let embedded = layer_norm(words + places, None, gamma, beta, self.epsilon, 0.0);
+        (self.dropout.adapted(embedded), padding)
     }
 }

@@ -1,9 +1,10 @@
 //! The end of both parts of a layer: projection, residual, normalisation.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig, LayerNorm, Linear};
 use burn::tensor::{Device, Tensor};
-use peft_core::{AdaptedForward, Site, SiteKind, Surroundings};
+use peft_core::ops::layer_norm;
+use peft_core::{AdaptedForward, Site, SiteKind, Surroundings, dropout_rate};
 
 use super::BertConfig;
 
@@ -18,6 +19,8 @@ pub struct BertResidual {
     pub dropout: Dropout,
     /// Where adapters act on the projected states, before the residual is added.
     pub site: Site,
+    /// Added to the variance.
+    epsilon: f64,
 }
 
 impl BertResidual {
@@ -27,17 +30,27 @@ impl BertResidual {
             layer_norm: config.norm(device),
             dropout: DropoutConfig::new(config.hidden_dropout_prob).init(),
             site: Site::new(kind, config.hidden_size),
+            epsilon: config.layer_norm_eps,
         }
     }
 
     /// `norm(site(dropout(dense(x))) + residual)`: `x` is `[batch, seq, in]`, `residual` and the
     /// result are `[batch, seq, hidden_size]`.
     pub(super) fn forward(&self, x: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
-        let norm = |hidden| self.layer_norm.forward(hidden);
-        let hidden = self.dropout.forward(self.dense.adapted(x));
-        let hidden = self
-            .site
-            .hidden(hidden, &Surroundings::post_norm(residual.clone(), &norm));
-        norm(hidden + residual)
+        let hidden = self.dense.adapted(x);
+        if !self.site.is_active() {
+            return self.norm(hidden, Some(residual), dropout_rate(&self.dropout));
+        }
+        let norm = |hidden| self.norm(hidden, None, 0.0);
+        let around = Surroundings::post_norm(residual.clone(), &norm);
+        let hidden = self.site.hidden(self.dropout.adapted(hidden), &around);
+        self.norm(hidden, Some(residual), 0.0)
+    }
+
+    /// `layer_norm(dropout(hidden) + residual)`.
+    fn norm(&self, hidden: Tensor<3>, residual: Option<Tensor<3>>, dropout: f64) -> Tensor<3> {
+        let gamma = self.layer_norm.gamma.val();
+        let beta = self.layer_norm.beta.as_ref().map(Param::val);
+        layer_norm(hidden, residual, gamma, beta, self.epsilon, dropout)
     }
 }

@@ -1,0 +1,165 @@
+//! What is measured: a shape, a pass, a method, an engine.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Makes an enum with a name for each variant, written and read.
+macro_rules! named {
+    ($(#[$doc:meta])* $kind:ident { $($(#[$variant_doc:meta])* $variant:ident = $name:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub(crate) enum $kind { $($(#[$variant_doc])* $variant),* }
+
+        impl $kind {
+            pub(crate) fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+        }
+
+        impl FromStr for $kind {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $($name => Ok(Self::$variant),)*
+                    _ => Err(format!("`{text}` is none of {}", [$($name),*].join(", "))),
+                }
+            }
+        }
+    };
+}
+
+named! {
+    /// The model and its input.
+    Shape {
+        /// MiniLM-L6 (6 layers of 384, 12 heads, 1536 inside, 30522 tokens), mean pooling, two
+        /// classes; 32 rows of 64 tokens. No dropout.
+        MiniLm = "minilm",
+        /// The same with the dropout of its published configuration: 0.1 of embeddings, sublayer
+        /// outputs and attention weights.
+        MiniLmDropout = "minilm-dropout",
+        /// The same model, one row of 128 tokens.
+        MiniLmOne = "minilm-one",
+        /// The same model, 8 rows of 32 tokens.
+        MiniLmRows = "minilm-rows",
+        /// One block of TinyLlama-1.1B: width 2048, 32 heads of which 4 of keys, 5632 inside; one
+        /// row of 256 tokens.
+        LlamaBlock = "llama-block",
+        /// One linear layer, 4096 to 4096 without bias; 512 tokens, whose gradient is needed too.
+        Linear = "linear-4096",
+    }
+}
+
+named! {
+    /// What is timed.
+    Pass {
+        /// Forward, backward and an AdamW step.
+        Train = "train",
+        /// Forward without autodiff.
+        Infer = "infer",
+    }
+}
+
+named! {
+    /// What is trained, or what is on the model.
+    Method {
+        /// Every parameter.
+        Full = "full",
+        /// The classification head.
+        Head = "head",
+        /// LoRA, r 8, on queries and values.
+        LoraQv = "lora-qv",
+        /// The same merged into the weights.
+        LoraQvMerged = "lora-qv-merged",
+        /// Eight adapters of that kind, each row of the batch with another.
+        LoraQvRows = "lora-qv-rows",
+        /// LoRA, r 8, on every linear layer but the head.
+        LoraAll = "lora-all",
+        /// Bottleneck adapters after both sublayers.
+        Houlsby = "houlsby",
+        /// Biases.
+        BitFit = "bitfit",
+        /// Ten virtual tokens.
+        Prompt = "prompt",
+        /// Nothing: the model as it is.
+        Base = "base",
+    }
+}
+
+named! {
+    /// Whose code runs.
+    Engine {
+        /// This project's.
+        Ours = "ours",
+        /// This project's models with its fused operations turned off: Burn's operations, and
+        /// this project's activation side.
+        Unfused = "unfused",
+        /// The same with Burn's own `apply_lora`.
+        Burn = "burn",
+        /// Hugging Face transformers and PEFT on PyTorch, in `PEFT_PYTHON`.
+        Hf = "hf",
+    }
+}
+
+/// One process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Case {
+    pub(crate) shape: Shape,
+    pub(crate) pass: Pass,
+    pub(crate) method: Method,
+    pub(crate) engine: Engine,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            shape,
+            pass,
+            method,
+            engine,
+        } = self;
+        let parts = [shape.name(), pass.name(), method.name(), engine.name()];
+        f.write_str(&parts.join("/"))
+    }
+}
+
+impl FromStr for Case {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let [shape, pass, method, engine] = parts[..] else {
+            return Err(format!("`{text}` is not shape/pass/method/engine"));
+        };
+        Ok(Self {
+            shape: shape.parse()?,
+            pass: pass.parse()?,
+            method: method.parse()?,
+            engine: engine.parse()?,
+        })
+    }
+}
+
+/// A case, briefly.
+pub(crate) const fn case(shape: Shape, pass: Pass, method: Method, engine: Engine) -> Case {
+    Case {
+        shape,
+        pass,
+        method,
+        engine,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_case_is_read_as_it_is_written() {
+        let written = case(Shape::Linear, Pass::Train, Method::LoraQv, Engine::Hf);
+        assert_eq!(written.to_string(), "linear-4096/train/lora-qv/hf");
+        assert_eq!(written.to_string().parse(), Ok(written));
+        let error = "linear-4096/train/lora/hf".parse::<Case>().unwrap_err();
+        assert!(error.contains("`lora` is none of full, head"), "{error}");
+    }
+}

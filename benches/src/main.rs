@@ -1,0 +1,82 @@
+//! Times and memory of adapters on real shapes, against Burn's own and Hugging Face PEFT.
+//!
+//! Every case runs in a process of its own. The processes of a group live at the same time and work
+//! in turn, so that a slow moment of the machine hits all of them; a ratio is that of one turn, and
+//! its median over the turns is quoted.
+
+mod account;
+mod bench;
+mod case;
+mod models;
+mod ratios;
+mod worker;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The allocator that the suite uses too; the system's own returns freed pages and pays for them anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Times and memory of adapters on real shapes
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", version)]
+struct Arguments {
+    /// Writes the ratios to a file, as one JSON object
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often the processes of a group take turns
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    rounds: usize,
+    /// Only ratios whose names contain this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Backend
+    #[arg(long, value_name = "NAME", default_value = "flex")]
+    device: String,
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// One case, told what to do through its input
+    #[command(hide = true)]
+    Worker {
+        /// SHAPE/PASS/METHOD/ENGINE
+        case: case::Case,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match &arguments.task {
+        Some(Task::Worker { case }) => worker::run(*case, &arguments.device),
+        None => bench::run(&bench::Settings {
+            rounds: arguments.rounds.max(1),
+            only: arguments.only.clone().unwrap_or_default(),
+            device: arguments.device.clone(),
+            json: arguments.json.clone(),
+        }),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,114 @@
+//! MiniLM-L6 as a classifier.
+
+use burn::module::{Lora, Module as _, ParamGroup};
+use burn::nn::loss::CrossEntropyLossConfig;
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use peft::additive::BottleneckConfig;
+use peft::core::{ConfigExt as _, PeftModule as _};
+use peft::selective::{BitFitConfig, HeadOnlyConfig};
+use peft::soft_prompt::PromptTuningConfig;
+use peft_models::{BertClassifier, BertConfig, Pooling};
+
+use super::{Failure, Work, infer, lora, matching, train};
+use crate::case::{Case, Engine, Method, Pass, Shape};
+
+/// The published configuration of `sentence-transformers/all-MiniLM-L6-v2`.
+fn config(dropout: f64) -> Result<BertConfig, Failure> {
+    Ok(serde_json::from_value(serde_json::json!({
+        "vocab_size": 30522,
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+    }))?)
+}
+
+pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
+    let (rows, length, dropout) = match case.shape {
+        Shape::MiniLmDropout => (32, 64, 0.1),
+        Shape::MiniLmOne => (1, 128, 0.0),
+        Shape::MiniLmRows => (8, 32, 0.0),
+        _ => (32, 64, 0.0),
+    };
+    let bert = config(dropout)?.init(device);
+    let model = BertClassifier::new_head(bert, 2, Pooling::Mean, 0.0, device)?;
+    let model = prepared(model, case)?;
+    let ids: Vec<i64> = (0..rows * length)
+        .map(|i| 1000 + i * 7919 % 29000)
+        .collect();
+    let ids = Tensor::<2, Int>::from_data(
+        TensorData::new(ids, [rows as usize, length as usize]),
+        device,
+    );
+    // Padding is handed over, as with real batches; there is none.
+    let padding = Tensor::<2, Bool>::full(ids.dims(), false, device);
+    let tokens = (rows * length) as usize;
+    if case.pass == Pass::Infer {
+        return Ok(infer(model, tokens, move |model: &BertClassifier| {
+            model
+                .forward(ids.clone(), Some(padding.clone()))
+                .into_data()
+        }));
+    }
+    let labels: Vec<i64> = (0..rows).map(|row| row % 2).collect();
+    let labels = Tensor::<1, Int>::from_data(labels.as_slice(), device);
+    let cross_entropy = CrossEntropyLossConfig::new().init(device);
+    Ok(train(
+        model,
+        tokens,
+        device,
+        move |model: &BertClassifier| {
+            let logits = model.forward(ids.clone(), Some(padding.clone()));
+            cross_entropy.forward(logits, labels.clone())
+        },
+    ))
+}
+
+/// The model with what the case's method puts on it.
+fn prepared(model: BertClassifier, case: Case) -> Result<BertClassifier, Failure> {
+    const QV: [&str; 2] = ["query", "value"];
+    let head = ["classifier"];
+    let name = "bench";
+    if case.engine == Engine::Burn && matches!(case.method, Method::LoraQv | Method::LoraAll) {
+        let layers: &[&str] = match case.method {
+            Method::LoraAll => &["query", "key", "value", "dense"],
+            _ => &QV,
+        };
+        let pattern = format!(r"^bert\.encoder\..*({})\.weight$", layers.join("|"));
+        let lora = Lora::new(8, 16.0).set_param_group(matching(&pattern)?);
+        return Ok(model
+            .apply_lora(lora)
+            .set_require_grad_group(ParamGroup::from_predicate("classifier"), true));
+    }
+    Ok(match case.method {
+        Method::Full | Method::Base => model,
+        Method::Head => model.attach(name, &HeadOnlyConfig::new())?,
+        Method::LoraQv | Method::LoraAll | Method::LoraQvMerged => {
+            let config = lora(case.method, QV).with_modules_to_save(head);
+            let model = model.attach(name, &config)?;
+            if case.method == Method::LoraQvMerged {
+                model.merge_and_unload()?
+            } else {
+                model
+            }
+        }
+        Method::Houlsby => {
+            let config = BottleneckConfig::houlsby().with_modules_to_save(head);
+            model.attach(name, &config)?
+        }
+        Method::BitFit => model.attach(name, &BitFitConfig::new().with_modules_to_save(head))?,
+        Method::Prompt => {
+            let config = PromptTuningConfig::new(10).with_modules_to_save(head);
+            model.attach(name, &config)?
+        }
+        Method::LoraQvRows => return Err("rows with adapters of their own".into()),
+    })
+}

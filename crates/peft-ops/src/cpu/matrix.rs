@@ -1,0 +1,455 @@
+//! Matrices in slices, products of them, and buffers that are written before they are read.
+//!
+//! The only file with unsafe code: calls of the `gemm` crate (the one that Burn's CPU backend uses),
+//! memory that is not cleared first, and blocks of one buffer written by several threads.
+
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+/// Products of fewer multiplications than this run on one thread.
+const PARALLEL_PRODUCT: usize = 1 << 20;
+/// Passes over fewer elements than this run on one thread.
+const PARALLEL_ELEMENTS: usize = 1 << 15;
+/// Elements that one task of a pass works on: 64 KiB, of which two or three fit the second-level cache.
+const TASK_ELEMENTS: usize = 1 << 14;
+
+/// A matrix that is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Row-major, dense.
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// Row-major, each row starting `row_stride` elements after the one before.
+    pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(
+            fits(data.len(), rows, cols, row_stride),
+            "{rows} x {cols} rows of {row_stride} do not fit {} elements",
+            data.len()
+        );
+        Self {
+            data,
+            rows,
+            cols,
+            row_stride,
+            col_stride: 1,
+        }
+    }
+
+    /// The transposed matrix; nothing moves.
+    pub(crate) fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
+    rows == 0
+        || cols == 0
+        || (rows - 1)
+            .checked_mul(row_stride)
+            .and_then(|start| start.checked_add(cols))
+            .is_some_and(|end| end <= len)
+}
+
+/// A row-major matrix that is written; possibly a block of columns of a larger one.
+pub(crate) struct MatrixMut<'a> {
+    start: *mut f32,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    owner: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: as `&mut [f32]`, which it stands for: blocks made from one buffer do not overlap.
+unsafe impl Send for MatrixMut<'_> {}
+
+impl<'a> MatrixMut<'a> {
+    /// Dense.
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        assert!(
+            fits(data.len(), rows, cols, cols),
+            "{rows} x {cols} does not fit {} elements",
+            data.len()
+        );
+        Self {
+            start: data.as_mut_ptr(),
+            rows,
+            cols,
+            row_stride: cols,
+            owner: PhantomData,
+        }
+    }
+
+    /// `rows` rows from `first` on.
+    pub(crate) fn row_block(&mut self, first: usize, rows: usize) -> MatrixMut<'_> {
+        assert!(first + rows <= self.rows);
+        MatrixMut {
+            // SAFETY: the block's rows are rows of this matrix.
+            start: unsafe { self.start.add(first * self.row_stride) },
+            rows,
+            cols: self.cols,
+            row_stride: self.row_stride,
+            owner: PhantomData,
+        }
+    }
+
+    /// `cols` columns from `first` on.
+    pub(crate) fn column_block(&mut self, first: usize, cols: usize) -> MatrixMut<'_> {
+        assert!(first + cols <= self.cols);
+        MatrixMut {
+            // SAFETY: the block's columns are columns of this matrix.
+            start: unsafe { self.start.add(first) },
+            rows: self.rows,
+            cols,
+            row_stride: self.row_stride,
+            owner: PhantomData,
+        }
+    }
+
+    /// One row.
+    #[cfg(test)]
+    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows);
+        // SAFETY: the row lies in the memory that this matrix borrows alone.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.row_stride), self.cols) }
+    }
+}
+
+/// What a product does with what is there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Replaces it.
+    Replace,
+    /// Adds to it.
+    Add,
+}
+
+/// `dst = alpha · lhs · rhs`, or adds that to it; on all threads if it is large and `parallel`.
+pub(crate) fn multiply(
+    dst: &mut MatrixMut<'_>,
+    mode: Mode,
+    lhs: Matrix<'_>,
+    rhs: Matrix<'_>,
+    alpha: f32,
+    parallel: bool,
+) {
+    assert_eq!(
+        (dst.rows, dst.cols, lhs.cols),
+        (lhs.rows, rhs.cols, rhs.rows),
+        "shapes of a product"
+    );
+    // SAFETY: the destination is borrowed alone and holds numbers.
+    unsafe { gemm_into(dst.start, dst.row_stride, mode, lhs, rhs, alpha, parallel) }
+}
+
+/// `lhs · rhs`, dense and row-major.
+pub(crate) fn product(lhs: Matrix<'_>, rhs: Matrix<'_>, alpha: f32) -> Vec<f32> {
+    assert_eq!(lhs.cols, rhs.rows, "shapes of a product");
+    let mut out = Vec::with_capacity(lhs.rows * rhs.cols);
+    // SAFETY: a product that replaces writes every element of the destination and reads none;
+    // the length is set after that.
+    unsafe {
+        gemm_into(
+            out.as_mut_ptr(),
+            rhs.cols,
+            Mode::Replace,
+            lhs,
+            rhs,
+            alpha,
+            true,
+        );
+        out.set_len(lhs.rows * rhs.cols);
+    }
+    out
+}
+
+/// # Safety
+///
+/// `dst` must be valid for writes of `lhs.rows` rows of `rhs.cols` elements, `row_stride` apart,
+/// and hold numbers already where `into` adds.
+unsafe fn gemm_into(
+    dst: *mut f32,
+    row_stride: usize,
+    mode: Mode,
+    lhs: Matrix<'_>,
+    rhs: Matrix<'_>,
+    alpha: f32,
+    parallel: bool,
+) {
+    let work = lhs.rows.saturating_mul(rhs.cols).saturating_mul(lhs.cols);
+    let parallelism = if parallel && work >= PARALLEL_PRODUCT && rayon::current_num_threads() > 1 {
+        gemm::Parallelism::Rayon(0)
+    } else {
+        gemm::Parallelism::None
+    };
+    // SAFETY: the views were checked to lie within their slices when they were made.
+    unsafe {
+        gemm::gemm(
+            lhs.rows,
+            rhs.cols,
+            lhs.cols,
+            dst,
+            1,
+            row_stride.cast_signed(),
+            mode == Mode::Add,
+            lhs.data.as_ptr(),
+            lhs.col_stride.cast_signed(),
+            lhs.row_stride.cast_signed(),
+            rhs.data.as_ptr(),
+            rhs.col_stride.cast_signed(),
+            rhs.row_stride.cast_signed(),
+            1.0,
+            alpha,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// `rows · width` numbers, filled in parallel: `fill(first, rows)` gets whole rows, zeroed, of which
+/// the first has the number `first`.
+///
+/// Each task clears its own part just before it is filled, so the clearing costs no trip to memory.
+pub(crate) fn build_rows(
+    rows: usize,
+    width: usize,
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let len = rows * width;
+    let mut out = Vec::with_capacity(len);
+    if len > 0 {
+        let task = task_rows(rows, width);
+        let run = |(index, part): (usize, &mut [MaybeUninit<f32>])| {
+            fill(index * task, cleared(part));
+        };
+        let parts = &mut out.spare_capacity_mut()[..len];
+        if len < PARALLEL_ELEMENTS {
+            parts.chunks_mut(task * width).enumerate().for_each(run);
+        } else {
+            parts.par_chunks_mut(task * width).enumerate().for_each(run);
+        }
+    }
+    // SAFETY: every chunk was cleared.
+    unsafe { out.set_len(len) };
+    out
+}
+
+/// Changes rows in place, in parallel; `change` as in [`build_rows`].
+pub(crate) fn change_rows(
+    data: &mut [f32],
+    width: usize,
+    change: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    if data.is_empty() {
+        return;
+    }
+    let task = task_rows(data.len() / width, width);
+    let run = |(index, part): (usize, &mut [f32])| change(index * task, part);
+    if data.len() < PARALLEL_ELEMENTS {
+        data.chunks_mut(task * width).enumerate().for_each(run);
+    } else {
+        data.par_chunks_mut(task * width).enumerate().for_each(run);
+    }
+}
+
+/// How many rows one task gets.
+fn task_rows(rows: usize, width: usize) -> usize {
+    (TASK_ELEMENTS / width.max(1)).clamp(1, rows.max(1))
+}
+
+/// Sums over all rows: `add(first, last, sums)` adds those of the rows `first..last` to `sums`.
+///
+/// The partial sums are added in order, so the result does not depend on the threads.
+pub(crate) fn sum_rows(
+    rows: usize,
+    width: usize,
+    sums: usize,
+    add: impl Fn(usize, usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    // Few parts: each has sums of its own.
+    let task = (rows.div_ceil(64)).max(task_rows(rows, width)).max(1);
+    let partial: Vec<Vec<f32>> = (0..rows.div_ceil(task))
+        .into_par_iter()
+        .map(|index| {
+            let mut partial = vec![0.0; sums];
+            add(index * task, ((index + 1) * task).min(rows), &mut partial);
+            partial
+        })
+        .collect();
+    let mut total = vec![0.0; sums];
+    for partial in partial {
+        for (total, partial) in total.iter_mut().zip(partial) {
+            *total += partial;
+        }
+    }
+    total
+}
+
+/// Where the blocks of one buffer lie: `batch` matrices of `rows` rows, each with one block of
+/// `cols` columns for each group.
+#[derive(Clone, Copy)]
+pub(crate) struct Blocks {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+/// `N` buffers, each `[batch, rows, groups · cols]`, built block by block in parallel:
+/// `fill(batch, group, blocks)` gets its block of each, zeroed.
+pub(crate) fn build_blocks<const N: usize>(
+    batch: usize,
+    groups: usize,
+    shapes: [Blocks; N],
+    fill: impl Fn(usize, usize, [MatrixMut<'_>; N]) + Sync,
+) -> [Vec<f32>; N] {
+    let len = |shape: Blocks| batch * shape.rows * groups * shape.cols;
+    let mut buffers = shapes.map(|shape| Vec::<f32>::with_capacity(len(shape)));
+    {
+        let starts = buffers.each_mut().map(|buffer| Start(buffer.as_mut_ptr()));
+        let run = |task: usize| {
+            let (item, group) = (task / groups, task % groups);
+            let blocks = std::array::from_fn(|i| {
+                let Blocks { rows, cols } = shapes[i];
+                // SAFETY: within the buffer's capacity, and no other task has the same
+                // rows and columns.
+                let start = unsafe { starts[i].0.add(item * rows * groups * cols + group * cols) };
+                for row in 0..rows {
+                    // SAFETY: a row of the block.
+                    unsafe { start.add(row * groups * cols).write_bytes(0, cols) };
+                }
+                MatrixMut {
+                    start,
+                    rows,
+                    cols,
+                    row_stride: groups * cols,
+                    owner: PhantomData,
+                }
+            });
+            fill(item, group, blocks);
+        };
+        (0..batch * groups).into_par_iter().for_each(run);
+    }
+    for (buffer, shape) in buffers.iter_mut().zip(shapes) {
+        // SAFETY: the blocks cover the buffer, and each was cleared.
+        unsafe { buffer.set_len(len(shape)) };
+    }
+    buffers
+}
+
+/// The start of a buffer that tasks share.
+#[derive(Clone, Copy)]
+struct Start(*mut f32);
+
+// SAFETY: tasks write disjoint blocks (see `build_blocks`).
+unsafe impl Send for Start {}
+// SAFETY: as above.
+unsafe impl Sync for Start {}
+
+fn cleared(part: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    part.fill(MaybeUninit::new(0.0));
+    // SAFETY: all of it was just written.
+    unsafe { &mut *(std::ptr::from_mut(part) as *mut [f32]) }
+}
+
+#[cfg(test)]
+#[allow(clippy::float_cmp)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_product_of_views_is_the_product() {
+        let a: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let b: Vec<f32> = (0..20).map(|i| (i as f32).sin()).collect();
+        // 3 x 2 out of 3 x 4, times the transposed of 5 x 2 out of 5 x 4.
+        let (lhs, rhs) = (
+            Matrix::strided(&a, 3, 2, 4),
+            Matrix::strided(&b, 5, 2, 4).t(),
+        );
+        let out = product(lhs, rhs, 2.0);
+        for row in 0..3 {
+            for col in 0..5 {
+                let expected: f32 = (0..2).map(|k| 2.0 * a[row * 4 + k] * b[col * 4 + k]).sum();
+                assert!((out[row * 5 + col] - expected).abs() < 1e-5);
+            }
+        }
+        let mut sum = vec![1.0; 15];
+        multiply(
+            &mut MatrixMut::new(&mut sum, 3, 5),
+            Mode::Add,
+            lhs,
+            rhs,
+            2.0,
+            true,
+        );
+        assert!((sum[7] - out[7] - 1.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn an_empty_inner_dimension_gives_zeros() {
+        let out = product(Matrix::new(&[], 3, 0), Matrix::new(&[], 0, 4), 1.0);
+        assert_eq!(out, vec![0.0; 12]);
+    }
+
+    #[test]
+    #[should_panic(expected = "do not fit")]
+    fn a_view_beyond_its_slice_is_refused() {
+        Matrix::strided(&[0.0; 10], 3, 2, 5);
+    }
+
+    #[test]
+    fn rows_and_blocks_are_each_filled_once() {
+        let rows = build_rows(1000, 70, |first, part| {
+            for (i, row) in part.chunks_mut(70).enumerate() {
+                for value in row {
+                    *value += (first + i) as f32;
+                }
+            }
+        });
+        assert!(
+            rows.chunks(70)
+                .enumerate()
+                .all(|(i, row)| row.iter().all(|v| *v == i as f32))
+        );
+        let [blocks] = build_blocks(
+            3,
+            2,
+            [Blocks { rows: 5, cols: 4 }],
+            |item, group, [mut block]| {
+                for row in 0..5 {
+                    for value in block.row(row) {
+                        *value += (item * 100 + group * 10 + row) as f32;
+                    }
+                }
+            },
+        );
+        for (i, value) in blocks.iter().enumerate() {
+            let (item, row, col) = (i / 40, i / 8 % 5, i % 8);
+            assert_eq!(*value, (item * 100 + col / 4 * 10 + row) as f32);
+        }
+        let sums = sum_rows(1001, 3, 2, |first, last, sums| {
+            sums[0] += (last - first) as f32;
+            sums[1] += 1.0;
+        });
+        assert_eq!(sums[0], 1001.0);
+    }
+}

@@ -1,0 +1,9 @@
+//! Kernels on slices of `f32`. No tensor of Burn's appears here.
+
+pub(crate) mod attention;
+pub(crate) mod dropout;
+pub(crate) mod gelu;
+pub(crate) mod linear;
+pub(crate) mod math;
+pub(crate) mod matrix;
+pub(crate) mod norm;

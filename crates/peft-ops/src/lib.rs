@@ -1,0 +1,341 @@
+//! Fused operations with handwritten backward passes, for adapters and the models under them.
+//!
+//! Every function here computes what its namesake in [`mod@reference`] computes. On Burn's CPU
+//! backend (`flex`), for `f32`, it does so in few passes over memory, on all cores, and keeps for the
+//! backward pass only what some input that is being trained needs: a frozen weight costs no saved
+//! input. Elsewhere the reference runs. Property tests hold both to each other, outputs and all
+//! gradients.
+//!
+//! Deviations are those of rounding (1e-6 of the largest value); dropout draws other coins than
+//! Burn's module, from Burn's seed (`Device::seed`).
+
+mod gelu;
+pub mod reference;
+
+#[cfg(feature = "flex")]
+mod cpu;
+#[cfg(feature = "flex")]
+mod extension;
+#[cfg(all(test, feature = "flex"))]
+mod tests;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::tensor::Tensor;
+#[cfg(feature = "flex")]
+use burn::{
+    backend::{Dispatch, DispatchDevice},
+    tensor::{DType, Device, Distribution},
+};
+
+#[cfg(feature = "flex")]
+use cpu::{attention::Attention, dropout::Coins};
+#[cfg(feature = "flex")]
+use extension::Fused;
+
+static FUSED: AtomicBool = AtomicBool::new(true);
+
+/// Turns the fused operations off or on, for the whole process: for comparisons, and for finding
+/// out whether a difference comes from them. They are on at the start.
+pub fn set_fused(on: bool) {
+    FUSED.store(on, Ordering::Relaxed);
+}
+
+/// Whether operations on `f32` tensors of this device are fused.
+#[cfg(feature = "flex")]
+fn is_fused(device: &Device) -> bool {
+    let device: &DispatchDevice = match device.as_dispatch() {
+        DispatchDevice::Autodiff(inner) => inner,
+        other => other,
+    };
+    let cpu = matches!(device, DispatchDevice::Flex(_));
+    cpu && FUSED.load(Ordering::Relaxed)
+}
+
+/// Whether the operation on this tensor is fused; all other tensors of an operation have its device,
+/// and must have its dtype as Burn's own operations want them to.
+#[cfg(feature = "flex")]
+fn fuses<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.dtype() == DType::F32 && is_fused(&tensor.device())
+}
+
+/// Factors of a low-rank change of a weight, `s·A B`.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// A, `[in, r]`.
+    pub down: Tensor<2>,
+    /// B, `[r, out]`.
+    pub up: Tensor<2>,
+    /// s.
+    pub scale: f64,
+}
+
+/// A linear layer, with a low-rank addition where there is one: `x W + b + s·(x A) B`.
+///
+/// `input` is `[…, in]`, `weight` `[in, out]`, `bias` `[out]`; returns `[…, out]`. Bias and low rank
+/// are accumulated in the output, and in the backward pass in the input's gradient.
+///
+/// # Panics
+///
+/// If shapes do not fit.
+pub fn linear<const D: usize>(
+    input: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    low_rank: Option<LowRank>,
+) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if fuses(&input) && weight.dtype() == DType::F32 {
+        check(input.dims()[D - 1], &weight, bias.as_ref());
+        let (down, up, scale) = match low_rank {
+            Some(LowRank { down, up, scale }) => (Some(down), Some(up), scale),
+            None => (None, None, 1.0),
+        };
+        return Tensor::from_dispatch(<Dispatch as Fused>::linear(
+            input.into_dispatch(),
+            weight.into_dispatch(),
+            bias.map(Tensor::into_dispatch).into(),
+            down.map(Tensor::into_dispatch).into(),
+            up.map(Tensor::into_dispatch).into(),
+            scale as f32,
+        ));
+    }
+    reference::linear(input, weight, bias, low_rank)
+}
+
+#[cfg(feature = "flex")]
+fn check(width: usize, weight: &Tensor<2>, bias: Option<&Tensor<1>>) {
+    let [d_in, d_out] = weight.dims();
+    assert_eq!(width, d_in, "the input's width is not the weight's");
+    if let Some(bias) = bias {
+        assert_eq!(
+            bias.dims(),
+            [d_out],
+            "the bias is not as wide as the output"
+        );
+    }
+}
+
+/// Adds a low-rank product to a layer's output: `y + s·(x A) B`, in the memory of `y` where nothing
+/// else holds it.
+///
+/// `output` is `[…, out]`, `input` `[…, in]`.
+///
+/// # Panics
+///
+/// If shapes do not fit.
+pub fn add_low_rank<const D: usize>(
+    output: Tensor<D>,
+    input: Tensor<D>,
+    low_rank: LowRank,
+) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if fuses(&output) && input.dtype() == DType::F32 {
+        let LowRank { down, up, scale } = low_rank;
+        return Tensor::from_dispatch(<Dispatch as Fused>::add_low_rank(
+            output.into_dispatch(),
+            input.into_dispatch(),
+            down.into_dispatch(),
+            up.into_dispatch(),
+            scale as f32,
+        ));
+    }
+    reference::add_low_rank(output, input, low_rank)
+}
+
+/// GELU, x·Φ(x) with the error function, of any shape, with the gradient that belongs to it.
+///
+/// Burn's default backward pass differentiates the tanh approximation whatever the forward pass
+/// computed; gradients are then off by up to 1e-3. This one's are exact on every backend.
+pub fn gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if fuses(&input) {
+        return Tensor::from_dispatch(<Dispatch as Fused>::gelu(input.into_dispatch()));
+    }
+    reference::gelu(input)
+}
+
+/// Dropout: on autodiff devices, as Burn's module; elsewhere nothing. `probability` is in [0, 1).
+///
+/// No mask is kept for the backward pass: an element's coin is a function of its place and of a seed
+/// that comes from Burn's generator.
+///
+/// # Panics
+///
+/// If `probability` is not in [0, 1).
+pub fn dropout<const D: usize>(input: Tensor<D>, probability: f64) -> Tensor<D> {
+    if !input.is_autodiff() || probability == 0.0 {
+        return input;
+    }
+    #[cfg(feature = "flex")]
+    if fuses(&input) {
+        let coins = coins(&input.device(), probability);
+        return Tensor::from_dispatch(<Dispatch as Fused>::dropout(input.into_dispatch(), coins));
+    }
+    reference::dropout(input, probability)
+}
+
+/// Coins for a new mask, from the device's generator.
+#[cfg(feature = "flex")]
+fn coins(device: &Device, probability: f64) -> Coins {
+    assert!(
+        (0.0..1.0).contains(&probability),
+        "dropout's probability {probability} is not in [0, 1)"
+    );
+    let device = device.clone().without_autodiff();
+    let seed = Tensor::<1>::random([3], Distribution::Default, &device)
+        .into_data()
+        .iter::<f32>()
+        .fold(0, |seed, uniform| {
+            // 24 bits each.
+            (seed << 24) ^ u64::from((uniform * 16_777_216.0) as u32)
+        });
+    Coins::new(probability, seed)
+}
+
+/// Layer normalisation over the last dimension: `norm(drop(x) + residual)·γ + β`.
+///
+/// `input` and `residual` are `[…, width]`, `gamma` and `beta` `[width]`; `epsilon` is added to the
+/// variance. `dropout` is the probability of dropping an element of `input`, as [`dropout`] does.
+///
+/// # Panics
+///
+/// If shapes do not fit, or `dropout` is not in [0, 1).
+pub fn layer_norm<const D: usize>(
+    input: Tensor<D>,
+    residual: Option<Tensor<D>>,
+    gamma: Tensor<1>,
+    beta: Option<Tensor<1>>,
+    epsilon: f64,
+    dropout: f64,
+) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if fuses(&input) && gamma.dtype() == DType::F32 {
+        let width = input.dims()[D - 1];
+        for row in [Some(&gamma), beta.as_ref()].into_iter().flatten() {
+            assert_eq!(
+                row.dims(),
+                [width],
+                "scale or shift is not of the input's width"
+            );
+        }
+        if let Some(residual) = &residual {
+            assert_eq!(residual.dims(), input.dims(), "the residual's shape");
+        }
+        let drops = dropout > 0.0 && input.is_autodiff();
+        let coins = drops.then(|| coins(&input.device(), dropout));
+        return Tensor::from_dispatch(<Dispatch as Fused>::layer_norm(
+            input.into_dispatch(),
+            residual.map(Tensor::into_dispatch).into(),
+            gamma.into_dispatch(),
+            beta.map(Tensor::into_dispatch).into(),
+            epsilon as f32,
+            coins,
+        ));
+    }
+    let input = self::dropout(input, dropout);
+    reference::layer_norm(input, residual, gamma, beta, epsilon)
+}
+
+/// Settings of [`attention`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionOptions {
+    /// Heads of queries; they divide the width.
+    pub heads: usize,
+    /// Heads of keys and values; they divide `heads`, and each serves `heads / kv_heads` neighbours
+    /// (grouped queries, Ainslie et al. 2023).
+    pub kv_heads: usize,
+    /// Whether a query sees no later keys than its own place. Places are counted from the end, so
+    /// queries may be fewer than keys.
+    pub causal: bool,
+    /// Probability of dropping an attention weight on autodiff devices, in [0, 1).
+    pub dropout: f64,
+    /// What scores are multiplied by; `1 / sqrt(width of a head)` if none is given.
+    pub scale: Option<f64>,
+}
+
+impl AttentionOptions {
+    /// As many heads of keys as of queries, every key seen, no dropout.
+    pub fn new(heads: usize) -> Self {
+        Self {
+            heads,
+            kv_heads: heads,
+            causal: false,
+            dropout: 0.0,
+            scale: None,
+        }
+    }
+
+    fn scale(&self, width: usize) -> f64 {
+        self.scale.unwrap_or_else(|| 1.0 / (width as f64).sqrt())
+    }
+}
+
+/// Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
+///
+/// `query` is `[batch, queries, heads · width]`, `key` and `value` are
+/// `[batch, keys, kv_heads · width]`: heads are neighbouring columns, as projections give them.
+/// `mask`, `[batch, 1, keys]` or `[batch, queries, keys]`, is added to the scores and gets no
+/// gradient. Returns `[batch, queries, heads · width]`.
+///
+/// The fused operation keeps no attention weights: the backward pass computes them again.
+///
+/// # Panics
+///
+/// If shapes or settings do not fit.
+pub fn attention(
+    query: Tensor<3>,
+    key: Tensor<3>,
+    value: Tensor<3>,
+    mask: Option<Tensor<3>>,
+    options: AttentionOptions,
+) -> Tensor<3> {
+    let [batch, queries, wide] = query.dims();
+    let [_, keys, narrow] = key.dims();
+    let AttentionOptions {
+        heads, kv_heads, ..
+    } = options;
+    assert!(
+        heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && wide % heads == 0,
+        "{wide} columns of queries, {heads} heads, {kv_heads} of keys: each must divide the one before",
+    );
+    assert_eq!(narrow, wide / heads * kv_heads, "the width of the keys");
+    for (what, tensor) in [("keys", &key), ("values", &value)] {
+        assert_eq!(
+            tensor.dims(),
+            [batch, keys, narrow],
+            "the shape of the {what}"
+        );
+    }
+    if let Some(mask) = &mask {
+        let [items, rows, columns] = mask.dims();
+        assert!(
+            items == batch && (rows == 1 || rows == queries) && columns == keys,
+            "a mask of [{items}, {rows}, {columns}] for {batch} x {queries} queries and {keys} keys",
+        );
+    }
+    #[cfg(feature = "flex")]
+    if fuses(&query) && mask.as_ref().is_none_or(|mask| mask.dtype() == DType::F32) {
+        let drops = options.dropout > 0.0 && query.is_autodiff();
+        let width = wide / heads;
+        let settings = Attention {
+            batch,
+            queries,
+            keys,
+            heads,
+            kv_heads,
+            width,
+            scale: options.scale(width) as f32,
+            causal: options.causal,
+            coins: drops.then(|| coins(&query.device(), options.dropout)),
+        };
+        return Tensor::from_dispatch(<Dispatch as Fused>::attention(
+            query.into_dispatch(),
+            key.into_dispatch(),
+            value.into_dispatch(),
+            mask.map(Tensor::into_dispatch).into(),
+            settings,
+        ));
+    }
+    reference::attention(query, key, value, mask, options)
+}

@@ -1,0 +1,146 @@
+//! What the fused operations compute, written with Burn's own: the definition, what runs on every
+//! other backend and dtype, and what the fused ones are tested against.
+
+use burn::nn::DropoutConfig;
+use burn::tensor::activation::softmax;
+use burn::tensor::module::{attention as burn_attention, layer_norm as burn_layer_norm};
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{Bool, DType, FloatDType, Tensor};
+
+use crate::{AttentionOptions, LowRank};
+
+pub use crate::gelu::gelu;
+
+/// [`linear`](crate::linear), composed.
+pub fn linear<const D: usize>(
+    input: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    low_rank: Option<LowRank>,
+) -> Tensor<D> {
+    let [d_in, d_out] = weight.dims();
+    let mut shape = input.dims();
+    let rows = input.reshape([-1, d_in as isize]);
+    let mut output = rows.clone().matmul(weight);
+    if let Some(low_rank) = low_rank {
+        output = add_low_rank(output, rows, low_rank);
+    }
+    shape[D - 1] = d_out;
+    let output = output.reshape(shape);
+    match bias {
+        Some(bias) => output + bias.unsqueeze(),
+        None => output,
+    }
+}
+
+/// [`add_low_rank`](crate::add_low_rank), composed.
+pub fn add_low_rank<const D: usize>(
+    output: Tensor<D>,
+    input: Tensor<D>,
+    low_rank: LowRank,
+) -> Tensor<D> {
+    let LowRank { down, up, scale } = low_rank;
+    let shape = output.dims();
+    let rows = input.reshape([-1, down.dims()[0] as isize]);
+    // The scale goes where the tensor is smallest.
+    output + (rows.matmul(down) * scale).matmul(up).reshape(shape)
+}
+
+/// [`layer_norm`](crate::layer_norm), composed.
+pub fn layer_norm<const D: usize>(
+    input: Tensor<D>,
+    residual: Option<Tensor<D>>,
+    gamma: Tensor<1>,
+    beta: Option<Tensor<1>>,
+    epsilon: f64,
+) -> Tensor<D> {
+    let sum = match residual {
+        Some(residual) => input + residual,
+        None => input,
+    };
+    // As Burn's own layer: a half-precision sum of squares would overflow.
+    let original: FloatDType = sum.dtype().into();
+    if matches!(sum.dtype(), DType::F16 | DType::BF16) {
+        let wide = FloatDType::F32;
+        let beta = beta.map(|beta| beta.cast(wide));
+        return burn_layer_norm(sum.cast(wide), gamma.cast(wide), beta, epsilon).cast(original);
+    }
+    burn_layer_norm(sum, gamma, beta, epsilon)
+}
+
+/// [`dropout`](crate::dropout) by Burn's module: the coins are others than the fused operation's.
+pub fn dropout<const D: usize>(input: Tensor<D>, probability: f64) -> Tensor<D> {
+    DropoutConfig::new(probability).init().forward(input)
+}
+
+/// [`attention`](crate::attention), composed; on devices without autodiff by Burn's own operation.
+pub fn attention(
+    query: Tensor<3>,
+    key: Tensor<3>,
+    value: Tensor<3>,
+    mask: Option<Tensor<3>>,
+    options: AttentionOptions,
+) -> Tensor<3> {
+    let shape = query.dims();
+    let [batch, queries, width] = shape;
+    let width = width / options.heads;
+    let keys = key.dims()[1];
+    let split = |x: Tensor<3>, heads: usize| {
+        let length = x.dims()[1];
+        x.reshape([batch, length, heads, width]).swap_dims(1, 2)
+    };
+    let group = options.heads / options.kv_heads;
+    // Each head of keys and values serves a group of neighbouring heads of queries.
+    let spread = |x: Tensor<4>| {
+        if group == 1 {
+            return x;
+        }
+        x.unsqueeze_dim::<5>(2)
+            .repeat_dim(2, group)
+            .reshape([batch, options.heads, keys, width])
+    };
+    let query = split(query, options.heads);
+    let key = spread(split(key, options.kv_heads));
+    let value = spread(split(value, options.kv_heads));
+    let mut added = mask.map(|mask| mask.unsqueeze_dim::<4>(1));
+    if options.causal {
+        // True above the diagonal that ends in the last corner.
+        let hidden = Tensor::<2, Bool>::tril_mask(
+            [queries, keys],
+            keys.cast_signed() as i64 - queries.cast_signed() as i64,
+            &query.device(),
+        );
+        let causal = Tensor::<2>::zeros([queries, keys], &query.device())
+            .cast(query.dtype())
+            .mask_fill(hidden, f32::NEG_INFINITY)
+            .unsqueeze::<4>();
+        added = Some(match added {
+            Some(added) => added + causal,
+            None => causal,
+        });
+    }
+    let context = if query.is_autodiff() {
+        // The queries are scaled rather than the scores, of which there are more.
+        let scores = (query * options.scale(width)).matmul(key.transpose());
+        let scores = match added {
+            Some(added) => scores + added,
+            None => scores,
+        };
+        dropout(softmax(scores, 3), options.dropout).matmul(value)
+    } else {
+        // Burn's fused kernel wants one row of the mask for each query.
+        let added = added.map(|added| {
+            if added.dims()[2] == queries {
+                added
+            } else {
+                added.repeat_dim(2, queries)
+            }
+        });
+        let settings = AttentionModuleOptions {
+            scale: Some(options.scale(width)),
+            ..AttentionModuleOptions::default()
+        };
+        burn_attention(query, key, value, None, added, settings)
+    };
+    context.swap_dims(1, 2).reshape(shape)
+}

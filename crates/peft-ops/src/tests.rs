@@ -1,0 +1,332 @@
+//! Every fused operation against its reference: outputs, and the gradient of every input, for every
+//! choice of inputs that are trained.
+
+#![allow(clippy::float_cmp)]
+
+use burn::tensor::{Device, Distribution, Tensor, TensorData};
+use proptest::prelude::*;
+
+use crate::cpu::dropout::Coins;
+use crate::extension::Fused;
+use crate::{AttentionOptions, LowRank, reference};
+
+/// Largest deviation, as a share of the largest value.
+const TOLERANCE: f64 = 1e-5;
+
+fn device() -> Device {
+    Device::flex().autodiff()
+}
+
+/// Numbers that depend on the seed only.
+fn data(shape: &[usize], seed: u64) -> TensorData {
+    let len: usize = shape.iter().product();
+    let numbers: Vec<f32> = (0..len)
+        .map(|i| {
+            let bits = crate::cpu::math::coin(seed, i);
+            // A sum of four uniforms: bell-like, and never far off.
+            let sum: u32 = bits.to_le_bytes().map(u32::from).iter().sum();
+            (sum as f32 - 510.0) / 148.0
+        })
+        .collect();
+    TensorData::new(numbers, shape)
+}
+
+/// An input; leaves that are trained say so.
+fn input<const D: usize>(shape: [usize; D], seed: u64, trained: bool) -> Tensor<D> {
+    let tensor = Tensor::from_data(data(&shape, seed), &device());
+    if trained {
+        tensor.require_grad()
+    } else {
+        tensor
+    }
+}
+
+fn close(what: &str, found: &TensorData, expected: &TensorData) -> Result<(), TestCaseError> {
+    prop_assert_eq!(found.shape(), expected.shape(), "{}", what);
+    let numbers = |data: &TensorData| data.iter::<f64>().collect::<Vec<_>>();
+    let (found, expected) = (numbers(found), numbers(expected));
+    let largest = expected.iter().fold(1e-3_f64, |most, x| most.max(x.abs()));
+    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        prop_assert!(
+            (found - expected).abs() <= TOLERANCE * largest,
+            "{}, element {}: {} instead of {} (largest {})",
+            what,
+            i,
+            found,
+            expected,
+            largest
+        );
+    }
+    Ok(())
+}
+
+/// Inputs of one operation, by name; rank is whatever it is.
+macro_rules! compare {
+    ($inputs:expr, [$($name:ident),*], $fused:expr, $reference:expr) => {{
+        // Weighted, so that no two output elements have the same gradient.
+        let pass = |output: Tensor<3>| {
+            let weights = Tensor::<3>::from_data(data(&output.dims(), 99), &device());
+            let values = output.clone().into_data();
+            (values, (output * weights).sum().backward())
+        };
+        let ($($name,)*) = $inputs;
+        let (found, found_gradients) = pass($fused);
+        let found_gradients = [$((stringify!($name), $name.grad(&found_gradients).map(Tensor::into_data))),*];
+        let ($($name,)*) = $inputs;
+        let (expected, gradients) = pass($reference);
+        let gradients = [$($name.grad(&gradients).map(Tensor::into_data)),*];
+        close("output", &found, &expected)?;
+        for ((name, found), expected) in found_gradients.iter().zip(&gradients) {
+            prop_assert_eq!(found.is_some(), expected.is_some(), "gradient of {}", name);
+            if let (Some(found), Some(expected)) = (found, expected) {
+                close(&format!("gradient of {name}"), found, expected)?;
+            }
+        }
+    }};
+}
+
+/// Something must be trained, or there is no backward pass.
+fn any_of(trained: [bool; 5]) -> [bool; 5] {
+    if trained.contains(&true) {
+        trained
+    } else {
+        [true, false, false, false, false]
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn linear_is_its_reference(
+        batch in 1_usize..4, seq in 1_usize..40, d_in in 1_usize..70, d_out in 1_usize..70,
+        rank in 1_usize..9, scale in -2.0_f64..2.0, with_bias: bool, with_factors: bool,
+        trained: [bool; 5], seed: u64,
+    ) {
+        let mut trained = any_of(trained);
+        trained[0] |= !(trained[1] || with_bias && trained[2] || with_factors && (trained[3] || trained[4]));
+        let inputs = || (
+            input([batch, seq, d_in], seed, trained[0]),
+            input([d_in, d_out], seed ^ 1, trained[1]),
+            input([d_out], seed ^ 2, trained[2] && with_bias),
+            input([d_in, rank], seed ^ 3, trained[3] && with_factors),
+            input([rank, d_out], seed ^ 4, trained[4] && with_factors),
+        );
+        let extras = |bias: &Tensor<1>, down: &Tensor<2>, up: &Tensor<2>| (
+            with_bias.then(|| bias.clone()),
+            with_factors.then(|| LowRank { down: down.clone(), up: up.clone(), scale }),
+        );
+        compare!(inputs(), [x, weight, bias, down, up], {
+            let (bias, low_rank) = extras(&bias, &down, &up);
+            crate::linear(x.clone(), weight.clone(), bias, low_rank)
+        }, {
+            let (bias, low_rank) = extras(&bias, &down, &up);
+            reference::linear(x.clone(), weight.clone(), bias, low_rank)
+        });
+    }
+
+    #[test]
+    fn a_low_rank_addition_is_its_reference(
+        rows in 1_usize..60, d_in in 1_usize..40, d_out in 1_usize..40, rank in 1_usize..9,
+        trained: [bool; 5], seed: u64,
+    ) {
+        let trained = any_of(trained);
+        let trained = if trained[..4].contains(&true) { trained } else { [true; 5] };
+        let inputs = || (
+            input([1, rows, d_out], seed, trained[0]),
+            input([1, rows, d_in], seed ^ 1, trained[1]),
+            input([d_in, rank], seed ^ 2, trained[2]),
+            input([rank, d_out], seed ^ 3, trained[3]),
+        );
+        let factors = |down: &Tensor<2>, up: &Tensor<2>| LowRank { down: down.clone(), up: up.clone(), scale: 0.7 };
+        compare!(inputs(), [y, x, down, up],
+            crate::add_low_rank(y.clone(), x.clone(), factors(&down, &up)),
+            reference::add_low_rank(y.clone(), x.clone(), factors(&down, &up)));
+    }
+
+    #[test]
+    fn gelu_is_its_reference(shape in [1_usize..4, 1_usize..50, 1_usize..200], seed: u64, size in 0.1_f64..8.0) {
+        let inputs = || (input(shape, seed, true),);
+        compare!(inputs(), [x], crate::gelu(x.clone() * size), reference::gelu(x.clone() * size));
+    }
+
+    #[test]
+    fn layer_norm_is_its_reference(
+        batch in 1_usize..4, seq in 1_usize..40, width in 2_usize..100, offset in -3.0_f64..3.0,
+        with_residual: bool, with_beta: bool, trained: [bool; 5], seed: u64,
+    ) {
+        let mut trained = any_of(trained);
+        trained[0] |= !(trained[2] || with_residual && trained[1] || with_beta && trained[3]);
+        let inputs = || (
+            input([batch, seq, width], seed, trained[0]),
+            input([batch, seq, width], seed ^ 1, trained[1] && with_residual),
+            input([width], seed ^ 2, trained[2]),
+            input([width], seed ^ 3, trained[3] && with_beta),
+        );
+        compare!(inputs(), [x, residual, gamma, beta], {
+            let (r, b) = (with_residual.then(|| residual.clone()), with_beta.then(|| beta.clone()));
+            crate::layer_norm(x.clone() + offset, r, gamma.clone(), b, 1e-3, 0.0)
+        }, {
+            let (r, b) = (with_residual.then(|| residual.clone()), with_beta.then(|| beta.clone()));
+            reference::layer_norm(x.clone() + offset, r, gamma.clone(), b, 1e-3)
+        });
+    }
+
+    #[test]
+    fn attention_is_its_reference(
+        batch in 1_usize..4, queries in 1_usize..150, more in 0_usize..20, kv_heads in 1_usize..4,
+        group in 1_usize..4, width in 1_usize..20, causal: bool, mask_rows in 0_usize..3,
+        scale in prop::option::of(0.1_f64..2.0), trained: [bool; 5], seed: u64,
+    ) {
+        let trained = if trained[..3].contains(&true) { trained } else { [true; 5] };
+        let (keys, heads) = (queries + more, kv_heads * group);
+        let options = AttentionOptions { heads, kv_heads, causal, dropout: 0.0, scale };
+        let inputs = || (
+            input([batch, queries, heads * width], seed, trained[0]),
+            input([batch, keys, kv_heads * width], seed ^ 1, trained[1]),
+            input([batch, keys, kv_heads * width], seed ^ 2, trained[2]),
+        );
+        let mask = || match mask_rows {
+            0 => None,
+            rows => {
+                let rows = if rows == 1 { 1 } else { queries };
+                let numbers = input([batch, rows, keys], seed ^ 3, false);
+                // Some keys are hidden, but never a query's own.
+                let hidden = numbers.clone().greater_elem(1.5);
+                let hidden = if causal { hidden.clone().bool_and(hidden.bool_not()) } else { hidden };
+                Some(numbers.mask_fill(hidden, f32::MIN))
+            }
+        };
+        compare!(inputs(), [query, key, value],
+            crate::attention(query.clone(), key.clone(), value.clone(), mask(), options),
+            reference::attention(query.clone(), key.clone(), value.clone(), mask(), options));
+        // Without autodiff, against Burn's own fused operation.
+        let (query, key, value) = inputs();
+        let plain = |t: Tensor<3>| t.without_autodiff();
+        let run = |attend: fn(Tensor<3>, Tensor<3>, Tensor<3>, Option<Tensor<3>>, AttentionOptions) -> Tensor<3>| {
+            attend(plain(query.clone()), plain(key.clone()), plain(value.clone()), mask().map(plain), options).into_data()
+        };
+        close("inference", &run(crate::attention), &run(reference::attention))?;
+    }
+
+    /// Dropout's coins are functions of seed and place, so the reference can be given the same.
+    #[test]
+    fn dropout_has_the_same_coins_in_both_passes(
+        batch in 1_usize..4, seq in 1_usize..30, heads in 1_usize..4, width in 1_usize..12,
+        rate in 0.05_f64..0.9, seed: u64,
+    ) {
+        use burn::backend::Dispatch;
+        let coins = Coins::new(rate, seed);
+        let factors = |shape: &[usize]| {
+            let len = shape.iter().product();
+            let factors: Vec<f32> = (0..len).map(|i| coins.factor(i)).collect();
+            TensorData::new(factors, shape)
+        };
+        let wide = heads * width;
+        let shape = [batch, seq, wide];
+        let kept = Tensor::<3>::from_data(factors(&shape), &device());
+        let inputs = || (input(shape, seed, true),);
+        compare!(inputs(), [x],
+            Tensor::<3>::from_dispatch(<Dispatch as Fused>::dropout(x.clone().into_dispatch(), coins)),
+            x.clone() * kept.clone());
+        let inputs = || (input(shape, seed, true), input(shape, seed ^ 1, true), input([wide], seed ^ 2, true));
+        compare!(inputs(), [x, residual, gamma],
+            Tensor::<3>::from_dispatch(<Dispatch as Fused>::layer_norm(
+                x.clone().into_dispatch(), Some(residual.clone().into_dispatch()).into(),
+                gamma.clone().into_dispatch(), None.into(), 1e-3, Some(coins),
+            )),
+            reference::layer_norm(x.clone() * kept.clone(), Some(residual.clone()), gamma.clone(), None, 1e-3));
+        // Attention's coins: one for each weight, [batch, heads, queries, keys].
+        let kept = Tensor::<4>::from_data(factors(&[batch, heads, seq, seq]), &device());
+        let split = |x: Tensor<3>| x.reshape([batch, seq, heads, width]).swap_dims(1, 2);
+        let settings = crate::cpu::attention::Attention {
+            batch, queries: seq, keys: seq, heads, kv_heads: heads, width,
+            scale: 0.5, causal: false, coins: Some(coins),
+        };
+        let inputs = || (input(shape, seed, true), input(shape, seed ^ 1, true), input(shape, seed ^ 2, true));
+        compare!(inputs(), [query, key, value],
+            Tensor::<3>::from_dispatch(<Dispatch as Fused>::attention(
+                query.clone().into_dispatch(), key.clone().into_dispatch(), value.clone().into_dispatch(),
+                None.into(), settings,
+            )),
+            {
+                let scores = split(query.clone()).matmul(split(key.clone()).transpose()) * 0.5;
+                let weights = burn::tensor::activation::softmax(scores, 3) * kept.clone();
+                weights.matmul(split(value.clone())).swap_dims(1, 2).reshape(shape)
+            });
+    }
+}
+
+#[test]
+fn dropout_follows_the_devices_seed() {
+    let x = Tensor::<2>::ones([64, 64], &device());
+    let draw = || {
+        Device::flex().seed(7);
+        crate::dropout(x.clone(), 0.25).into_data()
+    };
+    let (first, second) = (draw(), draw());
+    first.assert_eq(&second, true);
+    let other = crate::dropout(x.clone(), 0.25).into_data();
+    assert_ne!(first, other, "every call has coins of its own");
+    let kept = first.iter::<f32>().filter(|x| *x > 0.0).count() as f64 / 4096.0;
+    assert!((kept - 0.75).abs() < 0.03, "{kept}");
+    assert!(
+        first
+            .iter::<f32>()
+            .all(|x| x == 0.0 || (x - 4.0 / 3.0).abs() < 1e-6)
+    );
+    let plain = x.clone().without_autodiff();
+    crate::dropout(plain.clone(), 0.25)
+        .into_data()
+        .assert_eq(&plain.into_data(), true);
+}
+
+#[test]
+fn views_and_shared_memory_are_left_alone() {
+    let x = Tensor::<2>::random([40, 30], Distribution::Default, &Device::flex());
+    let before = x.clone().into_data();
+    // A transposed view, and a slice that starts within its memory.
+    let view = x.clone().transpose().slice([3..20, 5..35]);
+    let expected = reference::gelu(view.clone()).into_data();
+    let found = crate::gelu(view.clone()).into_data();
+    close("a view", &found, &expected).unwrap();
+    let y = crate::dropout(view.clone(), 0.5);
+    drop(y);
+    let low_rank = LowRank {
+        down: Tensor::ones([30, 2], &Device::flex()),
+        up: Tensor::ones([2, 30], &Device::flex()),
+        scale: 1.0,
+    };
+    drop(crate::add_low_rank(x.clone(), x.clone(), low_rank));
+    drop(crate::gelu(x.clone()));
+    x.into_data().assert_eq(&before, true);
+}
+
+#[test]
+fn checkpointing_devices_and_other_dtypes_work() {
+    let device = Device::flex().autodiff().gradient_checkpointing();
+    let x = Tensor::<3>::from_data(data(&[2, 5, 8], 1), &device).require_grad();
+    let gradients = crate::gelu(x.clone()).sum().backward();
+    let plain = input([2, 5, 8], 1, true);
+    let expected = crate::gelu(plain.clone()).sum().backward();
+    close(
+        "gradient",
+        &x.grad(&gradients).unwrap().into_data(),
+        &plain.grad(&expected).unwrap().into_data(),
+    )
+    .unwrap();
+    let half = Tensor::<3>::from_data(data(&[2, 5, 8], 1), &Device::flex())
+        .cast(burn::tensor::FloatDType::BF16);
+    assert_eq!(crate::gelu(half.clone()).dtype(), half.dtype());
+}
+
+#[test]
+#[should_panic(expected = "the input's width is not the weight's")]
+fn shapes_that_do_not_fit_are_refused() {
+    crate::linear(
+        input([1, 2, 3], 0, false),
+        input([4, 5], 0, false),
+        None,
+        None,
+    );
+}
