@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::module::{conv2d, embedding};
 use burn::tensor::{Int, Tensor};
+use peft_ops::LowRank;
 
 use crate::chain::{InnerConv2d, InnerEmbedding, InnerLinear};
 use crate::checkpoint::TensorSpec;
@@ -37,10 +38,22 @@ pub trait WeightAdapter: Adapter {
     /// The effective weight, from the weight below. Shape and dtype are kept.
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D>;
 
+    /// The change as factors, where the adapter of a linear layer is that and nothing else:
+    /// W' = W + s·A B for whatever W is, and nothing happens to the input. `None` otherwise.
+    ///
+    /// A method that gives them needs no [`linear`](Self::linear) of its own, and is fused with the
+    /// layer and with other such adapters on it.
+    fn low_rank(&self) -> Option<LowRank> {
+        None
+    }
+
     /// `x W' + b`, for `input` of shape `[tokens, in]`: returns `[tokens, out]`. The layer's bias
     /// is `inner`'s.
     fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
-        peft_ops::linear(input, self.compose(inner.weight()), inner.bias(), None)
+        match self.low_rank() {
+            Some(low_rank) => inner.forward_with(input, low_rank),
+            None => peft_ops::linear(input, self.compose(inner.weight()), inner.bias(), None),
+        }
     }
 
     /// Rows of the table for `ids` of shape `[batch, seq]`: returns `[batch, seq, d]`.

@@ -9,6 +9,7 @@ use std::any::Any;
 
 use burn::module::{Devices, Flag, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use peft_ops::LowRank;
 
 use crate::adapter::{Adapter, HiddenAdapter, PromptAdapter, Surroundings, WeightAdapter};
 use crate::chain::{InnerConv2d, InnerEmbedding, InnerLinear};
@@ -351,6 +352,7 @@ impl<A: Adapter> ErasedModule for Typed<A> {
 
 pub(crate) trait ErasedWeight: ErasedModule {
     fn compose(&self, base: AnyTensor) -> AnyTensor;
+    fn low_rank(&self) -> Option<LowRank>;
     fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2>;
     fn embedding(&self, ids: Tensor<2, Int>, inner: &InnerEmbedding<'_>) -> Tensor<3>;
     fn conv2d(&self, input: Tensor<4>, inner: &InnerConv2d<'_>) -> Tensor<4>;
@@ -361,6 +363,9 @@ pub(crate) trait ErasedWeight: ErasedModule {
 impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     fn compose(&self, base: AnyTensor) -> AnyTensor {
         with_rank!(base.rank(), D => AnyTensor::new(self.state().compose(base.get::<D>())))
+    }
+    fn low_rank(&self) -> Option<LowRank> {
+        self.state().low_rank()
     }
     fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
         self.state().linear(input, inner)

@@ -53,7 +53,7 @@ pub use method::{
 };
 pub use model::PeftModule;
 pub use names::Names;
-pub use nn::{AdaptedForward, dropout_rate};
+pub use nn::{AdaptedForward, adapted_gelu, dropout_rate};
 pub use peft_ops as ops;
 pub use peft_ops::gelu;
 pub use site::{Site, SiteKind};

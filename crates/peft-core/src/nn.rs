@@ -1,11 +1,14 @@
 //! The activation side: Burn's own layers, called so that adapters act on what flows through.
 
+use burn::module::Param;
 use burn::nn::conv::Conv2d;
 use burn::nn::{Dropout, Embedding, Linear, PaddingConfig2d};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
+use peft_ops::LowRank;
 
 use crate::chain::{InnerConv2d, InnerEmbedding, InnerLinear};
+use crate::erased::ErasedWeight;
 use crate::stack::Stack;
 
 /// Forward passes of Burn's layers that never form an adapted weight.
@@ -26,23 +29,67 @@ impl<const D: usize> AdaptedForward<Tensor<D>> for Linear {
     type Output = Tensor<D>;
 
     fn adapted(&self, input: Tensor<D>) -> Tensor<D> {
-        let bias = self.bias.as_ref().map(burn::module::Param::val);
-        let Some(stack) = unmerged(self.weight.reparameterization::<Stack>()) else {
-            return peft_ops::linear(input, self.weight.val(), bias, None);
-        };
-        let adapters = stack.active_weights();
-        let mut shape = input.dims();
-        let [d_in, d_out] = self.weight.dims();
-        let rows = input.reshape([-1, d_in as isize]);
-        let output = InnerLinear {
-            base: self.weight.base(),
-            bias,
-            below: &adapters,
-        }
-        .forward(rows);
-        shape[D - 1] = d_out;
-        output.reshape(shape)
+        linear(self, input, false)
     }
+}
+
+/// A linear layer of GELU, adapters and all: `layer.adapted(gelu(input))` without the activation ever
+/// being whole in memory. Where nothing is trained but what adapters add, that is most of the memory
+/// of a feed-forward block.
+pub fn adapted_gelu<const D: usize>(layer: &Linear, input: Tensor<D>) -> Tensor<D> {
+    linear(layer, input, true)
+}
+
+fn linear<const D: usize>(layer: &Linear, input: Tensor<D>, of_gelu: bool) -> Tensor<D> {
+    let bias = layer.bias.as_ref().map(Param::val);
+    let fused = if of_gelu {
+        peft_ops::linear_of_gelu
+    } else {
+        peft_ops::linear
+    };
+    let Some(stack) = unmerged(layer.weight.reparameterization::<Stack>()) else {
+        return fused(input, layer.weight.val(), bias, None);
+    };
+    let adapters = stack.active_weights();
+    if let Some(low_rank) = low_rank(&adapters) {
+        return fused(input, layer.weight.base(), bias, Some(low_rank));
+    }
+    let input = if of_gelu {
+        peft_ops::gelu(input)
+    } else {
+        input
+    };
+    let mut shape = input.dims();
+    let [d_in, d_out] = layer.weight.dims();
+    let rows = input.reshape([-1, d_in as isize]);
+    let inner = InnerLinear {
+        base: layer.weight.base(),
+        bias,
+        below: &adapters,
+    };
+    shape[D - 1] = d_out;
+    inner.forward(rows).reshape(shape)
+}
+
+/// What adapters add, where each of them is nothing but a low-rank addition: their factors side by
+/// side, scales folded in.
+fn low_rank(adapters: &[&dyn ErasedWeight]) -> Option<LowRank> {
+    let mut factors: Vec<LowRank> = adapters
+        .iter()
+        .map(|adapter| adapter.low_rank())
+        .collect::<Option<_>>()?;
+    if factors.len() == 1 {
+        return factors.pop();
+    }
+    let (down, up) = factors
+        .into_iter()
+        .map(|LowRank { down, up, scale }| (down, up * scale))
+        .unzip();
+    Some(LowRank {
+        down: Tensor::cat(down, 1),
+        up: Tensor::cat(up, 0),
+        scale: 1.0,
+    })
 }
 
 impl AdaptedForward<Tensor<2, Int>> for Embedding {

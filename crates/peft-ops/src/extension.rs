@@ -45,7 +45,8 @@ impl From<Option<FloatTensor<Dispatch>>> for Maybe<Dispatch> {
 /// Tensors are `f32` and on Burn's CPU backend; the caller has checked that.
 #[backend_extension(Autodiff, Flex)]
 pub(crate) trait Fused: Backend {
-    /// `x W + b + s·(x A) B`; `down` and `up` are there both or neither.
+    /// `x W + b + s·(x A) B`, where x is the input or GELU of it; `down` and `up` are there both or
+    /// neither.
     fn linear(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -53,6 +54,7 @@ pub(crate) trait Fused: Backend {
         #[extension_type] down: Maybe<Self>,
         #[extension_type] up: Maybe<Self>,
         scale: f32,
+        gelu: bool,
     ) -> FloatTensor<Self>;
 
     /// `y + s·(x A) B`, in the memory of `y` where nothing else holds it.
@@ -140,20 +142,21 @@ fn linear_forward(
     bias: Option<&FlexTensor>,
     factors: Option<(&FlexTensor, &FlexTensor)>,
     scale: f32,
-) -> (FlexTensor, Option<FlexTensor>, Sizes) {
+    gelu: bool,
+) -> (FlexTensor, FlexTensor, Sizes) {
     let (rows, d_in) = rows(input);
     let d_out = self::rows(weight).1;
     let sizes = Sizes { rows, d_in, d_out };
-    let (output, through) = linear::forward(
+    let data = numbers(input);
+    let [output, through] = linear::forward(
         sizes,
-        numbers(input),
+        linear::Input { data, gelu },
         numbers(weight),
         bias.map(numbers),
         factors.map(|(down, up)| low_rank(down, up, scale)),
     );
-    let shape = input.shape();
-    let through = through.map(vector);
-    (tensor(output, with_width(shape, d_out)), through, sizes)
+    let shape = with_width(input.shape(), d_out);
+    (tensor(output, shape), vector(through), sizes)
 }
 
 fn add_low_rank_forward(
@@ -172,19 +175,33 @@ fn add_low_rank_forward(
     (output, vector(through), sizes)
 }
 
-/// What is normalised: the input, or its sum with the residual.
-fn normalised(input: FlexTensor, residual: Option<FlexTensor>, coins: Option<Coins>) -> FlexTensor {
-    let input = dense(input);
-    match (residual, coins) {
-        (Some(residual), coins) => {
-            let (shape, width) = (input.shape(), rows(&input).1);
-            let residual = dense(residual);
-            let sum = norm::residual_sum(numbers(&input), numbers(&residual), coins, width);
-            tensor(sum, shape)
+/// What [`Fused::layer_norm`] computes, and what was normalised if that is `kept`.
+fn norm_forward(
+    input: FlexTensor,
+    residual: Option<FlexTensor>,
+    affine: Affine<'_>,
+    coins: Option<Coins>,
+    kept: bool,
+) -> (FlexTensor, Option<FlexTensor>) {
+    let (input, residual) = (dense(input), residual.map(dense));
+    // The input itself is what is normalised where nothing is done to it before.
+    let summed = residual.is_some() || coins.is_some();
+    let [output, sum] = norm::forward(
+        numbers(&input),
+        residual.as_ref().map(numbers),
+        coins,
+        affine,
+        kept && summed,
+    );
+    let shape = input.shape();
+    let sum = kept.then(|| {
+        if summed {
+            tensor(sum, shape.clone())
+        } else {
+            input
         }
-        (None, Some(coins)) => Flex::dropout(input, coins),
-        (None, None) => input,
-    }
+    });
+    (tensor(output, shape), sum)
 }
 
 fn affine<'a>(gamma: &'a FlexTensor, beta: Option<&'a FlexTensor>, epsilon: f32) -> Affine<'a> {
@@ -210,6 +227,7 @@ impl Fused for Flex {
         down: Maybe<Self>,
         up: Maybe<Self>,
         scale: f32,
+        gelu: bool,
     ) -> FlexTensor {
         let (input, weight) = (dense(input), dense(weight));
         let (bias, down, up) = (
@@ -218,7 +236,7 @@ impl Fused for Flex {
             up.get().map(dense),
         );
         let factors = down.as_ref().zip(up.as_ref());
-        linear_forward(&input, &weight, bias.as_ref(), factors, scale).0
+        linear_forward(&input, &weight, bias.as_ref(), factors, scale, gelu).0
     }
 
     fn add_low_rank(
@@ -256,9 +274,8 @@ impl Fused for Flex {
         coins: Option<Coins>,
     ) -> FlexTensor {
         let (gamma, beta) = (dense(gamma), beta.get().map(dense));
-        let sum = normalised(input, residual.get(), coins);
-        let output = norm::forward(numbers(&sum), affine(&gamma, beta.as_ref(), epsilon));
-        tensor(output, sum.shape())
+        let affine = affine(&gamma, beta.as_ref(), epsilon);
+        norm_forward(input, residual.get(), affine, coins, false).0
     }
 
     fn attention(
@@ -292,7 +309,9 @@ struct LinearState {
     sizes: Sizes,
     scale: f32,
     input_shape: Shape,
-    /// For the gradients of W and A.
+    /// Whether the layer saw GELU of its input.
+    gelu: bool,
+    /// For the gradients of W and A, and through GELU.
     input: Option<FlexTensor>,
     /// For the gradient of x.
     weight: Option<FlexTensor>,
@@ -317,30 +336,44 @@ fn linear_gradients(
     } = state;
     let Sizes { rows, d_in, d_out } = sizes;
     let dy = numbers(gradient);
-    let input = state.input.as_ref().map(numbers);
     let d_up = state.through.filter(|_| of_up).map(|through| {
         let data = linear::outer(numbers(&through), dy, rows, scale);
         tensor(data, [rank, d_out].into())
     });
-    let back = state
-        .up
-        .map(|up| linear::low_rank_gradient(sizes, dy, numbers(&up), rank, scale));
-    let d_down = back.as_ref().zip(input).filter(|_| of_down);
-    let d_down = d_down.map(|(back, input)| {
-        let data = linear::outer(input, back, rows, 1.0);
+    let d_bias = of_bias.then(|| vector(linear::column_sums(dy, d_out)));
+    // dy Bᵀ·s comes with the input's gradient, or alone.
+    let (d_input, back) = if of_input {
+        let factors = state.down.as_ref().zip(state.up.as_ref());
+        let input = state.input.as_ref().filter(|_| state.gelu);
+        let [d_input, back] = linear::input_gradient(
+            sizes,
+            dy,
+            state.weight.as_ref().map(numbers),
+            factors.map(|(down, up)| low_rank(down, up, scale)),
+            input.map(numbers),
+        );
+        (Some(tensor(d_input, state.input_shape)), Some(back))
+    } else {
+        let up = state.up.filter(|_| of_down);
+        let back = up.map(|up| linear::low_rank_gradient(sizes, dy, numbers(&up), rank, scale));
+        (None, back)
+    };
+    // GELU is computed again rather than kept.
+    let seen = state.input.filter(|_| of_weight || of_down).map(|input| {
+        if state.gelu {
+            tensor(gelu::forward(numbers(&input)), input.shape())
+        } else {
+            input
+        }
+    });
+    let seen = seen.as_ref().map(numbers);
+    let d_down = seen.zip(back).filter(|_| of_down).map(|(seen, back)| {
+        let data = linear::outer(seen, &back, rows, 1.0);
         tensor(data, [d_in, rank].into())
     });
-    let d_weight = input.filter(|_| of_weight).map(|input| {
-        let data = linear::outer(input, dy, rows, 1.0);
+    let d_weight = seen.filter(|_| of_weight).map(|seen| {
+        let data = linear::outer(seen, dy, rows, 1.0);
         tensor(data, [d_in, d_out].into())
-    });
-    let d_bias = of_bias.then(|| vector(linear::column_sums(dy, d_out)));
-    let d_input = of_input.then(|| {
-        let factors = state.down.as_ref().zip(back.as_ref());
-        let factors = factors.map(|(down, back)| (numbers(down), back.as_slice(), rank));
-        let weight = state.weight.as_ref().map(numbers);
-        let data = linear::input_gradient(sizes, dy, weight, factors);
-        tensor(data, state.input_shape)
     });
     [d_input, d_weight, d_bias, d_down, d_up]
 }
@@ -514,7 +547,8 @@ impl Backward<Flex, 3> for AttentionBackward {
             value: numbers(&state.value),
             mask: mask(state.mask.as_ref()),
         };
-        let gradients = state.settings.backward(inputs, numbers(&gradient));
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let gradients = state.settings.backward(inputs, numbers(&gradient), wanted);
         let shapes = [&state.query, &state.key, &state.value].map(TensorMetadata::shape);
         for ((node, data), shape) in ops.parents.into_iter().zip(gradients).zip(shapes) {
             if let Some(node) = node {
@@ -532,6 +566,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         down: Maybe<Self>,
         up: Maybe<Self>,
         scale: f32,
+        gelu: bool,
     ) -> FloatTensor<Self> {
         let (bias, down, up) = (bias.get(), down.get(), up.get());
         let has_bias = bias.is_some();
@@ -547,6 +582,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
             has_bias.then_some(&bias),
             has_factors.then_some((&down, &up)),
             scale,
+            gelu,
         );
         match LinearBackward
             .prepare::<C>(nodes)
@@ -559,11 +595,12 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
                     scale,
                     input_shape: input.shape(),
                     rank: if has_factors { rows(&down).1 } else { 0 },
-                    input: (of_weight || of_down).then_some(input),
+                    gelu,
+                    input: (of_weight || of_down || gelu && of_input).then_some(input),
                     weight: of_input.then_some(weight),
                     down: (has_factors && of_input).then_some(down),
                     up: (has_factors && (of_input || of_down)).then_some(up),
-                    through: through.filter(|_| of_up),
+                    through: of_up.then_some(through),
                 };
                 prep.finish(state, output)
             }
@@ -596,6 +633,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
                     scale,
                     input_shape: input.shape(),
                     rank: rows(&down).1,
+                    gelu: false,
                     input: of_down.then_some(input),
                     weight: None,
                     down: of_input.then_some(down),
@@ -643,12 +681,18 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let (residual, beta) = (residual.get(), beta.get());
         let (has_residual, has_beta) = (residual.is_some(), beta.is_some());
+        let parents = [input, present(residual), gamma, present(beta)];
+        let tracked = parents.iter().any(Tracked::is_tracked);
         let [(input, n0), (residual, n1), (gamma, n2), (beta, n3)] =
-            [input, present(residual), gamma, present(beta)].map(Tracked::into_parts);
-        let sum = normalised(input, has_residual.then_some(residual), coins);
+            parents.map(Tracked::into_parts);
         let (gamma, beta) = (dense(gamma), has_beta.then(|| dense(beta)));
-        let output = norm::forward(numbers(&sum), affine(&gamma, beta.as_ref(), epsilon));
-        let output = tensor(output, sum.shape());
+        let (output, sum) = norm_forward(
+            input,
+            has_residual.then_some(residual),
+            affine(&gamma, beta.as_ref(), epsilon),
+            coins,
+            tracked,
+        );
         match NormBackward
             .prepare::<C>([n0, n1, n2, n3])
             .compute_bound()
@@ -656,7 +700,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         {
             OpsKind::Tracked(prep) => {
                 let state = NormState {
-                    sum,
+                    sum: sum.expect("kept, as some input is tracked"),
                     gamma,
                     epsilon,
                     coins,

@@ -84,6 +84,33 @@ pub fn linear<const D: usize>(
     bias: Option<Tensor<1>>,
     low_rank: Option<LowRank>,
 ) -> Tensor<D> {
+    linear_of(input, weight, bias, low_rank, false)
+}
+
+/// A linear layer of GELU: `gelu(x) W + b + s·(gelu(x) A) B`, as [`linear`].
+///
+/// The activation is never whole in memory, and the backward pass keeps `x` only: where the layer is
+/// trained or adapted, its input is computed again.
+///
+/// # Panics
+///
+/// If shapes do not fit.
+pub fn linear_of_gelu<const D: usize>(
+    input: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    low_rank: Option<LowRank>,
+) -> Tensor<D> {
+    linear_of(input, weight, bias, low_rank, true)
+}
+
+fn linear_of<const D: usize>(
+    input: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    low_rank: Option<LowRank>,
+    of_gelu: bool,
+) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if fuses(&input) && weight.dtype() == DType::F32 {
         check(input.dims()[D - 1], &weight, bias.as_ref());
@@ -98,8 +125,10 @@ pub fn linear<const D: usize>(
             down.map(Tensor::into_dispatch).into(),
             up.map(Tensor::into_dispatch).into(),
             scale as f32,
+            of_gelu,
         ));
     }
+    let input = if of_gelu { gelu(input) } else { input };
     reference::linear(input, weight, bias, low_rank)
 }
 
@@ -314,6 +343,10 @@ pub fn attention(
             "a mask of [{items}, {rows}, {columns}] for {batch} x {queries} queries and {keys} keys",
         );
     }
+    assert!(
+        !options.causal || queries <= keys,
+        "{queries} queries and {keys} keys: the first queries would see none"
+    );
     #[cfg(feature = "flex")]
     if fuses(&query) && mask.as_ref().is_none_or(|mask| mask.dtype() == DType::F32) {
         let drops = options.dropout > 0.0 && query.is_autodiff();

@@ -99,8 +99,8 @@ proptest! {
 
     #[test]
     fn linear_is_its_reference(
-        batch in 1_usize..4, seq in 1_usize..40, d_in in 1_usize..70, d_out in 1_usize..70,
-        rank in 1_usize..9, scale in -2.0_f64..2.0, with_bias: bool, with_factors: bool,
+        batch in 1_usize..4, seq in 1_usize..120, d_in in 1_usize..70, d_out in 1_usize..70,
+        rank in 1_usize..9, scale in -2.0_f64..2.0, with_bias: bool, with_factors: bool, of_gelu: bool,
         trained: [bool; 5], seed: u64,
     ) {
         let mut trained = any_of(trained);
@@ -118,10 +118,12 @@ proptest! {
         );
         compare!(inputs(), [x, weight, bias, down, up], {
             let (bias, low_rank) = extras(&bias, &down, &up);
-            crate::linear(x.clone(), weight.clone(), bias, low_rank)
+            let fused = if of_gelu { crate::linear_of_gelu } else { crate::linear };
+            fused(x.clone(), weight.clone(), bias, low_rank)
         }, {
             let (bias, low_rank) = extras(&bias, &down, &up);
-            reference::linear(x.clone(), weight.clone(), bias, low_rank)
+            let x = if of_gelu { reference::gelu(x.clone()) } else { x.clone() };
+            reference::linear(x, weight.clone(), bias, low_rank)
         });
     }
 

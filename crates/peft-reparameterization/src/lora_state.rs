@@ -25,6 +25,15 @@ pub struct LoraLinear {
 }
 
 impl LoraLinear {
+    /// A, B and s.
+    fn factors(&self) -> LowRank {
+        LowRank {
+            down: self.lora_a.val(),
+            up: self.lora_b.val(),
+            scale: self.scale,
+        }
+    }
+
     /// The change of the weight, `[in, out]`.
     pub fn delta(&self) -> Tensor<2> {
         (self.lora_a.val() * self.scale).matmul(self.lora_b.val())
@@ -48,18 +57,15 @@ impl WeightAdapter for LoraLinear {
         weight + self.delta().reshape(shape)
     }
 
+    fn low_rank(&self) -> Option<LowRank> {
+        let factors = self.factors();
+        let dropping = dropout_rate(&self.dropout) > 0.0 && factors.down.is_autodiff();
+        (!dropping).then_some(factors)
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
-        let low_rank = LowRank {
-            down: self.lora_a.val(),
-            up: self.lora_b.val(),
-            scale: self.scale,
-        };
-        if dropout_rate(&self.dropout) > 0.0 && input.is_autodiff() {
-            let dropped = self.dropout.adapted(input.clone());
-            add_low_rank(inner.forward(input), dropped, low_rank)
-        } else {
-            inner.forward_with(input, low_rank)
-        }
+        let dropped = self.dropout.adapted(input.clone());
+        add_low_rank(inner.forward(input), dropped, self.factors())
     }
 }
 

@@ -6,6 +6,7 @@ use burn::module::Initializer;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear};
 use burn::tensor::activation::{gelu_approximate, relu};
 use burn::tensor::{Device, Tensor};
+use peft_core::{AdaptedForward, adapted_gelu};
 use serde::Deserialize;
 
 use crate::{LoadError, checkpoint};
@@ -92,11 +93,12 @@ pub enum HiddenAct {
 }
 
 impl HiddenAct {
-    pub(super) fn forward(self, x: Tensor<3>) -> Tensor<3> {
+    /// The layer's output for the activation of `x`.
+    pub(super) fn then(self, layer: &Linear, x: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Gelu => peft_core::gelu(x),
-            Self::GeluTanh => gelu_approximate(x),
-            Self::Relu => relu(x),
+            Self::Gelu => adapted_gelu(layer, x),
+            Self::GeluTanh => layer.adapted(gelu_approximate(x)),
+            Self::Relu => layer.adapted(relu(x)),
         }
     }
 }
@@ -261,6 +263,7 @@ impl BertConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::module::Param;
 
     #[test]
     fn activations_are_those_of_pytorch() {
@@ -280,7 +283,14 @@ mod tests {
         ];
         for (name, expected) in expected {
             let act: HiddenAct = serde_json::from_str(&format!("\"{name}\"")).unwrap();
-            let found: Vec<f32> = act.forward(x.clone()).into_data().try_to_vec().unwrap();
+            // A layer that does nothing.
+            let layer = BertConfig::tiny().linear(5, 5, &device);
+            let layer = Linear {
+                weight: Param::from_tensor(Tensor::eye(5, &device)),
+                ..layer
+            };
+            let found = act.then(&layer, x.clone()).into_data();
+            let found: Vec<f32> = found.try_to_vec().unwrap();
             for (found, expected) in found.iter().zip(expected) {
                 assert!(
                     (found - expected).abs() < 1e-6,

@@ -69,7 +69,7 @@ impl BertLayer {
     fn forward(&self, hidden: Tensor<3>, mask: Option<&AttentionMask>) -> Tensor<3> {
         let hidden = self.attention.forward(hidden, mask);
         let inner = self.intermediate.dense.adapted(hidden.clone());
-        self.output
-            .forward(self.intermediate.activation.forward(inner), hidden)
+        let outer = self.intermediate.activation.then(&self.output.dense, inner);
+        self.output.after_dense(outer, hidden)
     }
 }

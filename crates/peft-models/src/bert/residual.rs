@@ -37,7 +37,11 @@ impl BertResidual {
     /// `norm(site(dropout(dense(x))) + residual)`: `x` is `[batch, seq, in]`, `residual` and the
     /// result are `[batch, seq, hidden_size]`.
     pub(super) fn forward(&self, x: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
-        let hidden = self.dense.adapted(x);
+        self.after_dense(self.dense.adapted(x), residual)
+    }
+
+    /// The same from the output of `dense` on.
+    pub(super) fn after_dense(&self, hidden: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
         if !self.site.is_active() {
             return self.norm(hidden, Some(residual), dropout_rate(&self.dropout));
         }

@@ -2,7 +2,7 @@
 //! nothing is copied around them, and no matrix of scores outlives its block of queries.
 
 use super::dropout::Coins;
-use super::math::{dot, exp_nonpositive, max, sum, vectors};
+use super::math::{exp_nonpositive, vectors};
 use super::matrix::{Blocks, Matrix, MatrixMut, Mode, build_blocks, multiply};
 
 /// Queries worked on at a time: their scores stay in the second-level cache for a thousand keys.
@@ -45,6 +45,11 @@ impl Attention {
         self.heads / self.kv_heads
     }
 
+    /// All rows of one head of keys or values.
+    fn kv_head(self, data: &[f32], item: usize, head: usize) -> Matrix<'_> {
+        self.head(data, self.keys, self.kv_heads, item, head, (0, self.keys))
+    }
+
     /// Rows `first..first + rows` of one head of `data` `[batch, seq, heads · width]`.
     fn head(
         self,
@@ -60,7 +65,10 @@ impl Attention {
         Matrix::strided(&data[from..], rows, self.width, stride)
     }
 
-    /// The attention weights of a block of queries, before dropout: `[rows, keys]` in `scores`.
+    /// The attention weights of a block of queries before dropout and up to a factor for each query:
+    /// `[keys, rows]` in `scores`. Returns the factors.
+    ///
+    /// One query is one column: all sums run over rows, whole vectors at a time.
     fn weights(
         self,
         inputs: Inputs<'_>,
@@ -68,73 +76,82 @@ impl Attention {
         head: usize,
         (first, rows): (usize, usize),
         scores: &mut [f32],
-    ) {
-        let query = self.head(
-            inputs.query,
-            self.queries,
-            self.heads,
-            item,
-            head,
-            (first, rows),
-        );
-        let key = self.head(
-            inputs.key,
-            self.keys,
-            self.kv_heads,
-            item,
-            head / self.group(),
-            (0, self.keys),
-        );
-        multiply(
-            &mut MatrixMut::new(scores, rows, self.keys),
-            Mode::Replace,
-            query,
-            key.t(),
-            self.scale,
-            false,
-        );
-        let keys = self.keys;
+    ) -> [f32; QUERIES] {
+        let block = (first, rows);
+        let query = self.head(inputs.query, self.queries, self.heads, item, head, block);
+        let key = self.kv_head(inputs.key, item, head / self.group());
+        let mut to = MatrixMut::new(scores, self.keys, rows);
+        multiply(&mut to, Mode::Replace, key, query.t(), self.scale, false);
+        if let Some(mask) = inputs.mask {
+            self.add_mask(mask, item, first, rows, scores);
+        }
+        if self.causal {
+            // Later keys are hidden from the first queries of the block.
+            for (key, scores) in scores.chunks_exact_mut(rows).enumerate() {
+                let hidden = (key + self.queries).saturating_sub(self.keys + first);
+                scores[..hidden.min(rows)].fill(f32::NEG_INFINITY);
+            }
+        }
+        let mut factors = [0.0; QUERIES];
         vectors(
             #[inline(always)]
-            || {
-                for (i, row) in scores[..rows * keys].chunks_exact_mut(keys).enumerate() {
-                    let place = first + i;
-                    if let Some(mask) = inputs.mask {
-                        let from =
-                            (item * mask.rows + if mask.rows == 1 { 0 } else { place }) * keys;
-                        for (score, mask) in row.iter_mut().zip(&mask.values[from..from + keys]) {
-                            *score += mask;
-                        }
+            |fma| {
+                let mut largest = [f32::NEG_INFINITY; QUERIES];
+                let (largest, factors) = (&mut largest[..rows], &mut factors[..rows]);
+                for scores in scores.chunks_exact(rows) {
+                    for (largest, score) in largest.iter_mut().zip(scores) {
+                        *largest = if score > largest { *score } else { *largest };
                     }
-                    let seen = if self.causal {
-                        (place + 1 + keys).saturating_sub(self.queries).min(keys)
-                    } else {
-                        keys
-                    };
-                    let (row, hidden) = row.split_at_mut(seen);
-                    hidden.fill(0.0);
-                    let largest = max(row);
-                    for score in row.iter_mut() {
-                        *score = exp_nonpositive(*score - largest);
+                }
+                for scores in scores.chunks_exact_mut(rows) {
+                    for ((score, largest), sum) in
+                        scores.iter_mut().zip(&*largest).zip(factors.iter_mut())
+                    {
+                        *score = exp_nonpositive(fma, *score - largest);
+                        *sum += *score;
                     }
-                    let share = 1.0 / sum(row);
-                    for score in row.iter_mut() {
-                        *score *= share;
-                    }
+                }
+                for factor in factors {
+                    *factor = 1.0 / *factor;
                 }
             },
         );
+        factors
+    }
+
+    fn add_mask(self, mask: Mask<'_>, item: usize, first: usize, rows: usize, scores: &mut [f32]) {
+        let keys = self.keys;
+        let scores = scores.chunks_exact_mut(rows).enumerate();
+        if mask.rows == 1 {
+            let mask = &mask.values[item * keys..(item + 1) * keys];
+            for (key, scores) in scores {
+                for score in scores {
+                    *score += mask[key];
+                }
+            }
+        } else {
+            let from = (item * mask.rows + first) * keys;
+            let mask = &mask.values[from..from + rows * keys];
+            for (key, scores) in scores {
+                for (query, score) in scores.iter_mut().enumerate() {
+                    *score += mask[query * keys + key];
+                }
+            }
+        }
     }
 
     /// Multiplies a block of weights, or of their gradients, by dropout's factors.
-    fn drop(self, item: usize, head: usize, first: usize, block: &mut [f32]) {
+    fn drop(self, item: usize, head: usize, (first, rows): (usize, usize), block: &mut [f32]) {
         let Some(coins) = self.coins else { return };
-        let from = ((item * self.heads + head) * self.queries + first) * self.keys;
+        let keys = self.keys;
+        let from = ((item * self.heads + head) * self.queries + first) * keys;
         vectors(
             #[inline(always)]
-            || {
-                for (i, value) in block.iter_mut().enumerate() {
-                    *value *= coins.factor(from + i);
+            |_| {
+                for (key, values) in block.chunks_exact_mut(rows).enumerate() {
+                    for (query, value) in values.iter_mut().enumerate() {
+                        *value *= coins.factor(from + query * keys + key);
+                    }
                 }
             },
         );
@@ -147,140 +164,144 @@ impl Attention {
             .map(move |first| (first, QUERIES.min(self.queries - first)))
     }
 
+    /// Scores of a block.
+    fn block_scores(self) -> usize {
+        QUERIES.min(self.queries) * self.keys
+    }
+
     /// The context, `[batch, queries, heads · width]`.
     pub(crate) fn forward(self, inputs: Inputs<'_>) -> Vec<f32> {
         let shape = Blocks {
             rows: self.queries,
             cols: self.width,
         };
-        let [context] = build_blocks(self.batch, self.heads, [shape], |item, head, [mut out]| {
-            let mut scores = vec![0.0; QUERIES.min(self.queries) * self.keys];
-            let value = self.head(
-                inputs.value,
-                self.keys,
-                self.kv_heads,
-                item,
-                head / self.group(),
-                (0, self.keys),
-            );
+        let scratch = self.block_scores();
+        let fill = |item, head, [mut out]: [MatrixMut<'_>; 1], scores: &mut [f32]| {
+            let value = self.kv_head(inputs.value, item, head / self.group());
             for (first, rows) in self.query_blocks() {
                 let scores = &mut scores[..rows * self.keys];
-                self.weights(inputs, item, head, (first, rows), scores);
-                self.drop(item, head, first, scores);
-                multiply(
-                    &mut out.row_block(first, rows),
-                    Mode::Replace,
-                    Matrix::new(scores, rows, self.keys),
-                    value,
-                    1.0,
-                    false,
-                );
+                let factors = self.weights(inputs, item, head, (first, rows), scores);
+                self.drop(item, head, (first, rows), scores);
+                let weights = Matrix::new(scores, self.keys, rows).t();
+                let mut out = out.row_block(first, rows);
+                multiply(&mut out, Mode::Replace, weights, value, 1.0, false);
+                for (row, factor) in factors[..rows].iter().enumerate() {
+                    for value in out.row(row) {
+                        *value *= factor;
+                    }
+                }
             }
-        });
+        };
+        let [context] = build_blocks(self.batch, self.heads, [shape], scratch, fill);
         context
     }
 
-    /// Gradients of queries, keys and values, of their shapes. The weights are computed again.
-    pub(crate) fn backward(self, inputs: Inputs<'_>, gradient: &[f32]) -> [Vec<f32>; 3] {
+    /// Gradients of queries, keys and values, of their shapes, empty where they are not `wanted`. The
+    /// weights are computed again.
+    pub(crate) fn backward(
+        self,
+        inputs: Inputs<'_>,
+        gradient: &[f32],
+        wanted: [bool; 3],
+    ) -> [Vec<f32>; 3] {
+        let [of_query, of_key, of_value] = wanted;
         let group = self.group();
-        let of_queries = Blocks {
-            rows: self.queries,
-            cols: group * self.width,
+        let shape = |wanted, rows, cols| Blocks {
+            rows: if wanted { rows } else { 0 },
+            cols,
         };
-        let of_keys = Blocks {
-            rows: self.keys,
-            cols: self.width,
-        };
-        build_blocks(
-            self.batch,
-            self.kv_heads,
-            [of_queries, of_keys, of_keys],
-            |item, kv_head, [mut d_query, mut d_key, mut d_value]| {
-                let most = QUERIES.min(self.queries) * self.keys;
-                let (mut weights, mut d_weights) = (vec![0.0; most], vec![0.0; most]);
-                let mut dropped = vec![0.0; if self.coins.is_some() { most } else { 0 }];
-                let of_kv = |data| {
-                    self.head(
-                        data,
-                        self.keys,
-                        self.kv_heads,
-                        item,
-                        kv_head,
-                        (0, self.keys),
-                    )
-                };
-                let (key, value) = (of_kv(inputs.key), of_kv(inputs.value));
-                for head in kv_head * group..(kv_head + 1) * group {
-                    let mut d_query =
-                        d_query.column_block((head - kv_head * group) * self.width, self.width);
-                    for (first, rows) in self.query_blocks() {
-                        let block = (first, rows);
-                        let len = rows * self.keys;
-                        let (weights, d_weights) = (&mut weights[..len], &mut d_weights[..len]);
-                        let d_out =
-                            self.head(gradient, self.queries, self.heads, item, head, block);
-                        self.weights(inputs, item, head, block, weights);
+        let shapes = [
+            shape(of_query, self.queries, group * self.width),
+            shape(of_key, self.keys, self.width),
+            shape(of_value, self.keys, self.width),
+        ];
+        let most = self.block_scores();
+        let fill = |item, kv_head, outputs: [MatrixMut<'_>; 3], scratch: &mut [f32]| {
+            let [mut d_query, mut d_key, mut d_value] = outputs;
+            let (weights, rest) = scratch.split_at_mut(most);
+            let (d_weights, dropped) = rest.split_at_mut(most);
+            let key = self.kv_head(inputs.key, item, kv_head);
+            let value = self.kv_head(inputs.value, item, kv_head);
+            for head in kv_head * group..(kv_head + 1) * group {
+                for (first, rows) in self.query_blocks() {
+                    let block = (first, rows);
+                    let of = |data| self.head(data, self.queries, self.heads, item, head, block);
+                    let (d_out, query) = (of(gradient), of(inputs.query));
+                    let len = rows * self.keys;
+                    let (weights, d_weights) = (&mut weights[..len], &mut d_weights[..len]);
+                    let factors = self.weights(inputs, item, head, block, weights);
+                    scale_columns(weights, &factors[..rows]);
+                    if of_value {
                         let used = if self.coins.is_some() {
                             let dropped = &mut dropped[..len];
                             dropped.copy_from_slice(weights);
-                            self.drop(item, head, first, dropped);
+                            self.drop(item, head, block, dropped);
                             &*dropped
                         } else {
                             &*weights
                         };
-                        let used = Matrix::new(used, rows, self.keys);
-                        multiply(&mut d_value, Mode::Add, used.t(), d_out, 1.0, false);
-                        multiply(
-                            &mut MatrixMut::new(d_weights, rows, self.keys),
-                            Mode::Replace,
-                            d_out,
-                            value.t(),
-                            1.0,
-                            false,
-                        );
-                        self.drop(item, head, first, d_weights);
-                        self.through_softmax(weights, d_weights);
-                        let d_scores = Matrix::new(d_weights, rows, self.keys);
-                        multiply(
-                            &mut d_query.row_block(first, rows),
-                            Mode::Replace,
-                            d_scores,
-                            key,
-                            self.scale,
-                            false,
-                        );
-                        let query =
-                            self.head(inputs.query, self.queries, self.heads, item, head, block);
-                        multiply(
-                            &mut d_key,
-                            Mode::Add,
-                            d_scores.t(),
-                            query,
-                            self.scale,
-                            false,
-                        );
+                        let used = Matrix::new(used, self.keys, rows);
+                        multiply(&mut d_value, Mode::Add, used, d_out, 1.0, false);
+                    }
+                    if !of_query && !of_key {
+                        continue;
+                    }
+                    let mut to = MatrixMut::new(d_weights, self.keys, rows);
+                    multiply(&mut to, Mode::Replace, value, d_out.t(), 1.0, false);
+                    self.drop(item, head, block, d_weights);
+                    through_softmax(weights, d_weights, rows);
+                    let d_scores = Matrix::new(d_weights, self.keys, rows);
+                    if of_query {
+                        let from = (head - kv_head * group) * self.width;
+                        let mut of_head = d_query.column_block(from, self.width);
+                        let mut to = of_head.row_block(first, rows);
+                        multiply(&mut to, Mode::Replace, d_scores.t(), key, self.scale, false);
+                    }
+                    if of_key {
+                        multiply(&mut d_key, Mode::Add, d_scores, query, self.scale, false);
                     }
                 }
-            },
-        )
+            }
+        };
+        let copies = if self.coins.is_some() { 3 } else { 2 };
+        build_blocks(self.batch, self.kv_heads, shapes, copies * most, fill)
     }
+}
 
-    /// Gradients of the weights to those of the scores, in place.
-    fn through_softmax(self, weights: &[f32], d_weights: &mut [f32]) {
-        let keys = self.keys;
-        vectors(
-            #[inline(always)]
-            || {
-                for (p, g) in weights
-                    .chunks_exact(keys)
-                    .zip(d_weights.chunks_exact_mut(keys))
-                {
-                    let mean = dot(p, g);
-                    for (g, p) in g.iter_mut().zip(p) {
-                        *g = p * (*g - mean);
-                    }
+/// Multiplies each column by its factor.
+fn scale_columns(block: &mut [f32], factors: &[f32]) {
+    vectors(
+        #[inline(always)]
+        |_| {
+            for row in block.chunks_exact_mut(factors.len()) {
+                for (value, factor) in row.iter_mut().zip(factors) {
+                    *value *= factor;
                 }
-            },
-        );
-    }
+            }
+        },
+    );
+}
+
+/// Gradients of the weights to those of the scores, in place; both are `[keys, rows]`.
+fn through_softmax(weights: &[f32], d_weights: &mut [f32], rows: usize) {
+    vectors(
+        #[inline(always)]
+        |fma| {
+            let mut means = [0.0; QUERIES];
+            let means = &mut means[..rows];
+            for (p, g) in weights.chunks_exact(rows).zip(d_weights.chunks_exact(rows)) {
+                for ((mean, p), g) in means.iter_mut().zip(p).zip(g) {
+                    *mean = fma.add(*p, *g, *mean);
+                }
+            }
+            for (p, g) in weights
+                .chunks_exact(rows)
+                .zip(d_weights.chunks_exact_mut(rows))
+            {
+                for ((g, p), mean) in g.iter_mut().zip(p).zip(&*means) {
+                    *g = p * (*g - mean);
+                }
+            }
+        },
+    );
 }

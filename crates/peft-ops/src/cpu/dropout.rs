@@ -40,7 +40,7 @@ pub(crate) fn in_place(data: &mut [f32], coins: Coins) {
     change_rows(data, 1, |first, part| {
         vectors(
             #[inline(always)]
-            || {
+            |_| {
                 for (i, value) in part.iter_mut().enumerate() {
                     *value *= coins.factor(first + i);
                 }

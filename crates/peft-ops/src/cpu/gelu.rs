@@ -6,16 +6,20 @@ use super::matrix::{build_rows, change_rows};
 /// `out[i] = x[i]·Φ(x[i])`.
 pub(crate) fn forward(x: &[f32]) -> Vec<f32> {
     build_rows(x.len(), 1, |first, part| {
-        vectors(
-            #[inline(always)]
-            || {
-                let x = &x[first..first + part.len()];
-                for (out, x) in part.iter_mut().zip(x) {
-                    *out = x * normal(*x).0;
-                }
-            },
-        );
+        forward_into(&x[first..first + part.len()], part);
     })
+}
+
+/// The same into other memory, on this thread.
+pub(crate) fn forward_into(x: &[f32], out: &mut [f32]) {
+    vectors(
+        #[inline(always)]
+        |fma| {
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = x * normal(fma, *x).0;
+            }
+        },
+    );
 }
 
 /// The same in place.
@@ -23,9 +27,9 @@ pub(crate) fn forward_in_place(x: &mut [f32]) {
     change_rows(x, 1, |_, part| {
         vectors(
             #[inline(always)]
-            || {
+            |fma| {
                 for x in part {
-                    *x *= normal(*x).0;
+                    *x *= normal(fma, *x).0;
                 }
             },
         );
@@ -35,15 +39,19 @@ pub(crate) fn forward_in_place(x: &mut [f32]) {
 /// Multiplies a gradient by Φ(x) + x·φ(x), in place.
 pub(crate) fn backward_in_place(x: &[f32], gradient: &mut [f32]) {
     change_rows(gradient, 1, |first, part| {
-        vectors(
-            #[inline(always)]
-            || {
-                let x = &x[first..first + part.len()];
-                for (gradient, x) in part.iter_mut().zip(x) {
-                    let (below, density) = normal(*x);
-                    *gradient *= below + x * density;
-                }
-            },
-        );
+        through(&x[first..first + part.len()], part);
     });
+}
+
+/// The same on this thread.
+pub(crate) fn through(x: &[f32], gradient: &mut [f32]) {
+    vectors(
+        #[inline(always)]
+        |fma| {
+            for (gradient, x) in gradient.iter_mut().zip(x) {
+                let (below, density) = normal(fma, *x);
+                *gradient *= fma.add(*x, density, below);
+            }
+        },
+    );
 }

@@ -1,7 +1,7 @@
 //! `y = x W + b + s·(x A) B`.
 
-use super::math;
-use super::matrix::{Matrix, MatrixMut, Mode, build_rows, multiply, product, sum_rows};
+use super::matrix::{Matrix, MatrixMut, Mode, build, change_rows, multiply, product, sum_rows};
+use super::{gelu, math};
 
 /// Sizes of a linear layer over `rows` inputs.
 #[derive(Clone, Copy, Debug)]
@@ -20,51 +20,146 @@ pub(crate) struct LowRank<'a> {
     pub(crate) scale: f32,
 }
 
-/// The output `[rows, out]`, and `x A` `[rows, r]` where there are factors.
+/// What a layer is applied to.
+#[derive(Clone, Copy)]
+pub(crate) struct Input<'a> {
+    /// `[rows, in]`.
+    pub(crate) data: &'a [f32],
+    /// Whether the layer sees GELU of it.
+    pub(crate) gelu: bool,
+}
+
+/// Weights of at most this many elements stay in the caches while a layer goes through its rows block
+/// by block; larger ones are read once, for all rows.
+const SMALL_WEIGHT: usize = 1 << 20;
+/// Rows of a block: with a feed-forward width of 1536, 768 KiB, which is a second-level cache.
+const BLOCK: usize = 128;
+
+impl Sizes {
+    /// How many rows are worked on at a time.
+    fn block(self) -> usize {
+        let threads = rayon::current_num_threads();
+        // Blocks of fewer rows than this waste the time in which the weight is brought in.
+        let few = self.rows < 32 * threads;
+        if threads == 1 || few || self.d_in * self.d_out > SMALL_WEIGHT {
+            return self.rows.max(1);
+        }
+        self.rows.div_ceil(threads).next_multiple_of(16).min(BLOCK)
+    }
+}
+
+/// The output `[rows, out]`, and `x A` `[rows, r]`, empty without factors.
 ///
-/// Bias and low rank are accumulated in the output: nothing else of its size is made.
+/// Bias and low rank are accumulated in the output while it is in the cache; nothing else of its size
+/// is made, nor is GELU of the input for more than a block.
 pub(crate) fn forward(
     sizes: Sizes,
-    input: &[f32],
+    input: Input<'_>,
     weight: &[f32],
     bias: Option<&[f32]>,
     low_rank: Option<LowRank<'_>>,
-) -> (Vec<f32>, Option<Vec<f32>>) {
+) -> [Vec<f32>; 2] {
     let Sizes { rows, d_in, d_out } = sizes;
-    let x = Matrix::new(input, rows, d_in);
-    let w = Matrix::new(weight, d_in, d_out);
-    let mut output = match bias {
-        None => product(x, w, 1.0),
-        Some(bias) => {
-            let mut output = build_rows(rows, d_out, |_, part| {
-                for row in part.chunks_exact_mut(d_out) {
-                    row.copy_from_slice(bias);
-                }
-            });
-            let mut y = MatrixMut::new(&mut output, rows, d_out);
-            multiply(&mut y, Mode::Add, x, w, 1.0, true);
-            output
-        }
-    };
-    let down = low_rank.map(
-        |LowRank {
-             down,
-             up,
-             rank,
-             scale,
-         }| {
-            let down = product(x, Matrix::new(down, d_in, rank), 1.0);
-            let mut y = MatrixMut::new(&mut output, rows, d_out);
-            let t = Matrix::new(&down, rows, rank);
+    let weight = Matrix::new(weight, d_in, d_out);
+    let rank = low_rank.map_or(0, |low_rank| low_rank.rank);
+    let block = sizes.block();
+    let alone = block >= rows;
+    build(rows, [d_out, rank], block, |first, [output, through]| {
+        let count = output.len() / d_out.max(1);
+        let x = &input.data[first * d_in..(first + count) * d_in];
+        let activated = input.gelu.then(|| activated(x, alone));
+        let x = Matrix::new(activated.as_deref().unwrap_or(x), count, d_in);
+        let mut y = MatrixMut::new(output, count, d_out);
+        multiply(&mut y, Mode::Replace, x, weight, 1.0, alone);
+        if let Some(LowRank {
+            down, up, scale, ..
+        }) = low_rank
+        {
+            let down = Matrix::new(down, d_in, rank);
+            let mut t = MatrixMut::new(through, count, rank);
+            multiply(&mut t, Mode::Replace, x, down, 1.0, alone);
+            let t = Matrix::new(through, count, rank);
             let up = Matrix::new(up, rank, d_out);
-            multiply(&mut y, Mode::Add, t, up, scale, true);
-            down
-        },
-    );
-    (output, down)
+            multiply(&mut y, Mode::Add, t, up, scale, alone);
+        }
+        if let Some(bias) = bias {
+            if alone {
+                change_rows(output, d_out, |_, part| add_row(part, bias));
+            } else {
+                add_row(output, bias);
+            }
+        }
+    })
 }
 
-/// `gradient Bᵀ·s`, `[rows, r]`: what both factors' and the input's gradients need.
+/// GELU of a block, or on all threads.
+fn activated(x: &[f32], parallel: bool) -> Vec<f32> {
+    if parallel {
+        return gelu::forward(x);
+    }
+    let mut out = x.to_vec();
+    gelu::forward_into(x, &mut out);
+    out
+}
+
+/// Adds one row to every row.
+fn add_row(data: &mut [f32], row: &[f32]) {
+    math::vectors(
+        #[inline(always)]
+        |_| {
+            for values in data.chunks_exact_mut(row.len()) {
+                for (value, add) in values.iter_mut().zip(row) {
+                    *value += add;
+                }
+            }
+        },
+    );
+}
+
+/// The gradient of the input, `[rows, in]`: `g Wᵀ + (g Bᵀ·s) Aᵀ`, through GELU where the layer saw
+/// that; and `g Bᵀ·s`, `[rows, r]`. Without a weight there is none of its term.
+pub(crate) fn input_gradient(
+    sizes: Sizes,
+    gradient: &[f32],
+    weight: Option<&[f32]>,
+    low_rank: Option<LowRank<'_>>,
+    input: Option<&[f32]>,
+) -> [Vec<f32>; 2] {
+    let Sizes { rows, d_in, d_out } = sizes;
+    let weight = weight.map(|weight| Matrix::new(weight, d_in, d_out).t());
+    let rank = low_rank.map_or(0, |low_rank| low_rank.rank);
+    let block = sizes.block();
+    let alone = block >= rows;
+    build(rows, [d_in, rank], block, |first, [dx, back]| {
+        let count = dx.len() / d_in.max(1);
+        let dy = Matrix::new(gradient, rows, d_out).rows(first, count);
+        let mut sum = MatrixMut::new(dx, count, d_in);
+        if let Some(weight) = weight {
+            multiply(&mut sum, Mode::Replace, dy, weight, 1.0, alone);
+        }
+        if let Some(LowRank {
+            down, up, scale, ..
+        }) = low_rank
+        {
+            let up = Matrix::new(up, rank, d_out);
+            let mut to = MatrixMut::new(back, count, rank);
+            multiply(&mut to, Mode::Replace, dy, up.t(), scale, alone);
+            let back = Matrix::new(back, count, rank);
+            let down = Matrix::new(down, d_in, rank);
+            multiply(&mut sum, Mode::Add, back, down.t(), 1.0, alone);
+        }
+        if let Some(x) = input {
+            let x = &x[first * d_in..(first + count) * d_in];
+            if alone {
+                gelu::backward_in_place(x, dx);
+            } else {
+                gelu::through(x, dx);
+            }
+        }
+    })
+}
+
+/// `g Bᵀ·s`, `[rows, r]`: what is left to compute of [`input_gradient`] where the input is frozen.
 pub(crate) fn low_rank_gradient(
     sizes: Sizes,
     gradient: &[f32],
@@ -74,35 +169,6 @@ pub(crate) fn low_rank_gradient(
 ) -> Vec<f32> {
     let dy = Matrix::new(gradient, sizes.rows, sizes.d_out);
     product(dy, Matrix::new(up, rank, sizes.d_out).t(), scale)
-}
-
-/// The gradient of the input, `[rows, in]`: `gradient Wᵀ + back Aᵀ`, with A, `back` (what
-/// [`low_rank_gradient`] gives) and the rank.
-pub(crate) fn input_gradient(
-    sizes: Sizes,
-    gradient: &[f32],
-    weight: Option<&[f32]>,
-    low_rank: Option<(&[f32], &[f32], usize)>,
-) -> Vec<f32> {
-    let Sizes { rows, d_in, d_out } = sizes;
-    let dense = weight.map(|weight| {
-        let weight = Matrix::new(weight, d_in, d_out);
-        product(Matrix::new(gradient, rows, d_out), weight.t(), 1.0)
-    });
-    let low_rank = low_rank.map(|(down, back, rank)| {
-        let down = Matrix::new(down, d_in, rank);
-        (Matrix::new(back, rows, rank), down.t())
-    });
-    match (dense, low_rank) {
-        (Some(mut dx), Some((back, down))) => {
-            let mut sum = MatrixMut::new(&mut dx, rows, d_in);
-            multiply(&mut sum, Mode::Add, back, down, 1.0, true);
-            dx
-        }
-        (Some(dx), None) => dx,
-        (None, Some((back, down))) => product(back, down, 1.0),
-        (None, None) => unreachable!("a layer has a weight or factors"),
-    }
 }
 
 /// `xᵀ g`, `[width of x, width of g]`, for `rows` rows of both.
@@ -124,7 +190,7 @@ pub(crate) fn column_sums(data: &[f32], width: usize) -> Vec<f32> {
         |first, last, sums| {
             math::vectors(
                 #[inline(always)]
-                || {
+                |_| {
                     for row in data[first * width..last * width].chunks_exact(width) {
                         for (sum, value) in sums.iter_mut().zip(row) {
                             *sum += value;

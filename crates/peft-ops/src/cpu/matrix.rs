@@ -6,7 +6,6 @@
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
@@ -46,6 +45,17 @@ impl<'a> Matrix<'a> {
             cols,
             row_stride,
             col_stride: 1,
+        }
+    }
+
+    /// `rows` rows from `first` on.
+    pub(crate) fn rows(self, first: usize, rows: usize) -> Self {
+        assert!(first + rows <= self.rows);
+        let from = (first * self.row_stride).min(self.data.len());
+        Self {
+            data: &self.data[from..],
+            rows,
+            ..self
         }
     }
 
@@ -126,7 +136,6 @@ impl<'a> MatrixMut<'a> {
     }
 
     /// One row.
-    #[cfg(test)]
     pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows);
         // SAFETY: the row lies in the memory that this matrix borrows alone.
@@ -229,30 +238,54 @@ unsafe fn gemm_into(
 
 /// `rows · width` numbers, filled in parallel: `fill(first, rows)` gets whole rows, zeroed, of which
 /// the first has the number `first`.
-///
-/// Each task clears its own part just before it is filled, so the clearing costs no trip to memory.
 pub(crate) fn build_rows(
     rows: usize,
     width: usize,
     fill: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
-    let len = rows * width;
-    let mut out = Vec::with_capacity(len);
-    if len > 0 {
-        let task = task_rows(rows, width);
-        let run = |(index, part): (usize, &mut [MaybeUninit<f32>])| {
-            fill(index * task, cleared(part));
-        };
-        let parts = &mut out.spare_capacity_mut()[..len];
-        if len < PARALLEL_ELEMENTS {
-            parts.chunks_mut(task * width).enumerate().for_each(run);
-        } else {
-            parts.par_chunks_mut(task * width).enumerate().for_each(run);
-        }
-    }
-    // SAFETY: every chunk was cleared.
-    unsafe { out.set_len(len) };
+    let [out] = build(rows, [width], task_rows(rows, width), |first, [part]| {
+        fill(first, part);
+    });
     out
+}
+
+/// `N` buffers of `rows` rows, filled in parallel `block` rows at a time; `fill` as in [`build_rows`].
+///
+/// Each task clears its own part just before it is filled, so the clearing costs no trip to memory.
+pub(crate) fn build<const N: usize>(
+    rows: usize,
+    widths: [usize; N],
+    block: usize,
+    fill: impl Fn(usize, [&mut [f32]; N]) + Sync,
+) -> [Vec<f32>; N] {
+    let mut buffers = widths.map(|width| Vec::<f32>::with_capacity(rows * width));
+    let starts = buffers.each_mut().map(|buffer| Start(buffer.as_mut_ptr()));
+    let run = |task: usize| {
+        let first = task * block;
+        let count = block.min(rows - first);
+        let parts = std::array::from_fn(|i| {
+            let len = count * widths[i];
+            // SAFETY: within the buffer's capacity; no other task has these rows; cleared before a
+            // reference to them is made.
+            unsafe {
+                let start = starts[i].0.add(first * widths[i]);
+                start.write_bytes(0, len);
+                std::slice::from_raw_parts_mut(start, len)
+            }
+        });
+        fill(first, parts);
+    };
+    let tasks = rows.div_ceil(block.max(1));
+    if tasks == 1 || rows * widths.iter().sum::<usize>() < PARALLEL_ELEMENTS {
+        (0..tasks).for_each(run);
+    } else {
+        (0..tasks).into_par_iter().for_each(run);
+    }
+    for (buffer, width) in buffers.iter_mut().zip(widths) {
+        // SAFETY: the tasks cover all rows, and each cleared its own.
+        unsafe { buffer.set_len(rows * width) };
+    }
+    buffers
 }
 
 /// Changes rows in place, in parallel; `change` as in [`build_rows`].
@@ -273,8 +306,8 @@ pub(crate) fn change_rows(
     }
 }
 
-/// How many rows one task gets.
-fn task_rows(rows: usize, width: usize) -> usize {
+/// How many rows one task of a pass gets.
+pub(crate) fn task_rows(rows: usize, width: usize) -> usize {
     (TASK_ELEMENTS / width.max(1)).clamp(1, rows.max(1))
 }
 
@@ -315,18 +348,20 @@ pub(crate) struct Blocks {
 }
 
 /// `N` buffers, each `[batch, rows, groups · cols]`, built block by block in parallel:
-/// `fill(batch, group, blocks)` gets its block of each, zeroed.
+/// `fill(batch, group, blocks, scratch)` gets its block of each, zeroed, and `scratch` numbers to work
+/// with, whatever they were.
 pub(crate) fn build_blocks<const N: usize>(
     batch: usize,
     groups: usize,
     shapes: [Blocks; N],
-    fill: impl Fn(usize, usize, [MatrixMut<'_>; N]) + Sync,
+    scratch: usize,
+    fill: impl Fn(usize, usize, [MatrixMut<'_>; N], &mut [f32]) + Sync,
 ) -> [Vec<f32>; N] {
     let len = |shape: Blocks| batch * shape.rows * groups * shape.cols;
     let mut buffers = shapes.map(|shape| Vec::<f32>::with_capacity(len(shape)));
     {
         let starts = buffers.each_mut().map(|buffer| Start(buffer.as_mut_ptr()));
-        let run = |task: usize| {
+        let run = |scratch: &mut Vec<f32>, task: usize| {
             let (item, group) = (task / groups, task % groups);
             let blocks = std::array::from_fn(|i| {
                 let Blocks { rows, cols } = shapes[i];
@@ -345,9 +380,11 @@ pub(crate) fn build_blocks<const N: usize>(
                     owner: PhantomData,
                 }
             });
-            fill(item, group, blocks);
+            fill(item, group, blocks, scratch);
         };
-        (0..batch * groups).into_par_iter().for_each(run);
+        (0..batch * groups)
+            .into_par_iter()
+            .for_each_init(|| vec![0.0; scratch], run);
     }
     for (buffer, shape) in buffers.iter_mut().zip(shapes) {
         // SAFETY: the blocks cover the buffer, and each was cleared.
@@ -364,12 +401,6 @@ struct Start(*mut f32);
 unsafe impl Send for Start {}
 // SAFETY: as above.
 unsafe impl Sync for Start {}
-
-fn cleared(part: &mut [MaybeUninit<f32>]) -> &mut [f32] {
-    part.fill(MaybeUninit::new(0.0));
-    // SAFETY: all of it was just written.
-    unsafe { &mut *(std::ptr::from_mut(part) as *mut [f32]) }
-}
 
 #[cfg(test)]
 #[allow(clippy::float_cmp)]
@@ -434,7 +465,8 @@ mod tests {
             3,
             2,
             [Blocks { rows: 5, cols: 4 }],
-            |item, group, [mut block]| {
+            0,
+            |item, group, [mut block], _| {
                 for row in 0..5 {
                     for value in block.row(row) {
                         *value += (item * 100 + group * 10 + row) as f32;

@@ -2,7 +2,7 @@
 
 use super::dropout::Coins;
 use super::math::{dot_centred, square_distance, sum, vectors};
-use super::matrix::{build_rows, change_rows, sum_rows};
+use super::matrix::{build, change_rows, sum_rows, task_rows};
 
 /// Scale and shift, `[width]` each.
 #[derive(Clone, Copy)]
@@ -21,61 +21,46 @@ fn moments(row: &[f32], epsilon: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
-/// `drop(x) + residual`.
-pub(crate) fn residual_sum(
+/// `norm(drop(x) + residual)·γ + β`, row by row; and what was normalised, if it is `kept` (empty
+/// otherwise).
+pub(crate) fn forward(
     x: &[f32],
-    residual: &[f32],
+    residual: Option<&[f32]>,
     coins: Option<Coins>,
-    width: usize,
-) -> Vec<f32> {
-    build_rows(x.len() / width, width, |first, part| {
-        let from = first * width;
-        let (x, residual) = (
-            &x[from..from + part.len()],
-            &residual[from..from + part.len()],
-        );
-        vectors(
-            #[inline(always)]
-            || match coins {
-                None => {
-                    for ((out, x), residual) in part.iter_mut().zip(x).zip(residual) {
-                        *out = x + residual;
-                    }
-                }
-                Some(coins) => {
-                    for (i, ((out, x), residual)) in
-                        part.iter_mut().zip(x).zip(residual).enumerate()
-                    {
-                        *out = x * coins.factor(from + i) + residual;
-                    }
-                }
-            },
-        );
-    })
-}
-
-/// `(x − mean) / sd · γ + β`, row by row.
-pub(crate) fn forward(x: &[f32], affine: Affine<'_>) -> Vec<f32> {
+    affine: Affine<'_>,
+    kept: bool,
+) -> [Vec<f32>; 2] {
     let width = affine.gamma.len();
-    build_rows(x.len() / width, width, |first, part| {
-        let x = &x[first * width..first * width + part.len()];
+    let widths = [width, if kept { width } else { 0 }];
+    let block = task_rows(x.len() / width, width);
+    build(x.len() / width, widths, block, |first, [out, sum]| {
+        let from = first * width;
+        let range = from..from + out.len();
         vectors(
             #[inline(always)]
-            || {
-                for (out, x) in part.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                    let (mean, scale) = moments(x, affine.epsilon);
-                    match affine.beta {
-                        Some(beta) => {
-                            for (((out, x), gamma), beta) in
-                                out.iter_mut().zip(x).zip(affine.gamma).zip(beta)
-                            {
-                                *out = (x - mean) * scale * gamma + beta;
-                            }
-                        }
-                        None => {
-                            for ((out, x), gamma) in out.iter_mut().zip(x).zip(affine.gamma) {
-                                *out = (x - mean) * scale * gamma;
-                            }
+            |_| {
+                out.copy_from_slice(&x[range.clone()]);
+                if let Some(coins) = coins {
+                    for (i, out) in out.iter_mut().enumerate() {
+                        *out *= coins.factor(from + i);
+                    }
+                }
+                if let Some(residual) = residual {
+                    for (out, residual) in out.iter_mut().zip(&residual[range]) {
+                        *out += residual;
+                    }
+                }
+                if kept {
+                    sum.copy_from_slice(out);
+                }
+                for row in out.chunks_exact_mut(width) {
+                    let (mean, scale) = moments(row, affine.epsilon);
+                    for (value, gamma) in row.iter_mut().zip(affine.gamma) {
+                        *value = (*value - mean) * scale * gamma;
+                    }
+                    if let Some(beta) = affine.beta {
+                        for (value, beta) in row.iter_mut().zip(beta) {
+                            *value += beta;
                         }
                     }
                 }
@@ -91,7 +76,7 @@ pub(crate) fn backward_in_place(x: &[f32], affine: Affine<'_>, gradient: &mut [f
         let x = &x[first * width..first * width + part.len()];
         vectors(
             #[inline(always)]
-            || {
+            |_| {
                 for (g, x) in part.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                     let (mean, scale) = moments(x, affine.epsilon);
                     for (g, gamma) in g.iter_mut().zip(affine.gamma) {
@@ -122,7 +107,7 @@ pub(crate) fn affine_gradients(
         let (d_gamma, d_beta) = sums.split_at_mut(width);
         vectors(
             #[inline(always)]
-            || {
+            |_| {
                 let rows = x[range.clone()].chunks_exact(width);
                 for (x, g) in rows.zip(gradient[range.clone()].chunks_exact(width)) {
                     let (mean, scale) = moments(x, affine.epsilon);
