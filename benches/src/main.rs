@@ -16,9 +16,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// The allocator that the suite uses too; the system's own returns freed pages and pays for them anew.
+/// The system's allocator, counting what is live.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::System, usize::MAX);
 
 /// Times and memory of adapters on real shapes
 #[derive(Debug, Parser)]
@@ -51,6 +51,7 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    peft::core::ops::keep_freed_memory();
     let arguments = Arguments::parse();
     let result = match &arguments.task {
         Some(Task::Worker { case }) => worker::run(*case, &arguments.device),

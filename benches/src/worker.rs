@@ -32,7 +32,11 @@ pub(crate) struct Memory {
     pub(crate) peak: u64,
     /// Resident bytes before the model was made: program, libraries, thread stacks.
     pub(crate) before: u64,
-    /// What the account says the peak over `before` is made of.
+    /// Most bytes that were allocated at one time; what the resident ones have more is the
+    /// allocator's and the program's.
+    #[serde(default)]
+    pub(crate) live: u64,
+    /// What the account says the live bytes are made of.
     #[serde(default)]
     pub(crate) account: Option<Account>,
 }
@@ -74,6 +78,7 @@ pub(crate) fn run(case: Case, device: &str) -> Result<(), Box<dyn std::error::Er
     say(&Memory {
         peak: status("VmHWM"),
         before,
+        live: crate::ALLOCATOR.max_allocated() as u64,
         account: work.account,
     })?;
     Ok(())

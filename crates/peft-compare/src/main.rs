@@ -14,11 +14,6 @@ use peft_compare::record::RunRecord;
 use peft_compare::suite::Order;
 use peft_compare::{Error, report, train};
 
-// Burn frees and maps buffers at every step; the system's allocator gives the pages back each time
-// and the kernel clears them again.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Trains a model with every method and reports what each buys at which cost.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask compare", args_conflicts_with_subcommands = true)]
@@ -96,6 +91,7 @@ struct Compare {
 }
 
 fn main() -> ExitCode {
+    peft_core::ops::keep_freed_memory();
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Action::Report { dir }) => RunRecord::load_dir(&dir.join("runs"))

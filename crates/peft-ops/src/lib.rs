@@ -10,6 +10,7 @@
 //! Burn's module, from Burn's seed (`Device::seed`).
 
 mod gelu;
+mod memory;
 pub mod reference;
 
 #[cfg(feature = "flex")]
@@ -32,6 +33,8 @@ use burn::{
 use cpu::{attention::Attention, dropout::Coins};
 #[cfg(feature = "flex")]
 use extension::Fused;
+
+pub use memory::keep_freed_memory;
 
 static FUSED: AtomicBool = AtomicBool::new(true);
 
