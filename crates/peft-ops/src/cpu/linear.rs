@@ -32,19 +32,21 @@ pub(crate) struct Input<'a> {
 /// Weights of at most this many elements stay in the caches while a layer goes through its rows block
 /// by block; larger ones are read once, for all rows.
 const SMALL_WEIGHT: usize = 1 << 20;
-/// Rows of a block: with a feed-forward width of 1536, 768 KiB, which is a second-level cache.
-const BLOCK: usize = 128;
+/// Rows of a block forward. The weight is brought into a product's own order for each block: below this,
+/// that costs more than what is gained by work on a block that is still in the cache.
+const FORWARD_BLOCK: usize = 512;
+/// The same backward, where the weight is also transposed.
+const BACKWARD_BLOCK: usize = 1024;
 
 impl Sizes {
-    /// How many rows are worked on at a time.
-    fn block(self) -> usize {
+    /// How many rows are worked on at a time: a block, if there is one for each thread, or all.
+    fn block(self, block: usize) -> usize {
+        let blocks = self.rows / block;
         let threads = rayon::current_num_threads();
-        // Blocks of fewer rows than this waste the time in which the weight is brought in.
-        let few = self.rows < 32 * threads;
-        if threads == 1 || few || self.d_in * self.d_out > SMALL_WEIGHT {
+        if threads == 1 || blocks < threads || self.d_in * self.d_out > SMALL_WEIGHT {
             return self.rows.max(1);
         }
-        self.rows.div_ceil(threads).next_multiple_of(16).min(BLOCK)
+        block
     }
 }
 
@@ -62,7 +64,7 @@ pub(crate) fn forward(
     let Sizes { rows, d_in, d_out } = sizes;
     let weight = Matrix::new(weight, d_in, d_out);
     let rank = low_rank.map_or(0, |low_rank| low_rank.rank);
-    let block = sizes.block();
+    let block = sizes.block(FORWARD_BLOCK);
     let alone = block >= rows;
     build(rows, [d_out, rank], block, |first, [output, through]| {
         let count = output.len() / d_out.max(1);
@@ -128,7 +130,7 @@ pub(crate) fn input_gradient(
     let Sizes { rows, d_in, d_out } = sizes;
     let weight = weight.map(|weight| Matrix::new(weight, d_in, d_out).t());
     let rank = low_rank.map_or(0, |low_rank| low_rank.rank);
-    let block = sizes.block();
+    let block = sizes.block(BACKWARD_BLOCK);
     let alone = block >= rows;
     build(rows, [d_in, rank], block, |first, [dx, back]| {
         let count = dx.len() / d_in.max(1);
