@@ -2,12 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes at the peak of a training step, over what the process needs without a model.
+use crate::case::Method;
+
+/// Bytes of an `f32`.
+const FLOAT: u64 = 4;
+
+/// Live bytes in a training step, part by part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Account {
     /// Parameters of the model and the adapters.
     pub(crate) weights: u64,
-    /// Gradients of what is trained.
+    /// Gradients of what is trained. They come while activations go.
     pub(crate) gradients: u64,
     /// AdamW's two moments of what is trained.
     pub(crate) optimizer: u64,
@@ -18,15 +23,64 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// All of it.
-    pub(crate) fn total(&self) -> u64 {
-        let Self {
-            weights,
-            gradients,
-            optimizer,
-            activations,
-            workspace,
-        } = self;
-        weights + gradients + optimizer + activations + workspace
+    /// The most that is live at one time: when the backward pass begins, or when the optimizer has all
+    /// gradients.
+    pub(crate) fn peak(&self) -> u64 {
+        self.weights + self.optimizer + self.gradients.max(self.activations + self.workspace)
+    }
+}
+
+/// Sizes of a BERT encoder and its input.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Encoder {
+    pub(crate) layers: u64,
+    pub(crate) width: u64,
+    /// Rows times tokens, virtual ones included.
+    pub(crate) tokens: u64,
+    /// Elements of everything, and of what is trained.
+    pub(crate) total: u64,
+    pub(crate) trainable: u64,
+}
+
+impl Encoder {
+    /// The account of a training step of `method` with the fused operations.
+    ///
+    /// In hidden states of `tokens x width`, a layer keeps: queries, keys and values (3), what either
+    /// normalisation normalises (1 each), and the feed-forward part before its activation (4, as that is
+    /// four times as wide). A linear layer that is trained or adapted keeps its input too, which queries,
+    /// keys and values share, and which is there already for the second feed-forward layer. What comes
+    /// before the first trained parameter keeps nothing.
+    pub(crate) fn account(self, method: Method) -> Account {
+        let state = self.tokens * self.width * FLOAT;
+        // Of every layer, and what the first one keeps less.
+        let (inputs, first) = match method {
+            Method::LoraQv => (1, 0),
+            // Of queries, keys and values; of the projection after attention; of the feed-forward part.
+            Method::LoraAll | Method::Full => (3, 0),
+            // Of both bottlenecks; the attention of the first layer has nothing to train before it.
+            Method::Houlsby => (2, 3),
+            _ => (0, 0),
+        };
+        // Gradients of the feed-forward part and of its output; where that part's activation is the input
+        // of something trained, it is computed again.
+        let moment = match method {
+            Method::LoraAll | Method::Full => 9,
+            _ => 5,
+        };
+        let (kept, moment) = match method {
+            // The feed-forward part, its activation in blocks of a quarter for each of two threads, its
+            // input and output.
+            Method::Head => (0, 8),
+            // The embeddings are tracked, and so their norm.
+            Method::Prompt | Method::Full => (self.layers * (9 + inputs) + 1, moment),
+            _ => (self.layers * (9 + inputs) - first, moment),
+        };
+        Account {
+            weights: self.total * FLOAT,
+            gradients: self.trainable * FLOAT,
+            optimizer: 2 * self.trainable * FLOAT,
+            activations: kept * state,
+            workspace: moment * state,
+        }
     }
 }

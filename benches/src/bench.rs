@@ -282,7 +282,7 @@ fn print_group(title: &str, ratios: &[Ratio], done: &HashMap<Case, Done>) {
     rows.sort_by_key(|done| done.case.to_string());
     println!(
         "  {:<38} {:>10} {:>10} {:>12} {:>9} {:>9} {:>9}",
-        "case", "median ms", "tokens/s", "trainable", "peak MiB", "start", "account"
+        "case", "median ms", "tokens/s", "trainable", "peak MiB", "live", "account"
     );
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     for Done {
@@ -294,7 +294,7 @@ fn print_group(title: &str, ratios: &[Ratio], done: &HashMap<Case, Done>) {
     {
         let seconds = median(&mut medians.clone());
         let account = memory.account.map_or(String::new(), |account| {
-            format!("{:.0}", mib(account.total()))
+            format!("{:.0}", mib(account.peak()))
         });
         println!(
             "  {:<38} {:>10.1} {:>10.0} {:>12} {:>9.0} {:>9.0} {:>9}",
@@ -303,7 +303,7 @@ fn print_group(title: &str, ratios: &[Ratio], done: &HashMap<Case, Done>) {
             ready.tokens as f64 / seconds,
             ready.trainable,
             mib(memory.peak),
-            mib(memory.before),
+            mib(memory.live),
             account,
         );
     }

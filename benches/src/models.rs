@@ -6,7 +6,7 @@ mod minilm;
 
 use std::hint::black_box;
 
-use burn::module::{Module, ParamGroup};
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Tensor, TensorData};
 use peft::core::PeftModule;
@@ -65,7 +65,7 @@ fn train<M: Module + PeftModule + 'static>(
     device: &Device,
     loss: impl Fn(&M) -> Tensor<1> + 'static,
 ) -> Work {
-    let trainable = model.counts().trainable;
+    let trainable = trainable(&model);
     let mut optimizer = AdamWConfig::new().with_weight_decay(0.01).init();
     let mut model = Some(model);
     let device = device.clone();
@@ -83,6 +83,21 @@ fn train<M: Module + PeftModule + 'static>(
         iterate: Box::new(iterate),
         account: None,
     }
+}
+
+/// Elements of parameters that are trained, whoever put them there.
+fn trainable<M: Module>(model: &M) -> usize {
+    struct Tally(usize);
+    impl ModuleVisitor for Tally {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if param.is_require_grad() {
+                self.0 += param.lazy_shape().num_elements();
+            }
+        }
+    }
+    let mut tally = Tally(0);
+    model.visit(&mut tally);
+    tally.0
 }
 
 /// LoRA of ours, r 8 and alpha 16, on the case's targets.

@@ -9,7 +9,8 @@ use peft::selective::{BitFitConfig, HeadOnlyConfig};
 use peft::soft_prompt::PromptTuningConfig;
 use peft_models::{BertClassifier, BertConfig, Pooling};
 
-use super::{Failure, Work, infer, lora, matching, train};
+use super::{Failure, Work, infer, lora, matching, train, trainable};
+use crate::account::Encoder;
 use crate::case::{Case, Engine, Method, Pass, Shape};
 
 /// The published configuration of `sentence-transformers/all-MiniLM-L6-v2`.
@@ -61,15 +62,20 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
     let labels: Vec<i64> = (0..rows).map(|row| row % 2).collect();
     let labels = Tensor::<1, Int>::from_data(labels.as_slice(), device);
     let cross_entropy = CrossEntropyLossConfig::new().init(device);
-    Ok(train(
-        model,
-        tokens,
-        device,
-        move |model: &BertClassifier| {
-            let logits = model.forward(ids.clone(), Some(padding.clone()));
-            cross_entropy.forward(logits, labels.clone())
-        },
-    ))
+    let virtual_tokens = model.bert.embeddings.prompt.virtual_tokens() * rows as usize;
+    let encoder = Encoder {
+        layers: 6,
+        width: 384,
+        tokens: (tokens + virtual_tokens) as u64,
+        total: model.counts().total as u64,
+        trainable: trainable(&model) as u64,
+    };
+    let mut work = train(model, tokens, device, move |model: &BertClassifier| {
+        let logits = model.forward(ids.clone(), Some(padding.clone()));
+        cross_entropy.forward(logits, labels.clone())
+    });
+    work.account = (case.engine == Engine::Ours).then(|| encoder.account(case.method));
+    Ok(work)
 }
 
 /// The model with what the case's method puts on it.
