@@ -115,6 +115,14 @@ fn prepared(model: BertClassifier, case: Case) -> Result<BertClassifier, Failure
             let config = PromptTuningConfig::new(10).with_modules_to_save(head);
             model.attach(name, &config)?
         }
-        Method::LoraQvRows => return Err("rows with adapters of their own".into()),
+        Method::LoraQvRows => {
+            let names: Vec<String> = (0..8).map(|i| format!("a{i}")).collect();
+            let mut model = model;
+            for name in &names {
+                model = model.attach(name, &lora(case.method, QV))?;
+            }
+            let rows: Vec<Option<&str>> = names.iter().map(|name| Some(name.as_str())).collect();
+            model.activate_rows(&rows)?
+        }
     })
 }

@@ -102,6 +102,7 @@ pub(crate) fn install<M: Module>(
         }
     }
     for stack in edits.stacks.values_mut() {
+        stack.rows = None;
         for entry in &mut stack.entries {
             entry.active = false;
         }
@@ -197,6 +198,7 @@ pub(crate) fn edit<M: Module>(model: &M, layout: &Layout, change: impl Fn(&mut E
         .map(|(path, stack)| {
             let mut stack = stack.clone();
             stack.entries.iter_mut().for_each(&change);
+            stack.rows = None;
             (path.to_string(), stack)
         })
         .collect();
@@ -238,6 +240,13 @@ pub(crate) fn merged(layout: &Layout) -> Result<HashMap<String, Stack>> {
     let mut merged = HashMap::new();
     for param in &layout.params {
         let Some(stack) = &param.stack else { continue };
+        if let (Some(_), Some(entry)) = (&stack.rows, stack.entries.first()) {
+            return Err(Error::RowAdapter {
+                adapter: entry.name.clone(),
+                method: entry.origin.method.info().title,
+                place: param.name.clone(),
+            });
+        }
         if stack.active().next().is_none() {
             continue;
         }

@@ -136,6 +136,19 @@ pub enum Error {
         place: String,
     },
 
+    /// Rows with adapters of their own, where that cannot be.
+    #[error(
+        "`{adapter}` ({method}) at `{place}` cannot differ from row to row: only adapters on weights of linear layers can, unmerged. `activate` it for all rows"
+    )]
+    RowAdapter {
+        /// The adapter.
+        adapter: String,
+        /// Its method.
+        method: &'static str,
+        /// Where it sits.
+        place: String,
+    },
+
     /// The model is merged, so its adapters cannot be changed.
     #[error(
         "the model's adapters are merged; call `unmerge_adapters` first, or go on from the model you merged from"

@@ -36,6 +36,7 @@ mod method;
 mod model;
 mod names;
 mod nn;
+mod rows;
 mod saved;
 mod site;
 mod stack;

@@ -16,6 +16,7 @@ use crate::init::Init;
 use crate::layout::Layout;
 use crate::mechanism::{self, Edits};
 use crate::method::{Method, MethodInfo, Plan, is_transposed};
+use crate::rows;
 use crate::stack::Stack;
 use crate::{Error, Result};
 
@@ -193,6 +194,27 @@ pub trait PeftModule: Module {
         }))
     }
 
+    /// Gives row i of the following batches the adapter `rows[i]`, or none: requests for many adapters
+    /// in one forward pass. [`activate`](Self::activate) goes back to the same adapters for all rows.
+    ///
+    /// The layers run once for all rows; low-rank adapters of any rank add two batched products, others
+    /// run once for each adapter. Only adapters that sit on weights of linear layers and nowhere else
+    /// can be mixed so (no heads, biases, prompts, bottlenecks), and only layers that the model calls
+    /// through [`AdaptedForward`](crate::AdaptedForward).
+    ///
+    /// # Panics
+    ///
+    /// The model's forward pass does, if a batch has another number of rows, or if it uses an adapted
+    /// weight otherwise than through `AdaptedForward`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`], [`Error::RowAdapter`], [`Error::Merged`].
+    fn activate_rows(&self, rows: &[Option<&str>]) -> Result<Self> {
+        let layout = unmerged(self)?;
+        rows::activate(self, &layout, rows)
+    }
+
     /// Makes no adapter active: outputs are the base model's, bit for bit.
     ///
     /// # Errors
@@ -220,6 +242,7 @@ pub trait PeftModule: Module {
                 .cloned()
                 .collect(),
             merged: None,
+            rows: None,
         };
         let kept = stacks(&layout)
             .map(|(path, stack)| (path.to_string(), keep(stack)))
@@ -296,6 +319,7 @@ pub trait PeftModule: Module {
         strip(&merged, |stack| Stack {
             entries: Vec::new(),
             merged: stack.merged.clone(),
+            rows: None,
         })
     }
 

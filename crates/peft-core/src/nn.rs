@@ -9,6 +9,7 @@ use peft_ops::LowRank;
 
 use crate::chain::{InnerConv2d, InnerEmbedding, InnerLinear};
 use crate::erased::ErasedWeight;
+use crate::rows;
 use crate::stack::Stack;
 
 /// Forward passes of Burn's layers that never form an adapted weight.
@@ -50,6 +51,14 @@ fn linear<const D: usize>(layer: &Linear, input: Tensor<D>, of_gelu: bool) -> Te
     let Some(stack) = unmerged(layer.weight.reparameterization::<Stack>()) else {
         return fused(input, layer.weight.val(), bias, None);
     };
+    if let Some(rows) = &stack.rows {
+        let input = if of_gelu {
+            peft_ops::gelu(input)
+        } else {
+            input
+        };
+        return rows::linear(layer, stack, rows, input);
+    }
     let adapters = stack.active_weights();
     if let Some(low_rank) = low_rank(&adapters) {
         return fused(input, layer.weight.base(), bias, Some(low_rank));
@@ -158,7 +167,9 @@ pub fn dropout_rate(dropout: &Dropout) -> f64 {
 
 /// The stack, if there is something to do at run time.
 fn unmerged(stack: Option<&Stack>) -> Option<&Stack> {
-    stack.filter(|stack| stack.merged.is_none() && stack.active().next().is_some())
+    stack.filter(|stack| {
+        stack.merged.is_none() && (stack.rows.is_some() || stack.active().next().is_some())
+    })
 }
 
 /// Padding before and after, per axis, as Burn's own forward computes it.

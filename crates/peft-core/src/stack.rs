@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor};
 use crate::erased::{AnyAdapter, AnyTensor, ErasedWeight, FromDyn};
 use crate::mechanism;
 use crate::method::AttachedMethod;
+use crate::rows::Rows;
 
 /// One named adapter at one place.
 #[derive(Clone, Debug)]
@@ -28,6 +29,8 @@ pub(crate) struct Stack {
     pub(crate) entries: Vec<Entry>,
     /// The effective value, computed once: set while the model is merged.
     pub(crate) merged: Option<AnyTensor>,
+    /// The adapter of each row of the batch, if rows have adapters of their own; then none is active.
+    pub(crate) rows: Option<Rows>,
 }
 
 impl Stack {
@@ -60,6 +63,11 @@ impl Reparameterization for Stack {
     const NAME: &'static str = mechanism::SEGMENT;
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        assert!(
+            self.rows.is_none() || self.entries.is_empty(),
+            "rows of the batch have adapters of their own, so this weight is no single one: call its \
+             layer through `peft_core::AdaptedForward`, or `activate` adapters for all rows"
+        );
         match &self.merged {
             Some(merged) => merged.get(),
             None if self.active().next().is_none() => base,

@@ -1,0 +1,161 @@
+//! Rows of a batch with adapters of their own: each row's output is that of its adapter alone.
+
+use burn::module::Module;
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::tensor::{Device, Distribution, Tensor};
+use peft_core::device::cpu_devices;
+use peft_core::{AdaptedForward, ConfigExt as _, Error, Method, PeftModule};
+use peft_reparameterization::{InitLora, LoraConfig, LoraLinear};
+
+#[derive(Module, Debug)]
+struct Net {
+    first: Linear,
+    second: Linear,
+    table: Embedding,
+}
+
+impl Net {
+    fn new(device: &Device) -> Self {
+        Self {
+            first: LinearConfig::new(6, 8).init(device),
+            second: LinearConfig::new(8, 5).with_bias(false).init(device),
+            table: EmbeddingConfig::new(7, 6).init(device),
+        }
+    }
+
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        peft_core::adapted_gelu(&self.second, self.first.adapted(x))
+    }
+}
+
+fn lora<const N: usize>(r: usize, targets: [&str; N]) -> LoraConfig {
+    LoraConfig::new(r)
+        .with_alpha(7.0)
+        .with_targets(targets)
+        .with_init(InitLora::Default(false))
+}
+
+/// Three adapters: of other ranks, and one on one layer only.
+fn adapted(device: &Device) -> Net {
+    Net::new(device)
+        .attach("a", &lora(2, ["first", "second"]))
+        .unwrap()
+        .attach("b", &lora(3, ["first", "second"]))
+        .unwrap()
+        .attach("c", &lora(1, ["second"]))
+        .unwrap()
+}
+
+const ROWS: [Option<&str>; 6] = [Some("b"), None, Some("a"), Some("c"), Some("b"), Some("a")];
+
+#[test]
+fn each_row_is_that_of_its_adapter() {
+    for (name, device) in cpu_devices() {
+        let model = adapted(&device);
+        let x = Tensor::<3>::random([6, 4, 6], Distribution::Default, &device);
+        let mixed = model.activate_rows(&ROWS).unwrap();
+        let found = mixed.forward(x.clone());
+        for (row, adapter) in ROWS.iter().enumerate() {
+            let alone = match adapter {
+                Some(adapter) => model.activate(&[adapter]).unwrap(),
+                None => model.disable_adapters().unwrap(),
+            };
+            let expected = alone.forward(x.clone().narrow(0, row, 1));
+            let found = found.clone().narrow(0, row, 1);
+            let error = (found - expected).abs().max().into_scalar::<f32>();
+            assert!(error < 1e-5, "{name}, row {row}: {error}");
+        }
+        // The same adapters for all rows again.
+        let again = mixed.activate(&["a"]).unwrap().forward(x.clone());
+        let expected = model.activate(&["a"]).unwrap().forward(x);
+        assert_eq!(again.into_data(), expected.into_data(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_not_low_rank_runs_once_for_each_adapter() {
+    for (name, device) in cpu_devices() {
+        let model = adapted(&device);
+        // A copy of the second layer of its own, which has no bias.
+        let config = lora(2, ["first"]).with_modules_to_save(["second"]);
+        let model = model.attach("s", &config).unwrap();
+        let x = Tensor::<3>::random([4, 3, 6], Distribution::Default, &device);
+        let rows = [Some("s"), Some("a"), None, Some("s")];
+        let found = model.activate_rows(&rows).unwrap().forward(x.clone());
+        for (row, adapter) in rows.iter().enumerate() {
+            let names: Vec<&str> = adapter.iter().copied().collect();
+            let alone = model.activate(&names).unwrap();
+            let expected = alone.forward(x.clone().narrow(0, row, 1));
+            let found = found.clone().narrow(0, row, 1);
+            let error = (found - expected).abs().max().into_scalar::<f32>();
+            assert!(error < 1e-5, "{name}, row {row}: {error}");
+        }
+    }
+}
+
+#[test]
+fn only_the_adapters_in_use_get_gradients() {
+    for (name, device) in cpu_devices() {
+        let device = device.autodiff();
+        let model = adapted(&device);
+        let x = Tensor::<3>::random([2, 4, 6], Distribution::Default, &device);
+        let rows = [Some("a"), Some("c")];
+        let mixed = model.activate_rows(&rows).unwrap();
+        let gradients = mixed.forward(x).sum().backward();
+        for (adapter, used) in [("a", true), ("b", false)] {
+            for (place, state) in mixed.adapter_states::<LoraLinear>(adapter).unwrap() {
+                // Attaching another adapter froze it; what was attached last is trained.
+                let gradient = state.lora_b.val().grad(&gradients);
+                assert!(gradient.is_none() || used, "{name}, {adapter} at {place}");
+            }
+        }
+        let states = mixed.adapter_states::<LoraLinear>("c").unwrap();
+        assert!(states.iter().all(|(_, state)| {
+            let gradient = state.lora_b.val().grad(&gradients);
+            gradient.is_some_and(|gradient| gradient.abs().sum().into_scalar::<f32>() > 0.0)
+        }));
+    }
+}
+
+#[test]
+fn what_cannot_be_mixed_is_refused() {
+    let (_, device) = cpu_devices().remove(0);
+    let model = adapted(&device);
+    let refused = |model: &Net, rows: &[Option<&str>]| model.activate_rows(rows).unwrap_err();
+    assert!(matches!(
+        refused(&model, &[Some("z")]),
+        Error::UnknownAdapter { .. }
+    ));
+    let table = model.attach("t", &lora(2, ["table"])).unwrap();
+    let error = refused(&table, &[Some("t")]).to_string();
+    assert!(error.contains("`t` (LoRA) at `table.weight`"), "{error}");
+    let whole: &dyn Method = &lora(2, ["second"]).with_modules_to_save(["first"]);
+    let saved = model.attach("s", whole).unwrap();
+    assert!(matches!(
+        refused(&saved, &[Some("s"), None]),
+        Error::RowAdapter { .. }
+    ));
+    let mixed = model.activate_rows(&[Some("a"), None]).unwrap();
+    assert!(matches!(
+        mixed.merge_adapters().unwrap_err(),
+        Error::RowAdapter { .. }
+    ));
+    let merged = model.merge_adapters().unwrap();
+    assert!(matches!(refused(&merged, &[None]), Error::Merged));
+}
+
+#[test]
+#[should_panic(expected = "the adapters of 2 rows, and the batch has 3")]
+fn a_batch_of_other_size_is_refused() {
+    let (_, device) = cpu_devices().remove(0);
+    let mixed = adapted(&device).activate_rows(&[Some("a"), None]).unwrap();
+    mixed.forward(Tensor::zeros([3, 4, 6], &device));
+}
+
+#[test]
+#[should_panic(expected = "call its layer through `peft_core::AdaptedForward`")]
+fn a_weight_used_by_itself_is_refused() {
+    let (_, device) = cpu_devices().remove(0);
+    let mixed = adapted(&device).activate_rows(&[Some("a"), None]).unwrap();
+    mixed.first.forward(Tensor::<3>::zeros([2, 4, 6], &device));
+}
