@@ -17,7 +17,7 @@ use crate::worker::{Memory, Ready, Times};
 type Failure = Box<dyn std::error::Error>;
 
 /// About how long one turn of one process is.
-const TURN: f64 = 1.0;
+const TURN: f64 = 0.5;
 /// Before a turn, so that threads of the process before have gone to sleep.
 const PAUSE: Duration = Duration::from_millis(60);
 
@@ -293,17 +293,21 @@ fn print_group(title: &str, ratios: &[Ratio], done: &HashMap<Case, Done>) {
     } in rows
     {
         let seconds = median(&mut medians.clone());
+        let live = match memory.live {
+            0 => String::new(),
+            live => format!("{:.0}", mib(live)),
+        };
         let account = memory.account.map_or(String::new(), |account| {
             format!("{:.0}", mib(account.peak()))
         });
         println!(
-            "  {:<38} {:>10.1} {:>10.0} {:>12} {:>9.0} {:>9.0} {:>9}",
+            "  {:<38} {:>10.1} {:>10.0} {:>12} {:>9.0} {:>9} {:>9}",
             case.to_string(),
             seconds * 1e3,
             ready.tokens as f64 / seconds,
             ready.trainable,
             mib(memory.peak),
-            mib(memory.live),
+            live,
             account,
         );
     }

@@ -28,7 +28,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// How often the processes of a group take turns
-    #[arg(long, value_name = "N", default_value_t = 7)]
+    #[arg(long, value_name = "N", default_value_t = 11)]
     rounds: usize,
     /// Only ratios whose names contain this
     #[arg(long, value_name = "TEXT")]

@@ -39,7 +39,9 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
         Shape::MiniLmRows => (8, 32, 0.0),
         _ => (32, 64, 0.0),
     };
-    let bert = config(dropout)?.init(device);
+    let mut bert = config(dropout)?.init(device);
+    // Mean pooling has no use for it.
+    bert.pooler = None;
     let model = BertClassifier::new_head(bert, 2, Pooling::Mean, 0.0, device)?;
     let model = prepared(model, case)?;
     let ids: Vec<i64> = (0..rows * length)

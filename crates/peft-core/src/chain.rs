@@ -66,6 +66,15 @@ impl InnerLinear<'_> {
         self.bias.clone()
     }
 
+    /// `output` `[tokens, out]` with the bias added: what ends the `linear` of a method that changes
+    /// the [`product`](Self::product).
+    pub fn with_bias(&self, output: Tensor<2>) -> Tensor<2> {
+        match &self.bias {
+            Some(bias) => output + bias.clone().unsqueeze(),
+            None => output,
+        }
+    }
+
     /// The effective weight below, `[in, out]`. Costs a dense matrix where adapters lie below.
     pub fn weight(&self) -> Tensor<2> {
         composed(&self.base, self.below)

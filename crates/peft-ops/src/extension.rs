@@ -18,6 +18,7 @@ use crate::cpu::attention::{Attention, Inputs, Mask};
 use crate::cpu::dropout::{self, Coins};
 use crate::cpu::gelu;
 use crate::cpu::linear::{self, LowRank, Sizes};
+use crate::cpu::matrix::Matrix;
 use crate::cpu::norm::{self, Affine};
 
 /// A tensor that may be absent.
@@ -103,6 +104,27 @@ fn dense(tensor: FlexTensor) -> FlexTensor {
     tensor.to_contiguous()
 }
 
+/// A weight as it is in memory: a transposed one is not copied.
+fn weight(tensor: FlexTensor) -> FlexTensor {
+    if tensor.layout().strides().iter().all(|stride| *stride >= 0) {
+        tensor
+    } else {
+        dense(tensor)
+    }
+}
+
+/// The matrix of a tensor that [`weight`] made.
+fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
+    let (layout, shape) = (tensor.layout(), tensor.shape());
+    let stride = |axis: usize| layout.strides()[axis].unsigned_abs();
+    let data: &[f32] = tensor.storage();
+    Matrix::view(
+        &data[layout.start_offset()..],
+        [shape[0], shape[1]],
+        [stride(0), stride(1)],
+    )
+}
+
 fn tensor(data: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(data, shape))
 }
@@ -151,7 +173,7 @@ fn linear_forward(
     let [output, through] = linear::forward(
         sizes,
         linear::Input { data, gelu },
-        numbers(weight),
+        matrix(weight),
         bias.map(numbers),
         factors.map(|(down, up)| low_rank(down, up, scale)),
     );
@@ -229,7 +251,7 @@ impl Fused for Flex {
         scale: f32,
         gelu: bool,
     ) -> FlexTensor {
-        let (input, weight) = (dense(input), dense(weight));
+        let (input, weight) = (dense(input), self::weight(weight));
         let (bias, down, up) = (
             bias.get().map(dense),
             down.get().map(dense),
@@ -348,7 +370,7 @@ fn linear_gradients(
         let [d_input, back] = linear::input_gradient(
             sizes,
             dy,
-            state.weight.as_ref().map(numbers),
+            state.weight.as_ref().map(matrix),
             factors.map(|(down, up)| low_rank(down, up, scale)),
             input.map(numbers),
         );
@@ -574,7 +596,9 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         let parents = [input, weight, present(bias), present(down), present(up)];
         let [of_input, of_weight, _, of_down, of_up] = parents.each_ref().map(Tracked::is_tracked);
         let parts = parents.map(Tracked::into_parts);
-        let [input, weight, bias, down, up] = parts.each_ref().map(|(t, _)| dense(t.clone()));
+        let part = |index: usize| parts[index].0.clone();
+        let (input, weight) = (dense(part(0)), self::weight(part(1)));
+        let [bias, down, up] = [2, 3, 4].map(|index| dense(part(index)));
         let nodes = parts.map(|(_, node)| node);
         let (output, through, sizes) = linear_forward(
             &input,

@@ -283,6 +283,31 @@ fn dropout_follows_the_devices_seed() {
         .assert_eq(&plain.into_data(), true);
 }
 
+/// A weight that is a view (torch's layout transposed, a part of a larger one) is used as it lies.
+#[test]
+fn weights_may_be_views() {
+    let whole = || Tensor::<2>::from_data(data(&[50, 40], 1), &device());
+    let views: [fn(Tensor<2>) -> Tensor<2>; 3] = [
+        Tensor::transpose,
+        |weight| weight.slice([3..33, 5..27]),
+        |weight| weight.slice([3..33, 5..27]).transpose(),
+    ];
+    for (index, view) in views.into_iter().enumerate() {
+        let weight = view(whole());
+        let [d_in, _] = weight.dims();
+        let pass =
+            |linear: fn(Tensor<3>, Tensor<2>, Option<Tensor<1>>, Option<LowRank>) -> Tensor<3>| {
+                let x = input([2, 7, d_in], 2, true);
+                let output = linear(x.clone(), weight.clone(), None, None);
+                let gradients = output.clone().powi_scalar(2).sum().backward();
+                (output.into_data(), x.grad(&gradients).unwrap().into_data())
+            };
+        let (found, expected) = (pass(crate::linear), pass(reference::linear));
+        close(&format!("view {index}"), &found.0, &expected.0).unwrap();
+        close(&format!("gradient {index}"), &found.1, &expected.1).unwrap();
+    }
+}
+
 #[test]
 fn views_and_shared_memory_are_left_alone() {
     let x = Tensor::<2>::random([40, 30], Distribution::Default, &Device::flex());

@@ -57,12 +57,11 @@ impl Sizes {
 pub(crate) fn forward(
     sizes: Sizes,
     input: Input<'_>,
-    weight: &[f32],
+    weight: Matrix<'_>,
     bias: Option<&[f32]>,
     low_rank: Option<LowRank<'_>>,
 ) -> [Vec<f32>; 2] {
     let Sizes { rows, d_in, d_out } = sizes;
-    let weight = Matrix::new(weight, d_in, d_out);
     let rank = low_rank.map_or(0, |low_rank| low_rank.rank);
     let block = sizes.block(FORWARD_BLOCK);
     let alone = block >= rows;
@@ -123,12 +122,12 @@ fn add_row(data: &mut [f32], row: &[f32]) {
 pub(crate) fn input_gradient(
     sizes: Sizes,
     gradient: &[f32],
-    weight: Option<&[f32]>,
+    weight: Option<Matrix<'_>>,
     low_rank: Option<LowRank<'_>>,
     input: Option<&[f32]>,
 ) -> [Vec<f32>; 2] {
     let Sizes { rows, d_in, d_out } = sizes;
-    let weight = weight.map(|weight| Matrix::new(weight, d_in, d_out).t());
+    let weight = weight.map(Matrix::t);
     let rank = low_rank.map_or(0, |low_rank| low_rank.rank);
     let block = sizes.block(BACKWARD_BLOCK);
     let alone = block >= rows;

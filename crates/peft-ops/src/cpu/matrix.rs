@@ -34,9 +34,18 @@ impl<'a> Matrix<'a> {
 
     /// Row-major, each row starting `row_stride` elements after the one before.
     pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        Self::view(data, [rows, cols], [row_stride, 1])
+    }
+
+    /// A matrix of `[rows, cols]` whose neighbours in a column and in a row are so far apart.
+    pub(crate) fn view(
+        data: &'a [f32],
+        [rows, cols]: [usize; 2],
+        [row_stride, col_stride]: [usize; 2],
+    ) -> Self {
         assert!(
-            fits(data.len(), rows, cols, row_stride),
-            "{rows} x {cols} rows of {row_stride} do not fit {} elements",
+            fits(data.len(), [rows, cols], [row_stride, col_stride]),
+            "{rows} x {cols} with strides {row_stride} and {col_stride} do not fit {} elements",
             data.len()
         );
         Self {
@@ -44,7 +53,7 @@ impl<'a> Matrix<'a> {
             rows,
             cols,
             row_stride,
-            col_stride: 1,
+            col_stride,
         }
     }
 
@@ -71,13 +80,15 @@ impl<'a> Matrix<'a> {
     }
 }
 
-fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
-    rows == 0
-        || cols == 0
-        || (rows - 1)
-            .checked_mul(row_stride)
-            .and_then(|start| start.checked_add(cols))
-            .is_some_and(|end| end <= len)
+fn fits(len: usize, size: [usize; 2], strides: [usize; 2]) -> bool {
+    // The offset of the last element.
+    let last = size
+        .iter()
+        .zip(strides)
+        .try_fold(0_usize, |last, (size, stride)| {
+            last.checked_add(size.saturating_sub(1).checked_mul(stride)?)
+        });
+    size.contains(&0) || last.is_some_and(|last| last < len)
 }
 
 /// A row-major matrix that is written; possibly a block of columns of a larger one.
@@ -96,7 +107,7 @@ impl<'a> MatrixMut<'a> {
     /// Dense.
     pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
         assert!(
-            fits(data.len(), rows, cols, cols),
+            fits(data.len(), [rows, cols], [cols, 1]),
             "{rows} x {cols} does not fit {} elements",
             data.len()
         );
