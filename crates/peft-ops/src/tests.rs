@@ -45,7 +45,8 @@ fn close(what: &str, found: &TensorData, expected: &TensorData) -> Result<(), Te
     prop_assert_eq!(found.shape(), expected.shape(), "{}", what);
     let numbers = |data: &TensorData| data.iter::<f64>().collect::<Vec<_>>();
     let (found, expected) = (numbers(found), numbers(expected));
-    let largest = expected.iter().fold(1e-3_f64, |most, x| most.max(x.abs()));
+    // Inputs are of the order of 1; where the largest has itself cancelled, a share of that.
+    let largest = expected.iter().fold(1.0_f64, |most, x| most.max(x.abs()));
     for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
         prop_assert!(
             (found - expected).abs() <= TOLERANCE * largest,
@@ -85,6 +86,21 @@ macro_rules! compare {
     }};
 }
 
+/// Environment variables may ask for more cases.
+fn config() -> ProptestConfig {
+    let asked = ProptestConfig::default();
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() {
+        asked.cases
+    } else {
+        64
+    };
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..asked
+    }
+}
+
 /// Something must be trained, or there is no backward pass.
 fn any_of(trained: [bool; 5]) -> [bool; 5] {
     if trained.contains(&true) {
@@ -95,7 +111,7 @@ fn any_of(trained: [bool; 5]) -> [bool; 5] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(config())]
 
     #[test]
     fn linear_is_its_reference(
@@ -154,7 +170,7 @@ proptest! {
 
     #[test]
     fn layer_norm_is_its_reference(
-        batch in 1_usize..4, seq in 1_usize..40, width in 2_usize..100, offset in -3.0_f64..3.0,
+        batch in 1_usize..4, seq in 1_usize..40, width in 4_usize..100, offset in -3.0_f64..3.0,
         with_residual: bool, with_beta: bool, trained: [bool; 5], seed: u64,
     ) {
         let mut trained = any_of(trained);
@@ -214,7 +230,7 @@ proptest! {
     /// Dropout's coins are functions of seed and place, so the reference can be given the same.
     #[test]
     fn dropout_has_the_same_coins_in_both_passes(
-        batch in 1_usize..4, seq in 1_usize..30, heads in 1_usize..4, width in 1_usize..12,
+        batch in 1_usize..4, seq in 1_usize..30, heads in 1_usize..4, width in 4_usize..12,
         rate in 0.05_f64..0.9, seed: u64,
     ) {
         use burn::backend::Dispatch;
@@ -281,6 +297,90 @@ fn dropout_follows_the_devices_seed() {
     crate::dropout(plain.clone(), 0.25)
         .into_data()
         .assert_eq(&plain.into_data(), true);
+}
+
+/// Sizes at which work is split among threads and into blocks.
+fn large_inputs_are_split() -> Result<(), TestCaseError> {
+    let (seq, d_in, d_out, rank) = (1030, 20, 24, 3);
+    for of_gelu in [false, true] {
+        let inputs = || {
+            (
+                input([3, seq, d_in], 1, true),
+                input([d_in, d_out], 2, true),
+                input([d_out], 3, true),
+                input([d_in, rank], 4, true),
+                input([rank, d_out], 5, true),
+            )
+        };
+        let factors = |down: &Tensor<2>, up: &Tensor<2>| {
+            Some(LowRank {
+                down: down.clone(),
+                up: up.clone(),
+                scale: 0.5,
+            })
+        };
+        compare!(
+            inputs(),
+            [x, weight, bias, down, up],
+            {
+                let fused = if of_gelu {
+                    crate::linear_of_gelu
+                } else {
+                    crate::linear
+                };
+                let (bias, factors) = (Some(bias.clone()), factors(&down, &up));
+                fused(x.clone(), weight.clone(), bias, factors)
+            },
+            {
+                let seen = if of_gelu {
+                    reference::gelu(x.clone())
+                } else {
+                    x.clone()
+                };
+                let (bias, factors) = (Some(bias.clone()), factors(&down, &up));
+                reference::linear(seen, weight.clone(), bias, factors)
+            }
+        );
+    }
+    let inputs = || {
+        (
+            input([3, seq, d_in], 1, true),
+            input([3, seq, d_in], 2, true),
+            input([d_in], 3, true),
+            input([d_in], 4, true),
+        )
+    };
+    compare!(
+        inputs(),
+        [x, residual, gamma, beta],
+        {
+            let (residual, beta) = (Some(residual.clone()), Some(beta.clone()));
+            crate::layer_norm(x.clone(), residual, gamma.clone(), beta, 1e-3, 0.0)
+        },
+        {
+            let (residual, beta) = (Some(residual.clone()), Some(beta.clone()));
+            reference::layer_norm(x.clone(), residual, gamma.clone(), beta, 1e-3)
+        }
+    );
+    let inputs = || (input([3, seq, d_in], 1, true),);
+    compare!(
+        inputs(),
+        [x],
+        crate::gelu(x.clone()),
+        reference::gelu(x.clone())
+    );
+    Ok(())
+}
+
+#[test]
+fn large_inputs_are_their_references() {
+    // Enough rows for a block for each of two threads.
+    for threads in [1, 2, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap()
+            .install(large_inputs_are_split)
+            .unwrap_or_else(|error| panic!("{threads} threads: {error}"));
+    }
 }
 
 /// A weight that is a view (torch's layout transposed, a part of a larger one) is used as it lies.
