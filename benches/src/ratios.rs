@@ -89,6 +89,10 @@ pub(crate) const GROUPS: &[(&str, &[Ratio])] = &[
     ("MiniLM-L6, inference, 1 x 128 tokens", &[
         time("lora_qv_latency_unmerged", case(MiniLmOne, Infer, LoraQv, Ours), case(MiniLmOne, Infer, Base, Ours), AtMost(1.08)),
         time("lora_qv_latency_merged", case(MiniLmOne, Infer, LoraQvMerged, Ours), case(MiniLmOne, Infer, Base, Ours), One),
+        time("lora_all_latency_unmerged", case(MiniLmOne, Infer, LoraAll, Ours), case(MiniLmOne, Infer, Base, Ours), Nothing),
+        time("houlsby_latency", case(MiniLmOne, Infer, Houlsby, Ours), case(MiniLmOne, Infer, Base, Ours), Nothing),
+        time("bitfit_latency_unmerged", case(MiniLmOne, Infer, BitFit, Ours), case(MiniLmOne, Infer, Base, Ours), Nothing),
+        time("prompt_latency", case(MiniLmOne, Infer, Prompt, Ours), case(MiniLmOne, Infer, Base, Ours), Nothing),
         time("base_inference_speed_vs_burn", case(MiniLmOne, Infer, Base, Burn), case(MiniLmOne, Infer, Base, Ours), Nothing),
         time("base_inference_speed_vs_hf", case(MiniLmOne, Infer, Base, Hf), case(MiniLmOne, Infer, Base, Ours), Nothing),
         time("lora_qv_inference_speed_vs_hf", case(MiniLmOne, Infer, LoraQv, Hf), case(MiniLmOne, Infer, LoraQv, Ours), Nothing),
@@ -101,6 +105,7 @@ pub(crate) const GROUPS: &[(&str, &[Ratio])] = &[
         time("llama_lora_all_step_vs_full", case(LlamaBlock, Train, LoraAll, Ours), case(LlamaBlock, Train, Full, Ours), Nothing),
         time("llama_lora_all_speed_vs_burn", case(LlamaBlock, Train, LoraAll, Burn), case(LlamaBlock, Train, LoraAll, Ours), Nothing),
         memory("llama_lora_all_memory_vs_burn", case(LlamaBlock, Train, LoraAll, Ours), case(LlamaBlock, Train, LoraAll, Burn), Nothing),
+        time("llama_lora_all_latency_unmerged", case(LlamaBlock, Infer, LoraAll, Ours), case(LlamaBlock, Infer, Base, Ours), Nothing),
         time("llama_lora_qv_speed_vs_hf", case(LlamaBlock, Train, LoraQv, Hf), case(LlamaBlock, Train, LoraQv, Ours), Nothing),
         time("llama_lora_all_speed_vs_hf", case(LlamaBlock, Train, LoraAll, Hf), case(LlamaBlock, Train, LoraAll, Ours), Nothing),
     ]),
