@@ -10,14 +10,17 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
-use crate::case::{Case, Engine};
+use crate::case::{Case, Engine, Pass};
 use crate::ratios::{GROUPS, Measure, Needed, Ratio};
 use crate::worker::{Memory, Ready, Times};
 
 type Failure = Box<dyn std::error::Error>;
 
-/// About how long one turn of one process is.
+/// About how many seconds one turn of one process takes.
 const TURN: f64 = 0.5;
+/// Forward passes are short: so many times more turns, and so many times shorter, put what is compared
+/// closer together in time.
+const INFERENCE_TURNS: usize = 5;
 /// Before a turn, so that threads of the process before have gone to sleep.
 const PAUSE: Duration = Duration::from_millis(60);
 
@@ -91,7 +94,8 @@ impl Worker {
         worker.turn()?;
         worker.turn()?;
         let seconds = worker.turn()?;
-        worker.count = ((TURN / seconds).round() as usize).clamp(2, 200);
+        let turn = TURN / case.turns() as f64;
+        worker.count = ((turn / seconds).round() as usize).clamp(2, 200);
         worker.medians.clear();
         Ok(worker)
     }
@@ -152,6 +156,16 @@ fn spread(mut values: Vec<f64>) -> Spread {
         median: median(&mut values),
         min: values[0],
         max: values[values.len() - 1],
+    }
+}
+
+impl Case {
+    /// How many turns it takes in a round.
+    fn turns(self) -> usize {
+        match self.pass {
+            Pass::Train => 1,
+            Pass::Infer => INFERENCE_TURNS,
+        }
     }
 }
 
@@ -260,7 +274,11 @@ fn measure(
         }
         bar.inc(1);
     }
-    for round in 0..settings.rounds {
+    // All of one group are of one pass, but for a few forward passes among training steps.
+    let turns = workers.iter().map(|worker| worker.case.turns()).min();
+    let rounds = settings.rounds * turns.unwrap_or(1);
+    bar.set_length((workers.len() * (rounds + 1)) as u64);
+    for round in 0..rounds {
         // The order changes, so that no case always follows the same.
         let len = workers.len();
         for index in 0..len {
