@@ -43,9 +43,10 @@ fn killed_and_started_again_it_ends_with_the_same_numbers() {
     let jobs = broken.join("jobs");
     let finished = || {
         let entries = std::fs::read_dir(&jobs).into_iter().flatten();
-        entries
-            .map(|entry| entry.unwrap().path())
-            .find(|path| path.extension().is_some_and(|extension| extension == "json"))
+        entries.map(|entry| entry.unwrap().path()).find(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "json")
+        })
     };
     while finished().is_none() && start.elapsed() < Duration::from_mins(2) {
         std::thread::sleep(Duration::from_millis(20));

@@ -5,13 +5,19 @@ use super::matrix::{build_rows, change_rows};
 
 /// `out[i] = x[i]·Φ(x[i])`.
 pub(crate) fn forward(x: &[f32]) -> Vec<f32> {
-    build_rows(x.len(), 1, |first, part| {
-        forward_into(&x[first..first + part.len()], part);
+    build_rows(x.len(), 1, |first, out| {
+        forward_into(&x[first..first + out.len()], out);
     })
 }
 
-/// The same into other memory, on this thread.
-pub(crate) fn forward_into(x: &[f32], out: &mut [f32]) {
+/// The same on this thread.
+pub(crate) fn forward_alone(x: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    forward_into(x, &mut out);
+    out
+}
+
+fn forward_into(x: &[f32], out: &mut [f32]) {
     vectors(
         #[inline(always)]
         |fma| {

@@ -66,23 +66,24 @@ pub(crate) fn forward(
     let block = sizes.block(FORWARD_BLOCK);
     let alone = block >= rows;
     build(rows, [d_out, rank], block, |first, [output, through]| {
-        let count = output.len() / d_out.max(1);
+        let count = block.min(rows - first);
         let x = &input.data[first * d_in..(first + count) * d_in];
         let activated = input.gelu.then(|| activated(x, alone));
         let x = Matrix::new(activated.as_deref().unwrap_or(x), count, d_in);
-        let mut y = MatrixMut::new(output, count, d_out);
-        multiply(&mut y, Mode::Replace, x, weight, 1.0, alone);
-        if let Some(LowRank {
+        let output = output.product(x, weight, 1.0, alone);
+        let through = if let Some(LowRank {
             down, up, scale, ..
         }) = low_rank
         {
-            let down = Matrix::new(down, d_in, rank);
-            let mut t = MatrixMut::new(through, count, rank);
-            multiply(&mut t, Mode::Replace, x, down, 1.0, alone);
+            let through = through.product(x, Matrix::new(down, d_in, rank), 1.0, alone);
             let t = Matrix::new(through, count, rank);
             let up = Matrix::new(up, rank, d_out);
+            let mut y = MatrixMut::new(output, count, d_out);
             multiply(&mut y, Mode::Add, t, up, scale, alone);
-        }
+            through
+        } else {
+            through.zeros()
+        };
         if let Some(bias) = bias {
             if alone {
                 change_rows(output, d_out, |_, part| add_row(part, bias));
@@ -90,17 +91,17 @@ pub(crate) fn forward(
                 add_row(output, bias);
             }
         }
+        [output, through]
     })
 }
 
 /// GELU of a block, or on all threads.
 fn activated(x: &[f32], parallel: bool) -> Vec<f32> {
     if parallel {
-        return gelu::forward(x);
+        gelu::forward(x)
+    } else {
+        gelu::forward_alone(x)
     }
-    let mut out = x.to_vec();
-    gelu::forward_into(x, &mut out);
-    out
 }
 
 /// Adds one row to every row.
@@ -132,23 +133,26 @@ pub(crate) fn input_gradient(
     let block = sizes.block(BACKWARD_BLOCK);
     let alone = block >= rows;
     build(rows, [d_in, rank], block, |first, [dx, back]| {
-        let count = dx.len() / d_in.max(1);
+        let count = block.min(rows - first);
         let dy = Matrix::new(gradient, rows, d_out).rows(first, count);
-        let mut sum = MatrixMut::new(dx, count, d_in);
-        if let Some(weight) = weight {
-            multiply(&mut sum, Mode::Replace, dy, weight, 1.0, alone);
-        }
-        if let Some(LowRank {
+        let dx = match weight {
+            Some(weight) => dx.product(dy, weight, 1.0, alone),
+            None => dx.zeros(),
+        };
+        let back = if let Some(LowRank {
             down, up, scale, ..
         }) = low_rank
         {
             let up = Matrix::new(up, rank, d_out);
-            let mut to = MatrixMut::new(back, count, rank);
-            multiply(&mut to, Mode::Replace, dy, up.t(), scale, alone);
-            let back = Matrix::new(back, count, rank);
+            let back = back.product(dy, up.t(), scale, alone);
             let down = Matrix::new(down, d_in, rank);
-            multiply(&mut sum, Mode::Add, back, down.t(), 1.0, alone);
-        }
+            let mut sum = MatrixMut::new(dx, count, d_in);
+            let back_rows = Matrix::new(back, count, rank);
+            multiply(&mut sum, Mode::Add, back_rows, down.t(), 1.0, alone);
+            back
+        } else {
+            back.zeros()
+        };
         if let Some(x) = input {
             let x = &x[first * d_in..(first + count) * d_in];
             if alone {
@@ -157,6 +161,7 @@ pub(crate) fn input_gradient(
                 gelu::through(x, dx);
             }
         }
+        [dx, back]
     })
 }
 

@@ -181,24 +181,12 @@ pub(crate) fn multiply(
     unsafe { gemm_into(dst.start, dst.row_stride, mode, lhs, rhs, alpha, parallel) }
 }
 
-/// `lhs · rhs`, dense and row-major.
+/// `alpha · lhs · rhs`, dense and row-major.
 pub(crate) fn product(lhs: Matrix<'_>, rhs: Matrix<'_>, alpha: f32) -> Vec<f32> {
-    assert_eq!(lhs.cols, rhs.rows, "shapes of a product");
-    let mut out = Vec::with_capacity(lhs.rows * rhs.cols);
-    // SAFETY: a product that replaces writes every element of the destination and reads none;
-    // the length is set after that.
-    unsafe {
-        gemm_into(
-            out.as_mut_ptr(),
-            rhs.cols,
-            Mode::Replace,
-            lhs,
-            rhs,
-            alpha,
-            true,
-        );
-        out.set_len(lhs.rows * rhs.cols);
-    }
+    let rows = lhs.rows;
+    let [out] = build(rows, [rhs.cols], rows, |_, [out]| {
+        [out.product(lhs, rhs, alpha, true)]
+    });
     out
 }
 
@@ -247,6 +235,64 @@ unsafe fn gemm_into(
     }
 }
 
+/// Memory that was not written yet: it becomes numbers by being filled whole.
+pub(crate) struct Fresh<'a> {
+    start: *mut f32,
+    len: usize,
+    owner: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Fresh<'a> {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Zeros.
+    pub(crate) fn zeros(self) -> &'a mut [f32] {
+        // SAFETY: the memory is borrowed alone, and written before the reference is made.
+        unsafe {
+            self.start.write_bytes(0, self.len);
+            std::slice::from_raw_parts_mut(self.start, self.len)
+        }
+    }
+
+    /// These numbers.
+    pub(crate) fn copy(self, from: &[f32]) -> &'a mut [f32] {
+        assert_eq!(self.len, from.len());
+        // SAFETY: as above; memory that is borrowed alone overlaps nothing that is read.
+        unsafe {
+            self.start.copy_from_nonoverlapping(from.as_ptr(), self.len);
+            std::slice::from_raw_parts_mut(self.start, self.len)
+        }
+    }
+
+    /// `alpha · lhs · rhs`, dense and row-major.
+    pub(crate) fn product(
+        self,
+        lhs: Matrix<'_>,
+        rhs: Matrix<'_>,
+        alpha: f32,
+        parallel: bool,
+    ) -> &'a mut [f32] {
+        assert_eq!(lhs.cols, rhs.rows, "shapes of a product");
+        assert_eq!(self.len, lhs.rows * rhs.cols, "size of a product");
+        // SAFETY: as above; a product that replaces writes every element of the destination and
+        // reads none.
+        unsafe {
+            gemm_into(
+                self.start,
+                rhs.cols,
+                Mode::Replace,
+                lhs,
+                rhs,
+                alpha,
+                parallel,
+            );
+            std::slice::from_raw_parts_mut(self.start, self.len)
+        }
+    }
+}
+
 /// `rows · width` numbers, filled in parallel: `fill(first, rows)` gets whole rows, zeroed, of which
 /// the first has the number `first`.
 pub(crate) fn build_rows(
@@ -255,36 +301,35 @@ pub(crate) fn build_rows(
     fill: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
     let [out] = build(rows, [width], task_rows(rows, width), |first, [part]| {
+        let part = part.zeros();
         fill(first, part);
+        [part]
     });
     out
 }
 
-/// `N` buffers of `rows` rows, filled in parallel `block` rows at a time; `fill` as in [`build_rows`].
-///
-/// Each task clears its own part just before it is filled, so the clearing costs no trip to memory.
+/// `N` buffers of `rows` rows, filled in parallel `block` rows at a time: `fill(first, parts)` gets
+/// its rows of each, of which the first has the number `first`, and returns them filled.
 pub(crate) fn build<const N: usize>(
     rows: usize,
     widths: [usize; N],
     block: usize,
-    fill: impl Fn(usize, [&mut [f32]; N]) + Sync,
+    fill: impl for<'a> Fn(usize, [Fresh<'a>; N]) -> [&'a mut [f32]; N] + Sync,
 ) -> [Vec<f32>; N] {
     let mut buffers = widths.map(|width| Vec::<f32>::with_capacity(rows * width));
     let starts = buffers.each_mut().map(|buffer| Start(buffer.as_mut_ptr()));
     let run = |task: usize| {
         let first = task * block;
         let count = block.min(rows - first);
-        let parts = std::array::from_fn(|i| {
-            let len = count * widths[i];
-            // SAFETY: within the buffer's capacity; no other task has these rows; cleared before a
-            // reference to them is made.
-            unsafe {
-                let start = starts[i].0.add(first * widths[i]);
-                start.write_bytes(0, len);
-                std::slice::from_raw_parts_mut(start, len)
-            }
+        let parts: [_; N] = std::array::from_fn(|i| Fresh {
+            // SAFETY: within the buffer's capacity; no other task has these rows.
+            start: unsafe { starts[i].0.add(first * widths[i]) },
+            len: count * widths[i],
+            owner: PhantomData,
         });
-        fill(first, parts);
+        let expected = parts.each_ref().map(|part| (part.start, part.len));
+        let filled = fill(first, parts).map(|part| (part.as_mut_ptr(), part.len()));
+        assert_eq!(filled, expected, "a part that was not filled");
     };
     let tasks = rows.div_ceil(block.max(1));
     if tasks == 1 || rows * widths.iter().sum::<usize>() < PARALLEL_ELEMENTS {
@@ -293,7 +338,7 @@ pub(crate) fn build<const N: usize>(
         (0..tasks).into_par_iter().for_each(run);
     }
     for (buffer, width) in buffers.iter_mut().zip(widths) {
-        // SAFETY: the tasks cover all rows, and each cleared its own.
+        // SAFETY: the tasks cover all rows, and each has shown that its own are filled.
         unsafe { buffer.set_len(rows * width) };
     }
     buffers

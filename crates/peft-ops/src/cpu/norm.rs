@@ -36,10 +36,10 @@ pub(crate) fn forward(
     build(x.len() / width, widths, block, |first, [out, sum]| {
         let from = first * width;
         let range = from..from + out.len();
+        let out = out.copy(&x[range.clone()]);
         vectors(
             #[inline(always)]
             |_| {
-                out.copy_from_slice(&x[range.clone()]);
                 if let Some(coins) = coins {
                     for (i, out) in out.iter_mut().enumerate() {
                         *out *= coins.factor(from + i);
@@ -50,9 +50,12 @@ pub(crate) fn forward(
                         *out += residual;
                     }
                 }
-                if kept {
-                    sum.copy_from_slice(out);
-                }
+            },
+        );
+        let sum = sum.copy(if kept { out } else { &[] });
+        vectors(
+            #[inline(always)]
+            |_| {
                 for row in out.chunks_exact_mut(width) {
                     let (mean, scale) = moments(row, affine.epsilon);
                     for (value, gamma) in row.iter_mut().zip(affine.gamma) {
@@ -66,6 +69,7 @@ pub(crate) fn forward(
                 }
             },
         );
+        [out, sum]
     })
 }
 
