@@ -18,15 +18,49 @@ pub(crate) struct Account {
     pub(crate) optimizer: u64,
     /// What the forward pass keeps for the backward pass.
     pub(crate) activations: u64,
-    /// The largest tensors that live for a moment only.
+    /// The largest tensors that live for a moment only, in the forward or backward pass.
     pub(crate) workspace: u64,
+    /// The same in the optimizer's step, when all gradients are there: AdamW's new value of the largest
+    /// trained tensor.
+    pub(crate) step: u64,
 }
 
 impl Account {
     /// The most that is live at one time: when the backward pass begins, or when the optimizer has all
     /// gradients.
     pub(crate) fn peak(&self) -> u64 {
-        self.weights + self.optimizer + self.gradients.max(self.activations + self.workspace)
+        let passes = self.activations + self.workspace;
+        self.weights + self.optimizer + passes.max(self.gradients + self.step)
+    }
+}
+
+/// Sizes of a linear layer whose input has a gradient, and of its input.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layer {
+    pub(crate) width: u64,
+    pub(crate) tokens: u64,
+    /// Elements of the largest trained tensor, and of all.
+    pub(crate) largest: u64,
+    pub(crate) trainable: u64,
+}
+
+impl Layer {
+    /// The account of a training step with the fused operations: input and output are kept, and the
+    /// gradients of both come beside them.
+    pub(crate) fn account(self, method: Method) -> Account {
+        let frozen = match method {
+            Method::Full => 0,
+            _ => self.width * self.width,
+        };
+        let state = self.tokens * self.width * FLOAT;
+        Account {
+            weights: (frozen + self.trainable) * FLOAT,
+            gradients: self.trainable * FLOAT,
+            optimizer: 2 * self.trainable * FLOAT,
+            activations: 2 * state,
+            workspace: 2 * state,
+            step: self.largest * FLOAT + state,
+        }
     }
 }
 
@@ -40,6 +74,8 @@ pub(crate) struct Encoder {
     /// Elements of everything, and of what is trained.
     pub(crate) total: u64,
     pub(crate) trainable: u64,
+    /// Elements of the largest trained tensor.
+    pub(crate) largest: u64,
 }
 
 impl Encoder {
@@ -81,6 +117,7 @@ impl Encoder {
             optimizer: 2 * self.trainable * FLOAT,
             activations: kept * state,
             workspace: moment * state,
+            step: self.largest * FLOAT,
         }
     }
 }

@@ -65,7 +65,7 @@ fn train<M: Module + PeftModule + 'static>(
     device: &Device,
     loss: impl Fn(&M) -> Tensor<1> + 'static,
 ) -> Work {
-    let trainable = trainable(&model);
+    let (trainable, _) = trainable(&model);
     let mut optimizer = AdamWConfig::new().with_weight_decay(0.01).init();
     let mut model = Some(model);
     let device = device.clone();
@@ -85,19 +85,21 @@ fn train<M: Module + PeftModule + 'static>(
     }
 }
 
-/// Elements of parameters that are trained, whoever put them there.
-fn trainable<M: Module>(model: &M) -> usize {
-    struct Tally(usize);
+/// Elements of parameters that are trained, whoever put them there: of all, and of the largest.
+fn trainable<M: Module>(model: &M) -> (usize, usize) {
+    struct Tally(usize, usize);
     impl ModuleVisitor for Tally {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if param.is_require_grad() {
-                self.0 += param.lazy_shape().num_elements();
+                let elements = param.lazy_shape().num_elements();
+                self.0 += elements;
+                self.1 = self.1.max(elements);
             }
         }
     }
-    let mut tally = Tally(0);
+    let mut tally = Tally(0, 0);
     model.visit(&mut tally);
-    tally.0
+    (tally.0, tally.1)
 }
 
 /// LoRA of ours, r 8 and alpha 16, on the case's targets.

@@ -106,6 +106,8 @@ pub(crate) const GROUPS: &[(&str, &[Ratio])] = &[
         time("llama_lora_all_speed_vs_burn", case(LlamaBlock, Train, LoraAll, Burn), case(LlamaBlock, Train, LoraAll, Ours), Nothing),
         memory("llama_lora_all_memory_vs_burn", case(LlamaBlock, Train, LoraAll, Ours), case(LlamaBlock, Train, LoraAll, Burn), Nothing),
         time("llama_lora_all_latency_unmerged", case(LlamaBlock, Infer, LoraAll, Ours), case(LlamaBlock, Infer, Base, Ours), Nothing),
+        time("llama_lora_qv_step_vs_full", case(LlamaBlock, Train, LoraQv, Ours), case(LlamaBlock, Train, Full, Ours), Nothing),
+        time("llama_lora_qv_latency_unmerged", case(LlamaBlock, Infer, LoraQv, Ours), case(LlamaBlock, Infer, Base, Ours), Nothing),
         time("llama_lora_qv_speed_vs_hf", case(LlamaBlock, Train, LoraQv, Hf), case(LlamaBlock, Train, LoraQv, Ours), Nothing),
         time("llama_lora_all_speed_vs_hf", case(LlamaBlock, Train, LoraAll, Hf), case(LlamaBlock, Train, LoraAll, Ours), Nothing),
     ]),

@@ -5,7 +5,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use peft::core::{AdaptedForward as _, PeftModule as _};
 
-use super::{Failure, Work, infer, lora, train};
+use super::{Failure, Work, infer, lora, train, trainable};
+use crate::account::Layer as Sizes;
 use crate::case::{Case, Engine, Method, Pass};
 
 const WIDTH: usize = 4096;
@@ -36,9 +37,18 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
             model.linear.adapted(x.clone()).into_data()
         }));
     }
-    Ok(train(model, TOKENS, device, move |model: &Layer| {
+    let (trainable, largest) = trainable(&model);
+    let sizes = Sizes {
+        width: WIDTH as u64,
+        tokens: TOKENS as u64,
+        largest: largest as u64,
+        trainable: trainable as u64,
+    };
+    let mut work = train(model, TOKENS, device, move |model: &Layer| {
         // A layer within a model: what comes in has a gradient.
         let x = x.clone().detach().require_grad();
         model.linear.adapted(x).powi_scalar(2).mean()
-    }))
+    });
+    work.account = (case.engine == Engine::Ours).then(|| sizes.account(case.method));
+    Ok(work)
 }

@@ -65,12 +65,14 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
     let labels = Tensor::<1, Int>::from_data(labels.as_slice(), device);
     let cross_entropy = CrossEntropyLossConfig::new().init(device);
     let virtual_tokens = model.bert.embeddings.prompt.virtual_tokens() * rows as usize;
+    let (trainable, largest) = trainable(&model);
     let encoder = Encoder {
         layers: 6,
         width: 384,
         tokens: (tokens + virtual_tokens) as u64,
         total: model.counts().total as u64,
-        trainable: trainable(&model) as u64,
+        trainable: trainable as u64,
+        largest: largest as u64,
     };
     let mut work = train(model, tokens, device, move |model: &BertClassifier| {
         let logits = model.forward(ids.clone(), Some(padding.clone()));
