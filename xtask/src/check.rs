@@ -12,7 +12,7 @@ use std::{
 };
 
 /// The crates whose features choose the backend.
-const BACKEND_CRATES: [&str; 11] = [
+const BACKEND_CRATES: [&str; 12] = [
     "peft-ops",
     "peft-bench",
     "peft-core",
@@ -22,6 +22,7 @@ const BACKEND_CRATES: [&str; 11] = [
     "peft-soft-prompt",
     "peft-models",
     "peft-conformance",
+    "peft-parity",
     "peft-compare",
     "peft",
 ];

@@ -46,6 +46,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Hold loaded checkpoints against what Python libraries compute from them (`cargo xtask parity --help`)
+    #[command(disable_help_flag = true)]
+    Parity {
+        /// Passed on to `peft-parity`: a folder of cases
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Fetch models and data sets; without a name, list them (`cargo xtask fetch --help` for its options)
     #[command(disable_help_flag = true)]
     Fetch {
@@ -73,19 +80,22 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
     match &arguments.task {
         Task::Compare { arguments } => compare(features, &[], arguments),
         Task::Report { arguments } => compare(features, &["report"], arguments),
-        Task::Bench { arguments } => {
-            let mut command = std::process::Command::new(build("peft-bench", features)?);
-            command.args(arguments);
-            cargo::hand_over(command)
-        }
-        Task::Fetch { arguments } => {
-            let executable = build("peft-fetch", features)?;
-            let mut command = std::process::Command::new(executable);
-            command.args(arguments);
-            cargo::hand_over(command)
-        }
+        Task::Bench { arguments } => program("peft-bench", features, arguments),
+        Task::Parity { arguments } => program("peft-parity", features, arguments),
+        Task::Fetch { arguments } => program("peft-fetch", features, arguments),
         Task::Check(arguments) => check::run(arguments).map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// Builds a program and becomes it.
+fn program(
+    package: &str,
+    features: Option<&str>,
+    arguments: &[OsString],
+) -> Result<ExitCode, Error> {
+    let mut command = std::process::Command::new(build(package, features)?);
+    command.args(arguments);
+    cargo::hand_over(command)
 }
 
 fn compare(features: Option<&str>, first: &[&str], rest: &[OsString]) -> Result<ExitCode, Error> {

@@ -9,49 +9,77 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
 use peft_core::{MethodInfo, PeftModule, checkpoint};
 use peft_models::Bert;
 use safetensors::{Dtype, SafeTensors};
-
-/// Largest differences from upstream.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Distances {
-    /// Of the outputs.
-    pub output: f32,
-    /// Of the merged model's outputs.
-    pub merged: Option<f32>,
-    /// Of the gradients, over the largest gradient.
-    pub gradients: Option<f32>,
-}
+use serde_json::Value;
 
 type Tensors = BTreeMap<String, TensorData>;
 
-fn read(path: &Path) -> (Tensors, BTreeMap<String, String>) {
-    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let file = SafeTensors::deserialize(&bytes).expect("golden files are valid");
-    let (_, header) = SafeTensors::read_metadata(&bytes).expect("golden files are valid");
+/// What a case was found to be.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Largest difference of the outputs.
+    pub output: f32,
+    /// Largest difference of the merged model's outputs, where upstream can merge.
+    pub merged: Option<f32>,
+    /// Largest difference of the gradients, over the largest gradient, where they are known.
+    pub gradients: Option<f32>,
+    /// Elements that are trained here.
+    pub trainable: usize,
+    /// Elements that upstream trains.
+    pub expected: usize,
+}
+
+/// Why a case could not be measured.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Problem {
+    /// There is no such method, or no such model, here.
+    #[error("unsupported: {0}")]
+    Unsupported(String),
+    /// The case could not be read or run.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Problem {
+    fn new(path: &Path) -> impl Fn(&dyn std::fmt::Display) -> Self + '_ {
+        move |reason| Self::Failed(format!("{}: {reason}", path.display()))
+    }
+}
+
+impl From<peft_core::Error> for Problem {
+    fn from(error: peft_core::Error) -> Self {
+        match error {
+            peft_core::Error::UnknownMethod { found, .. } => Self::Unsupported(found),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+/// Tensors and metadata of a file that says what upstream computes.
+fn read(path: &Path) -> Result<(Tensors, BTreeMap<String, String>), Problem> {
+    let problem = Problem::new(path);
+    let bytes = fs::read(path).map_err(|error| problem(&error))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| problem(&error))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| problem(&error))?;
     let tensors = file
         .iter()
         .map(|(key, view)| {
             let dtype = match view.dtype() {
                 Dtype::F32 => burn::tensor::DType::F32,
                 Dtype::I64 => burn::tensor::DType::I64,
-                other => panic!("{}: {key} is {other:?}", path.display()),
+                other => return Err(problem(&format!("{key} is {other:?}"))),
             };
             let data =
                 TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
-            (key.to_string(), data)
+            Ok((key.to_string(), data))
         })
-        .collect();
-    let metadata = header
-        .metadata()
-        .clone()
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
-    (tensors, metadata)
+        .collect::<Result<_, _>>()?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    Ok((tensors, metadata.into_iter().collect()))
 }
 
 /// Puts the gradient of every adapter parameter in its place, so that saving the adapter writes
@@ -80,94 +108,134 @@ impl ModuleMapper for GradientsAsValues<'_> {
     }
 }
 
-fn farthest(ours: &TensorData, theirs: &TensorData, what: &str) -> f32 {
-    assert_eq!(ours.shape(), theirs.shape(), "{what}");
-    ours.iter::<f32>()
+fn farthest(ours: &TensorData, theirs: &TensorData, what: &str) -> Result<f32, Problem> {
+    if ours.shape() != theirs.shape() {
+        return Err(Problem::Failed(format!(
+            "{what}: shape {:?} here, {:?} upstream",
+            ours.shape(),
+            theirs.shape()
+        )));
+    }
+    // `max` would overlook what is no number.
+    Ok(ours
+        .iter::<f32>()
         .zip(theirs.iter::<f32>())
         .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max)
+        .fold(0.0, |most, next| if next <= most { most } else { next }))
 }
+
+/// What upstream calls something that it trains, where the checkpoint has another name for it.
+const RENAMED: &[(&str, &str)] = &[("prompt_encoder.embedding.weight", "prompt_embeddings")];
 
 /// Loads a case through the public API and measures how far it is from upstream.
 ///
-/// `renamed` maps a key of `grads.safetensors` to the checkpoint's, for upstreams that save
-/// something else than what they train.
+/// # Errors
 ///
-/// # Panics
-///
-/// If the case cannot be loaded, or if its count of trained parameters differs.
-pub fn compare(
+/// [`Problem::Unsupported`] for a model or method that is not here; [`Problem::Failed`] for
+/// everything else that keeps the case from being measured.
+pub fn measure(
     base: &Path,
     case: &Path,
     methods: &[&MethodInfo],
-    renamed: &[(&str, &str)],
     device: &Device,
-) -> Distances {
-    let autodiff = device.clone().autodiff();
-    let bert = Bert::load(base, &autodiff).unwrap_or_else(|error| panic!("{error}"));
-    let model = bert
-        .load_adapter("golden", case, methods)
-        .unwrap_or_else(|error| panic!("{}: {error}", case.display()));
-    let (io, metadata) = read(&case.join("io.safetensors"));
-    let trainable: usize = metadata["trainable"].parse().expect("a count");
-    assert_eq!(
-        model.counts().trainable,
-        trainable,
-        "{}: trainable",
-        case.display()
-    );
+) -> Result<Measured, Problem> {
+    let path = base.join("config.json");
+    let problem = Problem::new(&path);
+    let text = fs::read_to_string(&path).map_err(|error| problem(&error))?;
+    let config: Value = serde_json::from_str(&text).map_err(|error| problem(&error))?;
+    match config["model_type"].as_str() {
+        Some("bert") => {
+            let autodiff = device.clone().autodiff();
+            let bert = Bert::load(base, &autodiff).map_err(|error| problem(&error))?;
+            let run = |bert: &Bert, ids, padding| bert.forward(ids, Some(padding)).hidden;
+            measure_model(&bert, run, case, methods, device)
+        }
+        other => Err(Problem::Unsupported(format!(
+            "model_type {}",
+            other.unwrap_or("missing")
+        ))),
+    }
+}
 
-    let run = |model: &Bert, device: &Device| {
-        let ids = Tensor::<2, Int>::from_data(io["input_ids"].clone(), device);
-        let mask = Tensor::<2, Int>::from_data(io["attention_mask"].clone(), device);
-        let padding: Tensor<2, Bool> = mask.equal_elem(0);
-        model.forward(ids, Some(padding)).hidden
+fn measure_model<M: PeftModule>(
+    base: &M,
+    forward: impl Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>,
+    case: &Path,
+    methods: &[&MethodInfo],
+    device: &Device,
+) -> Result<Measured, Problem> {
+    let problem = Problem::new(case);
+    let model = base.load_adapter("golden", case, methods)?;
+    let (io, metadata) = read(&case.join("io.safetensors"))?;
+    let expected = metadata.get("trainable").and_then(|text| text.parse().ok());
+    let expected = expected.ok_or_else(|| problem(&"io.safetensors says no `trainable`"))?;
+    let known = |key: &str| {
+        let missing = || problem(&format!("io.safetensors has no `{key}`"));
+        io.get(key).cloned().ok_or_else(missing)
+    };
+    let (ids, mask) = (known("input_ids")?, known("attention_mask")?);
+    let run = |model: &M, device: &Device| {
+        let ids = Tensor::<2, Int>::from_data(ids.clone(), device);
+        let mask = Tensor::<2, Int>::from_data(mask.clone(), device);
+        forward(model, ids, mask.equal_elem(0))
     };
     let output = run(&model.valid(), device).into_data();
-    let mut distances = Distances {
-        output: farthest(&output, &io["output"], "output"),
-        ..Distances::default()
+    let mut measured = Measured {
+        output: farthest(&output, &known("output")?, "output")?,
+        merged: None,
+        gradients: None,
+        trainable: model.counts().trainable,
+        expected,
     };
     if let Some(merged) = io.get("merged") {
-        let plain = model
-            .valid()
-            .merge_and_unload()
-            .unwrap_or_else(|error| panic!("{error}"));
-        distances.merged = Some(farthest(&run(&plain, device).into_data(), merged, "merged"));
+        let plain = model.valid().merge_and_unload()?;
+        let output = run(&plain, device).into_data();
+        measured.merged = Some(farthest(&output, merged, "merged output")?);
     }
     let path = case.join("grads.safetensors");
     if path.exists() {
-        let output = run(&model, &autodiff);
+        let output = run(&model, &device.clone().autodiff());
         let gradients = (output.clone() * output).mean().backward();
         let mut mapper = GradientsAsValues {
             gradients: &gradients,
             inside: 0,
         };
         let model = model.map(&mut mapper);
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        model
-            .save_adapter("golden", dir.path())
-            .unwrap_or_else(|error| panic!("{error}"));
-        let ours = read(&dir.path().join(checkpoint::MODEL_FILE)).0;
-        let theirs = read(&path).0;
+        let dir = tempfile::tempdir().map_err(|error| problem(&error))?;
+        model.save_adapter("golden", dir.path())?;
+        let ours = read(&dir.path().join(checkpoint::MODEL_FILE))?.0;
+        let theirs = read(&path)?.0;
         let largest = theirs
             .values()
             .flat_map(|data| data.iter::<f32>().map(f32::abs).collect::<Vec<_>>())
             .fold(0.0, f32::max);
         let mut worst = 0.0_f32;
         for (key, gradient) in &theirs {
-            let key = renamed
+            let key = RENAMED
                 .iter()
                 .find(|(from, _)| from == key)
                 .map_or(key.as_str(), |(_, to)| to);
             let ours = ours
                 .get(key)
-                .unwrap_or_else(|| panic!("no gradient for `{key}`"));
-            worst = worst.max(farthest(ours, gradient, key) / largest);
+                .ok_or_else(|| problem(&format!("no gradient for `{key}` here")))?;
+            let distance = farthest(ours, gradient, key)?;
+            worst = if distance <= worst { worst } else { distance };
         }
-        distances.gradients = Some(worst);
+        measured.gradients = Some(worst / largest);
     }
-    distances
+    Ok(measured)
+}
+
+impl Measured {
+    /// Whether nothing is farther from upstream than `tolerance`, and the counts are equal.
+    pub fn fits(&self, tolerance: f32) -> bool {
+        let distances = [Some(self.output), self.merged, self.gradients];
+        self.trainable == self.expected
+            && distances
+                .into_iter()
+                .flatten()
+                .all(|distance| distance <= tolerance)
+    }
 }
 
 /// Checks cases on every CPU device: outputs within 1e-4, gradients within 1e-4 of the largest.
@@ -175,24 +243,13 @@ pub fn compare(
 /// # Panics
 ///
 /// Naming case, device and distances.
-pub fn check(
-    base: &Path,
-    cases: &Path,
-    names: &[&str],
-    methods: &[&MethodInfo],
-    renamed: &[(&str, &str)],
-) {
+pub fn check(base: &Path, cases: &Path, names: &[&str], methods: &[&MethodInfo]) {
     for (device_name, device) in peft_core::device::cpu_devices() {
         for name in names {
-            let distances = compare(base, &cases.join(name), methods, renamed, &device);
-            println!("{name} on {device_name}: {distances:?}");
-            let all = [
-                Some(distances.output),
-                distances.merged,
-                distances.gradients,
-            ];
-            let fits = all.into_iter().flatten().all(|distance| distance < 1e-4);
-            assert!(fits, "{name} on {device_name}: {distances:?}");
+            let measured = measure(base, &cases.join(name), methods, &device)
+                .unwrap_or_else(|problem| panic!("{name} on {device_name}: {problem}"));
+            println!("{name} on {device_name}: {measured:?}");
+            assert!(measured.fits(1e-4), "{name} on {device_name}: {measured:?}");
         }
     }
 }

@@ -1,10 +1,12 @@
 //! What adapters cost: counts and bytes.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use burn::module::{ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
+use crate::checkpoint::unsaved_fields;
 use crate::erased::{AnyAdapter, FromDyn};
 use crate::layout::Layout;
 use crate::mechanism;
@@ -131,14 +133,31 @@ impl fmt::Display for Summary {
 pub(crate) struct Tally {
     pub(crate) elements: usize,
     trainable: usize,
+    /// Elements that are in the file.
+    stored: usize,
+    /// Bytes of these.
     bytes: usize,
+    /// Fields that are not.
+    unsaved: HashSet<String>,
+    path: Vec<String>,
 }
 
 impl ModuleVisitor for Tally {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let elements = param.dims().iter().product::<usize>();
         self.elements += elements;
-        self.bytes += elements * param.dtype().size();
+        if !self.unsaved.contains(&self.path.join(".")) {
+            self.stored += elements;
+            self.bytes += elements * param.dtype().size();
+        }
         if mechanism::is_trainable(param) {
             self.trainable += elements;
         }
@@ -146,7 +165,10 @@ impl ModuleVisitor for Tally {
 }
 
 pub(crate) fn tally(adapter: &AnyAdapter) -> Tally {
-    let mut tally = Tally::default();
+    let mut tally = Tally {
+        unsaved: unsaved_fields(&adapter.module().tensors()),
+        ..Tally::default()
+    };
     adapter.module().visit(&mut FromDyn(&mut tally));
     tally
 }
@@ -191,7 +213,7 @@ fn count_entry(entry: &Entry, counts: &mut Counts) {
     if entry.adapter.module().method() == saved::MODULE {
         counts.saved_modules += tally.trainable;
     } else {
-        counts.stored += tally.elements;
+        counts.stored += tally.stored;
         counts.stored_bytes += tally.bytes;
     }
 }

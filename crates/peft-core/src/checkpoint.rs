@@ -1,7 +1,7 @@
 //! `adapter_config.json` and `adapter_model.safetensors`: names, layouts, strict reading, atomic
 //! writing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
@@ -59,6 +59,8 @@ enum Key {
     Named(String),
     /// A whole key, outside of the model's names.
     Root(String),
+    /// Not in the file.
+    Unsaved,
 }
 
 /// How one parameter of an adapter is called and laid out in a checkpoint.
@@ -98,6 +100,16 @@ impl TensorSpec {
         }
     }
 
+    /// The field is not in the file: the configuration says all about it, so that it is the same
+    /// again wherever the adapter is planned.
+    pub fn unsaved(field: &str) -> Self {
+        Self {
+            field: field.into(),
+            key: Key::Unsaved,
+            transposed: false,
+        }
+    }
+
     /// Stored transposed, as torch's linear weights are. For fields of rank 2.
     #[must_use]
     pub fn transposed(mut self) -> Self {
@@ -106,24 +118,29 @@ impl TensorSpec {
     }
 
     /// The key for a state at `layer` of the adapter `adapter`.
-    fn key(&self, style: Style, layer: &str, adapter: &str) -> String {
-        match (&self.key, style) {
+    fn key(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
+        Some(match (&self.key, style) {
+            (Key::Unsaved, _) => return None,
             (Key::Root(key), _) => key.clone(),
             (Key::Named(name), Style::HuggingFace) => format!("base_model.model.{name}"),
             (Key::Named(name), Style::AdapterHub) => name.clone(),
             (Key::Layer(key), Style::HuggingFace) => format!("base_model.model.{layer}.{key}"),
             (Key::Layer(key), Style::AdapterHub) => format!("{layer}.adapters.{adapter}.{key}"),
-        }
+        })
     }
 }
 
-/// Key, field and whether transposed, for every parameter of an adapter's state.
-fn specs_by_field(
-    adapter: &AnyAdapter,
-    style: Style,
-    layer: &str,
-    name: &str,
-) -> HashMap<String, (String, bool)> {
+/// The fields that no file holds.
+pub(crate) fn unsaved_fields(specs: &[TensorSpec]) -> HashSet<String> {
+    let unsaved = specs.iter().filter(|spec| matches!(spec.key, Key::Unsaved));
+    unsaved.map(|spec| spec.field.clone()).collect()
+}
+
+/// Key (none of what is not saved) and whether transposed, by field, for every parameter of an adapter's
+/// state.
+type Specs = HashMap<String, (Option<String>, bool)>;
+
+fn specs_by_field(adapter: &AnyAdapter, style: Style, layer: &str, name: &str) -> Specs {
     adapter
         .module()
         .tensors()
@@ -152,7 +169,7 @@ pub(crate) fn transpose(data: TensorData) -> TensorData {
 
 /// Reads the parameters of one adapter's state.
 struct Export<'a> {
-    specs: &'a HashMap<String, (String, bool)>,
+    specs: &'a Specs,
     path: Vec<String>,
     out: &'a mut BTreeMap<String, TensorData>,
 }
@@ -170,6 +187,7 @@ impl ModuleVisitor for Export<'_> {
             .specs
             .get(&field)
             .unwrap_or_else(|| panic!("the adapter's `tensors()` does not list `{field}`"));
+        let Some(key) = key else { return };
         let data = param.val().into_data();
         let data = if *transposed { transpose(data) } else { data };
         let other = self.out.insert(key.clone(), data);
@@ -196,7 +214,7 @@ pub(crate) fn export(
 
 /// Writes read tensors into one adapter's state.
 struct Fill<'a> {
-    specs: &'a HashMap<String, (String, bool)>,
+    specs: &'a Specs,
     path: Vec<String>,
     tensors: &'a mut BTreeMap<String, TensorData>,
     used: &'a mut Vec<String>,
@@ -216,6 +234,7 @@ impl ModuleMapper for Fill<'_> {
             .specs
             .get(&field)
             .unwrap_or_else(|| panic!("the adapter's `tensors()` does not list `{field}`"));
+        let Some(key) = key else { return param };
         let Some(data) = self.tensors.get(key) else {
             self.problem
                 .get_or_insert(format!("tensor `{key}` is missing"));

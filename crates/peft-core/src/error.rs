@@ -136,6 +136,15 @@ pub enum Error {
         place: String,
     },
 
+    /// Adapters that cannot be made into one.
+    #[error("`{adapter}` cannot be combined so: {reason}")]
+    Combine {
+        /// The adapter.
+        adapter: String,
+        /// Why not, and what would do.
+        reason: String,
+    },
+
     /// Rows with adapters of their own, where that cannot be.
     #[error(
         "`{adapter}` ({method}) at `{place}` cannot differ from row to row: only adapters on weights of linear layers can, unmerged. `activate` it for all rows"

@@ -30,7 +30,7 @@ impl Init {
     }
 
     /// From the device's own random numbers.
-    pub(crate) fn from_device(device: &Device) -> Self {
+    pub fn from_device(device: &Device) -> Self {
         let device = device.clone().without_autodiff();
         let drawn = Tensor::<1>::random([4], Distribution::Uniform(0.0, 65_536.0), &device);
         let seed = drawn
@@ -92,6 +92,12 @@ impl Init {
             Some(rng) if count <= below => rand::seq::index::sample(rng, below, count).into_vec(),
             Some(rng) => (0..count).map(|_| rng.random_range(0..below)).collect(),
         }
+    }
+
+    /// True with this probability; false where nothing is drawn.
+    pub fn chance(&mut self, probability: f64) -> bool {
+        let rng = self.rng.as_mut();
+        rng.is_some_and(|rng| rng.random::<f64>() < probability)
     }
 
     fn param<const D: usize>(

@@ -7,7 +7,7 @@
 //! two meet in a thread-local slot that is open only between `enter_module` and `exit_module` of
 //! the stack's own path segment: an ordinary visitor never finds it open.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, Reparameterizer};
@@ -36,6 +36,7 @@ enum Slot {
 
 thread_local! {
     static SLOT: RefCell<Slot> = const { RefCell::new(Slot::Closed) };
+    static PLACING: Cell<bool> = const { Cell::new(false) };
     static NAMES: RefCell<Option<Names>> = const { RefCell::new(None) };
     static SITE_HEAD: RefCell<Option<SiteHead>> = const { RefCell::new(None) };
 }
@@ -55,14 +56,34 @@ pub(crate) fn hand_out(stack: &Stack) -> bool {
     })
 }
 
-/// Called by a stack that is mapped: what shall take its place, if a mapper offers something.
-pub(crate) fn take_replacement() -> Option<Stack> {
+/// Called by a stack that is mapped: what shall be in its place while [`place`] is at work, which maps
+/// no states; otherwise the stack itself, to be mapped.
+pub(crate) fn placed(stack: Stack) -> Result<Stack, Stack> {
+    if !PLACING.get() {
+        return Err(stack);
+    }
     match swap(Slot::Closed) {
-        Slot::Offered(stack) => Some(stack),
+        Slot::Offered(replacement) => Ok(replacement),
         other => {
             swap(other);
-            None
+            Ok(stack)
         }
+    }
+}
+
+/// States are left alone as long as it lives.
+struct Placing;
+
+impl Placing {
+    fn begin() -> Self {
+        PLACING.set(true);
+        Self
+    }
+}
+
+impl Drop for Placing {
+    fn drop(&mut self) {
+        PLACING.set(false);
     }
 }
 
@@ -256,6 +277,7 @@ impl ModuleMapper for Replace<'_> {
 
 /// A copy of `module` with `edits` made. Stacks for places that do not exist are ignored.
 pub(crate) fn place<M: Module>(module: &M, mut edits: Edits) -> M {
+    let _placing = Placing::begin();
     let module = module.clone().map(&mut Replace {
         path: Vec::new(),
         edits: &mut edits,

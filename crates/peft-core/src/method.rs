@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -227,6 +228,8 @@ pub(crate) struct PlannedAdapter {
 pub struct Plan {
     pub(crate) adapters: Vec<PlannedAdapter>,
     pub(crate) trained_in_place: Vec<String>,
+    /// Paths of what is saved whole.
+    saved: Vec<String>,
     pub(crate) notes: Map<String, Value>,
     init: Init,
     strict: bool,
@@ -237,6 +240,7 @@ impl Plan {
         Self {
             adapters: Vec::new(),
             trained_in_place: Vec::new(),
+            saved: Vec::new(),
             notes: Map::new(),
             init,
             strict,
@@ -257,6 +261,12 @@ impl Plan {
     /// Records what only the model tells (its width, say) in `adapter_config.json`.
     pub fn note(&mut self, field: &str, value: impl Into<Value>) {
         self.notes.insert(field.to_string(), value.into());
+    }
+
+    /// Whether a parameter is saved whole, for `modules_to_save` or as a task's head: it gets no adapter
+    /// besides, as upstream has it. What is planned for it all the same is dropped.
+    pub fn is_saved(&self, param: &LayoutParam) -> bool {
+        self.saved.contains(&param.path)
     }
 
     /// Puts `adapter` on a parameter.
@@ -295,18 +305,16 @@ impl Plan {
     }
 
     /// Trains a copy of a parameter in its place, as `modules_to_save` does; the base keeps its
-    /// value. Counted as a saved module. Other adapters
-    /// planned there are dropped; nothing happens where the parameter itself trains.
+    /// value. Counted as a saved module. Other adapters planned there are dropped; nothing happens
+    /// where the parameter itself trains.
     pub fn save_param(&mut self, layout: &Layout, param: &LayoutParam) {
-        if self.trained_in_place.contains(&param.path) {
+        if self.trained_in_place.contains(&param.path) || self.is_saved(param) {
             return;
         }
-        // What is trained whole needs no adapter besides, as upstream has it.
         self.adapters.retain(|planned| planned.path != param.path);
-        self.push(
-            &param.path,
-            SavedParam::of_module(param, is_transposed(layout, param)),
-        );
+        let copy = SavedParam::of_module(param, is_transposed(layout, param));
+        self.push(&param.path, copy);
+        self.saved.push(param.path.clone());
     }
 
     /// Trains a copy of a bias in its place; the base keeps its value. `key` is its name in the
@@ -319,6 +327,15 @@ impl Plan {
         self.adapt_weight(param, SavedParam::of_bias(param, key));
     }
 
+    /// As [`train_bias`](Self::train_bias), from another value than the base's, of its shape.
+    ///
+    /// # Panics
+    ///
+    /// If the parameter is not of rank 1.
+    pub fn train_bias_from(&mut self, param: &LayoutParam, key: Option<String>, value: Tensor<1>) {
+        self.adapt_weight(param, SavedParam::of_bias(param, key).with_value(value));
+    }
+
     /// Whether nothing is planned so far.
     pub fn is_empty(&self) -> bool {
         self.adapters.is_empty() && self.trained_in_place.is_empty()
@@ -327,10 +344,14 @@ impl Plan {
     /// Trains a parameter itself. Its base value is lost, so it cannot be disabled, detached or
     /// saved as an adapter: for full fine-tuning.
     pub fn train_in_place(&mut self, param: &LayoutParam) {
+        self.adapters.retain(|planned| planned.path != param.path);
         self.trained_in_place.push(param.path.clone());
     }
 
     fn push(&mut self, path: &str, adapter: AnyAdapter) {
+        if self.saved.iter().any(|saved| saved == path) {
+            return;
+        }
         self.adapters.push(PlannedAdapter {
             path: path.to_string(),
             adapter,

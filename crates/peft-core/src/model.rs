@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::module::Module;
+use serde_json::Value;
 
 use crate::accounting::{AdapterSummary, Counts, Summary, count, tally};
 use crate::adapter::Adapter;
@@ -47,8 +48,8 @@ pub trait PeftModule: Module {
             .map(|param| param.base.device())
             .unwrap_or_default();
         let mut plan = Plan::new(Init::from_device(&device), true);
-        method.plan(&layout, &mut plan)?;
         plan.save_modules(method, &layout)?;
+        method.plan(&layout, &mut plan)?;
         Ok(install(self, found, name, method, plan))
     }
 
@@ -82,8 +83,8 @@ pub trait PeftModule: Module {
         let mut tensors = checkpoint::read_tensors(&path)?;
         let (found, layout) = survey(self, name)?;
         let mut plan = Plan::new(Init::blank(), false);
-        method.plan(&layout, &mut plan)?;
         plan.save_modules(method.as_ref(), &layout)?;
+        method.plan(&layout, &mut plan)?;
 
         let stored_name = config["name"].as_str().unwrap_or(name).to_string();
         let wrong = |reason| Error::Checkpoint {
@@ -367,6 +368,19 @@ pub trait PeftModule: Module {
             adapters,
             merged: is_merged(&layout),
         }
+    }
+
+    /// The configuration of an adapter, as its `adapter_config.json` says it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`].
+    fn adapter_config(&self, name: &str) -> Result<Value> {
+        let layout = self.layout();
+        let origin = origins(&layout).remove(name);
+        origin
+            .map(|origin| origin.to_json())
+            .ok_or_else(|| unknown(name, &layout))
     }
 
     /// The states of type `A` of an adapter, with the upstream names of their places.

@@ -13,10 +13,26 @@ pub(crate) const MODULE: &str = "saved module";
 /// What the copy of a bias reports as its method.
 const BIAS: &str = "trained bias";
 
+/// The copy of a bias that a method trains ([`Plan::train_bias`](crate::Plan::train_bias)).
+pub type TrainedBias = SavedParam<1, false>;
+
+impl TrainedBias {
+    /// The bias, `[out]`.
+    pub fn value(&self) -> Tensor<1> {
+        self.value.val()
+    }
+
+    /// With another value.
+    pub(crate) fn with_value(mut self, value: Tensor<1>) -> Self {
+        self.value = Param::from_tensor(value);
+        self
+    }
+}
+
 /// The trained copy. The base below keeps its value, so that disabling the adapter gives the
 /// model back bit for bit, heads and biases included (upstream's `bias="all"` does not).
 #[derive(Module, Debug)]
-pub(crate) struct SavedParam<const R: usize, const OF_MODULE: bool> {
+pub struct SavedParam<const R: usize, const OF_MODULE: bool> {
     value: Param<Tensor<R>>,
     #[module(skip)]
     key: String,

@@ -88,16 +88,18 @@ impl Module for Stack {
         }
     }
 
-    fn map<M: ModuleMapper>(mut self, mapper: &mut M) -> Self {
-        if let Some(replacement) = mechanism::take_replacement() {
-            return replacement;
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        match mechanism::placed(self) {
+            Ok(placed) => placed,
+            Err(mut stack) => {
+                for entry in &mut stack.entries {
+                    mapper.enter_module(&entry.name, "Adapter");
+                    entry.adapter.module_mut().map(&mut FromDyn(mapper));
+                    mapper.exit_module(&entry.name, "Adapter");
+                }
+                stack
+            }
         }
-        for entry in &mut self.entries {
-            mapper.enter_module(&entry.name, "Adapter");
-            entry.adapter.module_mut().map(&mut FromDyn(mapper));
-            mapper.exit_module(&entry.name, "Adapter");
-        }
-        self
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {

@@ -74,6 +74,9 @@ pub(crate) trait Fused: Backend {
         coins: Option<Coins>,
     ) -> FloatTensor<Self>;
 
+    /// Norms of a matrix's columns, without a gradient.
+    fn column_norms(matrix: FloatTensor<Self>) -> FloatTensor<Self>;
+
     /// Attention of heads that are blocks of columns.
     fn attention(
         query: FloatTensor<Self>,

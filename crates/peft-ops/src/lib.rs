@@ -269,6 +269,16 @@ pub fn layer_norm<const D: usize>(
     reference::layer_norm(input, residual, gamma, beta, epsilon)
 }
 
+/// Euclidean norms of a matrix's columns: `[columns]` for `[rows, columns]`. No gradient goes through
+/// them.
+pub fn column_norms(matrix: Tensor<2>) -> Tensor<1> {
+    #[cfg(feature = "flex")]
+    if fuses(&matrix) {
+        return Tensor::from_dispatch(<Dispatch as Fused>::column_norms(matrix.into_dispatch()));
+    }
+    reference::column_norms(matrix)
+}
+
 /// Settings of [`attention`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionOptions {

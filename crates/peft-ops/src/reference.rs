@@ -46,6 +46,12 @@ pub fn add_low_rank<const D: usize>(
     output + (rows.matmul(down) * scale).matmul(up).reshape(shape)
 }
 
+/// [`column_norms`](crate::column_norms), composed.
+pub fn column_norms(matrix: Tensor<2>) -> Tensor<1> {
+    let squares = matrix.detach().powi_scalar(2).sum_dim(0);
+    squares.sqrt().reshape([-1])
+}
+
 /// [`layer_norm`](crate::layer_norm), composed.
 pub fn layer_norm<const D: usize>(
     input: Tensor<D>,

@@ -457,3 +457,21 @@ fn shapes_that_do_not_fit_are_refused() {
         None,
     );
 }
+
+#[test]
+fn column_norms_are_their_reference() {
+    let device = Device::flex();
+    for [rows, columns] in [[1, 1], [3, 7], [700, 130]] {
+        let matrix = Tensor::<2>::random([rows, columns], Distribution::Default, &device);
+        let expected = crate::reference::column_norms(matrix.clone()).into_data();
+        let tolerance = burn::tensor::Tolerance::<f32>::relative(1e-6);
+        crate::column_norms(matrix.clone())
+            .into_data()
+            .assert_approx_eq(&expected, tolerance);
+        let view = crate::column_norms(matrix.clone().transpose()).into_data();
+        let expected = crate::reference::column_norms(matrix.transpose()).into_data();
+        view.assert_approx_eq(&expected, tolerance);
+        let tracked = Tensor::<2>::ones([rows, columns], &device.clone().autodiff()).require_grad();
+        assert!(!crate::column_norms(tracked).is_require_grad());
+    }
+}

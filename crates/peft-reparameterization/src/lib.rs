@@ -35,15 +35,27 @@
 //! # }
 //! ```
 
+mod combine;
+mod dora;
+mod eva;
+mod family;
+mod linalg;
 mod lora;
 mod lora_config;
+mod lora_init;
+mod lora_plus;
 mod lora_state;
 
 use peft_core::MethodInfo;
 
+pub use combine::{Combination, Extracted, Majority, Rule, add_weighted_adapter, extract_lora};
+pub use dora::Magnitude;
+pub use eva::eva;
+pub use family::Bias;
 pub use lora::LORA;
-pub use lora_config::{Bias, InitLora, LoraConfig};
-pub use lora_state::{LoraConv2d, LoraEmbedding, LoraLinear};
+pub use lora_config::{InitLora, LoraConfig};
+pub use lora_plus::{LoraPlus, lora_plus};
+pub use lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear, Removed};
 
 /// The methods of this crate.
 pub const METHODS: &[&MethodInfo] = &[&LORA];

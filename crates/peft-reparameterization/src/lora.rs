@@ -1,14 +1,22 @@
 //! LoRA: what its configuration must be, and which factors go where.
 
+use burn::module::Param;
 use burn::nn::DropoutConfig;
+use burn::tensor::{DType, Device, Tensor};
+use peft_core::ops::column_norms;
 use peft_core::{
-    Common, Error, Family, Init, Layer, LayerKind, Layout, LayoutParam, Method, MethodInfo, Plan,
-    Result, Selection, by_peft_type, config_from_json, config_to_json, pattern_value,
+    Error, Family, Init, Layer, LayerKind, Layout, LayoutParam, Method, MethodInfo, Plan, Result,
+    by_peft_type, config_from_json, pattern_value,
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::lora_config::{Bias, InitLora, LoraConfig};
-use crate::lora_state::{LoraConv2d, LoraEmbedding, LoraLinear};
+use crate::dora::{Magnitude, norms_of_rows};
+use crate::family::{
+    Bias, at_least_one, common_method, patterns, refuse_unsupported, select, train_biases,
+};
+use crate::lora_config::LoraConfig;
+use crate::lora_init::{Start, orthogonal};
+use crate::lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear, Removed};
 
 /// LoRA's registration.
 pub static LORA: MethodInfo = MethodInfo {
@@ -23,14 +31,8 @@ pub static LORA: MethodInfo = MethodInfo {
     recognises: by_peft_type,
 };
 
-/// Named initial values that leave the base weight alone: whatever they were, a checkpoint's
-/// factors say it all. PiSSA and its like change the base as well and are refused.
-const FACTORS_ONLY: &[&str] = &["gaussian", "orthogonal", "eva"];
-
 /// Fields of upstream's that change what a checkpoint means and are not built yet.
 const UNSUPPORTED: &[&str] = &[
-    "use_dora",
-    "lora_bias",
     "use_qalora",
     "use_bdlora",
     "layer_replication",
@@ -44,174 +46,199 @@ const UNSUPPORTED: &[&str] = &[
     "fan_in_fan_out",
 ];
 
+/// Rank and scale of one layer.
+#[derive(Clone, Copy)]
+struct Size {
+    rank: usize,
+    scale: f64,
+}
+
 impl LoraConfig {
-    fn ranks(&self) -> Result<Vec<(String, usize)>> {
-        let rank = |value: &Value| value.as_u64().filter(|r| *r > 0).map(|r| r as usize);
+    pub(crate) fn ranks(&self) -> Result<Vec<(String, usize)>> {
+        let expected = "a whole number of at least 1";
         patterns(
             &self.rank_pattern,
-            "rank_pattern",
-            "a whole number of at least 1",
-            rank,
+            (&LORA, "rank_pattern"),
+            expected,
+            at_least_one,
         )
     }
 
-    fn alphas(&self) -> Result<Vec<(String, f64)>> {
+    pub(crate) fn alphas(&self) -> Result<Vec<(String, f64)>> {
         patterns(
             &self.alpha_pattern,
-            "alpha_pattern",
+            (&LORA, "alpha_pattern"),
             "a number",
             Value::as_f64,
         )
     }
 
-    fn gaussian(&self) -> bool {
-        matches!(&self.init_lora_weights, InitLora::Named(name) if name.eq_ignore_ascii_case("gaussian"))
-    }
-
-    /// Factors for one layer: values of both, by what lies where.
+    /// Initial values of both factors: A of `fan_in` inputs.
     fn draw<const D: usize>(
-        &self,
+        start: Start,
         init: &mut Init,
-        rank: usize,
+        Size { rank, .. }: Size,
         [a, b]: [[usize; D]; 2],
         fan_in: usize,
-        param: &LayoutParam,
-    ) -> [burn::module::Param<burn::tensor::Tensor<D>>; 2] {
-        let like = (&param.device(), param.dtype());
-        let a = if self.gaussian() {
-            init.normal(a, 1.0 / rank as f64, like)
-        } else {
-            init.kaiming_uniform(a, fan_in, like)
+        like: (&Device, DType),
+    ) -> [Param<Tensor<D>>; 2] {
+        let a = match start {
+            Start::Gaussian => init.normal(a, 1.0 / rank as f64, like),
+            _ => init.kaiming_uniform(a, fan_in, like),
         };
-        let b = match self.init_lora_weights {
-            InitLora::Default(false) => init.kaiming_uniform(b, rank, like),
+        let b = match start {
+            Start::Kaiming { zero: false } => init.kaiming_uniform(b, rank, like),
             _ => init.zeros(b, like),
         };
         [a, b]
     }
 
-    fn adapt(
+    /// Trained or not, as `freeze_a` says.
+    fn factor_a<const D: usize>(&self, a: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.freeze_a {
+            a.set_require_grad(false)
+        } else {
+            a
+        }
+    }
+
+    /// DoRA's magnitude: the norms of what the layer begins with.
+    fn magnitude<const D: usize>(
         &self,
-        layer: &Layer,
-        param: &LayoutParam,
-        (rank, scale): (usize, f64),
         plan: &mut Plan,
-    ) -> Result<()> {
-        let dropout = || DropoutConfig::new(self.lora_dropout).init();
-        let shape = param.shape();
-        let (rows, columns) = match layer.kind {
-            LayerKind::Linear | LayerKind::Embedding => (shape[0], shape[1]),
-            _ => (shape[0], shape[1..].iter().product()),
+        shape: [usize; D],
+        param: &LayoutParam,
+        norms: impl FnOnce() -> Tensor<1>,
+    ) -> Option<Magnitude<D>> {
+        let value = if !self.use_dora {
+            return None;
+        } else if plan.strict() {
+            Param::from_tensor(norms().detach().reshape(shape))
+        } else {
+            plan.init().zeros(shape, (&param.device(), param.dtype()))
         };
-        if plan.strict() && rank > rows.min(columns) {
-            return Err(Error::config(
-                LORA.title,
-                "r",
-                rank,
-                format!(
-                    "`{}` has shape {shape:?}, so at most {}",
-                    layer.name,
-                    rows.min(columns)
-                ),
-            ));
-        }
-        match layer.kind {
-            LayerKind::Linear => {
-                let shapes = [[rows, rank], [rank, columns]];
-                let [lora_a, lora_b] = self.draw(plan.init(), rank, shapes, rows, param);
-                plan.adapt_weight(
-                    param,
-                    LoraLinear {
-                        lora_a,
-                        lora_b,
-                        scale,
-                        dropout: dropout(),
-                    },
-                );
+        Some(Magnitude { value })
+    }
+
+    fn adapt_linear(&self, param: &LayoutParam, size: Size, start: Start, plan: &mut Plan) {
+        let (rank, scale) = (size.rank, size.scale);
+        let [d_in, d_out] = [param.shape()[0], param.shape()[1]];
+        let like = (&param.device(), param.dtype());
+        let removed = start.takes_out().then(|| start.removed(param, rank, scale));
+        let [lora_a, lora_b] = match &removed {
+            Some(Removed { a, b }) if plan.strict() => {
+                [a, b].map(|factor| Param::from_tensor(factor.val().detach()))
             }
-            LayerKind::Embedding => {
-                let like = (&param.device(), param.dtype());
-                let init = plan.init();
-                let lora_a = match self.init_lora_weights {
-                    InitLora::Default(false) => init.normal([rows, rank], 1.0, like),
-                    _ => init.zeros([rows, rank], like),
-                };
-                let lora_b = init.normal([rank, columns], 1.0, like);
-                plan.adapt_weight(
-                    param,
-                    LoraEmbedding {
-                        lora_a,
-                        lora_b,
-                        scale,
-                    },
-                );
+            _ if start == Start::Orthogonal && plan.strict() => {
+                orthogonal(plan.init(), [d_in, rank, d_out], like)
             }
-            LayerKind::Conv2d => {
-                let shapes = [[rank, shape[1], shape[2], shape[3]], [rows, rank, 1, 1]];
-                let [lora_a, lora_b] = self.draw(plan.init(), rank, shapes, columns, param);
-                plan.adapt_weight(
-                    param,
-                    LoraConv2d {
-                        lora_a,
-                        lora_b,
-                        scale,
-                        dropout: dropout(),
-                    },
-                );
+            _ => {
+                let shapes = [[d_in, rank], [rank, d_out]];
+                Self::draw(start, plan.init(), size, shapes, d_in, like)
             }
-            _ => unreachable!("checked by the caller"),
-        }
+        };
+        let mut state = LoraLinear {
+            lora_a: self.factor_a(lora_a),
+            lora_b,
+            scale,
+            dropout: DropoutConfig::new(self.lora_dropout).init(),
+            removed,
+            magnitude: None,
+        };
+        state.magnitude = self.magnitude(plan, [d_out], param, || {
+            column_norms(param.value::<2>() + state.delta())
+        });
+        plan.adapt_weight(param, state);
+    }
+
+    fn adapt_embedding(&self, param: &LayoutParam, size: Size, start: Start, plan: &mut Plan) {
+        let [rows, width] = [param.shape()[0], param.shape()[1]];
+        let like = (&param.device(), param.dtype());
+        let init = plan.init();
+        let lora_a = match start {
+            Start::Kaiming { zero: false } => init.normal([rows, size.rank], 1.0, like),
+            _ => init.zeros([rows, size.rank], like),
+        };
+        let lora_b = init.normal([size.rank, width], 1.0, like);
+        let mut state = LoraEmbedding {
+            lora_a: self.factor_a(lora_a),
+            lora_b,
+            scale: size.scale,
+            magnitude: None,
+        };
+        state.magnitude = self.magnitude(plan, [width], param, || {
+            column_norms(param.value::<2>() + state.delta())
+        });
+        plan.adapt_weight(param, state);
+    }
+
+    fn adapt_conv2d(&self, param: &LayoutParam, size: Size, start: Start, plan: &mut Plan) {
+        let shape = param.shape();
+        let like = (&param.device(), param.dtype());
+        let shapes = [
+            [size.rank, shape[1], shape[2], shape[3]],
+            [shape[0], size.rank, 1, 1],
+        ];
+        let fan_in = shape[1..].iter().product();
+        let [lora_a, lora_b] = Self::draw(start, plan.init(), size, shapes, fan_in, like);
+        let mut state = LoraConv2d {
+            lora_a: self.factor_a(lora_a),
+            lora_b,
+            scale: size.scale,
+            dropout: DropoutConfig::new(self.lora_dropout).init(),
+            magnitude: None,
+        };
+        state.magnitude = self.magnitude(plan, [1, shape[0], 1, 1], param, || {
+            let kernel = param.value::<4>().reshape([shape[0] as isize, -1]);
+            norms_of_rows(kernel + state.delta())
+        });
+        plan.adapt_weight(param, state);
+    }
+
+    /// A bias for B, on the layer's own.
+    fn adapt_bias(layout: &Layout, layer: &Layer, scale: f64, plan: &mut Plan) -> Result<()> {
+        let Some(bias) = layout.param(layer, "bias") else {
+            let expected = format!("false: `{}` has no bias to add to", layer.name);
+            return Err(Error::config(LORA.title, "lora_bias", true, expected));
+        };
+        let lora_b = plan
+            .init()
+            .zeros([bias.elements()], (&bias.device(), bias.dtype()));
+        plan.adapt_weight(bias, LoraBias { lora_b, scale });
         Ok(())
     }
 
-    fn train_biases(&self, layout: &Layout, adapted: &[&Layer], plan: &mut Plan) {
-        let is_bias = |param: &&LayoutParam| param.field() == "bias" && param.shape().len() == 1;
-        for param in layout.params.iter().filter(is_bias) {
-            let layer = layout.layer_of(param);
-            let is_adapted = adapted.iter().any(|adapted| adapted.name == layer.name);
-            if self.bias == Bias::All || (self.bias == Bias::LoraOnly && is_adapted) {
-                // Upstream wraps an adapted layer, and its bias moves into the wrapper.
-                let key = is_adapted.then(|| format!("{}.base_layer.bias", layer.name));
-                plan.train_bias(param, key);
-            }
+    /// Checks what only a layer's shape tells.
+    fn fits(&self, layer: &Layer, param: &LayoutParam, size: Size, start: Start) -> Result<()> {
+        let shape = param.shape();
+        let rows = shape[0];
+        let columns: usize = shape[1..].iter().product();
+        let refuse = |field, value: &dyn std::fmt::Debug, expected: String| {
+            Err(Error::config(LORA.title, field, value, expected))
+        };
+        let most = rows.min(columns);
+        if size.rank > most {
+            let expected = format!("`{}` has shape {shape:?}, so at most {most}", layer.name);
+            return refuse("r", &size.rank, expected);
         }
+        if start == Start::Orthogonal && size.rank % 2 == 1 {
+            let expected = format!("an even number for \"orthogonal\" at `{}`", layer.name);
+            return refuse("r", &size.rank, expected);
+        }
+        let plain = matches!(start, Start::Kaiming { .. } | Start::Gaussian);
+        if !plain && layer.kind != LayerKind::Linear {
+            let expected = format!(
+                "true, false or \"gaussian\": `{}` is {}, not Linear",
+                layer.name, layer.kind
+            );
+            return refuse("init_lora_weights", &self.init_lora_weights, expected);
+        }
+        Ok(())
     }
-}
-
-fn patterns<T>(
-    fields: &Map<String, Value>,
-    name: &'static str,
-    expected: &str,
-    read: impl Fn(&Value) -> Option<T>,
-) -> Result<Vec<(String, T)>> {
-    fields
-        .iter()
-        .map(|(pattern, value)| {
-            let value = read(value).ok_or_else(|| {
-                Error::config(
-                    LORA.title,
-                    name,
-                    value,
-                    format!("`{pattern}` needs {expected}"),
-                )
-            })?;
-            Ok((pattern.clone(), value))
-        })
-        .collect()
 }
 
 impl Method for LoraConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &LORA
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
+    common_method!(LORA);
 
     fn validate(&self) -> Result<()> {
         let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
@@ -226,65 +253,48 @@ impl Method for LoraConfig {
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return refuse("lora_dropout", &self.lora_dropout, "in [0, 1)");
         }
-        if let InitLora::Named(name) = &self.init_lora_weights {
-            let known = FACTORS_ONLY
-                .iter()
-                .any(|init| name.eq_ignore_ascii_case(init));
-            if !known {
-                return refuse("init_lora_weights", name, "true, false or \"gaussian\"");
-            }
+        let start = self.init_lora_weights.start()?;
+        if start.takes_out() && self.lora_alpha <= 0.0 {
+            return refuse(
+                "lora_alpha",
+                &self.lora_alpha,
+                "above 0, as the base's singular values are",
+            );
         }
-        for field in UNSUPPORTED {
-            let value = self.common.unknown.get(*field).unwrap_or(&Value::Null);
-            let off = match value {
-                Value::Null | Value::Bool(false) => true,
-                Value::Array(items) => items.is_empty(),
-                Value::Object(fields) => fields.is_empty(),
-                _ => false,
-            };
-            if !off {
-                return refuse(field, value, "leave it out: this is not supported yet");
-            }
+        if self.freeze_a && start.takes_out() {
+            return refuse(
+                "freeze_a",
+                &true,
+                "false: PiSSA and OLoRA train both factors",
+            );
         }
+        if self.lora_bias && (self.bias != Bias::None || self.use_dora) {
+            return refuse("lora_bias", &true, "false with `bias` or `use_dora`");
+        }
+        refuse_unsupported(&self.common.unknown, &LORA, UNSUPPORTED)?;
         self.ranks()?;
         self.alphas().map(|_| ())
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        if let InitLora::Named(name) = &self.init_lora_weights
-            && plan.strict()
-            && !self.gaussian()
-        {
-            let expected = "true, false or \"gaussian\": this one can be loaded, not drawn yet";
+        let start = self.init_lora_weights.start()?;
+        if start == Start::Eva && plan.strict() {
+            let expected = "attached by `peft_reparameterization::eva`, which looks at activations";
+            let value = &self.init_lora_weights;
             return Err(Error::config(
                 LORA.title,
                 "init_lora_weights",
-                name,
+                value,
                 expected,
             ));
         }
-        let default = Selection::from(peft_core::ALL_LINEAR);
-        let layers = self
-            .targets
-            .select(layout, LORA.title, &default, plan.strict())?;
+        let kinds = (
+            &[LayerKind::Linear, LayerKind::Embedding, LayerKind::Conv2d][..],
+            "Linear, Embedding and Conv2d",
+        );
+        let targets = select(&self.targets, layout, plan, &LORA, kinds)?;
         let (ranks, alphas) = (self.ranks()?, self.alphas()?);
-        for layer in &layers {
-            let weight = layout.param(layer, "weight").filter(|weight| {
-                let rank = weight.shape().len();
-                match layer.kind {
-                    LayerKind::Linear | LayerKind::Embedding => rank == 2,
-                    LayerKind::Conv2d => rank == 4,
-                    _ => false,
-                }
-            });
-            let Some(weight) = weight else {
-                return Err(Error::UnsupportedLayer {
-                    method: LORA.title,
-                    layer: layer.name.clone(),
-                    kind: layer.kind.to_string(),
-                    supported: "Linear, Embedding and Conv2d",
-                });
-            };
+        for &(layer, weight) in &targets {
             let rank = pattern_value(&ranks, &layer.name)?.unwrap_or(self.r);
             let alpha = pattern_value(&alphas, &layer.name)?.unwrap_or(self.lora_alpha);
             let divisor = if self.use_rslora {
@@ -292,22 +302,29 @@ impl Method for LoraConfig {
             } else {
                 rank as f64
             };
-            self.adapt(layer, weight, (rank, alpha / divisor), plan)?;
+            let size = Size {
+                rank,
+                scale: alpha / divisor,
+            };
+            // What is taken out of the base is as large as the configuration says.
+            if plan.strict() || start.takes_out() {
+                self.fits(layer, weight, size, start)?;
+            }
+            match layer.kind {
+                LayerKind::Linear => self.adapt_linear(weight, size, start, plan),
+                LayerKind::Embedding => self.adapt_embedding(weight, size, start, plan),
+                _ => self.adapt_conv2d(weight, size, start, plan),
+            }
+            if self.lora_bias && layer.kind != LayerKind::Embedding {
+                Self::adapt_bias(layout, layer, size.scale, plan)?;
+            }
         }
-        self.train_biases(layout, &layers, plan);
+        train_biases(self.bias, layout, &targets, plan);
         Ok(())
     }
 
     fn rank_of_change(&self) -> Option<usize> {
         let others = self.ranks().ok()?.into_iter().map(|(_, rank)| rank);
         others.chain([self.r]).max()
-    }
-
-    fn to_json(&self) -> Value {
-        config_to_json(self, &LORA)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }

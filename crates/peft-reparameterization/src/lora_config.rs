@@ -1,21 +1,10 @@
 //! LoRA's configuration: fields and how to set them.
 
-use peft_core::{Common, Selection, Targets};
+use peft_core::{Common, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Which biases are trained besides the factors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bias {
-    /// None.
-    #[default]
-    None,
-    /// All of the model.
-    All,
-    /// Those of the adapted layers.
-    LoraOnly,
-}
+use crate::family::{Bias, target_builders};
 
 /// Initial values of the factors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,8 +14,14 @@ pub enum InitLora {
     /// `false`: the same with B random too, so that the fresh adapter does change outputs; for
     /// tests.
     Default(bool),
-    /// `"gaussian"`: A normal with standard deviation 1 / r, B zero. `"orthogonal"` and `"eva"` can
-    /// be loaded, not drawn yet.
+    /// By name:
+    ///
+    /// - `"gaussian"`: A normal with standard deviation 1 / r, B zero;
+    /// - `"orthogonal"`: A and B random, with A·B = 0; even ranks only;
+    /// - `"pissa"`: the largest r singular values of the base, which is without them (Meng et al. 2024);
+    ///   `"pissa_niter_4"` the same in 4 iterations of a faster, approximate algorithm;
+    /// - `"olora"`: from the QR decomposition of the base, which is without the product (Büyükakyüz 2024);
+    /// - `"eva"`: A from activations, set by [`eva`](crate::eva) (Paischer et al. 2024); B zero.
     Named(String),
 }
 
@@ -36,8 +31,21 @@ impl Default for InitLora {
     }
 }
 
+impl From<bool> for InitLora {
+    fn from(zero: bool) -> Self {
+        Self::Default(zero)
+    }
+}
+
+impl From<&str> for InitLora {
+    fn from(name: &str) -> Self {
+        Self::Named(name.into())
+    }
+}
+
 /// LoRA's configuration. Fields are called and behave as in Hugging Face PEFT's `LoraConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools)] // Upstream's fields.
 pub struct LoraConfig {
     /// Rank. Default: 8. At least 1, at most the layer's smaller side.
     #[serde(default = "default_rank")]
@@ -52,9 +60,20 @@ pub struct LoraConfig {
     /// Scale by alpha / sqrt(r) instead of alpha / r (Kalajdzievski 2023). Default: false.
     #[serde(default)]
     pub use_rslora: bool,
+    /// Weight-decomposed LoRA (Liu et al. 2024): the length of each output's weights is trained apart from
+    /// their direction. Default: false.
+    #[serde(default)]
+    pub use_dora: bool,
     /// Biases to train. Default: none.
     #[serde(default)]
     pub bias: Bias,
+    /// Gives B a bias, which is trained. Default: false. The layers must have biases of their own.
+    #[serde(default)]
+    pub lora_bias: bool,
+    /// Trains B only (LoRA-FA, Zhang et al. 2023). Default: false. Upstream has no such field: there it
+    /// is a setting of the optimizer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freeze_a: bool,
     /// Initial values. Default: `true`.
     #[serde(default)]
     pub init_lora_weights: InitLora,
@@ -94,7 +113,10 @@ impl LoraConfig {
             lora_alpha: default_alpha(),
             lora_dropout: 0.0,
             use_rslora: false,
+            use_dora: false,
             bias: Bias::None,
+            lora_bias: false,
+            freeze_a: false,
             init_lora_weights: InitLora::default(),
             rank_pattern: Map::new(),
             alpha_pattern: Map::new(),
@@ -124,6 +146,27 @@ impl LoraConfig {
         self
     }
 
+    /// Trains lengths apart from directions.
+    #[must_use]
+    pub fn with_dora(mut self, use_dora: bool) -> Self {
+        self.use_dora = use_dora;
+        self
+    }
+
+    /// Gives B a bias.
+    #[must_use]
+    pub fn with_lora_bias(mut self, lora_bias: bool) -> Self {
+        self.lora_bias = lora_bias;
+        self
+    }
+
+    /// Trains B only.
+    #[must_use]
+    pub fn with_frozen_a(mut self, freeze_a: bool) -> Self {
+        self.freeze_a = freeze_a;
+        self
+    }
+
     /// Sets which biases are trained.
     #[must_use]
     pub fn with_bias(mut self, bias: Bias) -> Self {
@@ -133,24 +176,12 @@ impl LoraConfig {
 
     /// Sets the initial values.
     #[must_use]
-    pub fn with_init(mut self, init: InitLora) -> Self {
-        self.init_lora_weights = init;
+    pub fn with_init(mut self, init: impl Into<InitLora>) -> Self {
+        self.init_lora_weights = init.into();
         self
     }
 
-    /// Sets the layers to adapt: a list of names, or one regular expression, or `all-linear`.
-    #[must_use]
-    pub fn with_targets(mut self, targets: impl Into<Selection>) -> Self {
-        self.targets.target_modules = Some(targets.into());
-        self
-    }
-
-    /// Leaves layers out that are selected otherwise.
-    #[must_use]
-    pub fn with_excluded(mut self, excluded: impl Into<Selection>) -> Self {
-        self.targets.exclude_modules = Some(excluded.into());
-        self
-    }
+    target_builders!();
 
     /// Sets another rank for layers whose name ends in `pattern`, a regular expression.
     #[must_use]

@@ -1,4 +1,4 @@
-//! What LoRA adds to a linear layer, an embedding table and a convolution.
+//! What LoRA adds to a linear layer, an embedding table, a convolution and a bias.
 
 use burn::module::{Module, Param};
 use burn::nn::Dropout;
@@ -11,6 +11,8 @@ use peft_core::{
     dropout_rate,
 };
 
+use crate::dora::{self, Magnitude};
+
 /// Hu et al. 2021, section 4.1: `y = xW + s·(drop(x) A) B`.
 #[derive(Module, Debug)]
 pub struct LoraLinear {
@@ -22,6 +24,20 @@ pub struct LoraLinear {
     pub scale: f64,
     /// On the input of A; on the activation side only.
     pub dropout: Dropout,
+    /// The factors that the base is without: those that the trained ones began as, where these were
+    /// taken out of the base (PiSSA, OLoRA). Frozen.
+    pub removed: Option<Removed>,
+    /// DoRA's magnitude of each output, `[out]`.
+    pub magnitude: Option<Magnitude<1>>,
+}
+
+/// Factors whose product, times the scale, is subtracted from the base.
+#[derive(Module, Debug)]
+pub struct Removed {
+    /// `[in, r]`.
+    pub a: Param<Tensor<2>>,
+    /// `[r, out]`.
+    pub b: Param<Tensor<2>>,
 }
 
 impl LoraLinear {
@@ -34,9 +50,36 @@ impl LoraLinear {
         }
     }
 
-    /// The change of the weight, `[in, out]`.
+    /// What is subtracted from the base.
+    fn removed(&self) -> Option<LowRank> {
+        self.removed.as_ref().map(|removed| LowRank {
+            down: removed.a.val(),
+            up: removed.b.val(),
+            scale: -self.scale,
+        })
+    }
+
+    /// Both, as one.
+    pub(crate) fn change(&self) -> LowRank {
+        let factors = self.factors();
+        match &self.removed {
+            None => factors,
+            Some(removed) => LowRank {
+                down: Tensor::cat(vec![factors.down, removed.a.val()], 1),
+                up: Tensor::cat(vec![factors.up, -removed.b.val()], 0),
+                scale: self.scale,
+            },
+        }
+    }
+
+    /// The change of the weight, `[in, out]`, before DoRA's normalisation.
     pub fn delta(&self) -> Tensor<2> {
-        (self.lora_a.val() * self.scale).matmul(self.lora_b.val())
+        let LowRank { down, up, scale } = self.change();
+        (down * scale).matmul(up)
+    }
+
+    fn drops(&self) -> bool {
+        dropout_rate(&self.dropout) > 0.0 && self.lora_a.val().is_autodiff()
     }
 }
 
@@ -47,6 +90,9 @@ impl Adapter for LoraLinear {
         vec![
             TensorSpec::layer("lora_a", "lora_A.weight").transposed(),
             TensorSpec::layer("lora_b", "lora_B.weight").transposed(),
+            TensorSpec::layer("magnitude.value", "lora_magnitude_vector"),
+            TensorSpec::unsaved("removed.a"),
+            TensorSpec::unsaved("removed.b"),
         ]
     }
 }
@@ -54,18 +100,38 @@ impl Adapter for LoraLinear {
 impl WeightAdapter for LoraLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
-        weight + self.delta().reshape(shape)
+        let Some(magnitude) = &self.magnitude else {
+            return weight + self.delta().reshape(shape);
+        };
+        let weight: Tensor<2> = weight.reshape([self.lora_a.dims()[0], self.lora_b.dims()[1]]);
+        let factor = magnitude.over(dora::norms(weight.clone(), self.change()));
+        ((weight + self.delta()) * factor.unsqueeze()).reshape(shape)
     }
 
     fn low_rank(&self) -> Option<LowRank> {
-        let factors = self.factors();
-        let dropping = dropout_rate(&self.dropout) > 0.0 && factors.down.is_autodiff();
-        (!dropping).then_some(factors)
+        (self.magnitude.is_none() && !self.drops()).then(|| self.change())
     }
 
     fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
-        let dropped = self.dropout.adapted(input.clone());
-        add_low_rank(inner.forward(input), dropped, self.factors())
+        let Some(magnitude) = &self.magnitude else {
+            let output = match self.removed() {
+                Some(removed) => inner.forward_with(input.clone(), removed),
+                None => inner.forward(input.clone()),
+            };
+            return add_low_rank(output, self.dropout.adapted(input), self.factors());
+        };
+        let factor = magnitude.over(dora::norms(inner.weight(), self.change()));
+        let output = inner.product(input.clone());
+        let output = if self.drops() {
+            let output = match self.removed() {
+                Some(removed) => add_low_rank(output, input.clone(), removed),
+                None => output,
+            };
+            add_low_rank(output, self.dropout.adapted(input), self.factors())
+        } else {
+            add_low_rank(output, input, self.change())
+        };
+        inner.with_bias(output * factor.unsqueeze())
     }
 }
 
@@ -78,6 +144,23 @@ pub struct LoraEmbedding {
     pub lora_b: Param<Tensor<2>>,
     /// s.
     pub scale: f64,
+    /// DoRA's magnitude of each feature, `[d]`.
+    pub magnitude: Option<Magnitude<1>>,
+}
+
+impl LoraEmbedding {
+    fn change(&self) -> LowRank {
+        LowRank {
+            down: self.lora_a.val(),
+            up: self.lora_b.val(),
+            scale: self.scale,
+        }
+    }
+
+    /// The change of the table, `[vocabulary, d]`, before DoRA's normalisation.
+    pub fn delta(&self) -> Tensor<2> {
+        self.lora_a.val().matmul(self.lora_b.val() * self.scale)
+    }
 }
 
 impl Adapter for LoraEmbedding {
@@ -87,20 +170,37 @@ impl Adapter for LoraEmbedding {
         vec![
             TensorSpec::layer("lora_a", "lora_embedding_A").transposed(),
             TensorSpec::layer("lora_b", "lora_embedding_B").transposed(),
+            TensorSpec::layer("magnitude.value", "lora_magnitude_vector"),
         ]
     }
 }
 
 impl WeightAdapter for LoraEmbedding {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        let delta = self.lora_a.val().matmul(self.lora_b.val() * self.scale);
         let shape = weight.shape();
-        weight + delta.reshape(shape)
+        let weight: Tensor<2> = weight.reshape([self.lora_a.dims()[0], self.lora_b.dims()[1]]);
+        let table = weight.clone() + self.delta();
+        match &self.magnitude {
+            None => table,
+            Some(magnitude) => {
+                let factor = magnitude.over(dora::norms(weight, self.change()));
+                table * factor.unsqueeze()
+            }
+        }
+        .reshape(shape)
     }
 
     fn embedding(&self, ids: Tensor<2, Int>, inner: &InnerEmbedding<'_>) -> Tensor<3> {
         let down = embedding(self.lora_a.val(), ids.clone());
-        inner.forward(ids) + down.matmul((self.lora_b.val() * self.scale).unsqueeze())
+        let up = (self.lora_b.val() * self.scale).unsqueeze();
+        let rows = inner.forward(ids) + down.matmul(up);
+        match &self.magnitude {
+            None => rows,
+            Some(magnitude) => {
+                let factor = magnitude.over(dora::norms(inner.weight(), self.change()));
+                rows * factor.unsqueeze()
+            }
+        }
     }
 }
 
@@ -119,6 +219,24 @@ pub struct LoraConv2d {
     pub scale: f64,
     /// On the input of A; on the activation side only.
     pub dropout: Dropout,
+    /// DoRA's magnitude of each output channel, `[1, out, 1, 1]`.
+    pub magnitude: Option<Magnitude<4>>,
+}
+
+impl LoraConv2d {
+    /// The change of the kernel, `[out, in / groups · h · w]`, before DoRA's normalisation.
+    pub fn delta(&self) -> Tensor<2> {
+        let [out, rank, _, _] = self.lora_b.dims();
+        let down = self.lora_a.val().reshape([rank as isize, -1]);
+        (self.lora_b.val().reshape([out, rank]) * self.scale).matmul(down)
+    }
+
+    /// Magnitude over norm of each output channel, `[out]`.
+    fn factor(&self, kernel: Tensor<2>) -> Option<Tensor<1>> {
+        let magnitude = self.magnitude.as_ref()?;
+        let sum = kernel.detach() + self.delta().detach();
+        Some(magnitude.over(dora::norms_of_rows(sum)))
+    }
 }
 
 impl Adapter for LoraConv2d {
@@ -128,17 +246,21 @@ impl Adapter for LoraConv2d {
         vec![
             TensorSpec::layer("lora_a", "lora_A.weight"),
             TensorSpec::layer("lora_b", "lora_B.weight"),
+            TensorSpec::layer("magnitude.value", "lora_magnitude_vector"),
         ]
     }
 }
 
 impl WeightAdapter for LoraConv2d {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        let [out, rank, _, _] = self.lora_b.dims();
-        let down = self.lora_a.val().reshape([rank as isize, -1]);
-        let delta = (self.lora_b.val().reshape([out, rank]) * self.scale).matmul(down);
         let shape = weight.shape();
-        weight + delta.reshape(shape)
+        let kernel: Tensor<2> = weight.reshape([self.lora_b.dims()[0] as isize, -1]);
+        let sum = kernel.clone() + self.delta();
+        match self.factor(kernel) {
+            None => sum,
+            Some(factor) => sum * factor.unsqueeze_dim(1),
+        }
+        .reshape(shape)
     }
 
     fn conv2d(&self, input: Tensor<4>, inner: &InnerConv2d<'_>) -> Tensor<4> {
@@ -154,6 +276,39 @@ impl WeightAdapter for LoraConv2d {
             options,
         );
         let up = ConvOptions::new([1, 1], [0, 0], [1, 1], 1);
-        inner.forward(input) + conv2d(down * self.scale, self.lora_b.val(), None, up)
+        let output = inner.forward(input) + conv2d(down * self.scale, self.lora_b.val(), None, up);
+        if self.magnitude.is_none() {
+            return output;
+        }
+        let out = self.lora_b.dims()[0];
+        let kernel = inner.weight().reshape([out as isize, -1]);
+        match self.factor(kernel) {
+            None => output,
+            Some(factor) => output * factor.reshape([1, out, 1, 1]),
+        }
+    }
+}
+
+/// What `lora_bias` adds to a layer's bias: `b + s·β`, as if B had a bias.
+#[derive(Module, Debug)]
+pub struct LoraBias {
+    /// β, `[out]`.
+    pub lora_b: Param<Tensor<1>>,
+    /// s.
+    pub scale: f64,
+}
+
+impl Adapter for LoraBias {
+    const METHOD: &'static str = "lora";
+
+    fn tensors(&self) -> Vec<TensorSpec> {
+        vec![TensorSpec::layer("lora_b", "lora_B.bias")]
+    }
+}
+
+impl WeightAdapter for LoraBias {
+    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
+        let shape = weight.shape();
+        weight + (self.lora_b.val() * self.scale).reshape(shape)
     }
 }

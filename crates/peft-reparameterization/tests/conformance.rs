@@ -35,4 +35,37 @@ peft_conformance::battery!(vec![
             .with_bias(Bias::All)
             .with_task_type("SEQ_CLS")
     ),
+    Case::new(
+        "dora, also of an embedding",
+        LoraConfig::new(3)
+            .with_alpha(7.0)
+            .with_dora(true)
+            .with_targets(["word_embeddings", "value", "dense"])
+            .with_excluded(["pooler.dense"])
+    ),
+    Case::new(
+        "dora with dropout over pissa",
+        LoraConfig::new(3)
+            .with_dora(true)
+            .with_dropout(0.1)
+            .with_init("pissa")
+            .with_targets(["query", "value"])
+    ),
+    Case::new(
+        "a bias for B, A frozen",
+        LoraConfig::new(4)
+            .with_alpha(16.0)
+            .with_lora_bias(true)
+            .with_frozen_a(true)
+            .with_targets(["query", "value", "dense"])
+            .with_excluded(["pooler.dense"])
+    ),
+    Case::new(
+        "olora",
+        LoraConfig::new(2)
+            .with_alpha(3.0)
+            .with_init("olora")
+            .with_targets(["query", "dense"])
+            .with_excluded(["pooler.dense"])
+    ),
 ]);

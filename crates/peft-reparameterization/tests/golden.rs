@@ -27,9 +27,11 @@ fn checkpoints_compute_what_upstream_computes() {
             "lora_bias_all",
             "lora_bias_lora_only",
             "lora_modules_to_save",
+            "lora_dora",
+            "lora_bias",
+            "lora_pissa",
         ],
         METHODS,
-        &[],
     );
 }
 
@@ -37,10 +39,16 @@ fn checkpoints_compute_what_upstream_computes() {
 fn what_is_not_built_yet_is_refused_and_not_misread() {
     let (_, device) = &peft_core::device::cpu_devices()[0];
     let base = Bert::load(BASE, device).unwrap();
-    for (case, field) in [("lora_dora", "use_dora"), ("lora_bias", "lora_bias")] {
-        let refused = base
-            .load_adapter("x", Path::new(CASES).join(case), METHODS)
-            .unwrap_err();
+    let dir = tempfile::tempdir().unwrap();
+    let case = Path::new(CASES).join("lora");
+    let name = "adapter_model.safetensors";
+    std::fs::copy(case.join(name), dir.path().join(name)).unwrap();
+    let config = std::fs::read_to_string(case.join("adapter_config.json")).unwrap();
+    for (field, value) in [("use_qalora", "true"), ("layer_replication", "[[0, 1]]")] {
+        let start = config.rfind('}').unwrap();
+        let config = format!("{}, \"{field}\": {value} }}", &config[..start]);
+        std::fs::write(dir.path().join("adapter_config.json"), config).unwrap();
+        let refused = base.load_adapter("x", dir.path(), METHODS).unwrap_err();
         assert!(refused.to_string().contains(field), "{refused}");
     }
 }

@@ -208,6 +208,27 @@ pub(crate) fn column_sums(data: &[f32], width: usize) -> Vec<f32> {
     )
 }
 
+/// Euclidean norms of the columns, `[width]`.
+pub(crate) fn column_norms(data: &[f32], width: usize) -> Vec<f32> {
+    let rows = data.len() / width.max(1);
+    let mut norms = sum_rows(rows, width, width, |first, last, sums| {
+        math::vectors(
+            #[inline(always)]
+            |fma| {
+                for row in data[first * width..last * width].chunks_exact(width) {
+                    for (sum, value) in sums.iter_mut().zip(row) {
+                        *sum = fma.add(*value, *value, *sum);
+                    }
+                }
+            },
+        );
+    });
+    for norm in &mut norms {
+        *norm = norm.sqrt();
+    }
+    norms
+}
+
 /// Adds `s·(x A) B` to rows in place; returns `x A`.
 pub(crate) fn add_low_rank(
     sizes: Sizes,

@@ -183,6 +183,10 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         })
     }
 
+    fn column_norms(matrix: Tracked) -> Tracked {
+        Tracked::new(Flex::column_norms(matrix.into_primitive()))
+    }
+
     fn attention(
         query: Tracked,
         key: Tracked,

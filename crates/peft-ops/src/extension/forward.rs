@@ -74,6 +74,11 @@ impl Fused for Flex {
         norm(input, residual.get(), affine, coins, false).0
     }
 
+    fn column_norms(matrix: FlexTensor) -> FlexTensor {
+        let matrix = dense(matrix);
+        vector(layer::column_norms(numbers(&matrix), rows(&matrix).1))
+    }
+
     fn attention(
         query: FlexTensor,
         key: FlexTensor,

@@ -1,0 +1,206 @@
+//! `cargo xtask parity DIR`: loads every case of a folder through the public API and says how far its
+//! values are from those that a Python library computed.
+//!
+//! A group is a folder with a `base` (a model as Hugging Face stores it) and cases beside it: each a folder
+//! with a checkpoint, `io.safetensors` (`input_ids`, `attention_mask`, `output`, perhaps `merged`;
+//! metadata `trainable`) and perhaps `grads.safetensors` (gradients of mean(output²) by key).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use peft_conformance::golden::{Measured, Problem, measure};
+use serde::Serialize;
+
+/// Compares with values that Python libraries computed, case by case
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask parity", version)]
+struct Arguments {
+    /// A folder of cases, or of such folders: each case beside a `base`
+    dir: PathBuf,
+    /// Where to compute
+    #[arg(long, default_value = peft_core::device::available()[0])]
+    device: String,
+    /// Only cases whose path contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Write the results as JSON, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// What became of a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Pass,
+    Fail,
+    /// There is no such method or model here.
+    Unsupported,
+}
+
+/// One line of the table.
+#[derive(Debug, Serialize)]
+struct Row {
+    case: String,
+    peft_type: String,
+    verdict: Verdict,
+    output: Option<f32>,
+    merged: Option<f32>,
+    gradients: Option<f32>,
+    trainable: Option<usize>,
+    expected: Option<usize>,
+    /// Why it was not measured.
+    reason: Option<String>,
+}
+
+/// Largest difference that passes, of outputs of order 1 and of gradients relative to the largest.
+fn tolerance(peft_type: &str) -> f32 {
+    match peft_type {
+        // Large scales: values upstream itself differs by as much from those of f64.
+        "RANDLORA" | "ADALORA" | "FOURIERFT" => 2e-4,
+        _ => 1e-4,
+    }
+}
+
+/// Folders that hold a case, each with its base, in alphabetic order.
+fn cases(dir: &Path) -> std::io::Result<Vec<(PathBuf, PathBuf)>> {
+    let mut found = Vec::new();
+    let mut folders: Vec<PathBuf> = fs::read_dir(dir)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<_>>()?;
+    folders.retain(|path| path.is_dir());
+    folders.sort();
+    let base = dir.join("base");
+    for folder in folders {
+        if folder == base {
+            continue;
+        }
+        let is_case = folder.join("adapter_config.json").exists();
+        if is_case && base.join("config.json").exists() {
+            found.push((base.clone(), folder));
+        } else {
+            found.extend(cases(&folder)?);
+        }
+    }
+    Ok(found)
+}
+
+fn peft_type(case: &Path) -> String {
+    let text = fs::read_to_string(case.join("adapter_config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    config["peft_type"].as_str().unwrap_or("?").to_string()
+}
+
+fn row(name: String, peft_type: String, measured: Result<Measured, Problem>) -> Row {
+    let blank = Row {
+        case: name,
+        verdict: Verdict::Fail,
+        output: None,
+        merged: None,
+        gradients: None,
+        trainable: None,
+        expected: None,
+        reason: None,
+        peft_type,
+    };
+    match measured {
+        Ok(measured) => Row {
+            verdict: if measured.fits(tolerance(&blank.peft_type)) {
+                Verdict::Pass
+            } else {
+                Verdict::Fail
+            },
+            output: Some(measured.output),
+            merged: measured.merged,
+            gradients: measured.gradients,
+            trainable: Some(measured.trainable),
+            expected: Some(measured.expected),
+            ..blank
+        },
+        Err(problem) => Row {
+            verdict: match problem {
+                Problem::Unsupported(_) => Verdict::Unsupported,
+                Problem::Failed(_) => Verdict::Fail,
+            },
+            reason: Some(problem.to_string()),
+            ..blank
+        },
+    }
+}
+
+fn print(row: &Row) {
+    let distance = |value: Option<f32>| value.map_or("-".into(), |value| format!("{value:.1e}"));
+    let trainable = match (row.trainable, row.expected) {
+        (Some(here), Some(there)) if here == there => here.to_string(),
+        (Some(here), Some(there)) => format!("{here}, not {there}"),
+        _ => "-".into(),
+    };
+    let verdict = format!("{:?}", row.verdict).to_lowercase();
+    println!(
+        "{:<36} {:<16} {:>9} {:>9} {:>9} {:>14}  {verdict}",
+        row.case,
+        row.peft_type,
+        distance(row.output),
+        distance(row.merged),
+        distance(row.gradients),
+        trainable,
+    );
+    if let Some(reason) = &row.reason {
+        println!("    {reason}");
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
+    let dir = &arguments.dir;
+    let device = peft_core::device::device(&arguments.device)?;
+    let mut cases =
+        cases(dir).map_err(|error| format!("cannot read {}: {error}", dir.display()))?;
+    if let Some(text) = &arguments.only {
+        cases.retain(|(_, case)| case.to_string_lossy().contains(text.as_str()));
+    }
+    if cases.is_empty() {
+        return Err(format!(
+            "no case under {}: a case is a folder with an adapter_config.json beside a folder `base`",
+            dir.display()
+        )
+        .into());
+    }
+    println!(
+        "{:<36} {:<16} {:>9} {:>9} {:>9} {:>14}",
+        "case", "peft_type", "output", "merged", "gradients", "trainable"
+    );
+    let methods = peft::methods();
+    let mut rows = Vec::new();
+    for (base, case) in cases {
+        let name = case.strip_prefix(dir).unwrap_or(&case);
+        let measured = measure(&base, &case, &methods, &device);
+        let row = row(name.display().to_string(), peft_type(&case), measured);
+        print(&row);
+        rows.push(row);
+    }
+    let count = |verdict| rows.iter().filter(|row| row.verdict == verdict).count();
+    let (passed, failed) = (count(Verdict::Pass), count(Verdict::Fail));
+    let unsupported = count(Verdict::Unsupported);
+    println!(
+        "\n{passed} passed, {failed} failed, {unsupported} unsupported; differences allowed: 1e-4 \
+         (2e-4 for RandLoRA, AdaLoRA, FourierFT), of gradients relative to the largest"
+    );
+    if let Some(file) = &arguments.json {
+        fs::write(file, serde_json::to_string_pretty(&rows)?)
+            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+    }
+    Ok(failed == 0)
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! EVA: A begins as the directions in which a layer's inputs vary most.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::module::Module;
+use burn::tensor::{DType, Tensor};
+use peft_core::{
+    Adapter, Common, Error, InnerLinear, Layout, Method, MethodInfo, PeftModule, Plan, Result,
+    TensorSpec, WeightAdapter, pattern_value,
+};
+use serde_json::Value;
+
+use crate::LoraConfig;
+use crate::combine::{Factors, Given, Kind, exactly};
+use crate::family::{LINEAR, select};
+use crate::linalg;
+use crate::lora::LORA;
+
+/// Σ xᵀx over a layer's inputs, `[in, in]`.
+type Moments = Arc<Mutex<Option<Tensor<2>>>>;
+
+/// Lets a layer's inputs pass, and remembers their second moments.
+#[derive(Module, Debug)]
+struct Probe {
+    #[module(skip)]
+    moments: Moments,
+}
+
+impl Adapter for Probe {
+    const METHOD: &'static str = "probe";
+
+    fn tensors(&self) -> Vec<TensorSpec> {
+        Vec::new()
+    }
+}
+
+impl WeightAdapter for Probe {
+    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
+        weight
+    }
+
+    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+        let plain = input.clone().without_autodiff().cast(DType::F32);
+        let seen = plain.clone().transpose().matmul(plain);
+        let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        *moments = Some(match moments.take() {
+            Some(sum) => sum + seen,
+            None => seen,
+        });
+        drop(moments);
+        inner.forward(input)
+    }
+}
+
+/// Puts a probe on every layer that a LoRA would adapt.
+#[derive(Clone, Debug)]
+struct Probes {
+    config: LoraConfig,
+    moments: Arc<Mutex<BTreeMap<String, Moments>>>,
+}
+
+impl Method for Probes {
+    fn info(&self) -> &'static MethodInfo {
+        &LORA
+    }
+
+    fn common(&self) -> &Common {
+        &self.config.common
+    }
+
+    fn common_mut(&mut self) -> &mut Common {
+        &mut self.config.common
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.config.validate()
+    }
+
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        let mut all = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        for (layer, weight) in select(&self.config.targets, layout, plan, &LORA, LINEAR)? {
+            let moments = Moments::default();
+            all.insert(layer.name.clone(), moments.clone());
+            plan.adapt_weight(weight, Probe { moments });
+        }
+        Ok(())
+    }
+
+    fn to_json(&self) -> Value {
+        self.config.to_json()
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+/// Attaches a LoRA adapter whose A holds the leading right singular vectors of each layer's inputs, and
+/// whose ranks go where these explain most (Paischer et al. 2024, Parameter Efficient Fine-tuning via
+/// Explained Variance Adaptation, section 3). B begins at zero, so outputs are the base's.
+///
+/// `look` gets a copy of the model that is to be run on some batches of the data that will be trained on;
+/// outputs are not looked at. The model must call its layers through
+/// [`AdaptedForward`](peft_core::AdaptedForward).
+///
+/// The sum of all ranks stays that of the configuration; `rho` (upstream's default: 2) is how many times
+/// its own rank a layer may get, and 1 leaves ranks as they are. A layer that ends with rank 0 gets no
+/// adapter. Scales stay as the configuration has them. Upstream looks for singular vectors batch by batch
+/// until they settle; here second moments are summed over all batches, which gives them exactly.
+///
+/// ```no_run
+/// # use peft_reparameterization::{LoraConfig, eva};
+/// # fn f<M: peft_core::PeftModule>(model: &M, batches: Vec<()>, run: impl Fn(&M, &())) -> peft_core::Result<()> {
+/// let config = LoraConfig::new(8).with_targets(["query", "value"]);
+/// let model = eva(model, "mine", &config, 2.0, |probed| {
+///     for batch in &batches {
+///         run(probed, batch);
+///     }
+/// })?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+///
+/// [`Error::Config`] for DoRA, biases or another initialisation in the configuration, a `rho` below 1, and
+/// a layer that saw no input; and what [`PeftModule::attach`] refuses.
+pub fn eva<M: PeftModule>(
+    model: &M,
+    name: &str,
+    config: &LoraConfig,
+    rho: f64,
+    look: impl FnOnce(&M),
+) -> Result<M> {
+    let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
+        Err(Error::config(LORA.title, field, value, expected))
+    };
+    if !(1.0..=1000.0).contains(&rho) {
+        return refuse("rho", &rho, "in [1, 1000]");
+    }
+    if config.use_dora || config.lora_bias || config.bias != crate::Bias::None {
+        return refuse(
+            "use_dora",
+            &config.use_dora,
+            "no DoRA and no biases with EVA",
+        );
+    }
+    config.validate()?;
+    let probes = Probes {
+        config: config.clone(),
+        moments: Arc::default(),
+    };
+    // Frozen modules drop nothing, so that what is seen is what there is.
+    look(&model.attach(name, &probes)?.valid());
+    let seen = probes
+        .moments
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let ranks = config.ranks()?;
+    let mut layers = Vec::new();
+    for (layer, moments) in seen.iter() {
+        let moments = moments.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(moments) = moments.clone() else {
+            let expected = "every target's layer run through `AdaptedForward` in `look`";
+            return refuse("target_modules", layer, expected);
+        };
+        let rank = pattern_value(&ranks, layer)?.unwrap_or(config.r);
+        // Of a symmetric matrix, singular vectors are eigenvectors.
+        let Some(svd) = linalg::svd(moments) else {
+            return refuse("target_modules", layer, "a layer with finite inputs");
+        };
+        layers.push((layer.clone(), rank, svd));
+    }
+    let given = distribute(config, rho, &layers, model)?;
+    model.attach(name, &given)
+}
+
+/// Gives each layer as many directions as explain most over all layers.
+fn distribute<M: PeftModule>(
+    config: &LoraConfig,
+    rho: f64,
+    layers: &[(String, usize, linalg::Svd)],
+    model: &M,
+) -> Result<Given> {
+    let budget: usize = layers.iter().map(|(_, rank, _)| rank).sum();
+    let mut shares: Vec<(f64, usize)> = Vec::new();
+    for (index, (_, rank, svd)) in layers.iter().enumerate() {
+        let values: Vec<f32> = svd.s.to_data().iter().collect();
+        let all: f64 = values.iter().map(|value| f64::from(*value)).sum();
+        let most = (*rank as f64 * rho).round() as usize;
+        let shared = |value: &f32| (f64::from(*value) / all.max(f64::MIN_POSITIVE), index);
+        shares.extend(values.iter().take(most).map(shared));
+    }
+    shares.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mut counts = vec![0; layers.len()];
+    for (_, index) in shares.iter().take(budget) {
+        counts[*index] += 1;
+    }
+    let alphas = config.alphas()?;
+    let layout = model.layout();
+    let mut factors = BTreeMap::new();
+    let mut written = config.clone();
+    written.init_lora_weights = "eva".into();
+    written.rank_pattern.clear();
+    written.alpha_pattern.clear();
+    for ((layer, rank, svd), count) in layers.iter().zip(counts) {
+        if count == 0 {
+            continue;
+        }
+        let alpha = pattern_value(&alphas, layer)?.unwrap_or(config.lora_alpha);
+        let divisor = |rank: usize| {
+            if config.use_rslora {
+                (rank as f64).sqrt()
+            } else {
+                rank as f64
+            }
+        };
+        let scale = alpha / divisor(*rank);
+        if count != config.r {
+            written.rank_pattern.insert(exactly(layer), count.into());
+        }
+        let alpha = scale * divisor(count);
+        if (alpha - config.lora_alpha).abs() > 1e-12 {
+            written.alpha_pattern.insert(exactly(layer), alpha.into());
+        }
+        let out = layout
+            .params
+            .iter()
+            .find(|param| param.name == format!("{layer}.weight"))
+            .map_or(0, |param| param.shape()[1]);
+        let [width, all] = svd.u.dims();
+        let left = svd.u.clone().slice([0..width, 0..count.min(all)]);
+        factors.insert(
+            layer.clone(),
+            Factors {
+                kind: Kind::Linear,
+                right: Tensor::zeros([count, out], &left.device()),
+                left,
+                scale,
+                more: false,
+            },
+        );
+    }
+    written.targets = peft_core::Targets {
+        target_modules: Some(factors.keys().cloned().collect::<Vec<_>>().into()),
+        ..peft_core::Targets::default()
+    };
+    Ok(Given::with_config(written, factors))
+}

@@ -1,0 +1,214 @@
+//! What the methods of this family have in common: which layers, which biases, patterns.
+
+use peft_core::{
+    ALL_LINEAR, Error, Layer, LayerKind, Layout, LayoutParam, MethodInfo, Plan, Result, Selection,
+    Targets, config_to_json,
+};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+/// Which biases are trained besides the method's own parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bias {
+    /// None.
+    #[default]
+    None,
+    /// All of the model.
+    All,
+    /// Those of the adapted layers; upstream writes `lora_only`, `oft_only` and so on.
+    #[serde(rename = "lora_only")]
+    Adapted,
+}
+
+impl<'de> Deserialize<'de> for Bias {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "none" => Ok(Self::None),
+            "all" => Ok(Self::All),
+            _ if text.ends_with("_only") => Ok(Self::Adapted),
+            _ => Err(serde::de::Error::custom(format!(
+                "bias is \"{text}\"; \"none\", \"all\" or \"lora_only\" would do"
+            ))),
+        }
+    }
+}
+
+/// The configuration as upstream writes it: `bias` has the method's name in it.
+pub(crate) fn to_json<C: Serialize>(config: &C, info: &MethodInfo) -> Value {
+    let mut json = config_to_json(config, info);
+    if let Some(bias) = json.get_mut("bias")
+        && bias == "lora_only"
+    {
+        *bias = format!("{}_only", info.peft_type.to_lowercase()).into();
+    }
+    json
+}
+
+/// A layer with the weight that is to be adapted.
+pub(crate) type Target<'a> = (&'a Layer, &'a LayoutParam);
+
+/// The layers that a configuration names, `all-linear` if it names none, with their weights; without
+/// those that are saved whole.
+///
+/// # Errors
+///
+/// As [`Targets::select`], and [`Error::UnsupportedLayer`] for a layer of another kind than `kinds`,
+/// which are called `supported`.
+pub(crate) fn select<'a>(
+    targets: &Targets,
+    layout: &'a Layout,
+    plan: &Plan,
+    info: &MethodInfo,
+    (kinds, supported): (&[LayerKind], &'static str),
+) -> Result<Vec<Target<'a>>> {
+    let default = Selection::from(ALL_LINEAR);
+    let layers = targets.select(layout, info.title, &default, plan.strict())?;
+    let mut found = Vec::with_capacity(layers.len());
+    for layer in layers {
+        let weight = layout
+            .param(layer, "weight")
+            .filter(|_| kinds.contains(&layer.kind));
+        let Some(weight) = weight else {
+            return Err(Error::UnsupportedLayer {
+                method: info.title,
+                layer: layer.name.clone(),
+                kind: layer.kind.to_string(),
+                supported,
+            });
+        };
+        if !plan.is_saved(weight) {
+            found.push((layer, weight));
+        }
+    }
+    Ok(found)
+}
+
+/// Linear layers, for [`select`].
+pub(crate) const LINEAR: (&[LayerKind], &str) = (&[LayerKind::Linear], "Linear");
+
+/// Linear layers and convolutions, for [`select`].
+pub(crate) const LINEAR_AND_CONV2D: (&[LayerKind], &str) =
+    (&[LayerKind::Linear, LayerKind::Conv2d], "Linear and Conv2d");
+
+/// Plans the training of biases.
+pub(crate) fn train_biases(bias: Bias, layout: &Layout, adapted: &[Target<'_>], plan: &mut Plan) {
+    let is_bias = |param: &&LayoutParam| param.field() == "bias" && param.shape().len() == 1;
+    for param in layout.params.iter().filter(is_bias) {
+        let layer = layout.layer_of(param);
+        let is_adapted = adapted
+            .iter()
+            .any(|(adapted, _)| adapted.name == layer.name);
+        if bias == Bias::All || (bias == Bias::Adapted && is_adapted) {
+            // Upstream wraps an adapted layer, and its bias moves into the wrapper.
+            let key = is_adapted.then(|| format!("{}.base_layer.bias", layer.name));
+            plan.train_bias(param, key);
+        }
+    }
+}
+
+/// The values of `rank_pattern` and its like.
+///
+/// # Errors
+///
+/// [`Error::Config`] naming the field and the pattern whose value `read` does not take.
+pub(crate) fn patterns<T>(
+    fields: &Map<String, Value>,
+    (info, field): (&MethodInfo, &'static str),
+    expected: &str,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<Vec<(String, T)>> {
+    fields
+        .iter()
+        .map(|(pattern, value)| {
+            let value = read(value).ok_or_else(|| {
+                let expected = format!("`{pattern}` needs {expected}");
+                Error::config(info.title, field, value, expected)
+            })?;
+            Ok((pattern.clone(), value))
+        })
+        .collect()
+}
+
+/// For [`patterns`] of ranks: a whole number of at least 1.
+pub(crate) fn at_least_one(value: &Value) -> Option<usize> {
+    value
+        .as_u64()
+        .filter(|number| *number > 0)
+        .map(|number| number as usize)
+}
+
+/// Refuses fields of upstream's that change what a checkpoint means and are not supported, unless
+/// they are off.
+///
+/// # Errors
+///
+/// [`Error::Config`] naming the first.
+pub(crate) fn refuse_unsupported(
+    unknown: &Map<String, Value>,
+    info: &MethodInfo,
+    fields: &[&'static str],
+) -> Result<()> {
+    for field in fields {
+        let value = unknown.get(*field).unwrap_or(&Value::Null);
+        let off = match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Array(items) => items.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+            _ => false,
+        };
+        if !off {
+            let expected = "leave it out: this is not supported yet";
+            return Err(Error::config(info.title, field, value, expected));
+        }
+    }
+    Ok(())
+}
+
+/// The part of [`Method`](peft_core::Method) that is the same everywhere: for a configuration with a
+/// field `common`, inside of its `impl Method`.
+macro_rules! common_method {
+    ($info:ident) => {
+        fn info(&self) -> &'static peft_core::MethodInfo {
+            &$info
+        }
+
+        fn common(&self) -> &peft_core::Common {
+            &self.common
+        }
+
+        fn common_mut(&mut self) -> &mut peft_core::Common {
+            &mut self.common
+        }
+
+        fn to_json(&self) -> serde_json::Value {
+            $crate::family::to_json(self, &$info)
+        }
+
+        fn boxed(&self) -> Box<dyn peft_core::Method> {
+            Box::new(self.clone())
+        }
+    };
+}
+pub(crate) use common_method;
+
+/// Builder methods for the fields `targets`, inside of a configuration's `impl`.
+macro_rules! target_builders {
+    () => {
+        /// Sets the layers to adapt: a list of names, or one regular expression, or `all-linear`.
+        #[must_use]
+        pub fn with_targets(mut self, targets: impl Into<peft_core::Selection>) -> Self {
+            self.targets.target_modules = Some(targets.into());
+            self
+        }
+
+        /// Leaves layers out that are selected otherwise.
+        #[must_use]
+        pub fn with_excluded(mut self, excluded: impl Into<peft_core::Selection>) -> Self {
+            self.targets.exclude_modules = Some(excluded.into());
+            self
+        }
+    };
+}
+pub(crate) use target_builders;
