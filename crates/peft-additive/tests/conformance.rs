@@ -42,5 +42,11 @@ fn a_model_without_sites_is_refused_and_left_as_it_was() {
         "{refused}"
     );
     assert!(model.adapters().is_empty());
-    assert!(model.layout().params.iter().all(|param| param.trainable));
+    assert!(
+        model
+            .layout()
+            .params
+            .iter()
+            .all(peft_core::LayoutParam::is_trainable)
+    );
 }

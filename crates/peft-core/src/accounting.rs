@@ -178,7 +178,7 @@ pub(crate) fn count(layout: &Layout) -> Counts {
     for param in &layout.params {
         let base = param.elements();
         counts.total += base;
-        if param.trainable {
+        if param.is_trainable() {
             counts.trainable += base;
             if layout.layer_of(param).head {
                 counts.saved_modules += base;

@@ -69,45 +69,39 @@ pub struct TensorSpec {
     field: String,
     key: Key,
     transposed: bool,
+    copy: Option<String>,
 }
 
 impl TensorSpec {
+    fn new(field: &str, key: Key) -> Self {
+        Self {
+            field: field.into(),
+            key,
+            transposed: false,
+            copy: None,
+        }
+    }
+
     /// The state's field `field` (with dots for nested modules) as `key` below the adapted layer:
     /// `lora_A.weight` becomes `base_model.model.<layer>.lora_A.weight`.
     pub fn layer(field: &str, key: &str) -> Self {
-        Self {
-            field: field.into(),
-            key: Key::Layer(key.into()),
-            transposed: false,
-        }
+        Self::new(field, Key::Layer(key.into()))
     }
 
     /// The field as the parameter called `name` in the model: `base_model.model.<name>`.
     pub fn named(field: &str, name: &str) -> Self {
-        Self {
-            field: field.into(),
-            key: Key::Named(name.into()),
-            transposed: false,
-        }
+        Self::new(field, Key::Named(name.into()))
     }
 
     /// The field as `key`, without any prefix.
     pub fn root(field: &str, key: &str) -> Self {
-        Self {
-            field: field.into(),
-            key: Key::Root(key.into()),
-            transposed: false,
-        }
+        Self::new(field, Key::Root(key.into()))
     }
 
     /// The field is not in the file: the configuration says all about it, so that it is the same
     /// again wherever the adapter is planned.
     pub fn unsaved(field: &str) -> Self {
-        Self {
-            field: field.into(),
-            key: Key::Unsaved,
-            transposed: false,
-        }
+        Self::new(field, Key::Unsaved)
     }
 
     /// Stored transposed, as torch's linear weights are. For fields of rank 2.
@@ -115,6 +109,20 @@ impl TensorSpec {
     pub fn transposed(mut self) -> Self {
         self.transposed = true;
         self
+    }
+
+    /// Upstream writes a copy under another key below the layer, too: it is read, must be equal, and
+    /// is not written.
+    #[must_use]
+    pub fn also(mut self, key: &str) -> Self {
+        self.copy = Some(key.into());
+        self
+    }
+
+    /// The key of the copy.
+    fn copy(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
+        let key = Key::Layer(self.copy.clone()?);
+        Self::new("", key).key(style, layer, adapter)
     }
 
     /// The key for a state at `layer` of the adapter `adapter`.
@@ -290,7 +298,24 @@ pub(crate) fn fill(
         problem: None,
     };
     adapter.module_mut().map(&mut FromDyn(&mut fill));
-    fill.problem.map_or(Ok(()), Err)
+    if let Some(problem) = fill.problem {
+        return Err(problem);
+    }
+    for spec in adapter.module().tensors() {
+        let (Some(key), Some(copy)) = (spec.key(style, layer, name), spec.copy(style, layer, name))
+        else {
+            continue;
+        };
+        if let Some(data) = tensors.get(&copy) {
+            if tensors.get(&key) != Some(data) {
+                return Err(format!(
+                    "tensor `{copy}` is not the copy of `{key}` that it should be"
+                ));
+            }
+            used.push(copy);
+        }
+    }
+    Ok(())
 }
 
 fn io(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {

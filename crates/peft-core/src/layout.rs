@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::Error;
 use crate::erased::AnyTensor;
-use crate::mechanism::{Found, FoundParam};
+use crate::mechanism::{Found, FoundParam, Trainable};
 use crate::site::SiteKind;
 use crate::stack::Stack;
 
@@ -63,13 +63,17 @@ pub struct LayoutParam {
     pub name: String,
     /// Index of the layer that holds it, in [`Layout::layers`].
     pub layer: usize,
-    /// Whether it is set to be trained.
-    pub trainable: bool,
+    pub(crate) trainable: Trainable,
     pub(crate) base: AnyTensor,
     pub(crate) stack: Option<Stack>,
 }
 
 impl LayoutParam {
+    /// Whether it is set to be trained, also where its device has no autodiff right now.
+    pub fn is_trainable(&self) -> bool {
+        self.trainable.get()
+    }
+
     /// Shape, as Burn stores it.
     pub fn shape(&self) -> Vec<usize> {
         self.base.shape()
@@ -267,7 +271,7 @@ fn layout_param(param: &FoundParam, layer: usize, field: &str, holder: &Layer) -
         path: param.path.join("."),
         name,
         layer,
-        trainable: param.trainable,
+        trainable: param.trainable.clone(),
         base: param.base.clone(),
         stack: param.stack.clone(),
     }

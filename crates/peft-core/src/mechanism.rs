@@ -9,6 +9,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, Reparameterizer};
 use burn::tensor::Tensor;
@@ -105,7 +107,7 @@ pub(crate) struct FoundParam {
     pub(crate) container: String,
     /// The stored value, without adapters.
     pub(crate) base: AnyTensor,
-    pub(crate) trainable: bool,
+    pub(crate) trainable: Trainable,
     pub(crate) stack: Option<Stack>,
     /// Another reparameterization than ours.
     pub(crate) foreign: Option<String>,
@@ -197,14 +199,38 @@ impl ModuleVisitor for Gather {
             path: self.names(),
             container,
             base: AnyTensor::new(param.base()),
-            trainable: is_trainable(param),
+            trainable: Trainable::of(param),
             stack: None,
             foreign: None,
         });
     }
 }
 
+/// Whether a parameter is set to be trained, for those who ask.
+#[derive(Clone)]
+pub(crate) struct Trainable(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Trainable {
+    fn of<const D: usize>(param: &Param<Tensor<D>>) -> Self {
+        let param = param.clone();
+        Self(Arc::new(move || is_trainable(&param)))
+    }
+
+    pub(crate) fn get(&self) -> bool {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Trainable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Trainable")
+    }
+}
+
 /// Whether the parameter is set to be trained, also where its device has no autodiff right now.
+///
+/// There Burn says it only of a copy that is put to training, which makes a node of its autodiff graph;
+/// nodes go with the next backward pass, and stay where there is none. So nobody asks but counts.
 pub(crate) fn is_trainable<const D: usize>(param: &Param<Tensor<D>>) -> bool {
     if param.is_autodiff() {
         param.is_require_grad()

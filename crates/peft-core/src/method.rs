@@ -1,5 +1,6 @@
 //! A method: a configuration that plans adapters for a model.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use burn::tensor::Tensor;
@@ -231,6 +232,8 @@ pub struct Plan {
     /// Paths of what is saved whole.
     saved: Vec<String>,
     pub(crate) notes: Map<String, Value>,
+    /// Shapes of the tensors of the file that is being loaded, by key.
+    pub(crate) stored: HashMap<String, Vec<usize>>,
     init: Init,
     strict: bool,
 }
@@ -242,6 +245,7 @@ impl Plan {
             trained_in_place: Vec::new(),
             saved: Vec::new(),
             notes: Map::new(),
+            stored: HashMap::new(),
             init,
             strict,
         }
@@ -256,6 +260,13 @@ impl Plan {
     /// The source of initial values.
     pub fn init(&mut self) -> &mut Init {
         &mut self.init
+    }
+
+    /// Shape of the tensor `key` below `layer` in the file that is being loaded: for what upstream decided
+    /// without writing it into its configuration. `None` where there is no file, or no such tensor in it.
+    pub fn stored_shape(&self, layer: &Layer, key: &str) -> Option<&[usize]> {
+        let key = format!("base_model.model.{}.{key}", layer.name);
+        self.stored.get(&key).map(Vec::as_slice)
     }
 
     /// Records what only the model tells (its width, say) in `adapter_config.json`.

@@ -83,6 +83,10 @@ pub trait PeftModule: Module {
         let mut tensors = checkpoint::read_tensors(&path)?;
         let (found, layout) = survey(self, name)?;
         let mut plan = Plan::new(Init::blank(), false);
+        let shapes = tensors
+            .iter()
+            .map(|(key, data)| (key.clone(), data.shape().to_vec()));
+        plan.stored = shapes.collect();
         plan.save_modules(method.as_ref(), &layout)?;
         method.plan(&layout, &mut plan)?;
 

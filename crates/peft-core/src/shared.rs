@@ -2,20 +2,31 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
-    Param, ParamId,
+    Param,
 };
 use burn::tensor::{Device, Tensor};
 
-/// What the first handle of each group was changed to, on its way to the others, with how often the
-/// group was changed before.
-type HandedOn = RefCell<HashMap<ParamId, (u64, Box<dyn Any>)>>;
+/// What the first handle of a group was changed to, on its way to the others.
+struct HandedOn {
+    group: Weak<()>,
+    /// How often the group was changed before.
+    generation: u64,
+    param: Box<dyn Any>,
+}
 
 thread_local! {
-    static HANDED_ON: HandedOn = RefCell::default();
+    static HANDED_ON: RefCell<Vec<HandedOn>> = RefCell::default();
+}
+
+/// Forgets what `group` left behind, and all groups that are gone: of traversals that did not end.
+fn forget(group: &Arc<()>) {
+    let gone = |handed: &HandedOn| handed.group.strong_count() == 0;
+    let same = |handed: &HandedOn| handed.group.as_ptr() == Arc::as_ptr(group);
+    HANDED_ON.with_borrow_mut(|all| all.retain(|handed| !gone(handed) && !same(handed)));
 }
 
 /// A handle on a parameter that several states of one adapter have in common, trained or frozen: VeRA's
@@ -34,7 +45,7 @@ thread_local! {
 pub struct Shared<const D: usize> {
     param: Param<Tensor<D>>,
     /// The same in all handles of all clones.
-    group: ParamId,
+    group: Arc<()>,
     /// Of this handle, in the order of traversal, and how many there are.
     index: usize,
     count: usize,
@@ -45,10 +56,10 @@ pub struct Shared<const D: usize> {
 impl<const D: usize> Shared<D> {
     /// `places` handles on `param`, to be given out in the order of the model's layers.
     pub fn new(param: Param<Tensor<D>>, places: usize) -> impl Iterator<Item = Self> {
-        let group = ParamId::new();
+        let group = Arc::new(());
         (0..places).map(move |index| Self {
             param: param.clone(),
-            group,
+            group: group.clone(),
             index,
             count: places,
             generation: 0,
@@ -74,25 +85,31 @@ impl<const D: usize> Shared<D> {
             count,
             generation,
         } = self;
-        let handed_on = |cell: &HandedOn| {
-            let map = cell.borrow();
-            let (known, value) = map.get(&group)?;
-            let value = value.downcast_ref::<Param<Tensor<D>>>()?;
-            (*known == generation).then(|| value.clone())
-        };
         let param = if index == 0 {
+            forget(&group);
             let param = change(param);
-            HANDED_ON.with_borrow_mut(|map| {
-                map.insert(group, (generation, Box::new(param.clone())));
+            HANDED_ON.with_borrow_mut(|all| {
+                all.push(HandedOn {
+                    group: Arc::downgrade(&group),
+                    generation,
+                    param: Box::new(param.clone()),
+                });
             });
             param
         } else {
-            HANDED_ON.with(handed_on).expect(
+            let ours = |handed: &&HandedOn| {
+                handed.group.as_ptr() == Arc::as_ptr(&group) && handed.generation == generation
+            };
+            let handed_on: Option<Param<Tensor<D>>> = HANDED_ON.with_borrow(|all| {
+                let handed = all.iter().find(ours)?;
+                handed.param.downcast_ref().cloned()
+            });
+            handed_on.expect(
                 "a model with shared parameters is changed as a whole, in the order of its layers",
             )
         };
         if index + 1 == count {
-            HANDED_ON.with_borrow_mut(|map| map.remove(&group));
+            forget(&group);
         }
         Self {
             param,

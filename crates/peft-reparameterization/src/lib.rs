@@ -3,6 +3,23 @@
 //! | method | W' | paper | configuration |
 //! |---|---|---|---|
 //! | LoRA | W + s·A·B, s = alpha / r | [Hu et al. 2021](https://arxiv.org/abs/2106.09685) | [`LoraConfig`] |
+//! | AdaLoRA | W + s·A·diag(E)·B, ranks by importance | [Zhang et al. 2023](https://arxiv.org/abs/2303.10512) | [`AdaLoraConfig`], [`AdaLoraSchedule`] |
+//! | LoHa | W + s·(A₁B₁) ∘ (A₂B₂) | [Hyeon-Woo et al. 2021](https://arxiv.org/abs/2108.06098) | [`LohaConfig`] |
+//! | LoKr, KronA | W + s·(K₁ ⊗ K₂) | [Yeh et al. 2023](https://arxiv.org/abs/2309.14859), [Edalati et al. 2022](https://arxiv.org/abs/2212.10650) | [`LokrConfig`] |
+//! | VeRA | W + A·diag(d)·B·diag(b) | [Kopiczko et al. 2023](https://arxiv.org/abs/2310.11454) | [`VeraConfig`] |
+//! | RandLoRA | W + s·Σ BₙΛₙAΓₙ | [Albert et al. 2025](https://arxiv.org/abs/2502.00987) | [`RandLoraConfig`] |
+//! | VB-LoRA | W + A·B, pieces from one bank | [Li et al. 2024](https://arxiv.org/abs/2405.15179) | [`VbLoraConfig`] |
+//! | HiRA | W ∘ (1 + s·A·B) | [Huang et al. 2025](https://openreview.net/pdf?id=TwJrTz9cRS) | [`HiraConfig`] |
+//! | MiSS | W + E·D, rows share D's | [Kang & Yin 2024](https://arxiv.org/abs/2409.15371) | [`MissConfig`] |
+//! | OFT | diag(R₁, R₂, …)·W | [Qiu et al. 2023](https://arxiv.org/abs/2306.07280) | [`OftConfig`] |
+//! | BOFT | B…B₀·W·diag(s), butterflies | [Liu et al. 2023](https://arxiv.org/abs/2311.06243) | [`BoftConfig`] |
+//! | HRA | H₁…Hᵣ·W, reflections | [Yuan et al. 2024](https://arxiv.org/abs/2405.17484) | [`HraConfig`] |
+//! | C3A | W + C, of circulant blocks | [Chen et al. 2024](https://arxiv.org/abs/2407.19342) | [`C3aConfig`] |
+//! | FourierFT | W + s·Re(ifft2(S)), S sparse | [Gao et al. 2024](https://arxiv.org/abs/2405.03003) | [`FourierFtConfig`] |
+//! | Intrinsic SAID | W + λ·P z, z shared by all weights | [Aghajanyan et al. 2020](https://arxiv.org/abs/2012.13255) | [`SaidConfig`] |
+//!
+//! Around LoRA: [`add_weighted_adapter`] makes several adapters into one, [`extract_lora`] makes one of a
+//! fine-tuned model, [`eva`] begins one at a layer's inputs, [`lora_plus`] gives B its own learning rate.
 //!
 //! ```
 //! use burn::nn::LinearConfig;
@@ -35,27 +52,64 @@
 //! # }
 //! ```
 
+mod adalora;
+mod adalora_schedule;
+mod adalora_state;
+mod boft;
+mod c3a;
 mod combine;
 mod dora;
 mod eva;
 mod family;
+mod fourierft;
+mod hira;
+mod hra;
 mod linalg;
+mod loha;
+mod lokr;
 mod lora;
 mod lora_config;
 mod lora_init;
 mod lora_plus;
 mod lora_state;
+mod miss;
+mod oft;
+mod randlora;
+mod rotation;
+mod said;
+mod torch_random;
+mod vblora;
+mod vera;
 
 use peft_core::MethodInfo;
 
+pub use adalora::{ADALORA, AdaLoraConfig};
+pub use adalora_schedule::AdaLoraSchedule;
+pub use adalora_state::AdaLora;
+pub use boft::{BOFT, BoftConfig, BoftLinear};
+pub use c3a::{C3A, C3aConfig, C3aLinear, InitC3a};
 pub use combine::{Combination, Extracted, Majority, Rule, add_weighted_adapter, extract_lora};
 pub use dora::Magnitude;
 pub use eva::eva;
 pub use family::Bias;
+pub use fourierft::{FOURIERFT, FourierFtConfig, FourierFtLinear};
+pub use hira::{HIRA, HiraConfig, HiraConv2d, HiraEmbedding, HiraLinear};
+pub use hra::{HRA, HraConfig, HraLinear};
+pub use loha::{ChangeDropout, LOHA, LohaConfig, LohaLinear};
+pub use lokr::{InitLokr, KroneckerFactor, LOKR, LokrConfig, LokrLinear};
 pub use lora::LORA;
 pub use lora_config::{InitLora, LoraConfig};
 pub use lora_plus::{LoraPlus, lora_plus};
 pub use lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear, Removed};
+pub use miss::{InitMiss, MISS, MissBat, MissConfig, MissLinear};
+pub use oft::{OFT, OftConfig, OftLinear};
+pub use randlora::{RANDLORA, RandLoraConfig, RandLoraLinear};
+pub use said::{SAID, Said, SaidConfig};
+pub use vblora::{VBLORA, VbLoraConfig, VbLoraLinear};
+pub use vera::{VERA, VeraConfig, VeraLinear};
 
 /// The methods of this crate.
-pub const METHODS: &[&MethodInfo] = &[&LORA];
+pub const METHODS: &[&MethodInfo] = &[
+    &LORA, &ADALORA, &LOHA, &LOKR, &VERA, &RANDLORA, &VBLORA, &HIRA, &MISS, &OFT, &BOFT, &HRA,
+    &C3A, &FOURIERFT, &SAID,
+];

@@ -18,7 +18,7 @@ pub struct LoraPlus {
 /// The groups of the adapter `name`.
 ///
 /// ```
-/// # use burn::optim::{AdamWConfig, lr_scheduler::{constant::ConstantLr, module_lr_scheduler::ModuleLrScheduler}};
+/// # use burn::lr_scheduler::{constant::ConstantLr, module_lr_scheduler::ModuleLrScheduler};
 /// # use peft_reparameterization::lora_plus;
 /// # fn f<M: peft_core::PeftModule>(model: &M) -> peft_core::Result<()> {
 /// let groups = lora_plus(model, "mine")?;

@@ -1,0 +1,398 @@
+//! FourierFT: the change of a weight has few frequencies, whose coefficients are trained.
+
+use std::collections::BTreeSet;
+use std::f64::consts::TAU;
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use peft_core::ops::LowRank;
+use peft_core::{
+    Adapter, Common, Error, Family, Layout, Method, MethodInfo, Plan, Result, Targets, TensorSpec,
+    WeightAdapter, by_peft_type, config_from_json, pattern_value,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::family::{
+    Bias, LINEAR, at_least_one, common_method, patterns, refuse_unsupported, select,
+    target_builders, train_biases,
+};
+use crate::torch_random::TorchGenerator;
+
+/// FourierFT's registration.
+pub static FOURIERFT: MethodInfo = MethodInfo {
+    name: "fourierft",
+    peft_type: "FOURIERFT",
+    title: "FourierFT",
+    family: Family::Reparameterization,
+    reference: "Gao et al. 2024, Parameter-Efficient Fine-Tuning with Discrete Fourier Transform, section 3",
+    identity_at_init: false,
+    mergeable: true,
+    parse: config_from_json::<FourierFtConfig>,
+    recognises: by_peft_type,
+};
+
+/// Which frequencies a change has, and the waves that they stand for. The same for all layers of one shape.
+///
+/// The real part of a two-dimensional wave is `cos α·cos β − sin α·sin β`, with α of the input and β of the
+/// output; and a frequency above half of the width is the one as far below it, with the sine turned round.
+/// So few waves of one dimension serve all frequencies: at most as many as there are features, plus two.
+#[derive(Module, Debug)]
+struct Frequencies {
+    /// Cosine and sine, in turns, of every frequency in use over the inputs: `[in, p]`.
+    of_inputs: Tensor<2>,
+    /// The same over the outputs: `[q, out]`.
+    of_outputs: Tensor<2>,
+    /// Where in `[p, q]` the coefficients belong: n times with the cosines, n times with the sines.
+    places: Tensor<1, Int>,
+    /// Their signs there, `[2n]`.
+    signs: Tensor<1>,
+}
+
+impl Frequencies {
+    /// `count` of a layer's frequencies, as torch draws them: each is a place in torch's weight,
+    /// `[out, in]`.
+    fn new(seed: u64, count: usize, [d_in, out]: [usize; 2], device: &Device) -> Self {
+        let drawn = TorchGenerator::new(seed).randperm(d_in * out, count);
+        let inputs = Waves::new(drawn.iter().map(|place| place % d_in), d_in);
+        let outputs = Waves::new(drawn.iter().map(|place| place / d_in), out);
+        let columns = 2 * outputs.used.len();
+        let (mut places, mut signs) = (Vec::new(), Vec::new());
+        for sine in [0, 1] {
+            for ((row, up), (column, down)) in inputs.of.iter().zip(&outputs.of) {
+                places.push(((row + sine) * columns + column + sine) as i64);
+                signs.push(if sine == 0 { 1.0 } else { -up * down });
+            }
+        }
+        Self {
+            of_inputs: inputs.values(device),
+            of_outputs: outputs.values(device).transpose(),
+            places: Tensor::from_data(TensorData::new(places, [2 * count]), device),
+            signs: Tensor::from_data(TensorData::new(signs, [2 * count]), device),
+        }
+    }
+}
+
+/// The waves of one side.
+struct Waves {
+    /// Frequencies in use, at most half of the width.
+    used: Vec<usize>,
+    /// For each coefficient: the column of its cosine, which its sine follows, and the sign of the sine.
+    of: Vec<(usize, f32)>,
+    width: usize,
+}
+
+impl Waves {
+    fn new(frequencies: impl Iterator<Item = usize>, width: usize) -> Self {
+        let folded: Vec<(usize, f32)> = frequencies
+            .map(|frequency| match width - frequency {
+                other if other < frequency => (other, -1.0),
+                _ => (frequency, 1.0),
+            })
+            .collect();
+        let used: BTreeSet<usize> = folded.iter().map(|(frequency, _)| *frequency).collect();
+        let used: Vec<usize> = used.into_iter().collect();
+        let column = |frequency: &usize| 2 * used.partition_point(|other| other < frequency);
+        let of = folded
+            .iter()
+            .map(|(at, sign)| (column(at), *sign))
+            .collect();
+        Self { used, of, width }
+    }
+
+    /// `[width, 2 · used]`.
+    fn values(&self, device: &Device) -> Tensor<2> {
+        let mut values = Vec::with_capacity(2 * self.width * self.used.len());
+        for feature in 0..self.width {
+            for frequency in &self.used {
+                let turns = (feature * frequency % self.width) as f64 / self.width as f64;
+                let (sine, cosine) = (TAU * turns).sin_cos();
+                values.extend([cosine as f32, sine as f32]);
+            }
+        }
+        let shape = [self.width, 2 * self.used.len()];
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+}
+
+/// `W' = W + s·Re(ifft2(S))` for a spectrum S that is zero but at n random places.
+///
+/// As a product, `s·A (C B)`: A and B are fixed waves over inputs and outputs, C holds the coefficients.
+/// With few frequencies that is low rank.
+#[derive(Module, Debug)]
+pub struct FourierFtLinear {
+    /// Coefficients, `[n]`.
+    pub spectrum: Param<Tensor<1>>,
+    frequencies: Frequencies,
+    /// s: scaling / (in · out).
+    pub scale: f64,
+}
+
+impl FourierFtLinear {
+    /// The change as factors, as many as there are waves over the inputs.
+    fn factors(&self) -> LowRank {
+        let spectrum = self.spectrum.val();
+        let (device, dtype) = (spectrum.device(), spectrum.dtype());
+        let Frequencies {
+            of_inputs,
+            of_outputs,
+            places,
+            signs,
+        } = self.frequencies.clone();
+        let ([_, rows], [columns, _]) = (of_inputs.dims(), of_outputs.dims());
+        let values = Tensor::cat(vec![spectrum.clone(), spectrum], 0) * signs.cast(dtype);
+        let coefficients = Tensor::<1>::zeros([rows * columns], (&device, dtype))
+            .select_assign(0, places, values, IndexingUpdateOp::Add)
+            .reshape([rows, columns]);
+        LowRank {
+            down: of_inputs.cast(dtype),
+            up: coefficients.matmul(of_outputs.cast(dtype)),
+            scale: self.scale,
+        }
+    }
+
+    /// The change of the weight, `[in, out]`.
+    pub fn delta(&self) -> Tensor<2> {
+        let LowRank { down, up, scale } = self.factors();
+        down.matmul(up * scale)
+    }
+}
+
+impl Adapter for FourierFtLinear {
+    const METHOD: &'static str = "fourierft";
+
+    fn tensors(&self) -> Vec<TensorSpec> {
+        vec![TensorSpec::layer("spectrum", "fourierft_spectrum")]
+    }
+}
+
+impl WeightAdapter for FourierFtLinear {
+    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
+        let shape = weight.shape();
+        weight + self.delta().reshape(shape)
+    }
+
+    fn low_rank(&self) -> Option<LowRank> {
+        let [d_in, rank] = self.frequencies.of_inputs.dims();
+        let [_, out] = self.frequencies.of_outputs.dims();
+        (rank * (d_in + out) < d_in * out).then(|| self.factors())
+    }
+}
+
+/// FourierFT's configuration. Fields are called and behave as in Hugging Face PEFT's `FourierFTConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FourierFtConfig {
+    /// Frequencies of a layer's change, n. Default: 1000. At least 1, at most the layer's inputs times its
+    /// outputs.
+    #[serde(default = "default_frequencies")]
+    pub n_frequency: usize,
+    /// Other numbers of frequencies for some layers: the key is a regular expression for the end of the
+    /// name.
+    #[serde(default)]
+    pub n_frequency_pattern: Map<String, Value>,
+    /// What the change is multiplied by. Default: 150.
+    #[serde(default = "default_scaling")]
+    pub scaling: f64,
+    /// Seed of the frequencies; they are not in the file. Default: 777. Layers of one shape have the same.
+    #[serde(default = "default_seed")]
+    pub random_loc_seed: i64,
+    /// Whether a fresh adapter changes nothing; else its coefficients are standard normal. Default: false.
+    #[serde(default)]
+    pub init_weights: bool,
+    /// Biases to train. Default: none.
+    #[serde(default)]
+    pub bias: Bias,
+    /// Layers to adapt. Default: `all-linear`.
+    #[serde(flatten)]
+    pub targets: Targets,
+    /// Fields that every method has.
+    #[serde(flatten)]
+    pub common: Common,
+}
+
+fn default_frequencies() -> usize {
+    1000
+}
+
+fn default_scaling() -> f64 {
+    150.0
+}
+
+fn default_seed() -> i64 {
+    777
+}
+
+impl Default for FourierFtConfig {
+    fn default() -> Self {
+        Self::new(default_frequencies())
+    }
+}
+
+impl FourierFtConfig {
+    /// FourierFT with `n_frequency` frequencies a layer, on all linear layers but the output head.
+    pub fn new(n_frequency: usize) -> Self {
+        Self {
+            n_frequency,
+            n_frequency_pattern: Map::new(),
+            scaling: default_scaling(),
+            random_loc_seed: default_seed(),
+            init_weights: false,
+            bias: Bias::None,
+            targets: Targets::default(),
+            common: Common::default(),
+        }
+    }
+
+    /// Sets what the change is multiplied by.
+    #[must_use]
+    pub fn with_scaling(mut self, scaling: f64) -> Self {
+        self.scaling = scaling;
+        self
+    }
+
+    /// Sets the seed of the frequencies.
+    #[must_use]
+    pub fn with_seed(mut self, random_loc_seed: i64) -> Self {
+        self.random_loc_seed = random_loc_seed;
+        self
+    }
+
+    /// Sets whether a fresh adapter changes nothing.
+    #[must_use]
+    pub fn with_init(mut self, init_weights: bool) -> Self {
+        self.init_weights = init_weights;
+        self
+    }
+
+    /// Sets which biases are trained.
+    #[must_use]
+    pub fn with_bias(mut self, bias: Bias) -> Self {
+        self.bias = bias;
+        self
+    }
+
+    target_builders!();
+
+    /// Sets another number of frequencies for layers whose name ends in `pattern`, a regular expression.
+    #[must_use]
+    pub fn with_frequencies_for(mut self, pattern: &str, n_frequency: usize) -> Self {
+        self.n_frequency_pattern
+            .insert(pattern.into(), n_frequency.into());
+        self
+    }
+
+    fn counts(&self) -> Result<Vec<(String, usize)>> {
+        let field = (&FOURIERFT, "n_frequency_pattern");
+        let expected = "a whole number of at least 1";
+        patterns(&self.n_frequency_pattern, field, expected, at_least_one)
+    }
+}
+
+impl Method for FourierFtConfig {
+    common_method!(FOURIERFT);
+
+    fn validate(&self) -> Result<()> {
+        let title = FOURIERFT.title;
+        if self.n_frequency == 0 {
+            return Err(Error::config(title, "n_frequency", 0, "at least 1"));
+        }
+        if !self.scaling.is_finite() {
+            let expected = "a finite number";
+            return Err(Error::config(title, "scaling", self.scaling, expected));
+        }
+        refuse_unsupported(&self.common.unknown, &FOURIERFT, &["fan_in_fan_out"])?;
+        self.counts().map(|_| ())
+    }
+
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        let targets = select(&self.targets, layout, plan, &FOURIERFT, LINEAR)?;
+        let counts = self.counts()?;
+        let mut drawn: Vec<([usize; 3], Device, Frequencies)> = Vec::new();
+        for &(layer, weight) in &targets {
+            let count = pattern_value(&counts, &layer.name)?.unwrap_or(self.n_frequency);
+            let (shape, device) = (weight.shape(), weight.device());
+            let (d_in, out) = (shape[0], shape[1]);
+            if count > d_in * out {
+                let most = d_in * out;
+                let expected = format!("`{}` is {d_in} × {out}, so at most {most}", layer.name);
+                return Err(Error::config(
+                    FOURIERFT.title,
+                    "n_frequency",
+                    count,
+                    expected,
+                ));
+            }
+            let known = drawn
+                .iter()
+                .find(|(of, on, _)| *of == [count, d_in, out] && *on == device);
+            let frequencies = if let Some((_, _, frequencies)) = known {
+                frequencies.clone()
+            } else {
+                let seed = self.random_loc_seed as u64;
+                let frequencies = Frequencies::new(seed, count, [d_in, out], &device);
+                drawn.push(([count, d_in, out], device.clone(), frequencies.clone()));
+                frequencies
+            };
+            let like = (&device, weight.dtype());
+            let spectrum = if self.init_weights {
+                plan.init().zeros([count], like)
+            } else {
+                plan.init().normal([count], 1.0, like)
+            };
+            let adapter = FourierFtLinear {
+                spectrum,
+                frequencies,
+                scale: self.scaling / (d_in * out) as f64,
+            };
+            plan.adapt_weight(weight, adapter);
+        }
+        train_biases(self.bias, layout, &targets, plan);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Tolerance;
+    use peft_core::device::cpu_devices;
+
+    /// The definition: `Re(ifft2(S))`, transposed, times `in · out`.
+    fn transform(spectrum: &[f32], seed: u64, [d_in, out]: [usize; 2]) -> Vec<f32> {
+        let places = TorchGenerator::new(seed).randperm(d_in * out, spectrum.len());
+        let mut change = Vec::new();
+        for input in 0..d_in {
+            for output in 0..out {
+                let waves = places.iter().zip(spectrum).map(|(place, coefficient)| {
+                    let turns = (place / d_in * output) as f64 / out as f64
+                        + (place % d_in * input) as f64 / d_in as f64;
+                    f64::from(*coefficient) * (TAU * turns).cos()
+                });
+                change.push(waves.sum::<f64>() as f32);
+            }
+        }
+        change
+    }
+
+    #[test]
+    fn the_change_is_the_inverse_transform_of_the_spectrum() {
+        for (_, device) in cpu_devices() {
+            // Even and odd widths, few frequencies and all of them.
+            for (count, [d_in, out]) in [(3, [16, 12]), (40, [9, 7]), (63, [9, 7]), (48, [6, 8])] {
+                let spectrum: Vec<f32> = (0..count).map(|at| (at as f32 * 1.3).sin()).collect();
+                let data = TensorData::new(spectrum.clone(), [count]);
+                let adapter = FourierFtLinear {
+                    spectrum: Param::from_tensor(Tensor::from_data(data, &device)),
+                    frequencies: Frequencies::new(777, count, [d_in, out], &device),
+                    scale: 1.0,
+                };
+                assert_eq!(adapter.low_rank().is_some(), count == 3);
+                let expected = transform(&spectrum, 777, [d_in, out]);
+                adapter.delta().into_data().assert_approx_eq(
+                    &TensorData::new(expected, [d_in, out]),
+                    Tolerance::<f32>::relative(1e-4).set_absolute(1e-4),
+                );
+            }
+        }
+    }
+}

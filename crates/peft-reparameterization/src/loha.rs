@@ -1,0 +1,436 @@
+//! LoHa: the change of a weight is the elementwise product of two low-rank matrices.
+
+use burn::module::{Module, Param};
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::Tensor;
+use peft_core::ops::{self, LowRank};
+use peft_core::{
+    AdaptedForward, Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo, Plan,
+    Result, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json, dropout_rate,
+    pattern_value,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::family::{LINEAR, at_least_one, common_method, patterns, select, target_builders};
+
+/// LoHa's registration.
+pub static LOHA: MethodInfo = MethodInfo {
+    name: "loha",
+    peft_type: "LOHA",
+    title: "LoHa",
+    family: Family::Reparameterization,
+    reference: "Hyeon-Woo et al. 2021, FedPara, proposition 1; Yeh et al. 2023, LyCORIS, section 3.2",
+    identity_at_init: true,
+    mergeable: true,
+    parse: config_from_json::<LohaConfig>,
+    recognises: by_peft_type,
+};
+
+/// Dropout of a change as a whole, and of single output features of it. It acts on the activation
+/// side and in training only.
+#[derive(Module, Debug)]
+pub struct ChangeDropout {
+    /// Of single output features of the change: upstream's `rank_dropout`.
+    pub features: Dropout,
+    /// Of the whole change, of one layer in one pass: upstream's `module_dropout`.
+    pub whole: Dropout,
+    /// Whether the features that stay grow by the inverse of the share that stayed.
+    pub rescaled: bool,
+}
+
+impl ChangeDropout {
+    pub(crate) fn new(features: f64, whole: f64, rescaled: bool) -> Self {
+        Self {
+            features: DropoutConfig::new(features).init(),
+            whole: DropoutConfig::new(whole).init(),
+            rescaled,
+        }
+    }
+
+    /// Whether something may be dropped, for parameters on the device of `like`.
+    pub(crate) fn is_on(&self, like: &Tensor<2>) -> bool {
+        like.is_autodiff() && dropout_rate(&self.features) + dropout_rate(&self.whole) > 0.0
+    }
+
+    /// What the `out` output features of the change are to be multiplied by, `[1, out]`; none where
+    /// nothing is dropped.
+    pub(crate) fn factors(&self, out: usize, like: &Tensor<2>) -> Option<Tensor<2>> {
+        if !self.is_on(like) {
+            return None;
+        }
+        let (device, dtype) = (like.device(), like.dtype());
+        let coins = |dropout: &Dropout, count: usize| {
+            let ones = Tensor::<2>::ones([1, count], (&device, dtype));
+            // Dropout scales what it keeps, which is not wanted here.
+            dropout.adapted(ones) * (1.0 - dropout_rate(dropout))
+        };
+        let features = coins(&self.features, out);
+        let whole = coins(&self.whole, 1);
+        if !self.rescaled {
+            return Some(features * whole);
+        }
+        // At least one feature's, so that dropping all of them is no division by zero.
+        let share = features.clone().mean().clamp_min(1.0 / out as f64);
+        Some(features * whole / share.unsqueeze::<2>())
+    }
+}
+
+/// `W' = W + s·(A₁ B₁) ∘ (A₂ B₂)`, ∘ elementwise.
+///
+/// A product of rank r² at most, `s·A B` with the columns of A being all products of a column of A₁
+/// and one of A₂; where that is cheaper than a dense matrix, the layer computes it so.
+#[derive(Module, Debug)]
+pub struct LohaLinear {
+    /// A₁, `[in, r]`: upstream's `hada_w1_b`, transposed.
+    pub down_1: Param<Tensor<2>>,
+    /// B₁, `[r, out]`: upstream's `hada_w1_a`, transposed.
+    pub up_1: Param<Tensor<2>>,
+    /// A₂, `[in, r]`: upstream's `hada_w2_b`, transposed.
+    pub down_2: Param<Tensor<2>>,
+    /// B₂, `[r, out]`: upstream's `hada_w2_a`, transposed.
+    pub up_2: Param<Tensor<2>>,
+    /// s: alpha / r.
+    pub scale: f64,
+    /// On the change.
+    pub dropout: ChangeDropout,
+}
+
+impl LohaLinear {
+    /// The change of the weight, `[in, out]`.
+    pub fn delta(&self) -> Tensor<2> {
+        let first = self.down_1.val().matmul(self.up_1.val() * self.scale);
+        first * self.down_2.val().matmul(self.up_2.val())
+    }
+
+    /// The same as factors of rank r².
+    fn factors(&self) -> LowRank {
+        let ([d_in, rank], [_, out]) = (self.down_1.dims(), self.up_1.dims());
+        let down =
+            self.down_1.val().reshape([d_in, rank, 1]) * self.down_2.val().reshape([d_in, 1, rank]);
+        let up = self.up_1.val().reshape([rank, 1, out]) * self.up_2.val().reshape([1, rank, out]);
+        LowRank {
+            down: down.reshape([d_in, rank * rank]),
+            up: up.reshape([rank * rank, out]),
+            scale: self.scale,
+        }
+    }
+
+    /// Whether factors of rank r² cost less than a dense matrix.
+    fn is_low_rank(&self) -> bool {
+        let ([d_in, rank], [_, out]) = (self.down_1.dims(), self.up_1.dims());
+        rank * rank * (d_in + out) < d_in * out
+    }
+}
+
+impl Adapter for LohaLinear {
+    const METHOD: &'static str = "loha";
+
+    fn tensors(&self) -> Vec<TensorSpec> {
+        vec![
+            TensorSpec::layer("down_1", "hada_w1_b").transposed(),
+            TensorSpec::layer("up_1", "hada_w1_a").transposed(),
+            TensorSpec::layer("down_2", "hada_w2_b").transposed(),
+            TensorSpec::layer("up_2", "hada_w2_a").transposed(),
+        ]
+    }
+}
+
+impl WeightAdapter for LohaLinear {
+    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
+        let shape = weight.shape();
+        weight + self.delta().reshape(shape)
+    }
+
+    fn low_rank(&self) -> Option<LowRank> {
+        let fixed = !self.dropout.is_on(&self.down_1);
+        (fixed && self.is_low_rank()).then(|| self.factors())
+    }
+
+    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+        let [_, out] = self.up_1.dims();
+        let dropout = self.dropout.factors(out, &self.down_1);
+        let dropped = |features: Tensor<2>| match dropout {
+            Some(dropout) => features * dropout,
+            None => features,
+        };
+        if self.is_low_rank() {
+            let LowRank { down, up, scale } = self.factors();
+            let up = dropped(up);
+            return inner.forward_with(input, LowRank { down, up, scale });
+        }
+        let weight = inner.weight() + dropped(self.delta());
+        ops::linear(input, weight, inner.bias(), None)
+    }
+}
+
+/// The fields that LoHa and LoKr have in common, as they are checked and read.
+pub(crate) struct LycorisFields<'a> {
+    pub(crate) info: &'static MethodInfo,
+    pub(crate) r: usize,
+    pub(crate) alpha: f64,
+    pub(crate) rank_dropout: f64,
+    pub(crate) module_dropout: f64,
+    pub(crate) rank_pattern: &'a Map<String, Value>,
+    pub(crate) alpha_pattern: &'a Map<String, Value>,
+}
+
+impl LycorisFields<'_> {
+    /// Ranks by pattern.
+    pub(crate) fn ranks(&self) -> Result<Vec<(String, usize)>> {
+        let field = (self.info, "rank_pattern");
+        let expected = "a whole number of at least 1";
+        patterns(self.rank_pattern, field, expected, at_least_one)
+    }
+
+    fn alphas(&self) -> Result<Vec<(String, f64)>> {
+        let field = (self.info, "alpha_pattern");
+        patterns(self.alpha_pattern, field, "a number", Value::as_f64)
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        let title = self.info.title;
+        if self.r == 0 {
+            return Err(Error::config(title, "r", self.r, "at least 1"));
+        }
+        if !self.alpha.is_finite() {
+            let expected = "a finite number";
+            return Err(Error::config(title, "alpha", self.alpha, expected));
+        }
+        for (field, value) in [
+            ("rank_dropout", self.rank_dropout),
+            ("module_dropout", self.module_dropout),
+        ] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(Error::config(title, field, value, "in [0, 1)"));
+            }
+        }
+        self.ranks()?;
+        self.alphas().map(|_| ())
+    }
+
+    /// Rank of the layer called `name`, and its scale, alpha / r.
+    pub(crate) fn of(&self, name: &str) -> Result<(usize, f64)> {
+        let rank = pattern_value(&self.ranks()?, name)?.unwrap_or(self.r);
+        let alpha = pattern_value(&self.alphas()?, name)?.unwrap_or(self.alpha);
+        Ok((rank, alpha / rank as f64))
+    }
+}
+
+/// LoHa's configuration. Fields are called and behave as in Hugging Face PEFT's `LoHaConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LohaConfig {
+    /// Rank of each of the two matrices. Default: 8. At least 1, at most the layer's smaller side.
+    #[serde(default = "default_rank")]
+    pub r: usize,
+    /// Scaling numerator: the change is scaled by alpha / r. Default: 8.
+    #[serde(default = "default_alpha")]
+    pub alpha: f64,
+    /// Probability, in [0, 1), that an output feature of the change is dropped in training; the
+    /// others grow by the inverse of the share that stayed. Default: 0. On the activation side only.
+    #[serde(default)]
+    pub rank_dropout: f64,
+    /// Probability, in [0, 1), that the whole change of a layer is dropped in a pass in training.
+    /// Default: 0. On the activation side only.
+    #[serde(default)]
+    pub module_dropout: f64,
+    /// Another form for convolutions, which are not adapted here: no effect. Default: false.
+    #[serde(default)]
+    pub use_effective_conv2d: bool,
+    /// Whether a fresh adapter changes nothing: A₂ is zero. Else all four are random, for tests.
+    /// Default: true.
+    #[serde(default = "default_init")]
+    pub init_weights: bool,
+    /// Other ranks for some layers: the key is a regular expression for the end of the name.
+    #[serde(default)]
+    pub rank_pattern: Map<String, Value>,
+    /// Other alphas for some layers.
+    #[serde(default)]
+    pub alpha_pattern: Map<String, Value>,
+    /// Layers to adapt. Default: `all-linear`.
+    #[serde(flatten)]
+    pub targets: Targets,
+    /// Fields that every method has.
+    #[serde(flatten)]
+    pub common: Common,
+}
+
+fn default_rank() -> usize {
+    8
+}
+
+fn default_alpha() -> f64 {
+    8.0
+}
+
+fn default_init() -> bool {
+    true
+}
+
+impl Default for LohaConfig {
+    fn default() -> Self {
+        Self::new(default_rank())
+    }
+}
+
+impl LohaConfig {
+    /// LoHa of rank `r` on all linear layers but the output head.
+    pub fn new(r: usize) -> Self {
+        Self {
+            r,
+            alpha: default_alpha(),
+            rank_dropout: 0.0,
+            module_dropout: 0.0,
+            use_effective_conv2d: false,
+            init_weights: default_init(),
+            rank_pattern: Map::new(),
+            alpha_pattern: Map::new(),
+            targets: Targets::default(),
+            common: Common::default(),
+        }
+    }
+
+    /// Sets alpha.
+    #[must_use]
+    pub fn with_alpha(mut self, alpha: f64) -> Self {
+        self.alpha = alpha;
+        self
+    }
+
+    /// Sets the probabilities with which output features of a change, and whole changes, are dropped.
+    #[must_use]
+    pub fn with_dropouts(mut self, rank_dropout: f64, module_dropout: f64) -> Self {
+        (self.rank_dropout, self.module_dropout) = (rank_dropout, module_dropout);
+        self
+    }
+
+    /// Sets whether a fresh adapter changes nothing.
+    #[must_use]
+    pub fn with_init(mut self, init_weights: bool) -> Self {
+        self.init_weights = init_weights;
+        self
+    }
+
+    target_builders!();
+
+    /// Sets another rank for layers whose name ends in `pattern`, a regular expression.
+    #[must_use]
+    pub fn with_rank_for(mut self, pattern: &str, r: usize) -> Self {
+        self.rank_pattern.insert(pattern.into(), r.into());
+        self
+    }
+
+    /// Sets another alpha for layers whose name ends in `pattern`, a regular expression.
+    #[must_use]
+    pub fn with_alpha_for(mut self, pattern: &str, alpha: f64) -> Self {
+        self.alpha_pattern.insert(pattern.into(), alpha.into());
+        self
+    }
+
+    fn fields(&self) -> LycorisFields<'_> {
+        LycorisFields {
+            info: &LOHA,
+            r: self.r,
+            alpha: self.alpha,
+            rank_dropout: self.rank_dropout,
+            module_dropout: self.module_dropout,
+            rank_pattern: &self.rank_pattern,
+            alpha_pattern: &self.alpha_pattern,
+        }
+    }
+}
+
+impl Method for LohaConfig {
+    common_method!(LOHA);
+
+    fn validate(&self) -> Result<()> {
+        self.fields().validate()
+    }
+
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        let targets = select(&self.targets, layout, plan, &LOHA, LINEAR)?;
+        for (layer, weight) in targets {
+            let (rank, scale) = self.fields().of(&layer.name)?;
+            let shape = weight.shape();
+            let (d_in, out) = (shape[0], shape[1]);
+            let most = d_in.min(out);
+            if plan.strict() && rank > most {
+                let expected = format!("`{}` is {d_in} × {out}, so at most {most}", layer.name);
+                return Err(Error::config(LOHA.title, "r", rank, expected));
+            }
+            let like = (&weight.device(), weight.dtype());
+            let init = plan.init();
+            let adapter = LohaLinear {
+                down_1: init.kaiming_uniform([d_in, rank], d_in, like),
+                up_1: init.kaiming_uniform([rank, out], rank, like),
+                down_2: if self.init_weights {
+                    init.zeros([d_in, rank], like)
+                } else {
+                    init.kaiming_uniform([d_in, rank], d_in, like)
+                },
+                up_2: init.kaiming_uniform([rank, out], rank, like),
+                scale,
+                dropout: ChangeDropout::new(self.rank_dropout, self.module_dropout, true),
+            };
+            plan.adapt_weight(weight, adapter);
+        }
+        Ok(())
+    }
+
+    fn rank_of_change(&self) -> Option<usize> {
+        let others = self.fields().ranks().ok()?.into_iter().map(|(_, r)| r);
+        let most = others.chain([self.r]).max()?;
+        most.checked_mul(most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{DType, Device, Tolerance};
+    use peft_core::Init;
+
+    fn adapter(device: &Device) -> LohaLinear {
+        let mut init = Init::new(3);
+        let like = (device, DType::F32);
+        LohaLinear {
+            down_1: init.normal([40, 3], 1.0, like),
+            up_1: init.normal([3, 30], 1.0, like),
+            down_2: init.normal([40, 3], 1.0, like),
+            up_2: init.normal([3, 30], 1.0, like),
+            scale: 0.5,
+            dropout: ChangeDropout::new(0.5, 0.0, true),
+        }
+    }
+
+    #[test]
+    fn factors_of_rank_r_squared_are_the_change() {
+        for (_, device) in peft_core::device::cpu_devices() {
+            let adapter = adapter(&device);
+            let LowRank { down, up, scale } =
+                adapter.low_rank().expect("9·(40 + 30) is below 40·30");
+            assert_eq!(down.dims(), [40, 9]);
+            (down.matmul(up) * scale).into_data().assert_approx_eq(
+                &adapter.delta().into_data(),
+                Tolerance::<f32>::rel_abs(1e-4, 1e-4),
+            );
+        }
+    }
+
+    #[test]
+    fn dropped_features_are_none_and_the_others_keep_the_sum() {
+        for (_, device) in peft_core::device::cpu_devices() {
+            let plain = adapter(&device);
+            assert!(plain.dropout.factors(30, &plain.down_1).is_none());
+            let training = adapter(&device.autodiff());
+            assert!(training.low_rank().is_none());
+            let factors = training.dropout.factors(30, &training.down_1);
+            let factors = factors.expect("in training").into_data();
+            let factors: Vec<f32> = factors.iter::<f32>().collect();
+            let kept = factors.iter().filter(|factor| **factor > 0.0).count();
+            assert!(kept > 0 && kept < 30, "{kept} of 30");
+            let sum: f32 = factors.iter().sum();
+            assert!((sum - 30.0).abs() < 1e-3, "{factors:?}");
+        }
+    }
+}
