@@ -268,6 +268,7 @@ mod tests {
             let kernel = Tensor::<3>::from_data([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]], &device);
             let adapter = C3aLinear {
                 kernel: Param::from_tensor(kernel),
+                upstream_gradient: false,
             };
             let expected = TensorData::from([
                 [1.0_f32, 3.0, 2.0],
