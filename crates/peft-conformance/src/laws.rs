@@ -1,12 +1,14 @@
 //! The laws, one function each.
 
 mod files;
+mod numbers;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
 use peft_core::{Error, Family, Method, PeftModule};
 
 use self::files::{adapter_file, damaged_files, devices_agree, saved};
+use self::numbers::{low_precision, not_a_number};
 use crate::fixture::{Fixture, base_values, farthest};
 
 /// What a law says when it is broken.
@@ -28,7 +30,7 @@ macro_rules! for_each_law {
         $($callback)::+! {
             identity_at_init, gradients, training, disabled, merged, unmerged_exactly, saved,
             adapter_file, names, detached, several, damaged_files, counts, records, moved,
-            devices_agree
+            devices_agree, low_precision, not_a_number
         }
     };
 }

@@ -229,14 +229,20 @@ impl fmt::Debug for Trainable {
 
 /// Whether the parameter is set to be trained, also where its device has no autodiff right now.
 ///
-/// There Burn says it only of a copy that is put to training, which makes a node of its autodiff graph;
-/// nodes go with the next backward pass, and stay where there is none. So nobody asks but counts.
+/// There Burn says it only of what is put to training. A stand-in of one element is: what that leaves in
+/// the autodiff graph goes with a backward pass, and would stay for ever without one.
 pub(crate) fn is_trainable<const D: usize>(param: &Param<Tensor<D>>) -> bool {
     if param.is_autodiff() {
-        param.is_require_grad()
-    } else {
-        param.clone().train().is_require_grad()
+        return param.is_require_grad();
     }
+    let (id, value, mapper) = param.clone().consume();
+    let stand_in = Tensor::<D>::zeros([1; D], &value.device());
+    let stand_in = Param::from_mapped_value(id, stand_in, mapper).train().val();
+    let trained = stand_in.is_require_grad();
+    if trained {
+        let _ = stand_in.sum().backward();
+    }
+    trained
 }
 
 /// Copies of all that adapters care about in `module`.

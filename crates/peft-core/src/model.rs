@@ -18,7 +18,7 @@ use crate::layout::Layout;
 use crate::mechanism::{self, Edits};
 use crate::method::{Method, MethodInfo, Plan, is_transposed};
 use crate::rows;
-use crate::stack::Stack;
+use crate::stack::{Entry, Stack};
 use crate::{Error, Result};
 
 /// Adapters on any Burn module.
@@ -218,6 +218,45 @@ pub trait PeftModule: Module {
     fn activate_rows(&self, rows: &[Option<&str>]) -> Result<Self> {
         let layout = unmerged(self)?;
         rows::activate(self, &layout, rows)
+    }
+
+    /// Puts the adapter in `dir` in the place of `name`: it is active where that was, and where it lay among
+    /// others on the same weights. The base is not touched.
+    ///
+    /// # Errors
+    ///
+    /// As [`detach`](Self::detach) and [`load_adapter`](Self::load_adapter); the model keeps the old one
+    /// then.
+    fn swap_adapter(
+        &self,
+        name: &str,
+        dir: impl AsRef<Path>,
+        methods: &[&MethodInfo],
+    ) -> Result<Self> {
+        let before = unmerged(self)?;
+        let new = self.detach(name)?.load_adapter(name, dir, methods)?;
+        let layout = new.layout();
+        let order = names(&before);
+        let edited = stacks(&layout)
+            .map(|(path, stack)| {
+                let mut stack = stack.clone();
+                let place = |entry: &Entry| order.iter().position(|known| *known == entry.name);
+                stack.entries.sort_by_key(place);
+                for entry in &mut stack.entries {
+                    entry.active = stacks(&before)
+                        .filter_map(|(_, stack)| stack.entry(&entry.name))
+                        .any(|old| old.active);
+                }
+                (path.to_string(), stack)
+            })
+            .collect();
+        Ok(mechanism::place(
+            &new,
+            Edits {
+                stacks: edited,
+                ..Edits::default()
+            },
+        ))
     }
 
     /// Makes no adapter active: outputs are the base model's, bit for bit.

@@ -108,7 +108,14 @@ pub fn attention(
     let query = split(query, options.heads);
     let key = spread(split(key, options.kv_heads));
     let value = spread(split(value, options.kv_heads));
-    let mut added = mask.map(|mask| mask.unsqueeze_dim::<4>(1));
+    let mut added = mask.map(|mask| {
+        // A row of nothing but padding must not become one of nothing but infinities.
+        let mask = match query.dtype() {
+            DType::F16 => mask.clamp_min(-65_504.0),
+            _ => mask,
+        };
+        mask.cast(query.dtype()).unsqueeze_dim::<4>(1)
+    });
     if options.causal {
         // True above the diagonal that ends in the last corner.
         let hidden = Tensor::<2, Bool>::tril_mask(

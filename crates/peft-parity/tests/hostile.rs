@@ -377,3 +377,31 @@ fn much_that_is_declared_costs_nothing() {
 fn assert_contains(text: &str, part: &str) {
     assert!(text.contains(part), "{text}");
 }
+
+#[test]
+fn looking_and_loading_leave_nothing_behind() {
+    let device = peft::core::device::cpu_devices()[0].1.clone();
+    let base = Bert::load(BASE, &device).unwrap();
+    for case in CASES.iter().step_by(3) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Value::Object(case.config.clone()).to_string();
+        fs::write(dir.path().join("adapter_config.json"), &config).unwrap();
+        fs::write(dir.path().join(case.file), &case.tensors).unwrap();
+        let round = || {
+            load(&base, dir.path());
+        };
+        // Tests beside this one allocate, too: the least growth of several rounds counts.
+        round();
+        let growth = (0..5)
+            .map(|_| {
+                let before = ALLOCATOR.allocated();
+                (0..10).for_each(|_| round());
+                ALLOCATOR.allocated().saturating_sub(before)
+            })
+            .min();
+        assert!(
+            growth < Some(20_000),
+            "{growth:?} bytes in ten rounds: {config}"
+        );
+    }
+}

@@ -166,7 +166,8 @@ mod tests {
                 0x3e74_5677
             ]
         );
-        let bound = 0.176_776_7;
+        // 1 / √32.
+        let bound = f32::from_bits(0x3e35_04f3);
         assert_eq!(
             bits(&TorchGenerator::new(0).uniform(4, -bound, bound)),
             [0xbaad_7922, 0x3dc2_369c, 0xbe14_fcb1, 0xbe05_381d]

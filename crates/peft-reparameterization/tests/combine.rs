@@ -456,3 +456,36 @@ fn pissa_and_olora_begin_as_the_base_and_dora_has_its_norms() {
         assert_eq!(trained, expected);
     }
 }
+
+#[test]
+fn an_adapter_is_swapped_in_its_place() {
+    let config = |rank| LoraConfig::new(rank).with_targets(["query", "value"]);
+    let model = attached(&base(), "a", &config(2));
+    let model = attached(&model, "b", &config(3));
+    let model = model.activate(&["a", "b"]).unwrap();
+    let other = attached(&base(), "x", &config(4));
+    let dir = tempfile::tempdir().unwrap();
+    other.save_adapter("x", dir.path()).unwrap();
+    let methods = peft_reparameterization::METHODS;
+    let swapped = model.swap_adapter("a", dir.path(), methods).unwrap();
+    assert_eq!(swapped.adapters(), ["a", "b"]);
+    assert_same(&changes(&swapped, "a"), &changes(&other, "x"));
+    assert_same(&changes(&swapped, "b"), &changes(&model, "b"));
+    // Both are active, as they were.
+    let summary = swapped.summary();
+    assert!(summary.adapters.iter().all(|adapter| adapter.active));
+    let disabled = swapped.disable_adapters().unwrap();
+    let still = disabled.swap_adapter("a", dir.path(), methods).unwrap();
+    assert!(
+        still
+            .summary()
+            .adapters
+            .iter()
+            .all(|adapter| !adapter.active)
+    );
+    // A checkpoint that cannot be loaded changes nothing.
+    std::fs::write(dir.path().join("adapter_model.safetensors"), b"x").unwrap();
+    assert!(model.swap_adapter("a", dir.path(), methods).is_err());
+    assert!(model.swap_adapter("c", dir.path(), methods).is_err());
+    assert_eq!(changes(&model, "a").len(), 4);
+}

@@ -56,8 +56,10 @@ impl BertOutput {
         let Some(padding) = padding else {
             return hidden.mean_dim(1).squeeze_dim(1);
         };
-        let kept = Tensor::ones(padding.dims(), &hidden.device()).mask_fill(padding, 0.0);
+        let ones = Tensor::<2>::ones(padding.dims(), &hidden.device());
+        let kept = ones.mask_fill(padding, 0.0);
         let weights = kept.clone() / kept.sum_dim(1).clamp_min(1.0);
+        let weights = weights.cast(hidden.dtype());
         // As a product of matrices the masked states are never formed.
         weights.unsqueeze_dim::<3>(1).matmul(hidden).squeeze_dim(1)
     }
