@@ -42,6 +42,7 @@ mod shared;
 mod site;
 mod stack;
 mod targets;
+mod tokens;
 
 pub use adapter::{Adapter, HiddenAdapter, PromptAdapter, Surroundings, WeightAdapter};
 pub use chain::{InnerConv2d, InnerEmbedding, InnerLinear};
@@ -62,3 +63,4 @@ pub use saved::TrainedBias;
 pub use shared::Shared;
 pub use site::{Site, SiteKind};
 pub use targets::{ALL_LINEAR, OneOrMany, Selection, Targets, pattern_value};
+pub use tokens::TrainedRows;

@@ -14,6 +14,7 @@ use crate::layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
 use crate::saved::SavedParam;
 use crate::site::SiteKind;
 use crate::targets::is_suffix;
+use crate::tokens::TrainedRows;
 use crate::{Error, Result};
 
 /// Lialin et al.'s families (Scaling Down to Scale Up, section 3).
@@ -345,6 +346,28 @@ impl Plan {
     /// If the parameter is not of rank 1.
     pub fn train_bias_from(&mut self, param: &LayoutParam, key: Option<String>, value: Tensor<1>) {
         self.adapt_weight(param, SavedParam::of_bias(param, key).with_value(value));
+    }
+
+    /// Trains copies of some rows of an embedding table `[rows, d]` in their place; the table keeps its own.
+    /// `key` is their name below the layer in the checkpoint.
+    ///
+    /// # Panics
+    ///
+    /// If the parameter is not of rank 2, or has no such row.
+    pub fn train_rows(&mut self, param: &LayoutParam, rows: &[usize], key: &str) {
+        let shape = param.shape();
+        assert!(
+            shape.len() == 2 && rows.iter().all(|row| *row < shape[0]),
+            "{} has {shape:?}, and no row of {rows:?}",
+            param.name
+        );
+        let values = if self.strict {
+            TrainedRows::of(param, rows)
+        } else {
+            let like = (&param.device(), param.dtype());
+            self.init.zeros([rows.len(), shape[1]], like)
+        };
+        self.adapt_weight(param, TrainedRows::new(values, rows, key));
     }
 
     /// Whether nothing is planned so far.

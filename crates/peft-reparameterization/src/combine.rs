@@ -247,6 +247,11 @@ impl Adapter {
                 "it has modules that were trained whole (`modules_to_save`, or its task's head), which do not add up",
             ));
         }
+        if config.trainable_token_indices.is_some() {
+            return Err(refuse(
+                "it has rows of an embedding table, which do not add up",
+            ));
+        }
         let mut factors = BTreeMap::new();
         for (layer, state) in model.adapter_states::<LoraLinear>(name)? {
             let change = state.change();

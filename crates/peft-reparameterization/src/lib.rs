@@ -98,7 +98,7 @@ pub use hra::{HRA, HraConfig, HraLinear};
 pub use loha::{ChangeDropout, LOHA, LohaConfig, LohaLinear};
 pub use lokr::{InitLokr, KroneckerFactor, LOKR, LokrConfig, LokrLinear};
 pub use lora::LORA;
-pub use lora_config::{InitLora, LoraConfig};
+pub use lora_config::{InitLora, LoraConfig, TokenRows};
 pub use lora_plus::{LoraPlus, lora_plus};
 pub use lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear, Removed};
 pub use miss::{InitMiss, MISS, MissBat, MissConfig, MissLinear};

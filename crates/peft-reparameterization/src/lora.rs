@@ -12,9 +12,9 @@ use serde_json::Value;
 
 use crate::dora::{Magnitude, norms_of_rows};
 use crate::family::{
-    Bias, at_least_one, common_method, patterns, refuse_unsupported, select, train_biases,
+    Bias, Target, at_least_one, common_method, patterns, refuse_unsupported, select, train_biases,
 };
-use crate::lora_config::LoraConfig;
+use crate::lora_config::{LoraConfig, TokenRows};
 use crate::lora_init::{Start, orthogonal};
 use crate::lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear, Removed};
 
@@ -36,7 +36,6 @@ const UNSUPPORTED: &[&str] = &[
     "use_qalora",
     "use_bdlora",
     "layer_replication",
-    "trainable_token_indices",
     "target_parameters",
     "alora_invocation_tokens",
     "arrow_config",
@@ -208,6 +207,65 @@ impl LoraConfig {
         Ok(())
     }
 
+    /// Rows of embedding tables, trained whole.
+    fn train_token_rows(
+        &self,
+        layout: &Layout,
+        adapted: &[Target<'_>],
+        plan: &mut Plan,
+    ) -> Result<()> {
+        const KEY: &str = "token_adapter.trainable_tokens_delta";
+        let refuse = |value: &dyn std::fmt::Debug, expected: String| {
+            let field = "trainable_token_indices";
+            Err(Error::config(LORA.title, field, value, expected))
+        };
+        let is_table = |layer: &&Layer| layer.kind == LayerKind::Embedding;
+        let mut wanted: Vec<(&Layer, &[usize])> = Vec::new();
+        match &self.trainable_token_indices {
+            None => return Ok(()),
+            Some(TokenRows::OfTokens(rows)) => {
+                let Some(table) = layout.layers.iter().find(is_table) else {
+                    return refuse(rows, "none: this model has no embedding table".into());
+                };
+                wanted.push((table, rows));
+            }
+            Some(TokenRows::ByTable(tables)) => {
+                for (name, rows) in tables {
+                    let named = |layer: &&Layer| {
+                        layer.name == *name || layer.name.ends_with(&format!(".{name}"))
+                    };
+                    let Some(table) = layout.layers.iter().filter(is_table).find(named) else {
+                        return refuse(name, "the name of an embedding table of this model".into());
+                    };
+                    wanted.push((table, rows));
+                }
+            }
+        }
+        for (table, rows) in wanted {
+            let Some(weight) = layout.param(table, "weight") else {
+                continue;
+            };
+            let most = weight.shape()[0];
+            let mut sorted = rows.to_vec();
+            sorted.sort_unstable();
+            if sorted.last().is_none_or(|last| *last >= most)
+                || sorted.windows(2).any(|pair| pair[0] == pair[1])
+            {
+                let expected = format!(
+                    "different numbers below {most}, the rows of `{}`, and at least one",
+                    table.name
+                );
+                return refuse(&rows, expected);
+            }
+            if adapted.iter().any(|(layer, _)| layer.name == table.name) {
+                let expected = format!("none of `{}`, which is a target itself", table.name);
+                return refuse(&rows, expected);
+            }
+            plan.train_rows(weight, rows, KEY);
+        }
+        Ok(())
+    }
+
     /// Checks what only a layer's shape tells.
     fn fits(&self, layer: &Layer, param: &LayoutParam, size: Size, start: Start) -> Result<()> {
         let shape = param.shape();
@@ -320,7 +378,7 @@ impl Method for LoraConfig {
             }
         }
         train_biases(self.bias, layout, &targets, plan);
-        Ok(())
+        self.train_token_rows(layout, &targets, plan)
     }
 
     fn rank_of_change(&self) -> Option<usize> {

@@ -1,5 +1,7 @@
 //! LoRA's configuration: fields and how to set them.
 
+use std::collections::BTreeMap;
+
 use peft_core::{Common, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -29,6 +31,16 @@ impl Default for InitLora {
     fn default() -> Self {
         Self::Default(true)
     }
+}
+
+/// Which rows of which embedding tables are trained whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenRows {
+    /// Of the model's first table.
+    OfTokens(Vec<usize>),
+    /// By the end of the table's name.
+    ByTable(BTreeMap<String, Vec<usize>>),
 }
 
 impl From<bool> for InitLora {
@@ -70,6 +82,10 @@ pub struct LoraConfig {
     /// Gives B a bias, which is trained. Default: false. The layers must have biases of their own.
     #[serde(default)]
     pub lora_bias: bool,
+    /// Rows of embedding tables that are trained whole besides, as for new tokens: a list for the table of
+    /// the tokens, or lists by the table's name. Default: none. A table cannot be among the targets, too.
+    #[serde(default)]
+    pub trainable_token_indices: Option<TokenRows>,
     /// Trains B only (LoRA-FA, Zhang et al. 2023). Default: false. Upstream has no such field: there it
     /// is a setting of the optimizer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -116,6 +132,7 @@ impl LoraConfig {
             use_dora: false,
             bias: Bias::None,
             lora_bias: false,
+            trainable_token_indices: None,
             freeze_a: false,
             init_lora_weights: InitLora::default(),
             rank_pattern: Map::new(),
@@ -157,6 +174,13 @@ impl LoraConfig {
     #[must_use]
     pub fn with_lora_bias(mut self, lora_bias: bool) -> Self {
         self.lora_bias = lora_bias;
+        self
+    }
+
+    /// Trains these rows of the token embeddings, too.
+    #[must_use]
+    pub fn with_token_rows(mut self, rows: impl Into<Vec<usize>>) -> Self {
+        self.trainable_token_indices = Some(TokenRows::OfTokens(rows.into()));
         self
     }
 

@@ -65,6 +65,13 @@ peft_conformance::battery!(vec![
             .with_excluded(["pooler.dense"])
     ),
     Case::new(
+        "token rows",
+        LoraConfig::new(3)
+            .with_alpha(6.0)
+            .with_token_rows([3, 50, 7])
+            .with_targets(["query", "value"])
+    ),
+    Case::new(
         "olora",
         LoraConfig::new(2)
             .with_alpha(3.0)

@@ -30,6 +30,8 @@ fn checkpoints_compute_what_upstream_computes() {
             "lora_dora",
             "lora_bias",
             "lora_pissa",
+            "lora_token_rows",
+            "lora_token_rows_named",
             "vera",
             "randlora",
             "vblora",
