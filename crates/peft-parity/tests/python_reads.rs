@@ -13,8 +13,8 @@ use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Int, Tensor};
 use peft::core::{ConfigExt as _, Method, PeftModule as _};
 use peft::reparameterization::{
-    Bias, HraConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, RandLoraConfig, VbLoraConfig,
-    VeraConfig,
+    AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LohaConfig,
+    LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, VbLoraConfig, VeraConfig,
 };
 use peft::soft_prompt::PromptTuningConfig;
 use peft_models::Bert;
@@ -54,6 +54,34 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
         ),
         ("loha", Box::new(LohaConfig::new(4).with_targets(TARGETS))),
         ("lokr", Box::new(LokrConfig::new(2).with_targets(TARGETS))),
+        (
+            "lora-token-rows",
+            Box::new(lora().with_token_rows([4, 8, 15])),
+        ),
+        (
+            "adalora",
+            Box::new(
+                AdaLoraConfig::new(4, 2)
+                    .with_alpha(128.0)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        ("hira", Box::new(HiraConfig::new(4).with_targets(TARGETS))),
+        ("oft", Box::new(OftConfig::new(8).with_targets(TARGETS))),
+        (
+            "oft-exact",
+            Box::new(OftConfig::new(16).with_series(None).with_targets(TARGETS)),
+        ),
+        // Upstream reads more than one factor only where it can build its CUDA operation.
+        (
+            "boft",
+            Box::new(BoftConfig::new(4).with_factors(1).with_targets(TARGETS)),
+        ),
+        ("c3a", Box::new(C3aConfig::new(8).with_targets(TARGETS))),
+        (
+            "fourierft",
+            Box::new(FourierFtConfig::new(30).with_seed(77).with_targets(TARGETS)),
+        ),
         ("hra", Box::new(HraConfig::new(4).with_targets(TARGETS))),
         ("miss", Box::new(MissConfig::new(4).with_targets(TARGETS))),
         ("vera", Box::new(VeraConfig::new(16).with_targets(TARGETS))),
