@@ -17,7 +17,7 @@ use crate::init::Init;
 use crate::layout::Layout;
 use crate::mechanism::{self, Edits};
 use crate::method::{Method, MethodInfo, Plan, is_transposed};
-use crate::rows;
+use crate::rows::{self, Rows};
 use crate::stack::{Entry, Stack};
 use crate::{Error, Result};
 
@@ -236,12 +236,22 @@ pub trait PeftModule: Module {
         let before = unmerged(self)?;
         let new = self.detach(name)?.load_adapter(name, dir, methods)?;
         let layout = new.layout();
-        let order = names(&before);
+        let rows = stacks(&before).find_map(|(_, stack)| stack.rows.clone());
         let edited = stacks(&layout)
             .map(|(path, stack)| {
                 let mut stack = stack.clone();
-                let place = |entry: &Entry| order.iter().position(|known| *known == entry.name);
-                stack.entries.sort_by_key(place);
+                let old = stacks(&before).find(|(old, _)| *old == path);
+                let place = |entry: &Entry| {
+                    let (_, old) = old?;
+                    old.entries
+                        .iter()
+                        .position(|known| known.name == entry.name)
+                };
+                // Where the adapter is new, it stays outermost.
+                stack
+                    .entries
+                    .sort_by_key(|entry| place(entry).unwrap_or(usize::MAX));
+                stack.rows.clone_from(&rows);
                 for entry in &mut stack.entries {
                     entry.active = stacks(&before)
                         .filter_map(|(_, stack)| stack.entry(&entry.name))
@@ -278,6 +288,11 @@ pub trait PeftModule: Module {
         if !origins(&layout).contains_key(name) {
             return Err(unknown(name, &layout));
         }
+        // Rows that had this adapter have none.
+        let others = |rows: &Rows| -> Rows {
+            let other = |row: &Option<String>| row.clone().filter(|row| row != name);
+            rows.iter().map(other).collect()
+        };
         let keep = |stack: &Stack| Stack {
             entries: stack
                 .entries
@@ -286,7 +301,7 @@ pub trait PeftModule: Module {
                 .cloned()
                 .collect(),
             merged: None,
-            rows: None,
+            rows: stack.rows.as_ref().map(others),
         };
         let kept = stacks(&layout)
             .map(|(path, stack)| (path.to_string(), keep(stack)))

@@ -1,6 +1,7 @@
 //! Rows of an embedding table, trained in their place.
 
 use burn::module::{Module, Param};
+use burn::tensor::module::embedding;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::adapter::{Adapter, WeightAdapter};
@@ -78,9 +79,14 @@ impl WeightAdapter for TrainedRows {
     }
 
     fn embedding(&self, ids: Tensor<2, Int>, inner: &InnerEmbedding<'_>) -> Tensor<3> {
+        /// More rows than this are not looked for one by one.
+        const FEW: usize = 64;
         let values = self.values.val();
         let [count, width] = values.dims();
         let [batch, length] = ids.dims();
+        if count > FEW {
+            return embedding(self.compose(inner.weight()), ids);
+        }
         let base = inner.forward(ids.clone());
         // Which of the rows a token is: one row of ones and zeros a token.
         let tokens: Tensor<2, Int> = ids.reshape([batch * length, 1]);

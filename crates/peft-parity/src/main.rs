@@ -20,8 +20,8 @@ struct Arguments {
     /// A folder of cases, or of such folders: each case beside a `base`
     dir: PathBuf,
     /// Where to compute
-    #[arg(long, default_value = peft_core::device::available()[0])]
-    device: String,
+    #[arg(long)]
+    device: Option<String>,
     /// Only cases whose path contains this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -139,7 +139,9 @@ fn print(row: &Row) {
 
 fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
     let dir = &arguments.dir;
-    let device = peft_core::device::device(&arguments.device)?;
+    let available = peft_core::device::available().first().copied();
+    let name = arguments.device.as_deref().or(available);
+    let device = peft_core::device::device(name.unwrap_or("flex"))?;
     let mut cases =
         cases(dir).map_err(|error| format!("cannot read {}: {error}", dir.display()))?;
     if let Some(text) = &arguments.only {
@@ -177,7 +179,7 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         fs::write(file, serde_json::to_string_pretty(&rows)?)
             .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
     }
-    Ok(failed == 0)
+    Ok(failed == 0 && passed > 0)
 }
 
 fn main() -> ExitCode {

@@ -228,7 +228,12 @@ impl Method for C3aConfig {
         let targets = select(&self.targets, layout, plan, &C3A, LINEAR)?;
         let sizes = self.sizes()?;
         for &(layer, weight) in &targets {
-            let size = pattern_value(&sizes, &layer.name)?.unwrap_or(self.block_size);
+            // A file's own size counts: upstream matches patterns otherwise.
+            let stored = plan.stored_shape(layer, "c3a_kernel");
+            let size = match stored.and_then(|shape| shape.get(2)) {
+                Some(size) => (*size).max(1),
+                None => pattern_value(&sizes, &layer.name)?.unwrap_or(self.block_size),
+            };
             let shape = weight.shape();
             let (d_in, out) = (shape[0], shape[1]);
             if !(d_in.is_multiple_of(size) && out.is_multiple_of(size)) {

@@ -15,6 +15,7 @@ use crate::LoraConfig;
 use crate::family::Bias;
 use crate::linalg;
 use crate::lora::LORA;
+use crate::lora_init::on_device;
 use crate::lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
 
 /// How several values of one parameter become one. A density is the share that is kept, in (0, 1].
@@ -397,7 +398,7 @@ pub fn add_weighted_adapter<M: PeftModule>(
     let all = adapters
         .iter()
         .any(|adapter| adapter.config.bias == Bias::All);
-    let mut config = Given::config(&factors);
+    let mut config = Given::config(&factors, &layout);
     config.bias = match (biases.is_empty(), all) {
         (true, _) => Bias::None,
         (_, true) => Bias::All,
@@ -425,9 +426,11 @@ fn layers<T>(
 
 fn bias_of<'a>(layout: &'a Layout, layer: &str) -> Result<&'a LayoutParam> {
     let found = layout.layers.iter().find(|found| found.name == layer);
-    found
-        .and_then(|layer| layout.param(layer, "bias"))
-        .ok_or_else(|| missing(layer))
+    let found = found.ok_or_else(|| missing(layer))?;
+    layout.param(found, "bias").ok_or_else(|| Error::Combine {
+        adapter: layer.into(),
+        reason: "the layer has no bias to add to, and the adapters give theirs one".into(),
+    })
 }
 
 fn missing(layer: &str) -> Error {
@@ -571,8 +574,8 @@ pub(crate) struct Given {
 
 impl Given {
     /// Of factors with scale 1.
-    pub(crate) fn new(factors: BTreeMap<String, Factors>) -> Self {
-        Self::with_config(Self::config(&factors), factors)
+    pub(crate) fn new(factors: BTreeMap<String, Factors>, layout: &Layout) -> Self {
+        Self::with_config(Self::config(&factors, layout), factors)
     }
 
     /// Of factors that the configuration says all about.
@@ -586,11 +589,11 @@ impl Given {
     }
 
     /// The configuration that says what the factors are: scale 1 everywhere.
-    fn config(factors: &BTreeMap<String, Factors>) -> LoraConfig {
+    fn config(factors: &BTreeMap<String, Factors>, layout: &Layout) -> LoraConfig {
         let largest = factors.values().map(Factors::rank).max().unwrap_or(1);
         let mut config = LoraConfig::new(largest)
             .with_alpha(largest as f64)
-            .with_targets(factors.keys().cloned().collect::<Vec<_>>());
+            .with_targets(only(factors.keys(), layout));
         for (layer, factors) in factors {
             let rank = factors.rank();
             if rank != largest {
@@ -604,9 +607,28 @@ impl Given {
     }
 }
 
-/// A regular expression for one layer.
+/// A regular expression for one layer, and for none whose name ends so.
 pub(crate) fn exactly(layer: &str) -> String {
-    layer.replace('.', r"\.")
+    format!("^{}", layer.replace('.', r"\."))
+}
+
+/// The selection of these layers: by name, or by a regular expression where a name is the end of another
+/// layer's.
+pub(crate) fn only<'a>(layers: impl Iterator<Item = &'a String>, layout: &Layout) -> Selection {
+    let names: Vec<String> = layers.cloned().collect();
+    let ambiguous = names.iter().any(|name| {
+        let end = format!(".{name}");
+        let others = layout.layers.iter().map(|layer| &layer.name);
+        others
+            .clone()
+            .any(|other| other.ends_with(&end) && !names.contains(other))
+    });
+    if ambiguous {
+        let escaped: Vec<String> = names.iter().map(|name| name.replace('.', r"\.")).collect();
+        Selection::Pattern(format!("({})", escaped.join("|")))
+    } else {
+        Selection::Names(names)
+    }
 }
 
 fn param<const D: usize>(
@@ -615,11 +637,7 @@ fn param<const D: usize>(
     like: &LayoutParam,
 ) -> Param<Tensor<D>> {
     let value = value.reshape(shape).cast(like.dtype());
-    Param::from_tensor(if like.device().is_autodiff() {
-        Tensor::from_inner(value)
-    } else {
-        value
-    })
+    Param::from_tensor(on_device(value, &like.device()))
 }
 
 impl Method for Given {
@@ -734,8 +752,8 @@ pub struct Extracted {
 /// fine-tuning changed, layer by layer, by singular values. It is attached to `base` as `name`.
 ///
 /// `targets` are the layers, as in a configuration; of those only linear and embedding layers and
-/// convolutions without groups can be. What else differs between the models is not looked at. Adapters
-/// on either model are not either: merge them first.
+/// convolutions can be. What else differs between the models is not looked at. Adapters
+/// on either model are not either: `merge_and_unload` them first.
 ///
 /// # Errors
 ///
@@ -799,7 +817,7 @@ pub fn extract_lora<M: PeftModule>(
         });
         factors.insert(layer.name.clone(), found);
     }
-    Ok((base.attach(name, &Given::new(factors))?, report))
+    Ok((base.attach(name, &Given::new(factors, &before))?, report))
 }
 
 /// The change of a weight, with one axis for all but the first.

@@ -30,6 +30,11 @@ pub(crate) fn norms(weight: Tensor<2>, change: LowRank) -> Tensor<1> {
     let weight = weight.detach();
     let LowRank { down, up, scale } = change;
     let (down, up) = (down.detach(), up.detach());
+    let direct = || column_norms(weight.clone() + (down.clone() * scale).matmul(up.clone()));
+    let [d_in, rank] = down.dims();
+    if rank > d_in.min(up.dims()[1]) {
+        return direct();
+    }
     let of_weight = column_norms(weight.clone()).powi_scalar(2);
     let sum = |product: Tensor<2>| product.sum_dim(0).reshape([-1]);
     let across: Tensor<1> = sum(down.clone().transpose().matmul(weight.clone()) * up.clone());
@@ -42,7 +47,7 @@ pub(crate) fn norms(weight: Tensor<2>, change: LowRank) -> Tensor<1> {
     if share > CANCELLED {
         squares.sqrt()
     } else {
-        column_norms(weight + (down * scale).matmul(up))
+        direct()
     }
 }
 

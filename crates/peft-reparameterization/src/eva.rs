@@ -12,10 +12,11 @@ use peft_core::{
 use serde_json::Value;
 
 use crate::LoraConfig;
-use crate::combine::{Factors, Given, Kind, exactly};
+use crate::combine::{Factors, Given, Kind, exactly, only};
 use crate::family::{LINEAR, select};
 use crate::linalg;
 use crate::lora::LORA;
+use crate::lora_init::Start;
 
 /// Σ xᵀx over a layer's inputs, `[in, in]`.
 type Moments = Arc<Mutex<Option<Tensor<2>>>>;
@@ -123,7 +124,7 @@ impl Method for Probes {
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for DoRA, biases or another initialisation in the configuration, a `rho` below 1, and
+/// [`Error::Config`] for DoRA, biases, token rows, a frozen A or another initialisation in the configuration, a `rho` below 1, and
 /// a layer that saw no input; and what [`PeftModule::attach`] refuses.
 pub fn eva<M: PeftModule>(
     model: &M,
@@ -138,14 +139,28 @@ pub fn eva<M: PeftModule>(
     if !(1.0..=1000.0).contains(&rho) {
         return refuse("rho", &rho, "in [1, 1000]");
     }
-    if config.use_dora || config.lora_bias || config.bias != crate::Bias::None {
-        return refuse(
-            "use_dora",
-            &config.use_dora,
-            "no DoRA and no biases with EVA",
-        );
+    let plain = "leave it out: not with EVA";
+    if config.use_dora {
+        return refuse("use_dora", &true, plain);
+    }
+    if config.lora_bias {
+        return refuse("lora_bias", &true, plain);
+    }
+    if config.bias != crate::Bias::None {
+        return refuse("bias", &config.bias, plain);
+    }
+    if config.freeze_a {
+        return refuse("freeze_a", &true, plain);
+    }
+    if let Some(rows) = &config.trainable_token_indices {
+        return refuse("trainable_token_indices", rows, plain);
     }
     config.validate()?;
+    let start = config.init_lora_weights.start()?;
+    if !matches!(start, Start::Kaiming { zero: true } | Start::Eva) {
+        let value = &config.init_lora_weights;
+        return refuse("init_lora_weights", value, "true or \"eva\"");
+    }
     let probes = Probes {
         config: config.clone(),
         moments: Arc::default(),
@@ -242,7 +257,7 @@ fn distribute<M: PeftModule>(
         );
     }
     written.targets = peft_core::Targets {
-        target_modules: Some(factors.keys().cloned().collect::<Vec<_>>().into()),
+        target_modules: Some(only(factors.keys(), &layout)),
         ..peft_core::Targets::default()
     };
     Ok(Given::with_config(written, factors))

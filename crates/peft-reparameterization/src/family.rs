@@ -119,6 +119,12 @@ pub(crate) fn patterns<T>(
     expected: &str,
     read: impl Fn(&Value) -> Option<T>,
 ) -> Result<Vec<(String, T)>> {
+    /// Each is held against the name of each layer.
+    const MOST: usize = 4096;
+    if fields.len() > MOST {
+        let expected = format!("at most {MOST} patterns");
+        return Err(Error::config(info.title, field, fields.len(), expected));
+    }
     fields
         .iter()
         .map(|(pattern, value)| {

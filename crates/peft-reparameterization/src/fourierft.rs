@@ -309,7 +309,12 @@ impl Method for FourierFtConfig {
         let counts = self.counts()?;
         let mut drawn: Vec<([usize; 3], Device, Frequencies)> = Vec::new();
         for &(layer, weight) in &targets {
-            let count = pattern_value(&counts, &layer.name)?.unwrap_or(self.n_frequency);
+            // A file's own number counts: it bounds what is drawn, and upstream matches patterns otherwise.
+            let stored = plan.stored_shape(layer, "fourierft_spectrum");
+            let count = match stored.and_then(|shape| shape.first()) {
+                Some(count) => *count,
+                None => pattern_value(&counts, &layer.name)?.unwrap_or(self.n_frequency),
+            };
             let (shape, device) = (weight.shape(), weight.device());
             let (d_in, out) = (shape[0], shape[1]);
             if count > d_in * out {

@@ -1,7 +1,7 @@
 //! HRA: a weight is multiplied by a chain of Householder reflections.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use peft_core::ops::{LowRank, add_low_rank};
 use peft_core::{
     Adapter, Common, Error, Family, InnerLinear, Layout, LayoutParam, Method, MethodInfo, Plan,
@@ -41,11 +41,20 @@ pub struct HraLinear {
 impl HraLinear {
     /// U, `[in, r]`, and C, `[r, in]`: the product of the reflections is `I − U C`.
     fn factors(&self) -> (Tensor<2>, Tensor<2>) {
-        if self.apply_gs {
-            let basis = orthonormal(self.hra_u.val());
-            return (basis.clone(), basis.transpose() * 2.0);
-        }
-        chain(self.hra_u.val())
+        let u = self.hra_u.val();
+        let dtype = u.dtype();
+        // Products of lengths are beyond what f16 can hold.
+        let u = match dtype {
+            DType::F16 | DType::BF16 => u.cast(DType::F32),
+            _ => u,
+        };
+        let (u, c) = if self.apply_gs {
+            let basis = orthonormal(u);
+            (basis.clone(), basis.transpose() * 2.0)
+        } else {
+            chain(u)
+        };
+        (u.cast(dtype), c.cast(dtype))
     }
 }
 
@@ -234,7 +243,8 @@ impl Method for HraConfig {
         let targets = select(&self.targets, layout, plan, &HRA, LINEAR)?;
         for &(layer, weight) in &targets {
             let d_in = weight.shape()[0];
-            if plan.strict() && self.r > d_in {
+            // From a file, too, within reason: reflections are held against one another.
+            if self.r > d_in && (plan.strict() || self.r > 4 * d_in) {
                 let expected = format!("`{}` has {d_in} inputs, so at most that", layer.name);
                 return Err(Error::config(HRA.title, "r", self.r, expected));
             }

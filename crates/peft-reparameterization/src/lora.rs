@@ -241,7 +241,14 @@ impl LoraConfig {
                 }
             }
         }
-        for (table, rows) in wanted {
+        for (index, (table, rows)) in wanted.iter().copied().enumerate() {
+            let twice = wanted[..index]
+                .iter()
+                .any(|(other, _)| other.name == table.name);
+            if twice {
+                let expected = format!("one list for `{}`", table.name);
+                return refuse(&rows, expected);
+            }
             let Some(weight) = layout.param(table, "weight") else {
                 continue;
             };
@@ -312,7 +319,12 @@ impl Method for LoraConfig {
             return refuse("lora_dropout", &self.lora_dropout, "in [0, 1)");
         }
         let start = self.init_lora_weights.start()?;
-        if start.takes_out() && self.lora_alpha <= 0.0 {
+        let alphas = self.alphas()?;
+        let mut all = alphas
+            .iter()
+            .map(|(_, alpha)| *alpha)
+            .chain([self.lora_alpha]);
+        if start.takes_out() && !all.all(|alpha| alpha > 0.0) {
             return refuse(
                 "lora_alpha",
                 &self.lora_alpha,
@@ -382,7 +394,15 @@ impl Method for LoraConfig {
     }
 
     fn rank_of_change(&self) -> Option<usize> {
+        // DoRA scales the columns of the whole weight.
+        let start = self
+            .init_lora_weights
+            .start()
+            .ok()
+            .filter(|_| !self.use_dora)?;
         let others = self.ranks().ok()?.into_iter().map(|(_, rank)| rank);
-        others.chain([self.r]).max()
+        let rank = others.chain([self.r]).max()?;
+        // What is taken out is of that rank, too.
+        Some(if start.takes_out() { 2 * rank } else { rank })
     }
 }

@@ -1,5 +1,7 @@
 //! Initial values of LoRA's factors.
 
+use std::sync::{Arc, OnceLock};
+
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Shape, Tensor};
 use peft_core::{Error, Init, LayoutParam, Result};
@@ -90,22 +92,21 @@ impl Start {
     /// has been found to fit.
     pub(crate) fn removed(self, param: &LayoutParam, rank: usize, scale: f64) -> Removed {
         let [d_in, d_out] = [param.shape()[0], param.shape()[1]];
+        let weight = param.value::<2>();
+        let dtype = param.dtype();
+        // Both factors come from one decomposition.
+        let part: Arc<OnceLock<Option<[Tensor<2>; 2]>>> = Arc::default();
         let factor = |which: usize, shape: [usize; 2]| {
-            let weight = param.value::<2>();
-            let dtype = param.dtype();
+            let (weight, part) = (weight.clone(), part.clone());
             let compute = move |device: &Device, _: bool| {
-                let part = self.part(weight.clone(), rank, scale);
+                let part = part.get_or_init(|| self.part(weight.clone(), rank, scale));
+                let plain = device.clone().without_autodiff();
                 let value = match part {
-                    Some(factors) => factors[which].clone(),
+                    Some(factors) => factors[which].clone().to_device(&plain),
                     // Not a number, so that it shows.
-                    None => Tensor::full(shape, f32::NAN, &device.clone().without_autodiff()),
+                    None => Tensor::full(shape, f32::NAN, &plain),
                 };
-                let value = value.cast(dtype);
-                if device.is_autodiff() {
-                    Tensor::from_inner(value)
-                } else {
-                    value
-                }
+                on_device(value.cast(dtype), device)
             };
             let shape = Shape::from(shape.to_vec());
             Param::uninitialized(ParamId::new(), compute, param.device(), false, shape)
@@ -137,12 +138,14 @@ pub(crate) fn orthogonal(
     let (odd, even) = (half(0), half(1));
     let a = random([d_in, rank / 2]).matmul(odd) / 10.0;
     let b = even.transpose().matmul(random([rank / 2, d_out])) / 10.0;
-    [a, b].map(|value| {
-        let value = value.cast(like.1);
-        Param::from_tensor(if like.0.is_autodiff() {
-            Tensor::from_inner(value)
-        } else {
-            value
-        })
-    })
+    [a, b].map(|value| Param::from_tensor(on_device(value.cast(like.1), like.0)))
+}
+
+/// A tensor without autodiff, on the device's autodiff side if it has one.
+pub(crate) fn on_device<const D: usize>(value: Tensor<D>, device: &Device) -> Tensor<D> {
+    if device.is_autodiff() {
+        Tensor::from_inner(value)
+    } else {
+        value
+    }
 }

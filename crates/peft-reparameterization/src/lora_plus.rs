@@ -9,7 +9,7 @@ use crate::lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
 /// Rank Adaptation of Large Models, section 4). All others learn at the base rate.
 #[derive(Clone, Debug)]
 pub struct LoraPlus {
-    /// B and its biases: 16 times the base rate is the paper's starting point.
+    /// B, its biases and DoRA's magnitudes: 16 times the base rate is the paper's starting point.
     pub up: ParamGroup,
     /// Both factors of embedding tables; upstream's default is 1e-6.
     pub embeddings: ParamGroup,
@@ -38,8 +38,13 @@ pub fn lora_plus<M: PeftModule>(model: &M, name: &str) -> Result<LoraPlus> {
     let convolutions = model.adapter_states::<LoraConv2d>(name)?.into_iter();
     let biases = model.adapter_states::<LoraBias>(name)?.into_iter();
     let tables = model.adapter_states::<LoraEmbedding>(name)?.into_iter();
+    let lengths = model
+        .adapter_states::<LoraLinear>(name)?
+        .into_iter()
+        .filter_map(|(_, state)| Some(state.magnitude?.value.id));
     let up = linear
         .map(|(_, state)| state.lora_b.id)
+        .chain(lengths)
         .chain(convolutions.map(|(_, state)| state.lora_b.id))
         .chain(biases.map(|(_, state)| state.lora_b.id))
         .collect();

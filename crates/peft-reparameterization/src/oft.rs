@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
 use peft_core::{
     Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo, Plan, Result, Targets,
     TensorSpec, WeightAdapter, by_peft_type, config_from_json,
@@ -70,13 +70,17 @@ impl OftLinear {
 /// Gradients pass as if nothing had happened: they are taken at the point in the ball, as upstream
 /// does, which moves the parameter itself there.
 fn projected(weight: Tensor<2>, eps: f64) -> Tensor<2> {
-    let fixed = weight.clone().without_autodiff();
+    let dtype = weight.dtype();
+    // The ball is too small for f16.
+    let fixed = weight.clone().without_autodiff().cast(DType::F32);
     let [rows, _] = fixed.dims();
     let radius = eps / (rows as f64).sqrt();
     // Of the whole matrix, which has every element twice.
     let norms = (fixed.clone().powi_scalar(2).sum_dim(1) * 2.0).sqrt();
     let inside = fixed.clone() * (norms.clamp_min(radius).recip() * radius);
-    inside + (weight - fixed)
+    // Of the parameter's own value, so that what is added has a gradient and no value.
+    let own = weight.clone().without_autodiff();
+    inside.cast(dtype) + (weight - own)
 }
 
 impl Adapter for OftLinear {
@@ -300,6 +304,8 @@ impl Method for OftConfig {
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let targets = select(&self.targets, layout, plan, &OFT, LINEAR)?;
+        // Layers with blocks of one size have them in common.
+        let mut known: Vec<(usize, Device, Triangles)> = Vec::new();
         for &(layer, weight) in &targets {
             let width = weight.shape()[0];
             let size = self.block_size(width);
@@ -323,9 +329,17 @@ impl Method for OftConfig {
             } else {
                 plan.init().normal(shape, 0.1, like)
             };
+            let same = known.iter().find(|(of, on, _)| *of == size && on == like.0);
+            let triangles = if let Some((_, _, triangles)) = same {
+                triangles.clone()
+            } else {
+                let triangles = Triangles::new(size, like.0);
+                known.push((size, like.0.clone(), triangles.clone()));
+                triangles
+            };
             let adapter = OftLinear {
                 oft_r,
-                triangles: Triangles::new(size, like.0),
+                triangles,
                 blocks,
                 terms: self
                     .use_cayley_neumann

@@ -34,7 +34,7 @@ pub static RANDLORA: MethodInfo = MethodInfo {
 /// layer's smaller side. Λₙ and Γₙ are diagonal and trained, A and the Bₙ frozen and shared.
 ///
 /// With m the layer's smaller side and M its larger one, A has m columns and Bₙ has M rows; where the
-/// input is the larger side, the product is transposed.
+/// input is the smaller side, the product is transposed.
 #[derive(Module, Debug)]
 pub struct RandLoraLinear {
     /// A for the widest layer, `[r, 1, m]`, frozen. A layer uses its first columns.
@@ -140,7 +140,7 @@ pub struct RandLoraConfig {
     /// Bases of -1, 0 and 1, a third of them not 0, over their standard deviation. Default: false.
     #[serde(default)]
     pub sparse: bool,
-    /// The same with 2 / √m not 0, m being the smaller side of the widest layer. Goes before `sparse`.
+    /// The same with 1 / √m not 0, m being the smaller side of the widest layer. Goes before `sparse`.
     /// Default: false.
     #[serde(default)]
     pub very_sparse: bool,

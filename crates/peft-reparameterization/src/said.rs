@@ -293,6 +293,19 @@ impl Method for SaidConfig {
             let (field, found) = ("intrinsic_dimension", self.intrinsic_dimension);
             return Err(Error::config(SAID.title, field, found, expected));
         }
+        // And each weight has whole blocks of it.
+        let size = self.intrinsic_dimension.next_power_of_two();
+        let held: usize = weights()
+            .map(|weight| weight.elements().div_ceil(size) * size)
+            .sum();
+        let adapted: usize = weights().map(LayoutParam::elements).sum();
+        if held > 4 * adapted {
+            let expected = format!(
+                "smaller: frozen numbers for {held} elements would be held, and the adapted weights have {adapted}"
+            );
+            let (field, found) = ("intrinsic_dimension", self.intrinsic_dimension);
+            return Err(Error::config(SAID.title, field, found, expected));
+        }
         let mut random = Random(self.seed);
         let (device, dtype) = like(first);
         let mixing = Mixing::new(self.intrinsic_dimension, &mut random, (&device, dtype));

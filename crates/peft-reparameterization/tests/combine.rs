@@ -489,3 +489,50 @@ fn an_adapter_is_swapped_in_its_place() {
     assert!(model.swap_adapter("c", dir.path(), methods).is_err());
     assert_eq!(changes(&model, "a").len(), 4);
 }
+
+#[test]
+fn swapping_and_detaching_keep_order_and_rows() {
+    use burn::tensor::Int;
+    use peft_reparameterization::{METHODS, OftConfig};
+    let run = |model: &Bert| {
+        let ids = Tensor::<2, Int>::from_data([[5, 6, 7], [8, 9, 10]], &device());
+        model.forward(ids, None).hidden.into_data()
+    };
+    // Rotations do not commute: the order at each layer shows.
+    let oft = |targets| OftConfig::new(8).with_targets(targets);
+    let noisy = |model: Bert, name: &str| peft_conformance::perturb(model.train(), name).valid();
+    let model = base().attach("a", &oft(".*layer.1.*query")).unwrap();
+    let model = noisy(model, "a");
+    let model = noisy(model.attach("b", &oft(".*query")).unwrap(), "b");
+    let model = model.activate(&["a", "b"]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a", "b"] {
+        model.save_adapter(name, dir.path()).unwrap();
+        let swapped = model.swap_adapter(name, dir.path(), METHODS).unwrap();
+        run(&swapped).assert_eq(&run(&model), true);
+    }
+    let rows = model.activate_rows(&[Some("a"), Some("b")]).unwrap();
+    let swapped = rows.swap_adapter("b", dir.path(), METHODS).unwrap();
+    run(&swapped).assert_eq(&run(&rows), true);
+    let left = rows.detach("b").unwrap();
+    let expected = rows.activate_rows(&[Some("a"), None]).unwrap();
+    run(&left).assert_eq(&run(&expected), true);
+}
+
+#[test]
+fn contradictions_are_refused() {
+    use peft_reparameterization::TokenRows;
+    let refused = |config: &LoraConfig| base().attach("a", config).unwrap_err().to_string();
+    let config = LoraConfig::new(2).with_targets(["query"]);
+    let mut twice = config.clone();
+    let tables = [("word_embeddings", 1), ("embeddings.word_embeddings", 2)];
+    let tables = tables.map(|(name, row)| (name.to_string(), vec![row]));
+    twice.trainable_token_indices = Some(TokenRows::ByTable(tables.into()));
+    assert!(refused(&twice).contains("one list"));
+    assert!(refused(&config.clone().with_token_rows([97])).contains("below 97"));
+    assert!(refused(&config.clone().with_token_rows([3, 3])).contains("different"));
+    let targeted = LoraConfig::new(2).with_targets(["word_embeddings"]);
+    assert!(refused(&targeted.with_token_rows([3])).contains("target"));
+    let negative = config.with_init("pissa").with_alpha_for("query", -1.0);
+    assert!(refused(&negative).contains("above 0"));
+}
