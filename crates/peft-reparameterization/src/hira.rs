@@ -85,7 +85,7 @@ impl WeightAdapter for HiraLinear {
     }
 }
 
-/// HiRA on an embedding table: row i becomes W[i] ⊙ (1 + A[i] B). No dropout, as upstream.
+/// HiRA on an embedding table: row i becomes `W[i] ⊙ (1 + A[i] B)`. No dropout, as upstream.
 #[derive(Module, Debug)]
 pub struct HiraEmbedding {
     /// A, `[vocabulary, r]`.
