@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::module::Module;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::accounting::{AdapterSummary, Counts, Summary, count, tally};
 use crate::adapter::Adapter;
@@ -131,11 +131,29 @@ pub trait PeftModule: Module {
     /// [`Error::UnknownAdapter`]; [`Error::Io`]. Both files are complete on the disk before either
     /// gets its name, so a full disk leaves what was there.
     fn save_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
+        self.save_adapter_with(name, dir, Map::new())
+    }
+
+    /// As [`save_adapter`](Self::save_adapter), with `fields` in place of the configuration's own: for what
+    /// training has decided, as the ranks of a schedule.
+    ///
+    /// # Errors
+    ///
+    /// As `save_adapter`.
+    fn save_adapter_with(
+        &self,
+        name: &str,
+        dir: impl AsRef<Path>,
+        fields: Map<String, Value>,
+    ) -> Result<()> {
         let layout = self.layout();
         let origin = origins(&layout)
             .remove(name)
             .ok_or_else(|| unknown(name, &layout))?;
         let mut config = origin.to_json();
+        if let Some(config) = config.as_object_mut() {
+            config.extend(fields);
+        }
         let style = Style::of(&config);
         if style == Style::AdapterHub
             && let Some(fields) = config.as_object_mut()

@@ -2,11 +2,10 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use burn::tensor::{Gradients, Tensor};
-use peft_core::{Error, PeftModule, Result, checkpoint};
+use peft_core::{Error, PeftModule, Result};
 use serde_json::{Map, Value};
 
 use crate::adalora::{ADALORA, AdaLoraConfig};
@@ -261,7 +260,6 @@ impl AdaLoraSchedule {
                 state.shrink(mask);
             }
         })?;
-        small.save_adapter(&self.name, dir)?;
         let mut masks = self.config.masks()?;
         for (place, mask) in kept {
             let whole = match masks.remove(&place) {
@@ -279,15 +277,8 @@ impl AdaLoraSchedule {
             .into_iter()
             .map(|(place, mask)| (format!("{place}.lora_E"), mask.into()))
             .collect();
-        let mut config = checkpoint::read_config(dir)?;
-        config["rank_pattern"] = pattern.into();
-        let text = serde_json::to_string_pretty(&config).expect("JSON values serialize");
-        let path = dir.join(checkpoint::CONFIG_FILE);
-        let new = dir.join(".adapter_config.json.new");
-        // Between the two files' writing the folder does not load: shapes and configuration disagree.
-        fs::write(&new, text)
-            .and_then(|()| fs::rename(&new, &path))
-            .map_err(|source| Error::Io { path, source })
+        let fields = Map::from_iter([("rank_pattern".to_string(), pattern.into())]);
+        small.save_adapter_with(&self.name, dir, fields)
     }
 
     /// Takes the gradients that were seen last into the importances.
