@@ -12,8 +12,8 @@ use peft_core::{
 use serde_json::Value;
 
 use crate::LoraConfig;
-use crate::combine::{Factors, Given, Kind, exactly, only};
 use crate::family::{LINEAR, select};
+use crate::given::{Factors, Given, Kind, exactly, only};
 use crate::linalg;
 use crate::lora::LORA;
 use crate::lora_init::Start;
