@@ -3,7 +3,11 @@
 
 use peft::additive::BottleneckConfig;
 use peft::core::{Method, PeftModule, device::cpu_devices};
-use peft::reparameterization::LoraConfig;
+use peft::reparameterization::{
+    AdaLoraConfig, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LohaConfig,
+    LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, SaidConfig, VbLoraConfig,
+    VeraConfig,
+};
 use peft::selective::BitFitConfig;
 use peft::soft_prompt::PromptTuningConfig;
 use peft_models::{Bert, BertClassifier, BertConfig, Pooling};
@@ -38,5 +42,44 @@ fn counts_are_those_of_the_literature() {
         let counts = model.attach("a", method).unwrap().counts();
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
         assert_eq!(counts.total, 22_713_216 + head + expected, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_of_the_reparameterizations_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let qv = ["query", "value"];
+    let cases: [(&dyn Method, usize); 18] = [
+        (&LoraConfig::new(8).with_dora(true).with_targets(qv), 78_336),
+        (
+            &LoraConfig::new(8).with_frozen_a(true).with_targets(qv),
+            36_864,
+        ),
+        (
+            &LoraConfig::new(8).with_init("pissa").with_targets(qv),
+            73_728,
+        ),
+        (&AdaLoraConfig::new(12, 8).with_targets(qv), 110_736),
+        (&LohaConfig::new(8).with_targets(qv), 147_456),
+        (&LokrConfig::new(8).with_targets(qv), 7_680),
+        (&LokrConfig::krona(2.0).with_targets(qv), 9_216),
+        (&VeraConfig::new(256).with_targets(qv), 7_680),
+        (&RandLoraConfig::new(32).with_targets(qv), 59_904),
+        (&VbLoraConfig::new(4, 90, 128).with_targets(qv), 37_440),
+        (&HiraConfig::new(8).with_targets(qv), 73_728),
+        (&MissConfig::new(8).with_targets(qv), 36_864),
+        (&OftConfig::new(32).with_targets(qv), 71_424),
+        (&BoftConfig::new(8).with_factors(2).with_targets(qv), 78_336),
+        (&HraConfig::new(8).with_targets(qv), 36_864),
+        (&C3aConfig::new(32).with_targets(qv), 55_296),
+        (&FourierFtConfig::new(1000).with_targets(qv), 12_000),
+        (
+            &SaidConfig::new(1000).with_excluded(["pooler.dense"]),
+            1_036,
+        ),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
     }
 }
