@@ -1,13 +1,16 @@
 """The peer of `cargo xtask bench`: one case with Hugging Face transformers and PEFT on PyTorch, on the CPU.
 
     pip install torch transformers peft
+    pip install bitsandbytes  # for QLoRA, which is left out without it
     PEFT_PYTHON=/path/to/python cargo xtask bench
 
-Does the work of the Rust worker of the same name (benches/src/models): same shapes, dtype, batch, threads, optimizer.
+Does the work of the Rust worker of the same name (benches/src/models): same shapes, dtype, batch, threads, optimizer. For
+the language model the second argument is a folder with the weights and the batch, which `peft-bench export` writes.
 Prints what it is ready to do, then runs as many iterations as each line of its input asks for and prints their times;
 prints its peak memory when the input ends. One JSON object a line.
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -25,10 +28,17 @@ def status(field):
 import torch
 from torch import nn
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import BertConfig, BertModel, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, BitsAndBytesConfig
+from transformers.utils import logging
+
+# The bar is the Rust side's.
+logging.disable_progress_bar()
 
 SHAPE, PASS, METHOD, _ = sys.argv[1].split("/")
+if METHOD.startswith("qlora"):
+    if importlib.util.find_spec("bitsandbytes") is None:
+        sys.exit("bitsandbytes is not installed: there is no QLoRA to compare with")
+    import bitsandbytes  # noqa: F401 (loaded before memory is looked at, as the other libraries are)
 torch.manual_seed(1)
 torch.set_num_threads(len(os.sched_getaffinity(0)))
 # Libraries are loaded: what comes is the model's.
@@ -91,30 +101,27 @@ def minilm():
     return model, rows * length, lambda: nn.functional.cross_entropy(model(ids, mask), labels), lambda: model(ids, mask)
 
 
-def llama_block():
-    config = LlamaConfig(
-        hidden_size=2048, intermediate_size=5632, num_attention_heads=32, num_key_value_heads=4, num_hidden_layers=1, vocab_size=32, rms_norm_eps=1e-5
-    )
-    config._attn_implementation = "sdpa"
-
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = LlamaDecoderLayer(config, 0)
-            self.rotary = LlamaRotaryEmbedding(config)
-            self.register_buffer("positions", torch.arange(256)[None])
-
-        def forward(self, x):
-            out = self.layer(x, position_ids=self.positions, position_embeddings=self.rotary(x, self.positions))
-            return out[0] if isinstance(out, tuple) else out
-
-    model = Block()
-    if METHOD == "lora-qv":
+def smollm2():
+    folder = sys.argv[2]
+    with open(os.path.join(folder, "batch.json")) as file:
+        batch = json.load(file)
+    options = {}
+    if METHOD.startswith("qlora"):
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+        )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **options)
+    if METHOD.endswith("lora-qv"):
         model = get_peft_model(model, lora(["q_proj", "v_proj"]))
-    elif METHOD == "lora-all":
-        model = get_peft_model(model, lora(".*_proj"))
-    x = torch.rand(1, 256, 2048)
-    return model, 256, lambda: model(x.detach().requires_grad_()).square().mean(), lambda: model(x)
+    elif METHOD.endswith("lora-all"):
+        model = get_peft_model(model, lora("all-linear"))
+    ids = torch.tensor(batch["ids"])[None]
+    targets = torch.tensor(batch["targets"])
+
+    def logits():
+        return model(input_ids=ids, use_cache=False).logits[0]
+
+    return model, ids.numel(), lambda: nn.functional.cross_entropy(logits(), targets), logits
 
 
 def linear():
@@ -133,7 +140,7 @@ def linear():
     return model, 512, lambda: model(x.detach().requires_grad_()).square().mean(), lambda: model(x)
 
 
-model, tokens, loss, infer = {"llama-block": llama_block, "linear-4096": linear}.get(SHAPE, minilm)()
+model, tokens, loss, infer = {"smollm2": smollm2, "linear-4096": linear}.get(SHAPE, minilm)()
 trainable = [p for p in model.parameters() if p.requires_grad]
 if PASS == "train":
     model.train()

@@ -1,5 +1,9 @@
 //! What the memory of a training step is made of, computed from shapes.
 
+mod decoder;
+
+pub(crate) use decoder::Decoder;
+
 use serde::{Deserialize, Serialize};
 
 use crate::case::Method;
@@ -23,14 +27,18 @@ pub(crate) struct Account {
     /// The same in the optimizer's step, when all gradients are there: AdamW's new value of the largest
     /// trained tensor.
     pub(crate) step: u64,
+    /// The most that is live while the model is loaded, where that can be more than a step: a table in
+    /// `f32`, beside its packed form.
+    pub(crate) loading: u64,
 }
 
 impl Account {
-    /// The most that is live at one time: when the backward pass begins, or when the optimizer has all
-    /// gradients.
+    /// The most that is live at one time: when the backward pass begins, when the optimizer has all
+    /// gradients, or while the model is loaded.
     pub(crate) fn peak(&self) -> u64 {
         let passes = self.activations + self.workspace;
-        self.weights + self.optimizer + passes.max(self.gradients + self.step)
+        let step = self.weights + self.optimizer + passes.max(self.gradients + self.step);
+        step.max(self.loading)
     }
 }
 
@@ -60,6 +68,7 @@ impl Layer {
             activations: 2 * state,
             workspace: 2 * state,
             step: self.largest * FLOAT + state,
+            loading: 0,
         }
     }
 }
@@ -118,6 +127,7 @@ impl Encoder {
             activations: kept * state,
             workspace: moment * state,
             step: self.largest * FLOAT,
+            loading: 0,
         }
     }
 }

@@ -42,9 +42,9 @@ named! {
         MiniLmOne = "minilm-one",
         /// The same model, 8 rows of 32 tokens.
         MiniLmRows = "minilm-rows",
-        /// One block of TinyLlama-1.1B: width 2048, 32 heads of which 4 of keys, 5632 inside; one
-        /// row of 256 tokens.
-        LlamaBlock = "llama-block",
+        /// SmolLM2-135M-Instruct as it was published (30 layers of 576, 9 heads of which 3 of keys,
+        /// 1536 inside, 49152 tokens); one row of 256 tokens of a novel.
+        SmolLm2 = "smollm2",
         /// One linear layer, 4096 to 4096 without bias; 512 tokens, whose gradient is needed too.
         Linear = "linear-4096",
     }
@@ -75,6 +75,17 @@ named! {
         LoraQvRows = "lora-qv-rows",
         /// LoRA, r 8, on every linear layer but the head.
         LoraAll = "lora-all",
+        /// The same with gradient checkpointing.
+        LoraAllCheckpointed = "lora-all-checkpointed",
+        /// LoRA, r 8, on queries and values of a base in NF4 with double quantization, blocks of 64,
+        /// tables in bfloat16.
+        QloraQv = "qlora-qv",
+        /// The same on every linear layer.
+        QloraAll = "qlora-all",
+        /// The same with gradient checkpointing.
+        QloraAllCheckpointed = "qlora-all-checkpointed",
+        /// As `qlora-all`, with FP4 in the place of NF4.
+        QloraAllFp4 = "qlora-all-fp4",
         /// Bottleneck adapters after both sublayers.
         Houlsby = "houlsby",
         /// Biases.
@@ -98,6 +109,36 @@ named! {
         Burn = "burn",
         /// Hugging Face transformers and PEFT on PyTorch, in `PEFT_PYTHON`.
         Hf = "hf",
+    }
+}
+
+/// Rank of every LoRA here.
+pub(crate) const RANK: usize = 8;
+
+impl Method {
+    /// Whether it is LoRA on every linear layer.
+    pub(crate) fn all_linear(self) -> bool {
+        matches!(
+            self,
+            Self::LoraAll
+                | Self::LoraAllCheckpointed
+                | Self::QloraAll
+                | Self::QloraAllCheckpointed
+                | Self::QloraAllFp4
+        )
+    }
+
+    /// Whether the base is in 4 bits.
+    pub(crate) fn packed(self) -> bool {
+        matches!(
+            self,
+            Self::QloraQv | Self::QloraAll | Self::QloraAllCheckpointed | Self::QloraAllFp4
+        )
+    }
+
+    /// Whether activations are computed again in the backward pass.
+    pub(crate) fn checkpointed(self) -> bool {
+        matches!(self, Self::LoraAllCheckpointed | Self::QloraAllCheckpointed)
     }
 }
 

@@ -5,10 +5,15 @@
 //! its median over the turns is quoted.
 
 mod account;
+mod assets;
 mod bench;
 mod case;
 mod models;
+mod process;
+mod qlora_loss;
+mod ratio;
 mod ratios;
+mod table;
 mod worker;
 
 use std::path::PathBuf;
@@ -24,7 +29,7 @@ static ALLOCATOR: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::Syste
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench", version)]
 struct Arguments {
-    /// Writes the ratios to a file, as one JSON object
+    /// Writes what was measured to a file, as one JSON object
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// How often the processes of a group take turns
@@ -48,6 +53,18 @@ enum Task {
         /// SHAPE/PASS/METHOD/ENGINE
         case: case::Case,
     },
+    /// The language model and its batch, as peers read them
+    #[command(hide = true)]
+    Export {
+        /// Where they go
+        folder: PathBuf,
+    },
+    /// Train LoRA on the language model in f32, NF4 and FP4, and say what each one learned: takes minutes
+    QloraLoss {
+        /// Steps of 256 tokens
+        #[arg(long, value_name = "N", default_value_t = 200)]
+        steps: usize,
+    },
 }
 
 fn main() -> ExitCode {
@@ -55,6 +72,10 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.task {
         Some(Task::Worker { case }) => worker::run(*case, &arguments.device),
+        Some(Task::Export { folder }) => models::llama::export(&arguments.device, folder),
+        Some(Task::QloraLoss { steps }) => {
+            qlora_loss::run(*steps, &arguments.device, arguments.json.as_deref())
+        }
         None => bench::run(&bench::Settings {
             rounds: arguments.rounds.max(1),
             only: arguments.only.clone().unwrap_or_default(),

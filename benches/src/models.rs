@@ -1,7 +1,7 @@
 //! The models of the cases, and one iteration on each.
 
 mod layer;
-mod llama;
+pub(crate) mod llama;
 mod minilm;
 
 use std::hint::black_box;
@@ -13,7 +13,7 @@ use peft::core::PeftModule;
 use peft::reparameterization::LoraConfig;
 
 use crate::account::Account;
-use crate::case::{Case, Engine, Method, Pass, Shape};
+use crate::case::{Case, Engine, Method, Pass, RANK, Shape};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -22,6 +22,10 @@ pub(crate) struct Work {
     pub(crate) iterate: Box<dyn FnMut()>,
     pub(crate) tokens: usize,
     pub(crate) trainable: usize,
+    /// Bytes of the model's own weights as they are stored.
+    pub(crate) weights: u64,
+    /// Bits of a weight in the quantized matrices.
+    pub(crate) bits: Option<f64>,
     pub(crate) account: Option<Account>,
 }
 
@@ -36,7 +40,7 @@ pub(crate) fn work(case: Case, device: &str) -> Result<Work, Failure> {
         Pass::Infer => device,
     };
     match case.shape {
-        Shape::LlamaBlock => llama::work(case, &device),
+        Shape::SmolLm2 => llama::work(case, &device),
         Shape::Linear => layer::work(case, &device),
         _ => minilm::work(case, &device),
     }
@@ -51,6 +55,8 @@ fn infer<M: PeftModule + 'static>(
     Work {
         tokens,
         trainable: 0,
+        weights: weight_bytes(&model),
+        bits: bits(&model),
         iterate: Box::new(move || {
             black_box(forward(&model));
         }),
@@ -65,14 +71,26 @@ fn train<M: Module + PeftModule + 'static>(
     device: &Device,
     loss: impl Fn(&M) -> Tensor<1> + 'static,
 ) -> Work {
+    train_by(model, tokens, device, move |model: &M| {
+        GradientsParams::from_grads(loss(model).backward(), model)
+    })
+}
+
+/// The same of a model that computes its gradients itself.
+fn train_by<M: Module + PeftModule + 'static>(
+    model: M,
+    tokens: usize,
+    device: &Device,
+    gradients: impl Fn(&M) -> GradientsParams + 'static,
+) -> Work {
     let (trainable, _) = trainable(&model);
+    let (weights, bits) = (weight_bytes(&model), bits(&model));
     let mut optimizer = AdamWConfig::new().with_weight_decay(0.01).init();
     let mut model = Some(model);
     let device = device.clone();
     let iterate = move || {
         let Some(now) = model.take() else { return };
-        let loss = loss(&now);
-        let gradients = GradientsParams::from_grads(loss.backward(), &now);
+        let gradients = gradients(&now);
         model = Some(optimizer.step(1e-4, now, gradients));
         // Nothing is left to do in the background when the clock stops.
         let _ = device.sync();
@@ -80,9 +98,39 @@ fn train<M: Module + PeftModule + 'static>(
     Work {
         tokens,
         trainable,
+        weights,
+        bits,
         iterate: Box::new(iterate),
         account: None,
     }
+}
+
+/// Bytes of the model's own weights as they are stored.
+fn weight_bytes<M: PeftModule>(model: &M) -> u64 {
+    let layout = model.layout();
+    let dense = layout
+        .params
+        .iter()
+        .filter(|param| param.packed_format().is_none());
+    let dense: usize = dense
+        .map(|param| param.elements() * param.dtype().size())
+        .sum();
+    let packed = model.packed_weights();
+    let packed: usize = packed.iter().map(|(_, rows)| rows.bytes()).sum();
+    (dense + packed) as u64
+}
+
+/// Bits of a weight in the quantized matrices, scales included; tables in 16 bits are not quantized.
+fn bits<M: PeftModule>(model: &M) -> Option<f64> {
+    let packed = model.packed_weights();
+    let quantized = packed
+        .iter()
+        .filter(|(_, rows)| !matches!(rows.format(), "bfloat16" | "float16"));
+    let (bytes, elements) = quantized.fold((0, 0), |(bytes, elements), (_, rows)| {
+        let [height, width] = rows.shape();
+        (bytes + rows.bytes(), elements + height * width)
+    });
+    (elements > 0).then(|| bytes as f64 * 8.0 / elements as f64)
 }
 
 /// Elements of parameters that are trained, whoever put them there: of all, and of the largest.
@@ -103,11 +151,12 @@ fn trainable<M: Module>(model: &M) -> (usize, usize) {
 }
 
 /// LoRA of ours, r 8 and alpha 16, on the case's targets.
-fn lora(method: Method, qv: [&str; 2]) -> LoraConfig {
-    let config = LoraConfig::new(8).with_alpha(16.0);
-    match method {
-        Method::LoraAll => config.with_targets("all-linear"),
-        _ => config.with_targets(qv),
+pub(crate) fn lora(method: Method, qv: [&str; 2]) -> LoraConfig {
+    let config = LoraConfig::new(RANK).with_alpha(16.0);
+    if method.all_linear() {
+        config.with_targets("all-linear")
+    } else {
+        config.with_targets(qv)
     }
 }
 

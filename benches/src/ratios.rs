@@ -1,64 +1,17 @@
 //! The ratios that are quoted, and what each compares.
 
 use crate::case::{
-    Case,
     Engine::{Burn, Hf, Ours, Unfused},
     Method::{
-        Base, BitFit, Full, Head, Houlsby, LoraAll, LoraQv, LoraQvMerged, LoraQvRows, Prompt,
+        Base, BitFit, Full, Head, Houlsby, LoraAll, LoraAllCheckpointed, LoraQv, LoraQvMerged,
+        LoraQvRows, Prompt, QloraAll, QloraAllCheckpointed, QloraAllFp4, QloraQv,
     },
     Pass::{Infer, Train},
-    Shape::{Linear, LlamaBlock, MiniLm, MiniLmDropout, MiniLmOne, MiniLmRows},
+    Shape::{Linear, MiniLm, MiniLmDropout, MiniLmOne, MiniLmRows, SmolLm2},
     case,
 };
-
-/// What is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Measure {
-    /// Seconds of an iteration.
-    Time,
-    /// Highest resident bytes of the process.
-    Memory,
-}
-
-/// A bound on the median.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Needed {
-    AtLeast(f64),
-    AtMost(f64),
-    /// 1 within noise: the spread of the rounds contains it, or the median is within 2 %.
-    One,
-    Nothing,
-}
-
-/// `over` divided by `under`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ratio {
-    pub(crate) name: &'static str,
-    pub(crate) over: Case,
-    pub(crate) under: Case,
-    pub(crate) measure: Measure,
-    pub(crate) needed: Needed,
-}
-
-/// A ratio of times; a speed-up has the slower side over the faster.
-const fn time(name: &'static str, over: Case, under: Case, needed: Needed) -> Ratio {
-    Ratio {
-        name,
-        over,
-        under,
-        measure: Measure::Time,
-        needed,
-    }
-}
-
-const fn memory(name: &'static str, over: Case, under: Case, needed: Needed) -> Ratio {
-    Ratio {
-        measure: Measure::Memory,
-        ..time(name, over, under, needed)
-    }
-}
-
-use Needed::{AtLeast, AtMost, Nothing, One};
+use crate::ratio::Needed::{AtLeast, AtMost, Nothing, One};
+use crate::ratio::{Ratio, bits, memory, time};
 
 /// Groups whose processes live at the same time.
 #[rustfmt::skip]
@@ -101,15 +54,42 @@ pub(crate) const GROUPS: &[(&str, &[Ratio])] = &[
         time("eight_adapters_vs_one", case(MiniLmRows, Infer, LoraQvRows, Ours), case(MiniLmRows, Infer, LoraQv, Ours), Nothing),
         time("eight_adapters_speed_vs_hf", case(MiniLmRows, Infer, LoraQvRows, Hf), case(MiniLmRows, Infer, LoraQvRows, Ours), Nothing),
     ]),
-    ("Llama block, training, 1 x 256 tokens", &[
-        time("llama_lora_all_step_vs_full", case(LlamaBlock, Train, LoraAll, Ours), case(LlamaBlock, Train, Full, Ours), Nothing),
-        time("llama_lora_all_speed_vs_burn", case(LlamaBlock, Train, LoraAll, Burn), case(LlamaBlock, Train, LoraAll, Ours), Nothing),
-        memory("llama_lora_all_memory_vs_burn", case(LlamaBlock, Train, LoraAll, Ours), case(LlamaBlock, Train, LoraAll, Burn), Nothing),
-        time("llama_lora_all_latency_unmerged", case(LlamaBlock, Infer, LoraAll, Ours), case(LlamaBlock, Infer, Base, Ours), Nothing),
-        time("llama_lora_qv_step_vs_full", case(LlamaBlock, Train, LoraQv, Ours), case(LlamaBlock, Train, Full, Ours), Nothing),
-        time("llama_lora_qv_latency_unmerged", case(LlamaBlock, Infer, LoraQv, Ours), case(LlamaBlock, Infer, Base, Ours), Nothing),
-        time("llama_lora_qv_speed_vs_hf", case(LlamaBlock, Train, LoraQv, Hf), case(LlamaBlock, Train, LoraQv, Ours), Nothing),
-        time("llama_lora_all_speed_vs_hf", case(LlamaBlock, Train, LoraAll, Hf), case(LlamaBlock, Train, LoraAll, Ours), Nothing),
+    ("SmolLM2-135M, training, 1 x 256 tokens", &[
+        time("llama_lora_qv_step_vs_full", case(SmolLm2, Train, LoraQv, Ours), case(SmolLm2, Train, Full, Ours), Nothing),
+        time("llama_lora_all_step_vs_full", case(SmolLm2, Train, LoraAll, Ours), case(SmolLm2, Train, Full, Ours), Nothing),
+        memory("llama_lora_qv_memory_vs_full", case(SmolLm2, Train, LoraQv, Ours), case(SmolLm2, Train, Full, Ours), Nothing),
+        memory("llama_lora_all_memory_vs_full", case(SmolLm2, Train, LoraAll, Ours), case(SmolLm2, Train, Full, Ours), Nothing),
+        time("llama_lora_all_speed_vs_burn", case(SmolLm2, Train, LoraAll, Burn), case(SmolLm2, Train, LoraAll, Ours), Nothing),
+        memory("llama_lora_all_memory_vs_burn", case(SmolLm2, Train, LoraAll, Ours), case(SmolLm2, Train, LoraAll, Burn), Nothing),
+        time("llama_lora_qv_speed_vs_hf", case(SmolLm2, Train, LoraQv, Hf), case(SmolLm2, Train, LoraQv, Ours), Nothing),
+        memory("llama_lora_qv_rss_vs_hf", case(SmolLm2, Train, LoraQv, Ours), case(SmolLm2, Train, LoraQv, Hf), Nothing),
+        time("llama_lora_all_speed_vs_hf", case(SmolLm2, Train, LoraAll, Hf), case(SmolLm2, Train, LoraAll, Ours), Nothing),
+        memory("llama_lora_all_rss_vs_hf", case(SmolLm2, Train, LoraAll, Ours), case(SmolLm2, Train, LoraAll, Hf), Nothing),
+    ]),
+    ("SmolLM2-135M on 4 bits, training, 1 x 256 tokens", &[
+        memory("qlora_peak_vs_lora", case(SmolLm2, Train, QloraQv, Ours), case(SmolLm2, Train, LoraQv, Ours), AtMost(0.45)),
+        time("qlora_step_vs_lora", case(SmolLm2, Train, QloraQv, Ours), case(SmolLm2, Train, LoraQv, Ours), AtMost(1.6)),
+        bits("qlora_bits_per_weight", case(SmolLm2, Train, QloraQv, Ours), AtMost(4.13)),
+        memory("qlora_all_peak_vs_lora", case(SmolLm2, Train, QloraAll, Ours), case(SmolLm2, Train, LoraAll, Ours), Nothing),
+        time("qlora_all_step_vs_lora", case(SmolLm2, Train, QloraAll, Ours), case(SmolLm2, Train, LoraAll, Ours), AtMost(1.6)),
+        bits("qlora_all_bits_per_weight", case(SmolLm2, Train, QloraAll, Ours), AtMost(4.13)),
+        time("qlora_fp4_step_vs_nf4", case(SmolLm2, Train, QloraAllFp4, Ours), case(SmolLm2, Train, QloraAll, Ours), Nothing),
+        memory("qlora_fp4_peak_vs_nf4", case(SmolLm2, Train, QloraAllFp4, Ours), case(SmolLm2, Train, QloraAll, Ours), Nothing),
+        bits("qlora_fp4_bits_per_weight", case(SmolLm2, Train, QloraAllFp4, Ours), AtMost(4.13)),
+        time("qlora_all_speed_vs_hf", case(SmolLm2, Train, QloraAll, Hf), case(SmolLm2, Train, QloraAll, Ours), Nothing),
+        memory("qlora_all_rss_vs_hf", case(SmolLm2, Train, QloraAll, Ours), case(SmolLm2, Train, QloraAll, Hf), Nothing),
+    ]),
+    ("SmolLM2-135M with gradient checkpointing, training, 1 x 256 tokens", &[
+        memory("llama_checkpointing_peak", case(SmolLm2, Train, LoraAllCheckpointed, Ours), case(SmolLm2, Train, LoraAll, Ours), Nothing),
+        time("llama_checkpointing_step", case(SmolLm2, Train, LoraAllCheckpointed, Ours), case(SmolLm2, Train, LoraAll, Ours), Nothing),
+        memory("qlora_checkpointing_peak", case(SmolLm2, Train, QloraAllCheckpointed, Ours), case(SmolLm2, Train, QloraAll, Ours), Nothing),
+        time("qlora_checkpointing_step", case(SmolLm2, Train, QloraAllCheckpointed, Ours), case(SmolLm2, Train, QloraAll, Ours), Nothing),
+        memory("qlora_checkpointing_peak_vs_lora", case(SmolLm2, Train, QloraAllCheckpointed, Ours), case(SmolLm2, Train, LoraAll, Ours), Nothing),
+    ]),
+    ("SmolLM2-135M, reading a prompt, 1 x 256 tokens", &[
+        time("llama_lora_qv_latency_unmerged", case(SmolLm2, Infer, LoraQv, Ours), case(SmolLm2, Infer, Base, Ours), Nothing),
+        time("llama_lora_all_latency_unmerged", case(SmolLm2, Infer, LoraAll, Ours), case(SmolLm2, Infer, Base, Ours), Nothing),
+        time("qlora_all_latency_unmerged", case(SmolLm2, Infer, QloraAll, Ours), case(SmolLm2, Infer, Base, Ours), Nothing),
     ]),
     ("Linear 4096 x 4096, training, 512 tokens", &[
         time("linear_lora_step_vs_full", case(Linear, Train, LoraAll, Ours), case(Linear, Train, Full, Ours), Nothing),
@@ -119,3 +99,17 @@ pub(crate) const GROUPS: &[(&str, &[Ratio])] = &[
         time("linear_lora_latency_unmerged", case(Linear, Infer, LoraAll, Ours), case(Linear, Infer, Base, Ours), Nothing),
     ]),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_ratio_has_a_name_of_its_own() {
+        let mut names = HashSet::new();
+        for ratio in GROUPS.iter().flat_map(|(_, group)| *group) {
+            assert!(names.insert(ratio.name), "{} twice", ratio.name);
+        }
+    }
+}

@@ -11,12 +11,18 @@ use crate::case::Case;
 use crate::models;
 
 /// What a worker prints first.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Ready {
     /// Tokens in one iteration.
     pub(crate) tokens: usize,
     /// Elements that are trained.
     pub(crate) trainable: usize,
+    /// Bytes of the model's own weights as they are stored, adapters not counted; 0 from peers.
+    #[serde(default)]
+    pub(crate) weights: u64,
+    /// Bits of a weight in the quantized matrices, scales included.
+    #[serde(default)]
+    pub(crate) bits: Option<f64>,
 }
 
 /// What a worker prints for each line it reads.
@@ -36,6 +42,9 @@ pub(crate) struct Memory {
     /// allocator's and the program's.
     #[serde(default)]
     pub(crate) live: u64,
+    /// Bytes that the model took once it was made, before the first step.
+    #[serde(default)]
+    pub(crate) loaded: u64,
     /// What the account says the live bytes are made of.
     #[serde(default)]
     pub(crate) account: Option<Account>,
@@ -59,10 +68,14 @@ fn say(value: &impl Serialize) -> io::Result<()> {
 
 pub(crate) fn run(case: Case, device: &str) -> Result<(), Box<dyn std::error::Error>> {
     let before = status("VmRSS");
+    let allocated = crate::ALLOCATOR.allocated();
     let mut work = models::work(case, device)?;
+    let loaded = crate::ALLOCATOR.allocated().saturating_sub(allocated);
     say(&Ready {
         tokens: work.tokens,
         trainable: work.trainable,
+        weights: work.weights,
+        bits: work.bits,
     })?;
     for line in io::stdin().lock().lines() {
         let count: usize = line?.trim().parse()?;
@@ -79,6 +92,7 @@ pub(crate) fn run(case: Case, device: &str) -> Result<(), Box<dyn std::error::Er
         peak: status("VmHWM"),
         before,
         live: crate::ALLOCATOR.max_allocated() as u64,
+        loaded: loaded as u64,
         account: work.account,
     })?;
     Ok(())

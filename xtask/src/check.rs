@@ -12,7 +12,7 @@ use std::{
 };
 
 /// The crates whose features choose the backend.
-const BACKEND_CRATES: [&str; 12] = [
+const BACKEND_CRATES: [&str; 14] = [
     "peft-ops",
     "peft-bench",
     "peft-core",
@@ -21,6 +21,8 @@ const BACKEND_CRATES: [&str; 12] = [
     "peft-reparameterization",
     "peft-soft-prompt",
     "peft-models",
+    "peft-quantization",
+    "peft-train",
     "peft-conformance",
     "peft-parity",
     "peft-compare",

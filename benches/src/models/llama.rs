@@ -1,120 +1,140 @@
-//! One block of a Llama: TinyLlama-1.1B's.
+//! SmolLM2-135M-Instruct: its published weights, and a passage of a novel.
 
-use burn::module::{Lora, Module};
-use burn::nn::{
-    Linear, LinearConfig, RmsNorm, RmsNormConfig, RotaryEncoding, RotaryEncodingConfig,
-};
-use burn::tensor::{Device, Distribution, Tensor, activation::silu};
-use peft::core::ops::{AttentionOptions, attention};
-use peft::core::{AdaptedForward as _, PeftModule as _};
+use std::path::Path;
 
-use super::{Failure, Work, infer, lora, matching, train};
-use crate::case::{Case, Engine, Method, Pass};
+use burn::module::{Lora, Module as _};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use peft::core::PeftModule as _;
+use peft_models::{Llama, LlamaLoader, LlamaTokenizer, LmBatch};
+use peft_quantization::QuantizationConfig;
+use peft_train::Record;
 
-const WIDTH: usize = 2048;
-const INSIDE: usize = 5632;
-const HEADS: usize = 32;
-const KV_HEADS: usize = 4;
+use super::{Failure, Work, infer, lora, matching, train_by, trainable, weight_bytes};
+use crate::account::Decoder;
+use crate::assets;
+use crate::case::{Case, Engine, Method, Pass, RANK};
+
+const QV: [&str; 2] = ["q_proj", "v_proj"];
 const TOKENS: usize = 256;
-
-#[derive(Module, Debug)]
-struct Block {
-    input_norm: RmsNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-    post_norm: RmsNorm,
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
-    rotary: RotaryEncoding,
-}
-
-impl Block {
-    fn new(device: &Device) -> Self {
-        let linear = |d_in, d_out| LinearConfig::new(d_in, d_out).with_bias(false).init(device);
-        let norm = || RmsNormConfig::new(WIDTH).with_epsilon(1e-5).init(device);
-        let narrow = WIDTH / HEADS * KV_HEADS;
-        Self {
-            input_norm: norm(),
-            q_proj: linear(WIDTH, WIDTH),
-            k_proj: linear(WIDTH, narrow),
-            v_proj: linear(WIDTH, narrow),
-            o_proj: linear(WIDTH, WIDTH),
-            post_norm: norm(),
-            gate_proj: linear(WIDTH, INSIDE),
-            up_proj: linear(WIDTH, INSIDE),
-            down_proj: linear(INSIDE, WIDTH),
-            rotary: RotaryEncodingConfig::new(TOKENS, WIDTH / HEADS).init(device),
-        }
-    }
-
-    /// `x` and the result are `[batch, seq, WIDTH]`.
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let h = self.input_norm.forward(x.clone());
-        let context = attention(
-            self.rotate(self.q_proj.adapted(h.clone()), HEADS),
-            self.rotate(self.k_proj.adapted(h.clone()), KV_HEADS),
-            self.v_proj.adapted(h),
-            None,
-            AttentionOptions {
-                kv_heads: KV_HEADS,
-                causal: true,
-                ..AttentionOptions::new(HEADS)
-            },
-        );
-        let x = x + self.o_proj.adapted(context);
-        let h = self.post_norm.forward(x.clone());
-        let inside = silu(self.gate_proj.adapted(h.clone())) * self.up_proj.adapted(h);
-        x + self.down_proj.adapted(inside)
-    }
-
-    fn rotate(&self, x: Tensor<3>, heads: usize) -> Tensor<3> {
-        let [batch, length, width] = x.dims();
-        let split = x
-            .reshape([batch, length, heads, width / heads])
-            .swap_dims(1, 2);
-        self.rotary
-            .forward(split)
-            .swap_dims(1, 2)
-            .reshape([batch, length, width])
-    }
-}
+/// Characters that are more than these tokens.
+const CHARACTERS: usize = 4000;
+/// The file beside the exported model that holds the batch.
+const BATCH: &str = "batch.json";
 
 pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
-    const QV: [&str; 2] = ["q_proj", "v_proj"];
-    let model = Block::new(device);
-    let model = match (case.method, case.engine) {
-        (Method::Full | Method::Base, _) => model,
-        (Method::LoraQv | Method::LoraAll, Engine::Burn) => {
-            let pattern = match case.method {
-                Method::LoraAll => r"_proj\.weight$",
-                _ => r"(q|v)_proj\.weight$",
-            };
-            let lora = Lora::new(8, 16.0);
-            model.apply_lora(lora.set_param_group(matching(pattern)?))
-        }
-        (Method::LoraQv | Method::LoraAll, _) => {
-            // There is no head here that `all-linear` would leave out.
-            let config = lora(case.method, QV);
-            let config = match case.method {
-                Method::LoraAll => config.with_targets(r".*_proj"),
-                _ => config,
-            };
-            model.attach("bench", &config)?
-        }
-        (method, _) => return Err(format!("no `{}` here", method.name()).into()),
-    };
-    let x = Tensor::<3>::random([1, TOKENS, WIDTH], Distribution::Default, device);
+    let folder = assets::llama()?;
+    let batch = batch(&folder)?;
+    let model = prepared(load(&folder, case.method, device)?, case)?;
     if case.pass == Pass::Infer {
-        return Ok(infer(model, TOKENS, move |model: &Block| {
-            model.forward(x.clone()).into_data()
+        let ids: Vec<i64> = batch.ids.iter().map(|id| i64::from(*id)).collect();
+        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, TOKENS]), device);
+        // A prompt is read, and the first token of the answer is known.
+        return Ok(infer(model, TOKENS, move |model: &Llama| {
+            model
+                .next_logits(ids.clone(), &mut model.cache())
+                .into_data()
         }));
     }
-    Ok(train(model, TOKENS, device, move |model: &Block| {
-        // A block within a model: what comes in has a gradient.
-        let x = x.clone().detach().require_grad();
-        model.forward(x).powi_scalar(2).mean()
-    }))
+    let account = (case.engine == Engine::Ours).then(|| sizes(&model).account(case.method));
+    let checkpointing = case.method.checkpointed();
+    let scale = 1.0 / batch.target_count() as f64;
+    let mut work = train_by(model, TOKENS, device, move |model: &Llama| {
+        model.loss_and_gradients(&batch, checkpointing, scale).1
+    });
+    work.account = account;
+    Ok(work)
+}
+
+/// The base, in 4 bits where the method says so.
+fn load(folder: &Path, method: Method, device: &Device) -> Result<Llama, Failure> {
+    let packer = match method {
+        Method::QloraAllFp4 => QuantizationConfig::fp4(),
+        _ => QuantizationConfig::nf4(),
+    };
+    let packer = packer.with_double_quantization(true);
+    let loader = LlamaLoader::new(folder);
+    if method.packed() {
+        Ok(loader.with_packer(&packer).load(device)?)
+    } else {
+        Ok(loader.load(device)?)
+    }
+}
+
+/// The model with what the case's method puts on it.
+fn prepared(model: Llama, case: Case) -> Result<Llama, Failure> {
+    let method = case.method;
+    match method {
+        Method::Full | Method::Base => Ok(model),
+        Method::LoraQv | Method::LoraAll if case.engine == Engine::Burn => {
+            let pattern = if method.all_linear() {
+                r"_proj\.weight$"
+            } else {
+                r"(q|v)_proj\.weight$"
+            };
+            let lora = Lora::new(RANK, 16.0).set_param_group(matching(pattern)?);
+            Ok(model.apply_lora(lora))
+        }
+        Method::LoraQv | Method::QloraQv => Ok(model.attach("bench", &lora(method, QV))?),
+        _ if method.all_linear() => Ok(model.attach("bench", &lora(method, QV))?),
+        _ => Err(format!("no `{}` here", method.name()).into()),
+    }
+}
+
+fn sizes(model: &Llama) -> Decoder {
+    let config = model.config();
+    let (trainable, largest) = trainable(model);
+    Decoder {
+        layers: config.num_hidden_layers as u64,
+        width: config.hidden_size as u64,
+        queries: (config.num_attention_heads * config.head_dim) as u64,
+        keys: (config.num_key_value_heads * config.head_dim) as u64,
+        inside: config.intermediate_size as u64,
+        vocabulary: config.vocab_size as u64,
+        tokens: TOKENS as u64,
+        weights: weight_bytes(model),
+        trainable: trainable as u64,
+        largest: largest as u64,
+    }
+}
+
+/// The first tokens of a novel, each with the one that follows it.
+fn batch(folder: &Path) -> Result<LmBatch, Failure> {
+    let tokenizer = LlamaTokenizer::load(folder)?;
+    let passage: String = text()?.chars().take(CHARACTERS).collect();
+    let ids = tokenizer.encode(&passage, true)?;
+    let (Some(now), Some(next)) = (ids.get(..TOKENS), ids.get(1..=TOKENS)) else {
+        let count = ids.len();
+        return Err(format!(
+            "the passage has {count} tokens, and {TOKENS} and one more are needed"
+        )
+        .into());
+    };
+    Ok(LmBatch {
+        ids: now.to_vec(),
+        targets: next.iter().map(|id| i64::from(*id)).collect(),
+        rows: 1,
+        length: TOKENS,
+        ..LmBatch::default()
+    })
+}
+
+/// The novel that is not learned from.
+pub(crate) fn text() -> Result<String, Failure> {
+    let path = assets::novel(assets::HELD_OUT);
+    match peft_train::data::read(&path)?.into_iter().next() {
+        Some(Record::Text(text)) => Ok(text),
+        _ => Err(format!("{} holds no text", path.display()).into()),
+    }
+}
+
+/// Writes the model as Hugging Face's transformers read it, with the batch beside it: peers do the same work.
+pub(crate) fn export(device: &str, folder: &Path) -> Result<(), Failure> {
+    let device = peft::core::device::device(device)?;
+    let source = assets::llama()?;
+    Llama::load(&source, &device)?.export(folder, None)?;
+    let batch = batch(&source)?;
+    let json = serde_json::json!({ "ids": batch.ids, "targets": batch.targets });
+    let path = folder.join(BATCH);
+    std::fs::write(&path, json.to_string())
+        .map_err(|error| format!("{}: {error}", path.display()).into())
 }

@@ -128,5 +128,6 @@ fn prepared(model: BertClassifier, case: Case) -> Result<BertClassifier, Failure
             let rows: Vec<Option<&str>> = names.iter().map(|name| Some(name.as_str())).collect();
             model.activate_rows(&rows)?
         }
+        method => return Err(format!("no `{}` here", method.name()).into()),
     })
 }

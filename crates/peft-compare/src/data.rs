@@ -1,4 +1,6 @@
-//! Text classification data: reading it from the formats people have, checking it, and splitting it without leaks.
+//! Data: reading them from the formats people have, checking them, and splitting them without leaks.
+//!
+//! Texts with classes are a [`Dataset`]; running text for language models is a [`Texts`].
 //!
 //! | extension | read as |
 //! |---|---|
@@ -6,15 +8,20 @@
 //! | `.csv` | comma-separated, fields may be quoted |
 //! | `.jsonl`, `.ndjson` | one JSON object a line |
 //! | `.tab` | Orange's: tab-separated, lines 2 and 3 describe the columns |
+//! | `.txt` | running text |
 //!
 //! A split depends on the seed and the texts alone: not on the order of the rows, the platform, or a library's generator.
 
 mod error;
+mod passages;
 mod read;
 mod split;
+mod texts;
 
 pub use error::DataError;
+pub use passages::Passages;
 pub use split::Split;
+pub use texts::{Document, Texts};
 
 use read::{RawRow, json_lines, table, utf8};
 use sha2::{Digest, Sha256};

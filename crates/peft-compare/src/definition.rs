@@ -1,5 +1,6 @@
 //! Tasks, methods and suites as data. The files explain their fields.
 
+mod kind;
 mod load;
 
 use std::path::PathBuf;
@@ -7,19 +8,24 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::report::BASE;
+
+pub use self::kind::Kind;
 pub use self::load::{family_key, overridden};
 
 /// What the data must be, whatever was found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
-    /// Rows of the data set.
+    /// Rows of the data set; of running text, its documents.
     pub rows: usize,
-    /// The classes, in the order of their ids.
+    /// The classes, in the order of their ids. Running text has none.
+    #[serde(default)]
     pub labels: Vec<String>,
-    /// Share of the most frequent class, to 4 digits.
-    pub majority: f64,
-    /// SHA-256 of the rows.
+    /// Share of the most frequent class, to 4 digits. Running text has none.
+    #[serde(default)]
+    pub majority: Option<f64>,
+    /// SHA-256 of the rows or the documents.
     pub sha256: String,
 }
 
@@ -88,7 +94,7 @@ pub enum DataSource {
     },
     /// A file of the user's.
     File {
-        /// The file.
+        /// The file: rows with classes, or running text.
         path: PathBuf,
         /// The text column, if its name is unusual.
         text_column: Option<String>,
@@ -105,6 +111,8 @@ pub enum Reader {
     Table,
     /// The movie review snippets with mean ratings.
     MovieReviews,
+    /// Running text, for language models.
+    Text,
 }
 
 /// How rows become train, dev and test.
@@ -122,6 +130,9 @@ pub struct SplitRule {
     pub dev: Option<usize>,
     /// Rows to report.
     pub test: Option<usize>,
+    /// Blocks of general text to measure forgetting on; language models only.
+    #[serde(default)]
+    pub general: Option<usize>,
 }
 
 /// A splitting rule.
@@ -133,6 +144,9 @@ pub enum Rule {
     /// The peer's rule for movie reviews.
     #[serde(rename = "index-mod-10")]
     IndexMod10,
+    /// Running text: the held-out text is test, the end of each training text is dev.
+    #[serde(rename = "by-text")]
+    ByText,
 }
 
 /// Training settings, the same for every method.
@@ -149,6 +163,10 @@ pub struct Training {
     /// Whether rows of like length share a batch, which saves padding. Default: no.
     #[serde(default)]
     pub group_by_length: bool,
+    /// Whether a language model's activations are computed again in the backward pass: less memory, about a third
+    /// more time. Default: no.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
     /// Share of the steps in which the learning rate rises; it falls linearly after.
     pub warmup: f64,
     /// `AdamW`'s decoupled weight decay.
@@ -169,11 +187,14 @@ pub struct Task {
     pub name: String,
     /// Title for reports.
     pub title: String,
+    /// What it is about. Default: classification.
+    #[serde(default)]
+    pub kind: Kind,
     /// What it shows and what it cannot.
     pub analysis: String,
-    /// `accuracy`.
+    /// `accuracy`, or `loss` for language models.
     pub metric: String,
-    /// Tokens kept of a text, special tokens included.
+    /// Tokens kept of a text, special tokens included; of running text, the tokens of a block.
     pub max_len: usize,
     /// What the data must be.
     pub expect: Option<Expect>,
@@ -198,11 +219,25 @@ pub struct MethodEntry {
     /// Whether it is in every suite.
     #[serde(default)]
     pub reference: bool,
+    /// Kinds of tasks that it is for. Default: all.
+    #[serde(default = "Kind::all")]
+    pub kinds: Vec<Kind>,
     /// Fields of the method's configuration.
     #[serde(default)]
     pub config: Map<String, Value>,
-    /// The grid.
+    /// Fields that are otherwise on Llama-like models, whose layers have other names and widths.
+    #[serde(default)]
+    pub llama: Map<String, Value>,
+    /// The grid; empty for what does not train.
+    #[serde(default)]
     pub learning_rates: Vec<f64>,
+}
+
+impl MethodEntry {
+    /// Whether it trains at all; the untrained model does not, so one run of it stands for all seeds.
+    pub fn trains(&self) -> bool {
+        self.method != BASE
+    }
 }
 
 /// Some methods, or all.

@@ -74,6 +74,9 @@ pub enum Error {
     /// A model cannot be loaded.
     #[error(transparent)]
     Load(#[from] peft_models::LoadError),
+    /// Running text cannot be made into blocks.
+    #[error(transparent)]
+    Train(#[from] peft_train::Error),
     /// A method cannot be attached.
     #[error(transparent)]
     Peft(#[from] peft_core::Error),

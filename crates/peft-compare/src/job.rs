@@ -1,5 +1,7 @@
 //! One training run as data, and what came out of it.
 
+mod inputs;
+
 use std::path::{Path, PathBuf};
 
 use peft_core::Method;
@@ -7,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::data::{Columns, Dataset, Split};
-use crate::definition::{DataSource, MethodEntry, ModelSource, Reader, Rule, Task};
+pub use self::inputs::{ASSETS, EMBEDDED_MODEL, Inputs, model_folder, rows, texts};
+use crate::base::registered;
+use crate::definition::{Kind, MethodEntry, Task};
 use crate::error::io;
-use crate::record::{Counts, Environment, Epoch, Git, Latency, Memory, StepTime};
+use crate::record::{Counts, Environment, Epoch, Forgetting, Git, Latency, Memory, Rows, StepTime};
 use crate::{Error, Result};
 
 /// Everything that decides a run.
@@ -30,48 +33,6 @@ pub struct Job {
     pub inputs: Inputs,
 }
 
-/// What a run reads, by content, and what carries it out: results of other rows, other weights or
-/// another release are never taken for this run's.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Inputs {
-    /// SHA-256 of the rows.
-    pub data: String,
-    /// SHA-256 of the model's files.
-    pub model: String,
-    /// Release of this crate.
-    pub peft: String,
-}
-
-impl Inputs {
-    /// Those of a task.
-    ///
-    /// # Errors
-    ///
-    /// Missing or unexpected data, an unreadable model folder.
-    pub fn of(task: &Task) -> Result<Self> {
-        let data = rows(task)?.0.digest();
-        let folder = model_folder(&task.model)?;
-        let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
-            .map_err(io(&folder))?
-            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-            .filter(|path| {
-                let extension = path.extension().unwrap_or_default();
-                extension == "json" || extension == "safetensors"
-            })
-            .collect();
-        files.sort();
-        let mut model = Sha256::new();
-        for path in files {
-            model.update(std::fs::read(&path).map_err(io(&path))?);
-        }
-        Ok(Self {
-            data,
-            model: hex(&model.finalize()),
-            peft: env!("CARGO_PKG_VERSION").to_string(),
-        })
-    }
-}
-
 /// What came out of a job. Scores are NaN where training diverged.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
@@ -83,10 +44,10 @@ pub struct Outcome {
     pub wall_s: f64,
     /// Parameters of the model without its head.
     pub model_parameters: u64,
-    /// Rows of train, dev and test.
-    pub rows: [u64; 3],
-    /// Score of the majority class on test.
-    pub majority: f64,
+    /// Rows of each split.
+    pub rows: Rows,
+    /// Score on test that needs no training: of the majority class, or of the untrained language model.
+    pub baseline: f64,
     /// Loss and dev score by epoch.
     pub curve: Vec<Epoch>,
     /// Score on dev.
@@ -95,6 +56,8 @@ pub struct Outcome {
     /// Score on test.
     #[serde(deserialize_with = "crate::record::number_or_nan")]
     pub test: f64,
+    /// Loss on general text, of language models.
+    pub forgetting: Option<Forgetting>,
     /// Parameter counts.
     pub counts: Counts,
     /// Bytes of the saved adapter.
@@ -138,17 +101,19 @@ impl Job {
         )
     }
 
-    /// The configured method; `heads` are trained and saved whole besides it.
+    /// The configured method. What the kind of task calls heads is trained and saved whole besides it.
     ///
     /// # Errors
     ///
     /// What the method's configuration refuses.
-    pub fn configured(&self, heads: &[&str]) -> Result<Box<dyn Method>> {
-        let info = peft::methods()
-            .into_iter()
+    pub fn configured(&self) -> Result<Box<dyn Method>> {
+        let info = registered()
             .find(|info| info.name == self.method.method)
             .expect("checked when the definitions were read");
         let mut config = self.method.config.clone();
+        if self.task.kind == Kind::LanguageModel {
+            config.extend(self.method.llama.clone());
+        }
         config.insert("peft_type".into(), info.peft_type.into());
         let mut method = (info.parse)(&Value::Object(config))?;
         let unknown: Vec<_> = method.common().unknown.keys().map(String::as_str).collect();
@@ -163,18 +128,12 @@ impl Job {
                 ),
             });
         }
-        let heads = heads.iter().map(ToString::to_string).collect();
-        method.common_mut().modules_to_save = Some(heads);
+        let heads = self.task.kind.heads();
+        if !heads.is_empty() {
+            let heads = heads.iter().map(ToString::to_string).collect();
+            method.common_mut().modules_to_save = Some(heads);
+        }
         Ok(method)
-    }
-
-    /// The rows and their split, checked against what the task expects.
-    ///
-    /// # Errors
-    ///
-    /// Unreadable or unexpected data.
-    pub fn rows(&self) -> Result<(Dataset, Split)> {
-        rows(&self.task)
     }
 
     /// The folder of the model.
@@ -198,158 +157,6 @@ fn hex(digest: &[u8]) -> String {
     format!("{:032x}", u128::from_be_bytes(*half))
 }
 
-/// Environment variable with the folder of the embedded model; `cargo xtask compare` sets it.
-pub const EMBEDDED_MODEL: &str = "PEFT_EMBEDDED_MODEL";
-/// Environment variable with the folder of fetched assets; `cargo xtask compare` sets it.
-pub const ASSETS: &str = "PEFT_ASSETS";
-
-/// The folder of a model.
-///
-/// # Errors
-///
-/// [`Error::Missing`] with the command that brings it.
-pub fn model_folder(source: &ModelSource) -> Result<PathBuf> {
-    match source {
-        ModelSource::Folder { path } => Ok(path.clone()),
-        ModelSource::Embedded { name } => std::env::var_os(EMBEDDED_MODEL)
-            .map(PathBuf::from)
-            .ok_or_else(|| {
-                Error::Missing(format!(
-                    "the embedded model {name} was not found: start the comparison with \
-                     `cargo xtask compare`, which brings it, or give --model and --data"
-                ))
-            }),
-        ModelSource::Asset { name } => asset(name),
-    }
-}
-
-fn asset(name: &str) -> Result<PathBuf> {
-    let missing = || Error::Missing(format!("{name} is not here: `cargo xtask fetch {name}`"));
-    let folder = PathBuf::from(std::env::var_os(ASSETS).ok_or_else(missing)?).join(name);
-    if folder.is_dir() {
-        Ok(folder)
-    } else {
-        Err(missing())
-    }
-}
-
-/// The rows of a task and their split.
-///
-/// # Errors
-///
-/// Unreadable data, or other data than the task expects.
-pub fn rows(task: &Task) -> Result<(Dataset, Split)> {
-    let (data, given) = match &task.data {
-        DataSource::Vendored { name, .. } if name == "uci-sentiment" => {
-            (Dataset::uci_sentiment(), None)
-        }
-        DataSource::Vendored { name, .. } => {
-            return Err(Error::Missing(format!("no data set `{name}` is vendored")));
-        }
-        DataSource::Asset {
-            name,
-            file,
-            reader: Reader::MovieReviews,
-        } => {
-            let (data, split) = Dataset::movie_reviews(&asset(name)?.join(file))?;
-            (data, Some(split))
-        }
-        DataSource::Asset {
-            name,
-            file,
-            reader: Reader::Table,
-        } => (
-            Dataset::load(&asset(name)?.join(file), &Columns::default())?,
-            None,
-        ),
-        DataSource::File {
-            path,
-            text_column,
-            label_column,
-        } => {
-            let columns = Columns {
-                text_column: text_column.clone(),
-                label_column: label_column.clone(),
-            };
-            (Dataset::load(path, &columns)?, None)
-        }
-    };
-    check(task, &data)?;
-    let rule = &task.split;
-    let split = match (rule.rule, given) {
-        (Rule::IndexMod10, Some(split)) => shortened(split, task),
-        (Rule::IndexMod10, None) => {
-            let reason = "the rule index-mod-10 is for the reader movie-reviews".into();
-            return Err(Error::Expectation {
-                task: task.name.clone(),
-                reason,
-            });
-        }
-        (Rule::Stratified, _) => {
-            let (train, dev, test) = data.default_sizes();
-            data.split(
-                rule.seed,
-                rule.train.unwrap_or(train),
-                rule.dev.unwrap_or(dev),
-                rule.test.unwrap_or(test),
-            )?
-        }
-    };
-    Ok((data, split))
-}
-
-/// The first rows of each part, as many as the task wants.
-fn shortened(mut split: Split, task: &Task) -> Split {
-    let rule = &task.split;
-    for (part, most) in [
-        (&mut split.train, rule.train),
-        (&mut split.dev, rule.dev),
-        (&mut split.test, rule.test),
-    ] {
-        part.truncate(most.unwrap_or(usize::MAX));
-    }
-    split
-}
-
-fn check(task: &Task, data: &Dataset) -> Result<()> {
-    let Some(expect) = &task.expect else {
-        return Ok(());
-    };
-    let refuse = |what: &str, found: String, expected: String| {
-        Err(Error::Expectation {
-            task: task.name.clone(),
-            reason: format!("{what} {found}, expected {expected}: these are other data than meant"),
-        })
-    };
-    if data.rows.len() != expect.rows {
-        return refuse(
-            "rows:",
-            data.rows.len().to_string(),
-            expect.rows.to_string(),
-        );
-    }
-    if data.labels != expect.labels {
-        return refuse(
-            "classes:",
-            format!("{:?}", data.labels),
-            format!("{:?}", expect.labels),
-        );
-    }
-    let majority = data.majority().1;
-    if (majority - expect.majority).abs() > 5e-5 {
-        return refuse(
-            "majority share:",
-            majority.to_string(),
-            expect.majority.to_string(),
-        );
-    }
-    let digest = data.digest();
-    if digest != expect.sha256 {
-        return refuse("SHA-256 of the rows:", digest, expect.sha256.clone());
-    }
-    Ok(())
-}
-
 impl Outcome {
     /// The file of a job's outcome in `dir`.
     pub fn path(dir: &Path, id: &str) -> PathBuf {
@@ -371,5 +178,53 @@ impl Outcome {
         let path = Self::path(dir, &self.job.id());
         let json = serde_json::to_string_pretty(self).expect("plain data");
         crate::record::write_atomically(&path, json.as_bytes()).map_err(io(&path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::definition::Definitions;
+
+    fn job(task: &str, method: &str) -> Job {
+        let definitions = Definitions::load(None).unwrap();
+        let entries = &definitions.methods;
+        let entry = entries.iter().find(|entry| entry.name == method).unwrap();
+        Job {
+            task: definitions.task(task).unwrap().clone(),
+            method: entry.clone(),
+            learning_rate: 1e-3,
+            seed: 1,
+            device: "flex".into(),
+            inputs: Inputs::default(),
+        }
+    }
+
+    #[test]
+    fn a_kind_of_task_decides_targets_and_heads() {
+        let encoder = job("uci-sentiment", "lora").configured().unwrap();
+        assert_eq!(
+            encoder.common().modules_to_save,
+            Some(vec!["classifier".into()])
+        );
+        assert_eq!(encoder.to_json()["target_modules"][0], "query");
+        let llama = job("austen-lm", "lora").configured().unwrap();
+        assert_eq!(llama.common().modules_to_save, None);
+        assert_eq!(llama.common().task_type, None);
+        assert_eq!(llama.to_json()["target_modules"][0], "q_proj");
+        assert_eq!(llama.to_json()["r"], encoder.to_json()["r"]);
+        let base = job("austen-lm", "base").configured().unwrap();
+        assert_eq!(base.info().name, crate::report::BASE);
+    }
+
+    #[test]
+    fn the_novels_are_what_the_task_expects() {
+        let mut task = job("austen-lm", "lora").task;
+        assert_eq!(texts(&task).unwrap().held_out[0].title, "Persuasion");
+        let expect = task.expect.as_mut().unwrap();
+        expect.rows += 1;
+        let error = texts(&task).unwrap_err().to_string();
+        assert!(error.contains("documents: 83, expected 84"), "{error}");
+        assert!(rows(&task).is_err(), "running text has no classes");
     }
 }

@@ -6,7 +6,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`definition`] | tasks, methods and suites, read from TOML |
-//! | [`data`] | texts with classes, and their splits |
+//! | [`data`] | texts with classes and running text, and their splits |
 //! | [`job`] | one training run as data, and what came out of it |
 //! | [`train`] | carries out one job; runs in a process of its own |
 //! | [`suite`] | plans the jobs of a suite, runs what is missing, chooses learning rates |
@@ -14,6 +14,7 @@
 //!
 //! `docs/comparison.md` says how it measures and why.
 
+mod base;
 pub mod data;
 pub mod definition;
 mod environment;

@@ -1,13 +1,13 @@
 //! `peft-compare`: which method buys what, at which cost. Started by `cargo xtask compare`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, Parser, Subcommand};
 use peft_compare::definition::{
-    DataSource, Definitions, MethodChoice, ModelSource, Rule, SplitRule, Task, Training, Tune,
+    DataSource, Definitions, Kind, MethodChoice, ModelSource, Rule, SplitRule, Task, Training, Tune,
 };
 use peft_compare::job::Job;
 use peft_compare::record::RunRecord;
@@ -43,13 +43,15 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Compare {
-    /// The suite to run: default, smoke, movie-reviews, …
-    #[arg(long, default_value = "default")]
-    suite: String,
-    /// A model folder of your own (config.json, model.safetensors, tokenizer.json)
+    /// The suite to run: smoke, movie-reviews, language-model-short, … Default: default, and
+    /// language-model-short with running text of your own
+    #[arg(long)]
+    suite: Option<String>,
+    /// A model folder of your own (config.json, model.safetensors, tokenizer.json): a BERT, or a Llama for
+    /// running text
     #[arg(long, value_name = "DIR", requires = "data")]
     model: Option<PathBuf>,
-    /// Labelled texts of your own: TSV, CSV or JSONL
+    /// Labelled texts of your own (TSV, CSV or JSONL), or running text (.txt) for a language model
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// The column with the texts, if it is not called text, sentence, review or content
@@ -70,10 +72,10 @@ struct Compare {
     /// Passes over the training rows
     #[arg(long)]
     epochs: Option<usize>,
-    /// Training rows to use, from the front of the split
+    /// Training rows to use, from the front of the split; of running text, blocks
     #[arg(long, value_name = "ROWS")]
     train: Option<usize>,
-    /// Tokens kept of a text
+    /// Tokens kept of a text; of running text, tokens of a block
     #[arg(long)]
     max_len: Option<usize>,
     /// Where to compute: flex, ndarray, cuda, cuda:1
@@ -128,7 +130,7 @@ fn stop_flag() -> Arc<AtomicBool> {
     stop
 }
 
-fn run_job(out: &std::path::Path, job: &str) -> Result<(), Error> {
+fn run_job(out: &Path, job: &str) -> Result<(), Error> {
     let job: Job = serde_json::from_str(job).map_err(|error| Error::Definition {
         file: "the job".into(),
         reason: error.to_string(),
@@ -143,7 +145,14 @@ fn run_job(out: &std::path::Path, job: &str) -> Result<(), Error> {
 
 fn compare(options: Compare) -> Result<(), Error> {
     let definitions = Definitions::load(options.definitions.as_deref())?;
-    let mut suite = definitions.suite(&options.suite)?.clone();
+    let runs_on_text = options.data.as_deref().is_some_and(is_running_text);
+    let usual = if runs_on_text {
+        "language-model-short"
+    } else {
+        "default"
+    };
+    let suite = options.suite.as_deref().unwrap_or(usual);
+    let mut suite = definitions.suite(suite)?.clone();
     if let Some(methods) = &options.methods {
         suite.methods = MethodChoice::Named(methods.clone());
     }
@@ -186,54 +195,85 @@ fn compare(options: Compare) -> Result<(), Error> {
     finish(&out, &records)
 }
 
-/// The user's data, on the user's model or the embedded one.
-fn own_task(
-    options: &Compare,
-    data: &std::path::Path,
-    definitions: &Definitions,
-) -> Result<Task, Error> {
-    let like = definitions.task("uci-sentiment")?.clone();
+/// Whether a file is for a language model.
+fn is_running_text(data: &Path) -> bool {
+    data.extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("txt"))
+}
+
+/// The user's data, on the user's model or the one of the task that is like it.
+fn own_task(options: &Compare, data: &Path, definitions: &Definitions) -> Result<Task, Error> {
+    let kind = if is_running_text(data) {
+        Kind::LanguageModel
+    } else {
+        Kind::Classification
+    };
+    let column = options
+        .text_column
+        .as_ref()
+        .or(options.label_column.as_ref());
+    if let (Kind::LanguageModel, Some(column)) = (kind, column) {
+        return Err(Error::Definition {
+            file: data.display().to_string(),
+            reason: format!("running text has no columns, and you name `{column}`"),
+        });
+    }
+    let like = match kind {
+        Kind::Classification => definitions.task("uci-sentiment")?.clone(),
+        Kind::LanguageModel => definitions.task("austen-lm")?.clone(),
+    };
     let name = data
         .file_stem()
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    let task = Task {
+    let mut task = Task {
         title: format!("{name}, your own data"),
-        analysis: "Your own rows. What they show is for you to say; mind that scores of few test \
-                   rows are uncertain."
-            .into(),
         name,
-        max_len: 128,
         expect: None,
-        model: match &options.model {
-            Some(path) => ModelSource::Folder { path: path.clone() },
-            None => like.model,
-        },
         data: DataSource::File {
             path: data.to_path_buf(),
             text_column: options.text_column.clone(),
             label_column: options.label_column.clone(),
         },
-        split: SplitRule {
-            rule: Rule::Stratified,
-            seed: 0,
-            train: None,
-            dev: None,
-            test: None,
-        },
-        // Any number of rows: the published rates, and the usual three passes.
-        training: Training {
-            learning_rate_factor: 1.0,
-            epochs: 3,
-            ..like.training
-        },
         ..like
     };
+    if let Some(path) = &options.model {
+        task.model = ModelSource::Folder { path: path.clone() };
+    }
+    match kind {
+        Kind::Classification => {
+            task.analysis =
+                "Your own rows. What they show is for you to say; mind that scores of few test \
+                             rows are uncertain."
+                    .into();
+            task.max_len = 128;
+            task.split = SplitRule {
+                rule: Rule::Stratified,
+                seed: 0,
+                train: None,
+                dev: None,
+                test: None,
+                general: None,
+            };
+            // Any number of rows: the published rates, and the usual three passes.
+            task.training = Training {
+                learning_rate_factor: 1.0,
+                epochs: 3,
+                ..task.training
+            };
+        }
+        // Blocks and training as with the novels: the last tenth of the text is test.
+        Kind::LanguageModel => {
+            task.analysis = "Your own text: its last tenth is test. What it shows is for you to say; mind that \
+                             one text is one sample of its kind."
+                .into();
+        }
+    }
     Ok(task)
 }
 
-fn finish(out: &std::path::Path, records: &[RunRecord]) -> Result<(), Error> {
+fn finish(out: &Path, records: &[RunRecord]) -> Result<(), Error> {
     let written = report::write_all(out, records)?;
     println!("{}", report::terminal::table(records));
     println!("report: {}", written.html.display());

@@ -12,6 +12,8 @@ pub(crate) use self::store::write_atomically;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use crate::definition::Kind;
+
 /// The version of the record format that this crate reads and writes.
 pub const SCHEMA: u32 = 1;
 
@@ -28,6 +30,9 @@ pub struct RunRecord {
     pub suite: String,
     /// The task.
     pub task: String,
+    /// What the task is about. Records from before there were language models are of classification.
+    #[serde(default)]
+    pub kind: Kind,
     /// What the task shows and what it cannot, in prose, as in its definition.
     pub task_analysis: String,
     /// The model that was adapted.
@@ -54,11 +59,13 @@ pub struct RunRecord {
     pub wall_s: f64,
     /// Rows of each split.
     pub rows: Rows,
-    /// What `dev`, `test`, `majority` and the curve measure.
+    /// What `dev`, `test`, `baseline` and the curve measure.
     pub metric: Metric,
-    /// Score on the test split of always answering the majority class.
-    pub majority: f64,
-    /// Loss and dev score after every epoch.
+    /// Score on the test split that needs no training: of always answering the majority class, or of the untrained
+    /// language model.
+    #[serde(alias = "majority")]
+    pub baseline: f64,
+    /// Loss and dev score after every epoch; of language models also before the first, as epoch 0.
     pub curve: Vec<Epoch>,
     /// Score on the dev split at the end.
     #[serde(deserialize_with = "number_or_nan")]
@@ -66,6 +73,9 @@ pub struct RunRecord {
     /// Score on the test split at the end.
     #[serde(deserialize_with = "number_or_nan")]
     pub test: f64,
+    /// Loss on general text before and after, of language models.
+    #[serde(default)]
+    pub forgetting: Option<Forgetting>,
     /// Parameter counts.
     pub counts: Counts,
     /// Size of the saved adapter on disk, in bytes.
@@ -148,7 +158,7 @@ pub struct Environment {
     pub rustc: String,
 }
 
-/// Rows of each split.
+/// Rows of each split; of running text, blocks of equally many tokens.
 #[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rows {
     /// Training rows.
@@ -157,12 +167,32 @@ pub struct Rows {
     pub dev: u64,
     /// Rows of the reported score.
     pub test: u64,
+    /// Blocks of general text; 0 in classification.
+    #[serde(default)]
+    pub general: u64,
+}
+
+/// Loss on general text that is like nothing in training, in nats a token.
+#[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq)]
+pub struct Forgetting {
+    /// Of the model as it came.
+    pub before: f64,
+    /// Of the trained model.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub after: f64,
+}
+
+impl Forgetting {
+    /// What the loss rose by: above 0 something was forgotten.
+    pub fn change(self) -> f64 {
+        self.after - self.before
+    }
 }
 
 /// The measure of quality.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Metric {
-    /// Name, such as `accuracy`.
+    /// Name: `accuracy`, or `loss` in nats a token.
     pub name: String,
     /// Whether more is better.
     pub higher_is_better: bool,
@@ -180,7 +210,7 @@ impl Metric {
 pub struct Epoch {
     /// Number of the epoch, from 1 (0 is before training).
     pub epoch: u64,
-    /// Mean training loss over the epoch.
+    /// Mean training loss over the epoch; NaN for epoch 0.
     #[serde(deserialize_with = "number_or_nan")]
     pub train_loss: f64,
     /// Dev score after it.

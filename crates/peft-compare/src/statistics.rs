@@ -3,7 +3,7 @@
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-/// Below this distance between head-only and full fine-tuning, in units of the metric, a share of their gap is noise.
+/// Below this distance between the floor and full fine-tuning, in units of the metric, a share of their gap is noise.
 pub const MEANINGFUL_GAP: f64 = 0.01;
 
 /// A mean over seeds with its 95 % confidence interval.
@@ -89,27 +89,28 @@ pub fn paired_difference(a: &[(u64, f64)], b: &[(u64, f64)]) -> Option<Estimate>
     Estimate::of(&differences)
 }
 
-/// The share of the gap between head-only and full fine-tuning that a method closes: 0 is head-only, 1 is full.
+/// The share of the gap between the floor (head-only, or the untrained language model) and full fine-tuning that a
+/// method closes: 0 is the floor, 1 is full.
 ///
-/// More must be better; negate the scores of a metric where less is. `None` where full does not beat head-only by
+/// More must be better; negate the scores of a metric where less is. `None` where full does not beat the floor by
 /// [`MEANINGFUL_GAP`].
-pub fn share_of_gap(score: f64, head_only: f64, full: f64) -> Option<f64> {
-    let gap = full - head_only;
-    (score.is_finite() && gap >= MEANINGFUL_GAP).then(|| (score - head_only) / gap)
+pub fn share_of_gap(score: f64, floor: f64, full: f64) -> Option<f64> {
+    let gap = full - floor;
+    (score.is_finite() && gap >= MEANINGFUL_GAP).then(|| (score - floor) / gap)
 }
 
 /// The [`share_of_gap`] of the means over the seeds that all three have.
 pub fn paired_share_of_gap(
     own: &[(u64, f64)],
-    head_only: &[(u64, f64)],
+    floor: &[(u64, f64)],
     full: &[(u64, f64)],
 ) -> Option<f64> {
     let shared = own.iter().filter_map(|(seed, score)| {
-        let references = (score_of(head_only, *seed)?, score_of(full, *seed)?);
+        let references = (score_of(floor, *seed)?, score_of(full, *seed)?);
         Some((*score, references))
     });
-    let (own, (head_only, full)): (Vec<_>, (Vec<_>, Vec<_>)) = shared.unzip();
-    share_of_gap(mean(&own)?, mean(&head_only)?, mean(&full)?)
+    let (own, (floor, full)): (Vec<_>, (Vec<_>, Vec<_>)) = shared.unzip();
+    share_of_gap(mean(&own)?, mean(&floor)?, mean(&full)?)
 }
 
 fn score_of(scores: &[(u64, f64)], seed: u64) -> Option<f64> {
@@ -261,5 +262,7 @@ mod tests {
         assert_eq!(share_of_gap(0.75, 0.7, 0.705), None);
         assert_eq!(share_of_gap(0.75, 0.8, 0.7), None);
         assert_eq!(share_of_gap(f64::NAN, 0.7, 0.8), None);
+        // Of losses, negated: (3.0 - 2.8) / (3.0 - 2.6).
+        close(share_of_gap(-2.8, -3.0, -2.6).unwrap(), 0.5, 1e-9);
     }
 }

@@ -1,6 +1,9 @@
 //! Plans the jobs of a suite, runs what is missing in processes of their own, chooses learning
 //! rates on the dev split, and writes records.
 
+mod plan;
+mod prepare;
+
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,9 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::definition::{Definitions, MethodEntry, Suite, Task, Tune, family_key, overridden};
 use crate::error::io;
-use crate::job::{Inputs, Job, Outcome, hash, model_folder, rows};
+use crate::job::{Inputs, Job, Outcome, hash};
 use crate::progress::Progress;
-use crate::record::{Method, Metric, Model, Rows, RunRecord, SCHEMA, Trial};
+use crate::record::{Method, Model, RunRecord, SCHEMA, Trial};
 use crate::{Error, Result};
 
 /// What to run and where to put it.
@@ -29,6 +32,17 @@ pub struct Order {
     pub out: PathBuf,
     /// What the tasks read, by their names; filled by [`prepare`](Self::prepare).
     inputs: HashMap<String, Inputs>,
+    /// What does not fit a task's model; filled by [`prepare`](Self::prepare).
+    left_out: Vec<LeftOut>,
+}
+
+/// A method that has no place on a task's model.
+#[derive(Clone, Debug)]
+struct LeftOut {
+    task: String,
+    method: String,
+    /// The words of the library.
+    reason: String,
 }
 
 impl Order {
@@ -54,7 +68,25 @@ impl Order {
             device: device.to_string(),
             out: out.to_path_buf(),
             inputs: HashMap::new(),
+            left_out: Vec::new(),
         })
+    }
+
+    /// The methods that run on a task.
+    fn methods_of(&self, task: &Task) -> impl Iterator<Item = &MethodEntry> {
+        self.methods.iter().filter(move |method| {
+            let out = |left: &LeftOut| left.task == task.name && left.method == method.name;
+            method.kinds.contains(&task.kind) && !self.left_out.iter().any(out)
+        })
+    }
+
+    /// The seeds that a method runs with: what draws nothing runs once.
+    fn seeds_of(&self, method: &MethodEntry) -> &[u64] {
+        if method.trains() {
+            &self.suite.seeds
+        } else {
+            &self.suite.seeds[..1]
+        }
     }
 
     fn job(&self, task: &Task, method: &MethodEntry, learning_rate: f64, seed: u64) -> Job {
@@ -68,50 +100,11 @@ impl Order {
         }
     }
 
-    /// Reads what the tasks need and refuses all that can be refused, before any time is spent.
-    ///
-    /// # Errors
-    ///
-    /// Settings that cannot work, data or models that are not here or not what is expected,
-    /// configurations that their method refuses.
-    pub fn prepare(&mut self) -> Result<()> {
-        let refuse = |reason: &str| {
-            Err(Error::Definition {
-                file: format!("suite {}", self.suite.name),
-                reason: reason.into(),
-            })
-        };
-        if self.suite.seeds.is_empty() {
-            return refuse("seeds: there must be one at least");
-        }
-        if self.tasks.is_empty() || self.methods.is_empty() {
-            return refuse("there must be a task and a method at least");
-        }
-        for task in &self.tasks {
-            let training = &task.training;
-            let positive = [training.learning_rate_factor, training.clip_norm];
-            if training.epochs == 0 || training.batch_size == 0 || task.max_len < 3 {
-                return refuse("epochs and batch_size must be at least 1, max_len at least 3");
-            }
-            if !positive.iter().all(|value| *value > 0.0) || !(0.0..1.0).contains(&training.warmup)
-            {
-                return refuse(
-                    "learning_rate_factor and clip_norm must be above 0, warmup in [0, 1)",
-                );
-            }
-        }
-        for task in self.tasks.clone() {
-            self.inputs.insert(task.name.clone(), Inputs::of(&task)?);
-            for method in &self.methods {
-                self.job(&task, method, 1.0, 0)
-                    .configured(&["classifier"])?;
-            }
-        }
-        Ok(())
-    }
-
     /// The learning rates that are tried on a task.
     fn grid(&self, task: &Task, method: &MethodEntry) -> Vec<f64> {
+        if !method.trains() {
+            return vec![0.0];
+        }
         let rates = method.learning_rates.iter().map(|rate| {
             let rate = rate * task.training.learning_rate_factor;
             // 3e-4 times 3 is 9e-4 and not 8.999999999999999e-4.
@@ -126,12 +119,11 @@ impl Order {
 
     /// How many runs there are, trials included: the winning trial is the first seed's run.
     fn total(&self) -> usize {
-        let runs = |task, method| self.grid(task, method).len() + self.suite.seeds.len() - 1;
-        let of_task = |task| {
-            self.methods
-                .iter()
-                .map(|method| runs(task, method))
-                .sum::<usize>()
+        let of_task = |task: &Task| {
+            let methods = self.methods_of(task);
+            let runs = methods
+                .map(|method| self.grid(task, method).len() + self.seeds_of(method).len() - 1);
+            runs.sum::<usize>()
         };
         self.tasks.iter().map(of_task).sum()
     }
@@ -142,79 +134,6 @@ impl Order {
 
     fn runs_dir(&self) -> PathBuf {
         self.out.join("runs")
-    }
-
-    /// The plan as text: what would run, what is there already, and how long it may take.
-    ///
-    /// # Errors
-    ///
-    /// A task whose model or data are not here or not what is expected.
-    pub fn plan(&self) -> Result<String> {
-        use std::fmt::Write as _;
-        let mut text = String::new();
-        let _ = writeln!(
-            text,
-            "suite {}: {} runs on {}",
-            self.suite.name,
-            self.total(),
-            self.device
-        );
-        let (mut open, mut seconds, mut known) = (0, 0.0, 0);
-        for task in &self.tasks {
-            let folder = model_folder(&task.model)?;
-            let (_, split) = rows(task)?;
-            let steps = task.training.epochs * split.train.len().div_ceil(task.training.batch_size);
-            let _ = writeln!(
-                text,
-                "task {}: {} at {}; {} train, {} dev, {} test rows; {steps} steps a run",
-                task.name,
-                task.model.name(),
-                folder.display(),
-                split.train.len(),
-                split.dev.len(),
-                split.test.len(),
-            );
-            for method in &self.methods {
-                let mut done = 0;
-                let grid = self.grid(task, method);
-                for rate in &grid {
-                    let job = self.job(task, method, *rate, self.suite.seeds[0]);
-                    if let Some(outcome) = Outcome::read(&self.jobs_dir(), &job.id()) {
-                        done += 1;
-                        seconds += outcome.wall_s;
-                    }
-                }
-                known += done;
-                // Which rate the other seeds take is known when the first one is tuned.
-                let later = self.suite.seeds[1..].iter().filter(|seed| {
-                    let job = |rate: &f64| self.job(task, method, *rate, **seed).id();
-                    !grid
-                        .iter()
-                        .any(|rate| Outcome::read(&self.jobs_dir(), &job(rate)).is_some())
-                });
-                open += grid.len() - done + later.count();
-                let _ = writeln!(
-                    text,
-                    "  {}: learning rates {grid:?}, {done} of {} tried; seeds {:?}",
-                    method.name,
-                    grid.len(),
-                    self.suite.seeds,
-                );
-            }
-        }
-        let _ = match known {
-            0 => writeln!(
-                text,
-                "nothing has been run here, so no time is known; the suite is meant for {} minutes on 2 cores",
-                self.suite.budget_minutes
-            ),
-            _ => writeln!(
-                text,
-                "about {:.0} s for the {open} open runs, going by the {known} finished ones",
-                seconds / known as f64 * open as f64,
-            ),
-        };
-        Ok(text)
     }
 
     /// Runs what is missing and returns the records, old and new.
@@ -236,7 +155,7 @@ impl Order {
         let progress = Progress::new(self.total());
         let mut records = Vec::new();
         for task in &self.tasks {
-            for method in &self.methods {
+            for method in self.methods_of(task) {
                 records.extend(self.compare(task, method, &progress, stop)?);
             }
         }
@@ -258,11 +177,28 @@ impl Order {
             trials.push(self.outcome(&self.job(task, method, rate, first), progress, stop)?);
         }
         // The first of equals: the smaller rate, as grids rise.
+        let metric = task.kind.metric();
+        let score = |trial: &Outcome| metric.oriented(trial.dev);
         let best = trials
             .iter()
             .filter(|trial| trial.dev.is_finite())
-            .reduce(|best, trial| if trial.dev > best.dev { trial } else { best })
+            .reduce(|best, trial| {
+                if score(trial) > score(best) {
+                    trial
+                } else {
+                    best
+                }
+            })
             .unwrap_or(&trials[0]);
+        if !method.trains() {
+            // One run stands for all seeds, so that differences to it can be paired.
+            let records = self.suite.seeds.iter().map(|seed| {
+                let mut outcome = best.clone();
+                outcome.job.seed = *seed;
+                self.record(&outcome, &[])
+            });
+            return records.collect();
+        }
         let tuning: Vec<Trial> = trials
             .iter()
             .map(|trial| Trial {
@@ -329,7 +265,7 @@ impl Order {
 
     fn record(&self, outcome: &Outcome, tuning: &[Trial]) -> Result<RunRecord> {
         let job = &outcome.job;
-        let configured = job.configured(&["classifier"])?;
+        let configured = job.configured()?;
         let info = configured.info();
         let definition = job.definition();
         let record = RunRecord {
@@ -337,6 +273,7 @@ impl Order {
             id: job.id(),
             suite: self.suite.name.clone(),
             task: job.task.name.clone(),
+            kind: job.task.kind,
             // What the suite says comes first: it may have cut the task short.
             task_analysis: format!(
                 "{}\n\n{}",
@@ -366,19 +303,13 @@ impl Order {
             environment: outcome.environment.clone(),
             started_at: outcome.started_at.clone(),
             wall_s: outcome.wall_s,
-            rows: Rows {
-                train: outcome.rows[0],
-                dev: outcome.rows[1],
-                test: outcome.rows[2],
-            },
-            metric: Metric {
-                name: job.task.metric.clone(),
-                higher_is_better: true,
-            },
-            majority: outcome.majority,
+            rows: outcome.rows,
+            metric: job.task.kind.metric(),
+            baseline: outcome.baseline,
             curve: outcome.curve.clone(),
             dev: outcome.dev,
             test: outcome.test,
+            forgetting: outcome.forgetting,
             counts: outcome.counts,
             adapter_bytes: outcome.adapter_bytes,
             step_s: outcome.step_s,

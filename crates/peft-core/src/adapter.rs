@@ -66,6 +66,19 @@ pub trait WeightAdapter: Adapter {
         conv2d(input, self.compose(inner.weight()), None, inner.options())
     }
 
+    /// Whether [`compose`](Self::compose) says all that the adapter does. Where it adds to a layer's output
+    /// what no weight can, it cannot be merged, and the layer must be called through
+    /// [`AdaptedForward`](crate::AdaptedForward). Default: yes.
+    fn is_change_of_weight(&self) -> bool {
+        true
+    }
+
+    /// Whether a head that is this table ([`TiedHead`](crate::TiedHead)) changes with it: new tokens do, a
+    /// change of the embeddings does not, as upstream has it. Default: no.
+    fn moves_tied(&self) -> bool {
+        false
+    }
+
     /// How many of the `base` elements of the weight change; all, unless the method is sparse.
     fn changed(&self, base: usize) -> usize {
         base

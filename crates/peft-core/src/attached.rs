@@ -9,12 +9,13 @@ use burn::tensor::TensorData;
 use serde_json::Value;
 
 use crate::checkpoint::{self, Style};
-use crate::erased::AnyTensor;
+use crate::erased::{AnyAdapter, AnyTensor};
 use crate::layout::Layout;
 use crate::mechanism::{self, Edits, Found};
 use crate::method::{AttachedMethod, Method, MethodInfo, Plan};
 use crate::model::PeftModule;
 use crate::stack::{Entry, Stack};
+use crate::tied;
 use crate::{Error, Result};
 
 /// The model's content, if an adapter called `name` can be put on it.
@@ -216,14 +217,42 @@ pub(crate) fn strip<M: Module>(model: &M, rest: impl Fn(&Stack) -> Stack) -> Res
     let found = mechanism::gather(model);
     refuse_foreign(&found)?;
     let layout = Layout::new(found);
-    let edited = stacks(&layout)
-        .map(|(path, stack)| (path.to_string(), rest(stack)))
-        .collect();
-    let edits = Edits {
-        stacks: edited,
-        ..Edits::default()
-    };
-    Ok(mechanism::place(model, edits).materialize())
+    let mut edits = Edits::default();
+    // What stays packed is taken off and put back, as Burn would compute it out.
+    let mut packed = HashMap::new();
+    for (path, stack) in stacks(&layout) {
+        let rest = rest(stack);
+        if let (None, Some(base)) = (&rest.merged, &stack.packed) {
+            let base = Stack {
+                packed: Some(base.clone()),
+                ..Stack::default()
+            };
+            packed.insert(path.to_string(), base);
+        }
+        edits.stacks.insert(path.to_string(), rest);
+    }
+    // A head that is a table stays what it was where an adapter is folded into the table alone.
+    for (head, table) in &layout.tied {
+        let Some(param) = layout.params.iter().find(|param| param.path == *table) else {
+            continue;
+        };
+        let Some(stack) = &param.stack else { continue };
+        if edits.stacks[table].merged.is_some() && tied::parts(stack) {
+            let seen = tied::followed(stack, param.stored()).detach();
+            edits.untied.insert(head.clone(), seen);
+        }
+    }
+    let stripped = mechanism::place(model, edits).materialize();
+    if packed.is_empty() {
+        return Ok(stripped);
+    }
+    Ok(mechanism::place(
+        &stripped,
+        Edits {
+            stacks: packed,
+            ..Edits::default()
+        },
+    ))
 }
 
 /// The stacks with their effective weight computed, checked to be finite.
@@ -249,6 +278,17 @@ pub(crate) fn merged(layout: &Layout) -> Result<HashMap<String, Stack>> {
         }
         if stack.active().next().is_none() {
             continue;
+        }
+        let beyond = |entry: &&Entry| match &entry.adapter {
+            AnyAdapter::Weight(adapter) => !adapter.is_change_of_weight(),
+            _ => false,
+        };
+        if let Some(entry) = stack.active().find(beyond) {
+            return Err(Error::Unmergeable {
+                adapter: entry.name.clone(),
+                method: entry.origin.method.info().title,
+                place: param.name.clone(),
+            });
         }
         let value = stack.compose(param.base.clone()).detach();
         if !is_finite(&value) {

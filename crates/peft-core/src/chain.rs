@@ -3,11 +3,12 @@
 use burn::tensor::module::{conv2d, embedding};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
-use peft_ops::LowRank;
+use peft_ops::{LowRank, Weight};
 
 use crate::erased::{AnyTensor, ErasedWeight};
+use crate::packing::PackedBase;
 
-/// The weight below, with the adapters `below` folded in.
+/// The base below, as the layer holds it, with the adapters `below` folded in.
 fn composed<const D: usize>(base: &Tensor<D>, below: &[&dyn ErasedWeight]) -> Tensor<D> {
     below
         .iter()
@@ -17,9 +18,20 @@ fn composed<const D: usize>(base: &Tensor<D>, below: &[&dyn ErasedWeight]) -> Te
         .get()
 }
 
+/// The base as a dense tensor.
+fn unpacked(base: &Tensor<2>, packed: Option<&PackedBase>) -> Tensor<2> {
+    match packed {
+        Some(packed) => packed.dense(base),
+        None => base.clone(),
+    }
+}
+
 /// A linear layer with its bias, below one adapter.
 pub struct InnerLinear<'a> {
+    /// The parameter's own tensor.
     pub(crate) base: Tensor<2>,
+    /// What it stands in for, if the base is packed.
+    pub(crate) packed: Option<&'a PackedBase>,
     pub(crate) bias: Option<Tensor<1>>,
     pub(crate) below: &'a [&'a dyn ErasedWeight],
 }
@@ -47,10 +59,15 @@ impl InnerLinear<'_> {
         low_rank: Option<LowRank>,
     ) -> Tensor<2> {
         let Some((adapter, below)) = self.below.split_last() else {
-            return peft_ops::linear(input, self.base.clone(), bias, low_rank);
+            let weight = match self.packed {
+                Some(packed) => Weight::Packed(packed.rows.clone()),
+                None => Weight::Dense(self.base.clone()),
+            };
+            return peft_ops::linear(input, weight, bias, low_rank);
         };
         let inner = InnerLinear {
             base: self.base.clone(),
+            packed: self.packed,
             bias,
             below,
         };
@@ -77,13 +94,16 @@ impl InnerLinear<'_> {
 
     /// The effective weight below, `[in, out]`. Costs a dense matrix where adapters lie below.
     pub fn weight(&self) -> Tensor<2> {
-        composed(&self.base, self.below)
+        composed(&unpacked(&self.base, self.packed), self.below)
     }
 }
 
 /// An embedding table, below one adapter.
 pub struct InnerEmbedding<'a> {
+    /// The parameter's own tensor.
     pub(crate) base: Tensor<2>,
+    /// What it stands in for, if the base is packed.
+    pub(crate) packed: Option<&'a PackedBase>,
     pub(crate) below: &'a [&'a dyn ErasedWeight],
 }
 
@@ -91,11 +111,15 @@ impl InnerEmbedding<'_> {
     /// Rows for `ids` of shape `[batch, seq]`: returns `[batch, seq, d]`.
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         match self.below.split_last() {
-            None => embedding(self.base.clone(), ids),
+            None => match self.packed {
+                Some(packed) => packed.embedding(ids, &self.base),
+                None => embedding(self.base.clone(), ids),
+            },
             Some((adapter, below)) => adapter.embedding(
                 ids,
                 &InnerEmbedding {
                     base: self.base.clone(),
+                    packed: self.packed,
                     below,
                 },
             ),
@@ -104,7 +128,7 @@ impl InnerEmbedding<'_> {
 
     /// The effective table below, `[vocabulary, d]`.
     pub fn weight(&self) -> Tensor<2> {
-        composed(&self.base, self.below)
+        composed(&unpacked(&self.base, self.packed), self.below)
     }
 }
 

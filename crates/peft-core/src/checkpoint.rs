@@ -12,6 +12,8 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 
 use crate::erased::{AnyAdapter, FromDyn};
+use crate::layout::{LayerKind, Layout, LayoutParam};
+use crate::method::is_transposed;
 use crate::{Error, Result};
 
 /// The configuration's file name.
@@ -158,6 +160,64 @@ fn specs_by_field(adapter: &AnyAdapter, style: Style, layer: &str, name: &str) -
             (spec.field, (key, spec.transposed))
         })
         .collect()
+}
+
+/// What upstream calls a language model's head.
+const TIED_HEAD: &str = "lm_head";
+
+/// Whether a tensor is a table or head of the base model's, which upstream writes beside an adapter of it
+/// (`save_embedding_layers`); it must be as the model has it.
+pub(crate) fn is_base_table(
+    layout: &Layout,
+    key: &str,
+    data: &TensorData,
+) -> std::result::Result<bool, String> {
+    let Some(layer) = key
+        .strip_prefix("base_model.model.")
+        .and_then(|name| name.strip_suffix(".weight"))
+    else {
+        return Ok(false);
+    };
+    let name = layer.strip_suffix(".base_layer").unwrap_or(layer);
+    let table = |param: &&LayoutParam| {
+        let layer = layout.layer_of(param);
+        layer.name == name
+            && param.field() == "weight"
+            && (layer.kind == LayerKind::Embedding || layer.head)
+    };
+    // Upstream knows a head that is the table by a name of its own.
+    let tied = || {
+        let (_, table) = layout.tied.first().filter(|_| name == TIED_HEAD)?;
+        layout.params.iter().find(|param| param.path == *table)
+    };
+    let Some(param) = layout.params.iter().find(table).or_else(tied) else {
+        return Ok(false);
+    };
+    // A packed table has the values of its format.
+    let near = if param.packed_format().is_some() {
+        1e-2
+    } else {
+        1e-6
+    };
+    let own = param.stored().to_data();
+    let own = if is_transposed(layout, param) {
+        transpose(own)
+    } else {
+        own
+    };
+    let same = own.shape() == data.shape()
+        && own
+            .iter::<f32>()
+            .zip(data.iter::<f32>())
+            .all(|(own, stored)| (own - stored).abs() <= near * own.abs().max(1.0));
+    if same {
+        Ok(true)
+    } else {
+        Err(format!(
+            "`{key}` is a table that the base model does not have: the adapter was made on a model with another \
+             `{name}` (new tokens, as a rule); load that model"
+        ))
+    }
 }
 
 /// The last two axes of row-major data, swapped.

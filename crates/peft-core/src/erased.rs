@@ -356,6 +356,8 @@ pub(crate) trait ErasedWeight: ErasedModule {
     fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2>;
     fn embedding(&self, ids: Tensor<2, Int>, inner: &InnerEmbedding<'_>) -> Tensor<3>;
     fn conv2d(&self, input: Tensor<4>, inner: &InnerConv2d<'_>) -> Tensor<4>;
+    fn is_change_of_weight(&self) -> bool;
+    fn moves_tied(&self) -> bool;
     fn changed(&self, base: usize) -> usize;
     fn boxed(&self) -> Box<dyn ErasedWeight>;
 }
@@ -375,6 +377,12 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     }
     fn conv2d(&self, input: Tensor<4>, inner: &InnerConv2d<'_>) -> Tensor<4> {
         self.state().conv2d(input, inner)
+    }
+    fn is_change_of_weight(&self) -> bool {
+        self.state().is_change_of_weight()
+    }
+    fn moves_tied(&self) -> bool {
+        self.state().moves_tied()
     }
     fn changed(&self, base: usize) -> usize {
         self.state().changed(base)

@@ -25,6 +25,15 @@ pub enum Error {
         expected: String,
     },
 
+    /// A weight cannot be stored in a packed form.
+    #[error("`{layer}` cannot be packed: {reason}")]
+    Packing {
+        /// The layer's name.
+        layer: String,
+        /// Why not.
+        reason: String,
+    },
+
     /// The target selection matched no layer of the model.
     #[error(
         "no layer matches {targets}{excluded}. Layers of this model:\n{available}\n\

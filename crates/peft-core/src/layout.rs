@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device, Tensor};
 use crate::Error;
 use crate::erased::AnyTensor;
 use crate::mechanism::{Found, FoundParam, Trainable};
+use crate::packing;
 use crate::site::SiteKind;
 use crate::stack::Stack;
 
@@ -96,7 +97,17 @@ impl LayoutParam {
 
     /// The stored value, without adapters. Panics unless `D` is the parameter's rank.
     pub fn value<const D: usize>(&self) -> Tensor<D> {
-        self.base.get()
+        packing::dense(self.stack.as_ref(), &self.base).get()
+    }
+
+    /// The format of the stored value where it is packed, as in `nf4`.
+    pub fn packed_format(&self) -> Option<&str> {
+        Some(self.stack.as_ref()?.packed.as_ref()?.rows.format())
+    }
+
+    /// The stored value, whatever its rank.
+    pub(crate) fn stored(&self) -> AnyTensor {
+        packing::dense(self.stack.as_ref(), &self.base)
     }
 
     /// The parameter's own name: `weight`, `bias`, …
@@ -144,6 +155,8 @@ pub struct Layout {
     pub layers: Vec<Layer>,
     /// All sites.
     pub sites: Vec<LayoutSite>,
+    /// Heads that are a table: field paths of the head and of the table's parameter.
+    pub(crate) tied: Vec<(String, String)>,
 }
 
 impl Layout {
@@ -152,6 +165,7 @@ impl Layout {
             params: Vec::new(),
             layers: Vec::new(),
             sites: Vec::new(),
+            tied: found.tied.clone(),
         };
         let mut last_layer_path: Option<Vec<String>> = None;
         for param in &found.params {

@@ -36,13 +36,17 @@ mod method;
 mod model;
 mod names;
 mod nn;
+mod packing;
 mod rows;
 mod saved;
+mod schedule;
 mod shared;
 mod site;
 mod stack;
 mod targets;
+mod tied;
 mod tokens;
+mod training;
 
 pub use adapter::{Adapter, HiddenAdapter, PromptAdapter, Surroundings, WeightAdapter};
 pub use chain::{InnerConv2d, InnerEmbedding, InnerLinear};
@@ -56,11 +60,17 @@ pub use method::{
 };
 pub use model::PeftModule;
 pub use names::Names;
-pub use nn::{AdaptedForward, adapted_gelu, dropout_rate};
+pub use nn::{
+    AdaptedForward, adapted_cross_entropy, adapted_gelu, adapted_norm, adapted_swiglu, dropout_rate,
+};
+pub use packing::{PackedLayer, Packer, StoredPart};
 pub use peft_ops as ops;
 pub use peft_ops::gelu;
 pub use saved::TrainedBias;
+pub use schedule::{Schedule, States};
 pub use shared::Shared;
 pub use site::{Site, SiteKind};
 pub use targets::{ALL_LINEAR, OneOrMany, Selection, Targets, pattern_value};
+pub use tied::TiedHead;
 pub use tokens::TrainedRows;
+pub use training::Training;

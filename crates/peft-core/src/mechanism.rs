@@ -19,6 +19,7 @@ use crate::erased::AnyTensor;
 use crate::names::Names;
 use crate::site::{SITE, SiteHead};
 use crate::stack::Stack;
+use crate::tied;
 
 /// Path segment between a parameter or site and its adapters.
 pub(crate) const SEGMENT: &str = "peft";
@@ -40,6 +41,8 @@ thread_local! {
     static SLOT: RefCell<Slot> = const { RefCell::new(Slot::Closed) };
     static PLACING: Cell<bool> = const { Cell::new(false) };
     static NAMES: RefCell<Option<Names>> = const { RefCell::new(None) };
+    static TIED: RefCell<Option<(&'static str, bool)>> = const { RefCell::new(None) };
+    static UNTIED: RefCell<Option<Tensor<2>>> = const { RefCell::new(None) };
     static SITE_HEAD: RefCell<Option<SiteHead>> = const { RefCell::new(None) };
 }
 
@@ -99,6 +102,16 @@ pub(crate) fn report_site(head: &SiteHead) {
     SITE_HEAD.with(|cell| *cell.borrow_mut() = Some(head.clone()));
 }
 
+/// Called by a tied head that is visited.
+pub(crate) fn report_tied(table: &'static str, has_own: bool) {
+    TIED.with(|cell| *cell.borrow_mut() = Some((table, has_own)));
+}
+
+/// Called by a tied head that is mapped: the matrix that shall be its own from now on.
+pub(crate) fn untied() -> Option<Tensor<2>> {
+    UNTIED.with(|cell| cell.borrow_mut().take())
+}
+
 /// A parameter as found by [`gather`].
 #[derive(Clone, Debug)]
 pub(crate) struct FoundParam {
@@ -128,6 +141,8 @@ pub(crate) struct Found {
     pub(crate) sites: Vec<FoundSite>,
     /// Name maps, with the path of the struct that holds them.
     pub(crate) names: Vec<(Vec<String>, Names)>,
+    /// Heads without a matrix of their own: their field paths, and those of their tables' parameters.
+    pub(crate) tied: Vec<(String, String)>,
 }
 
 #[derive(Default)]
@@ -170,6 +185,13 @@ impl ModuleVisitor for Gather {
             if let (Slot::Given(stack), Some(head)) = (swap(Slot::Closed), head) {
                 let path = self.names();
                 self.found.sites.push(FoundSite { path, head, stack });
+            }
+        } else if name == SEGMENT && container == tied::TIED {
+            if let Some((table, false)) = TIED.with(|cell| cell.borrow_mut().take()) {
+                let head = self.names();
+                let mut param = head[..head.len() - 1].to_vec();
+                param.push(format!("{table}.weight"));
+                self.found.tied.push((head.join("."), param.join(".")));
             }
         } else if container == REPARAMETERIZATION {
             self.foreign -= 1;
@@ -262,6 +284,8 @@ pub(crate) struct Edits {
     pub(crate) stacks: HashMap<String, Stack>,
     /// Whether a base parameter shall require gradients, by path; others stay as they are.
     pub(crate) trainable: HashMap<String, bool>,
+    /// Matrices that tied heads get, by path.
+    pub(crate) untied: HashMap<String, AnyTensor>,
 }
 
 struct Attach<'a>(&'a mut Edits);
@@ -297,6 +321,12 @@ impl ModuleMapper for Replace<'_> {
             && let Some(stack) = self.edits.stacks.remove(&self.path.join("."))
         {
             swap(Slot::Offered(stack));
+        }
+        if name == SEGMENT
+            && container == tied::TIED
+            && let Some(table) = self.edits.untied.remove(&self.path.join("."))
+        {
+            UNTIED.with(|cell| *cell.borrow_mut() = Some(table.get()));
         }
         self.path.push(name.to_string());
     }

@@ -12,6 +12,7 @@ use crate::erased::AnyAdapter;
 use crate::init::Init;
 use crate::layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
 use crate::saved::SavedParam;
+use crate::schedule::{Schedule, States};
 use crate::site::SiteKind;
 use crate::targets::is_suffix;
 use crate::tokens::TrainedRows;
@@ -109,6 +110,26 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     /// configuration bounds it below the weight's own.
     fn rank_of_change(&self) -> Option<usize> {
         None
+    }
+
+    /// What the method does in a training loop of `steps` steps besides being trained: a penalty, a schedule
+    /// of ranks. Default: nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] if the configuration does not fit such a training.
+    fn schedule(&self, _steps: usize, _states: &States) -> Result<Option<Box<dyn Schedule>>> {
+        Ok(None)
+    }
+
+    /// Called when an adapter is saved, with copies of its states to change as the file shall hold them.
+    /// Returns fields of the configuration that training has decided; they replace its own. Default: none.
+    ///
+    /// # Errors
+    ///
+    /// Whatever makes the states impossible to save.
+    fn before_save(&self, _states: &mut States) -> Result<Map<String, Value>> {
+        Ok(Map::new())
     }
 
     /// The content of `adapter_config.json`.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::module::Module;
+use peft_ops::packed::Packed;
 use serde_json::{Map, Value};
 
 use crate::accounting::{AdapterSummary, Counts, Summary, count, tally};
@@ -17,8 +18,11 @@ use crate::init::Init;
 use crate::layout::Layout;
 use crate::mechanism::{self, Edits};
 use crate::method::{Method, MethodInfo, Plan, is_transposed};
+use crate::packing::{self, PackedBase, Packer};
 use crate::rows::{self, Rows};
+use crate::schedule::States;
 use crate::stack::{Entry, Stack};
+use crate::training::Training;
 use crate::{Error, Result};
 
 /// Adapters on any Burn module.
@@ -50,6 +54,7 @@ pub trait PeftModule: Module {
         let mut plan = Plan::new(Init::from_device(&device), true);
         plan.save_modules(method, &layout)?;
         method.plan(&layout, &mut plan)?;
+        packing::refuse_trained(&layout, &plan)?;
         Ok(install(self, found, name, method, plan))
     }
 
@@ -89,6 +94,7 @@ pub trait PeftModule: Module {
         plan.stored = shapes.collect();
         plan.save_modules(method.as_ref(), &layout)?;
         method.plan(&layout, &mut plan)?;
+        packing::refuse_trained(&layout, &plan)?;
 
         let stored_name = config["name"].as_str().unwrap_or(name).to_string();
         let wrong = |reason| Error::Checkpoint {
@@ -110,11 +116,13 @@ pub trait PeftModule: Module {
             .map_err(wrong)?;
         }
         let used: BTreeSet<_> = used.into_iter().collect();
-        let extra: Vec<_> = tensors
-            .keys()
-            .filter(|key| !used.contains(*key))
-            .take(5)
-            .collect();
+        let mut extra = Vec::new();
+        for (key, data) in tensors.iter().filter(|(key, _)| !used.contains(*key)) {
+            if !checkpoint::is_base_table(&layout, key, data).map_err(wrong)? {
+                extra.push(key);
+            }
+        }
+        extra.truncate(5);
         if !extra.is_empty() {
             return Err(wrong(format!(
                 "the configuration has no place for tensor {extra:?}"
@@ -123,8 +131,19 @@ pub trait PeftModule: Module {
         Ok(install(self, found, name, method.as_ref(), plan))
     }
 
+    /// What the active adapters' methods do in a training loop of `steps` steps of the optimizer, besides
+    /// being trained: penalties, schedules of ranks. A loop that drives it is right for every method.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] if a method cannot be trained for so many steps; [`Error::Merged`].
+    fn training(&self, steps: usize) -> Result<Training> {
+        Training::new(self, steps)
+    }
+
     /// Writes `adapter_config.json` and `adapter_model.safetensors` into `dir`, as Hugging Face
-    /// PEFT does (or AdapterHub, for methods that come from there). Only the adapter is in them.
+    /// PEFT does (or AdapterHub, for methods that come from there). Only the adapter is in them, as
+    /// its method has it saved: without the ranks that a schedule took, say.
     ///
     /// # Errors
     ///
@@ -134,8 +153,7 @@ pub trait PeftModule: Module {
         self.save_adapter_with(name, dir, Map::new())
     }
 
-    /// As [`save_adapter`](Self::save_adapter), with `fields` in place of the configuration's own: for what
-    /// training has decided, as the ranks of a schedule.
+    /// As [`save_adapter`](Self::save_adapter), with `fields` in place of the configuration's own.
     ///
     /// # Errors
     ///
@@ -146,12 +164,18 @@ pub trait PeftModule: Module {
         dir: impl AsRef<Path>,
         fields: Map<String, Value>,
     ) -> Result<()> {
-        let layout = self.layout();
+        let mut layout = self.layout();
         let origin = origins(&layout)
             .remove(name)
             .ok_or_else(|| unknown(name, &layout))?;
+        let mut states = States::new(&layout, name)?;
+        let decided = origin.method.before_save(&mut states)?;
+        if states.is_changed() {
+            layout = states.put(self).layout();
+        }
         let mut config = origin.to_json();
         if let Some(config) = config.as_object_mut() {
+            config.extend(decided);
             config.extend(fields);
         }
         let style = Style::of(&config);
@@ -181,7 +205,7 @@ pub trait PeftModule: Module {
             .params
             .iter()
             .map(|param| {
-                let data = param.base.to_data();
+                let data = param.stored().to_data();
                 let transposed = is_transposed(&layout, param);
                 (
                     param.name.clone(),
@@ -319,6 +343,7 @@ pub trait PeftModule: Module {
                 .cloned()
                 .collect(),
             merged: None,
+            packed: stack.packed.clone(),
             rows: stack.rows.as_ref().map(others),
         };
         let kept = stacks(&layout)
@@ -394,9 +419,8 @@ pub trait PeftModule: Module {
             self.merge_adapters()?
         };
         strip(&merged, |stack| Stack {
-            entries: Vec::new(),
             merged: stack.merged.clone(),
-            rows: None,
+            ..Stack::default()
         })
     }
 
@@ -407,6 +431,63 @@ pub trait PeftModule: Module {
     /// [`Error::ForeignReparameterization`] if Burn's own sits beside ours.
     fn unload(&self) -> Result<Self> {
         strip(self, |_| Stack::default())
+    }
+
+    /// Stores weights of linear layers and tables in fewer bits, as `packer` says (QLoRA: Dettmers et al.
+    /// 2023); they cannot be trained themselves from then on, adapters on them can. Adapters that are on the
+    /// model stay. Layers compute with the values that the packed form has.
+    ///
+    /// Loading a model with a packer takes less memory than packing it here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Packing`]; [`Error::Merged`].
+    fn pack_weights(&self, packer: &dyn Packer) -> Result<Self> {
+        packing::pack(self, &unmerged(self)?, packer)
+    }
+
+    /// Stores packed weights as dense tensors again, of the values that they have.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Merged`].
+    fn unpack_weights(&self) -> Result<Self> {
+        Ok(packing::unpack(self, &unmerged(self)?))
+    }
+
+    /// The packed weights, by upstream name of the layer.
+    fn packed_weights(&self) -> Vec<(String, Packed)> {
+        let layout = self.layout();
+        let packed = layout.params.iter().filter_map(|param| {
+            let base = param.stack.as_ref()?.packed.as_ref()?;
+            Some((layout.layer_of(param).name.clone(), base.rows.clone()))
+        });
+        packed.collect()
+    }
+
+    /// The model with packed weights in the place of those at these field paths, which were never read: for
+    /// loaders. Rows of a linear layer are its outputs.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such matrix, or one of another shape.
+    #[must_use]
+    fn with_packed_weights(&self, weights: Vec<(String, Packed)>) -> Self {
+        let layout = self.layout();
+        let packed = weights.into_iter().map(|(path, rows)| {
+            let param = layout.params.iter().find(|param| param.path == path);
+            let param = param.unwrap_or_else(|| panic!("no parameter at `{path}`"));
+            let transposed = is_transposed(&layout, param);
+            let [first, second] = rows.shape();
+            let shape = if transposed {
+                [second, first]
+            } else {
+                [first, second]
+            };
+            assert_eq!(param.shape(), shape, "the shape of `{path}`");
+            (path, PackedBase { rows, transposed })
+        });
+        packing::place(self.clone(), packed.collect())
     }
 
     /// Counts over the model and its active adapters.
@@ -465,23 +546,14 @@ pub trait PeftModule: Module {
     ///
     /// [`Error::UnknownAdapter`].
     fn adapter_states<A: Adapter>(&self, name: &str) -> Result<Vec<(String, A)>> {
-        let layout = self.layout();
-        if !origins(&layout).contains_key(name) {
-            return Err(unknown(name, &layout));
-        }
-        let states = stacks(&layout).filter_map(|(path, stack)| {
-            let state = stack
-                .entry(name)?
-                .adapter
-                .module()
-                .as_any()
-                .downcast_ref::<A>()?;
-            Some((place_name(&layout, path), state.clone()))
-        });
+        let states = States::new(&self.layout(), name)?;
+        let states = states
+            .of::<A>()
+            .map(|(place, state)| (place.to_string(), state.clone()));
         Ok(states.collect())
     }
 
-    /// Changes the states of type `A` of an adapter, as a schedule of ranks does between steps.
+    /// Changes the states of type `A` of an adapter.
     ///
     /// # Errors
     ///
@@ -489,30 +561,11 @@ pub trait PeftModule: Module {
     fn edit_adapter<A: Adapter>(
         &self,
         name: &str,
-        mut change: impl FnMut(&str, &mut A),
+        change: impl FnMut(&str, &mut A),
     ) -> Result<Self> {
-        let layout = unmerged(self)?;
-        if !origins(&layout).contains_key(name) {
-            return Err(unknown(name, &layout));
-        }
-        let edited = stacks(&layout)
-            .map(|(path, stack)| {
-                let mut stack = stack.clone();
-                for entry in stack.entries.iter_mut().filter(|entry| entry.name == name) {
-                    if let Some(state) = entry.adapter.module_mut().as_any_mut().downcast_mut() {
-                        change(&place_name(&layout, path), state);
-                    }
-                }
-                (path.to_string(), stack)
-            })
-            .collect();
-        Ok(mechanism::place(
-            self,
-            Edits {
-                stacks: edited,
-                ..Edits::default()
-            },
-        ))
+        let mut states = States::of_model(self, name)?;
+        states.edit::<A>(change);
+        Ok(states.put(self))
     }
 }
 

@@ -55,6 +55,11 @@ impl Names {
             .map_or(segment, |(_, upstream)| upstream)
     }
 
+    /// Whether a field of the struct that holds this is an output head.
+    pub fn is_head(&self, field: &str) -> bool {
+        self.heads.contains(&field)
+    }
+
     pub(crate) fn heads(&self) -> &'static [&'static str] {
         self.heads
     }

@@ -2,13 +2,13 @@
 
 use burn::module::Param;
 use burn::nn::conv::Conv2d;
-use burn::nn::{Dropout, Embedding, Linear, PaddingConfig2d};
+use burn::nn::{Dropout, Embedding, Linear, PaddingConfig2d, RmsNorm};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
-use peft_ops::LowRank;
+use peft_ops::{LowRank, Weight};
 
 use crate::chain::{InnerConv2d, InnerEmbedding, InnerLinear};
-use crate::erased::ErasedWeight;
+use crate::packing;
 use crate::rows;
 use crate::stack::Stack;
 
@@ -30,7 +30,7 @@ impl<const D: usize> AdaptedForward<Tensor<D>> for Linear {
     type Output = Tensor<D>;
 
     fn adapted(&self, input: Tensor<D>) -> Tensor<D> {
-        linear(self, input, false)
+        linear(self, Seen::Input(input))
     }
 }
 
@@ -38,41 +38,81 @@ impl<const D: usize> AdaptedForward<Tensor<D>> for Linear {
 /// being whole in memory. Where nothing is trained but what adapters add, that is most of the memory
 /// of a feed-forward block.
 pub fn adapted_gelu<const D: usize>(layer: &Linear, input: Tensor<D>) -> Tensor<D> {
-    linear(layer, input, true)
+    linear(layer, Seen::Gelu(input))
 }
 
-fn linear<const D: usize>(layer: &Linear, input: Tensor<D>, of_gelu: bool) -> Tensor<D> {
+/// A linear layer of SwiGLU, adapters and all: `layer.adapted(swiglu(gate, up))`, of which the backward pass
+/// keeps `gate` and `up` only.
+pub fn adapted_swiglu<const D: usize>(layer: &Linear, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    linear(layer, Seen::SwiGlu(gate, up))
+}
+
+/// A linear layer of a normalised stream, adapters and all: `layer.adapted(norm.adapted(input))`, of which the
+/// backward pass keeps `input` only.
+pub fn adapted_norm<const D: usize>(layer: &Linear, norm: &RmsNorm, input: Tensor<D>) -> Tensor<D> {
+    linear(layer, Seen::RmsNorm(input, norm.gamma.val(), norm.epsilon))
+}
+
+/// What a layer sees.
+#[allow(clippy::large_enum_variant)] // Handles, moved once.
+enum Seen<const D: usize> {
+    Input(Tensor<D>),
+    Gelu(Tensor<D>),
+    SwiGlu(Tensor<D>, Tensor<D>),
+    RmsNorm(Tensor<D>, Tensor<1>, f64),
+}
+
+impl<const D: usize> Seen<D> {
+    /// The layer, in one operation.
+    fn fused(
+        self,
+        weight: Weight,
+        bias: Option<Tensor<1>>,
+        low_rank: Option<LowRank>,
+    ) -> Tensor<D> {
+        match self {
+            Self::Input(input) => peft_ops::linear(input, weight, bias, low_rank),
+            Self::Gelu(input) => peft_ops::linear_of_gelu(input, weight, bias, low_rank),
+            Self::SwiGlu(gate, up) => peft_ops::linear_of_swiglu(gate, up, weight, bias, low_rank),
+            Self::RmsNorm(input, gamma, epsilon) => {
+                peft_ops::linear_of_rms_norm(input, gamma, epsilon, weight, bias, low_rank)
+            }
+        }
+    }
+
+    /// What the layer sees, whole.
+    fn activated(self) -> Tensor<D> {
+        match self {
+            Self::Input(input) => input,
+            Self::Gelu(input) => peft_ops::gelu(input),
+            Self::SwiGlu(gate, up) => peft_ops::swiglu(gate, up),
+            Self::RmsNorm(input, gamma, epsilon) => peft_ops::rms_norm(input, gamma, epsilon),
+        }
+    }
+}
+
+fn linear<const D: usize>(layer: &Linear, seen: Seen<D>) -> Tensor<D> {
     let bias = layer.bias.as_ref().map(Param::val);
-    let fused = if of_gelu {
-        peft_ops::linear_of_gelu
-    } else {
-        peft_ops::linear
-    };
-    let Some(stack) = unmerged(layer.weight.reparameterization::<Stack>()) else {
-        return fused(input, layer.weight.val(), bias, None);
+    let stack = layer.weight.reparameterization::<Stack>();
+    let Some(stack) = stack.filter(|stack| stack.merged.is_none()) else {
+        return seen.fused(layer.weight.val().into(), bias, None);
     };
     if let Some(rows) = &stack.rows {
-        let input = if of_gelu {
-            peft_ops::gelu(input)
-        } else {
-            input
-        };
-        return rows::linear(layer, stack, rows, input);
+        return rows::linear(layer, stack, rows, seen.activated());
     }
     let adapters = stack.active_weights();
-    if let Some(low_rank) = low_rank(&adapters) {
-        return fused(input, layer.weight.base(), bias, Some(low_rank));
+    let factors: Option<Vec<LowRank>> = adapters.iter().map(|adapter| adapter.low_rank()).collect();
+    if let Some(factors) = factors {
+        let weight = packing::weight(Some(stack), layer.weight.base());
+        return seen.fused(weight, bias, side_by_side(factors));
     }
-    let input = if of_gelu {
-        peft_ops::gelu(input)
-    } else {
-        input
-    };
+    let input = seen.activated();
     let mut shape = input.dims();
     let [d_in, d_out] = layer.weight.dims();
     let rows = input.reshape([-1, d_in as isize]);
     let inner = InnerLinear {
         base: layer.weight.base(),
+        packed: stack.packed.as_ref(),
         bias,
         below: &adapters,
     };
@@ -80,14 +120,9 @@ fn linear<const D: usize>(layer: &Linear, input: Tensor<D>, of_gelu: bool) -> Te
     inner.forward(rows).reshape(shape)
 }
 
-/// What adapters add, where each of them is nothing but a low-rank addition: their factors side by
-/// side, scales folded in.
-fn low_rank(adapters: &[&dyn ErasedWeight]) -> Option<LowRank> {
-    let mut factors: Vec<LowRank> = adapters
-        .iter()
-        .map(|adapter| adapter.low_rank())
-        .collect::<Option<_>>()?;
-    if factors.len() == 1 {
+/// Low-rank additions as one, scales folded in.
+fn side_by_side(mut factors: Vec<LowRank>) -> Option<LowRank> {
+    if factors.len() < 2 {
         return factors.pop();
     }
     let (down, up) = factors
@@ -109,6 +144,7 @@ impl AdaptedForward<Tensor<2, Int>> for Embedding {
             None => self.forward(ids),
             Some(stack) => InnerEmbedding {
                 base: self.weight.base(),
+                packed: stack.packed.as_ref(),
                 below: &stack.active_weights(),
             }
             .forward(ids),
@@ -155,6 +191,44 @@ impl<const D: usize> AdaptedForward<Tensor<D>> for Dropout {
     }
 }
 
+impl<const D: usize> AdaptedForward<Tensor<D>> for RmsNorm {
+    type Output = Tensor<D>;
+
+    fn adapted(&self, input: Tensor<D>) -> Tensor<D> {
+        peft_ops::rms_norm(input, self.gamma.val(), self.epsilon)
+    }
+}
+
+/// The sum of the negative log likelihoods of `targets` under an output head `[d, classes]`, adapters and all:
+/// as [`ops::linear_cross_entropy`](crate::ops::linear_cross_entropy) of `head.adapted(hidden)`.
+///
+/// Adapters that are changes of the weight are folded into one dense matrix for it, without their input dropout.
+/// All logits are formed only where the head has a bias, or an adapter adds more than a weight can.
+pub fn adapted_cross_entropy(head: &Linear, hidden: Tensor<2>, targets: &[i64]) -> Tensor<1> {
+    let stack = head.weight.reparameterization::<Stack>();
+    let stack = stack.filter(|stack| stack.merged.is_none());
+    let beyond = stack.is_some_and(|stack| {
+        let adapters = stack.active_weights();
+        stack.rows.is_some()
+            || adapters
+                .iter()
+                .any(|adapter| !adapter.is_change_of_weight())
+    });
+    if beyond || head.bias.is_some() {
+        return peft_ops::reference::cross_entropy(head.adapted(hidden), targets);
+    }
+    let rows = match stack {
+        Some(stack) if stack.active().next().is_none() => {
+            match packing::weight(Some(stack), head.weight.base()) {
+                Weight::Dense(weight) => Weight::Dense(weight.transpose()),
+                packed @ Weight::Packed(_) => packed,
+            }
+        }
+        _ => Weight::Dense(head.weight.val().transpose()),
+    };
+    peft_ops::linear_cross_entropy(hidden, rows, targets)
+}
+
 /// The probability with which a dropout layer drops on autodiff devices: 0 where the layer is
 /// switched off, as Burn does for frozen modules.
 pub fn dropout_rate(dropout: &Dropout) -> f64 {
@@ -168,7 +242,9 @@ pub fn dropout_rate(dropout: &Dropout) -> f64 {
 /// The stack, if there is something to do at run time.
 fn unmerged(stack: Option<&Stack>) -> Option<&Stack> {
     stack.filter(|stack| {
-        stack.merged.is_none() && (stack.rows.is_some() || stack.active().next().is_some())
+        let used =
+            stack.rows.is_some() || stack.packed.is_some() || stack.active().next().is_some();
+        stack.merged.is_none() && used
     })
 }
 

@@ -12,6 +12,7 @@ use crate::chain::InnerLinear;
 use crate::erased::{AnyAdapter, ErasedWeight};
 use crate::layout::{LayerKind, Layout};
 use crate::mechanism::{self, Edits};
+use crate::packing;
 use crate::stack::Stack;
 use crate::{Error, Result};
 
@@ -119,8 +120,10 @@ pub(crate) fn linear<const D: usize>(
         })
         .collect();
     let base = layer.weight.base();
+    let packed = stack.packed.as_ref();
     let output = if let Some(factors) = factors {
-        let output = peft_ops::linear(input.clone(), base, bias, None);
+        let weight = packing::weight(Some(stack), base);
+        let output = peft_ops::linear(input.clone(), weight, bias, None);
         match per_row(&groups, &factors, rows.len()) {
             Some((down, up)) => output + input.matmul(down).matmul(up),
             None => output,
@@ -136,6 +139,7 @@ pub(crate) fn linear<const D: usize>(
             let below: Vec<&dyn ErasedWeight> = group.adapter.into_iter().collect();
             let inner = InnerLinear {
                 base: base.clone(),
+                packed,
                 bias: bias.clone(),
                 below: &below,
             };

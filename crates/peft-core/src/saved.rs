@@ -1,9 +1,11 @@
 //! A copy of a parameter, trained in its place: `modules_to_save` and biases.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::module::embedding;
+use burn::tensor::{Int, Tensor};
 
 use crate::adapter::{Adapter, WeightAdapter};
+use crate::chain::{InnerEmbedding, InnerLinear};
 use crate::checkpoint::TensorSpec;
 use crate::erased::{AnyAdapter, with_rank};
 use crate::layout::LayoutParam;
@@ -79,5 +81,21 @@ impl<const R: usize, const OF_MODULE: bool> WeightAdapter for SavedParam<R, OF_M
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         // The ranks are equal; the reshape only tells the compiler.
         self.value.val().reshape(weight.shape())
+    }
+
+    // What lies below is not looked at: a packed base stays packed.
+    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+        let shape: [usize; 2] = self.value.dims()[..]
+            .try_into()
+            .expect("the weight of a linear layer is a matrix");
+        let value: Tensor<2> = self.value.val().reshape(shape);
+        peft_ops::linear(input, value, inner.bias(), None)
+    }
+
+    fn embedding(&self, ids: Tensor<2, Int>, _inner: &InnerEmbedding<'_>) -> Tensor<3> {
+        let shape: [usize; 2] = self.value.dims()[..]
+            .try_into()
+            .expect("a table is a matrix");
+        embedding(self.value.val().reshape(shape), ids)
     }
 }

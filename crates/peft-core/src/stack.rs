@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor};
 use crate::erased::{AnyAdapter, AnyTensor, ErasedWeight, FromDyn};
 use crate::mechanism;
 use crate::method::AttachedMethod;
+use crate::packing::{self, PackedBase};
 use crate::rows::Rows;
 
 /// One named adapter at one place.
@@ -29,6 +30,8 @@ pub(crate) struct Stack {
     pub(crate) entries: Vec<Entry>,
     /// The effective value, computed once: set while the model is merged.
     pub(crate) merged: Option<AnyTensor>,
+    /// The base, if it is packed: the parameter's own tensor then only stands in for its shape.
+    pub(crate) packed: Option<PackedBase>,
     /// The adapter of each row of the batch, if rows have adapters of their own; then none is active.
     pub(crate) rows: Option<Rows>,
 }
@@ -51,11 +54,14 @@ impl Stack {
             .collect()
     }
 
-    /// The base with the active adapters folded in, whether merged or not.
+    /// The base with the active adapters folded in, whether merged or not. `base` is the parameter's own
+    /// tensor.
     pub(crate) fn compose(&self, base: AnyTensor) -> AnyTensor {
         self.active_weights()
             .into_iter()
-            .fold(base, |weight, adapter| adapter.compose(weight))
+            .fold(packing::dense(Some(self), &base), |weight, adapter| {
+                adapter.compose(weight)
+            })
     }
 }
 
@@ -68,9 +74,16 @@ impl Reparameterization for Stack {
             "rows of the batch have adapters of their own, so this weight is no single one: call its \
              layer through `peft_core::AdaptedForward`, or `activate` adapters for all rows"
         );
+        assert!(
+            self.active_weights()
+                .iter()
+                .all(|adapter| adapter.is_change_of_weight()),
+            "an adapter adds to this layer's output what its weight cannot: call the layer through \
+             `peft_core::AdaptedForward`"
+        );
         match &self.merged {
             Some(merged) => merged.get(),
-            None if self.active().next().is_none() => base,
+            None if self.packed.is_none() && self.active().next().is_none() => base,
             None => self.compose(AnyTensor::new(base)).get(),
         }
     }

@@ -100,6 +100,10 @@ impl WeightAdapter for TrainedRows {
         base.mask_where(any, new).reshape([batch, length, width])
     }
 
+    fn moves_tied(&self) -> bool {
+        true
+    }
+
     fn changed(&self, _base: usize) -> usize {
         self.values.lazy_shape().num_elements()
     }

@@ -153,4 +153,23 @@ pub enum LoadError {
         /// What is possible.
         expected: String,
     },
+    /// A GGUF file is damaged, or holds what is not read.
+    #[error("{path} is not a usable GGUF file: {reason}")]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A weight cannot be stored as was asked.
+    #[error(transparent)]
+    Packing(#[from] peft_core::Error),
+    /// A file could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
 }

@@ -33,6 +33,10 @@
 mod bert;
 mod checkpoint;
 mod error;
+mod generate;
+pub mod gguf;
+mod llama;
+mod llama_tokenizer;
 mod tokenizer;
 
 pub use bert::{
@@ -40,4 +44,10 @@ pub use bert::{
     BertLayer, BertOutput, BertPooler, BertResidual, BertSelfAttention, HiddenAct, Pooling,
 };
 pub use error::LoadError;
+pub use generate::{GenerateConfig, GenerateError, Generated, StoppedBy};
+pub use llama::{
+    KvCache, Llama, LlamaAttention, LlamaConfig, LlamaLayer, LlamaLoader, LlamaMlp, LlamaModel,
+    LmBatch, Rope, RopeScaling,
+};
+pub use llama_tokenizer::{LlamaTokenizer, Message};
 pub use tokenizer::{Batch, Tokenizer};

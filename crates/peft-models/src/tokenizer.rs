@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use tokenizers::TruncationDirection;
 
+use crate::llama_tokenizer::caught;
 use crate::{BertConfig, LoadError};
 
 /// The tokenizer of a model folder: `tokenizer.json`, checked against `config.json`.
@@ -41,7 +42,8 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`LoadError::Tokenizer`] for a damaged file, [`LoadError::TokenId`] for a tokenizer that
-    /// knows tokens the model has no embedding for, and what [`BertConfig::load`] reports.
+    /// knows tokens, or puts some around texts, that the model has no embedding for, and what
+    /// [`BertConfig::load`] reports.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self, LoadError> {
         let config = BertConfig::load(&dir)?;
         let path = dir.as_ref().join("tokenizer.json");
@@ -53,12 +55,19 @@ impl Tokenizer {
             path: path.clone(),
             reason: reason.to_string(),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(bad)?;
+        // The crate panics on some damaged files, at once or at the first text.
+        let inner = caught(&path, || tokenizers::Tokenizer::from_bytes(bytes))?;
+        let mut inner = inner.map_err(bad)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(bad)?;
+        // Post-processors have ids of their own, which need not be in the vocabulary.
+        let around = caught(&path, || inner.encode_fast("", true))?.map_err(bad)?;
+        let special = around.len();
+        let around = around.get_ids().iter();
         let beyond = inner
             .get_vocab(true)
             .into_iter()
+            .chain(around.map(|&id| ("post_processor".to_string(), id)))
             .filter(|(_, id)| *id as usize >= config.vocab_size)
             .min_by_key(|(_, id)| *id);
         if let Some((token, id)) = beyond {
@@ -69,7 +78,6 @@ impl Tokenizer {
                 vocab: config.vocab_size,
             });
         }
-        let special = inner.encode_fast("", true).map_err(bad)?.len();
         let pad = config.pad_token_id.unwrap_or(0);
         if pad as usize >= config.vocab_size {
             return Err(LoadError::Config {
@@ -107,16 +115,18 @@ impl Tokenizer {
             path: self.path.clone(),
             reason: reason.to_string(),
         };
-        let encodings = self
-            .inner
-            .encode_batch_fast(texts.to_vec(), false)
-            .map_err(bad)?;
+        let encodings = caught(&self.path, || {
+            self.inner.encode_batch_fast(texts.to_vec(), false)
+        })?;
         encodings
+            .map_err(bad)?
             .into_iter()
             .map(|mut encoding| {
-                encoding.truncate(max_len - self.special, 0, TruncationDirection::Right);
-                let whole = self.inner.post_process(encoding, None, true).map_err(bad)?;
-                Ok(whole.get_ids().to_vec())
+                let whole = caught(&self.path, || {
+                    encoding.truncate(max_len - self.special, 0, TruncationDirection::Right);
+                    self.inner.post_process(encoding, None, true)
+                })?;
+                Ok(whole.map_err(bad)?.get_ids().to_vec())
             })
             .collect()
     }
@@ -164,5 +174,54 @@ impl Batch {
             .contains(&true)
             .then(|| Tensor::from_data(TensorData::new(self.padding.clone(), shape), device));
         (ids, padding)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What is said of a tokenizer with one section changed, while it is read or of a text.
+    fn refusal(section: &str, part: Value) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let config =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bert/base/config.json");
+        std::fs::copy(config, dir.path().join("config.json")).unwrap();
+        let mut file = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "model": { "type": "WordLevel", "vocab": { "a": 0, "b": 1 }, "unk_token": "a" }
+        });
+        file[section] = part;
+        std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
+        let tokenizer = Tokenizer::load(dir.path());
+        let ids = tokenizer.and_then(|tokenizer| tokenizer.encode(&["a a"], 8));
+        ids.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_the_tokenizers_crate_panics_on_is_an_error() {
+        let template = |tokens: Value| {
+            json!({ "type": "TemplateProcessing", "pair": [], "special_tokens": tokens,
+                    "single": [{ "SpecialToken": { "id": "a", "type_id": 0 } }] })
+        };
+        let beyond = json!({ "a": { "id": "a", "ids": [400], "tokens": ["a"] } });
+        for (section, part, says) in [
+            (
+                "pre_tokenizer",
+                json!({ "type": "FixedLength", "length": 0 }),
+                "chunk size",
+            ),
+            ("post_processor", template(json!({})), "tokenizer.json"),
+            ("post_processor", template(beyond), "id 400"),
+        ] {
+            let said = refusal(section, part);
+            assert!(
+                said.contains(says) && said.contains("tokenizer.json"),
+                "{said}"
+            );
+        }
     }
 }

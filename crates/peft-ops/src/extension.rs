@@ -6,11 +6,27 @@ mod backward;
 mod forward;
 mod tensors;
 
+use std::sync::Arc;
+
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
+use crate::packed::Packed;
+
+/// Settings of a linear layer.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    /// s.
+    pub(crate) scale: f32,
+    /// Whether the layer sees GELU of its input.
+    pub(crate) gelu: bool,
+    /// Of the normalisation, if there is one.
+    pub(crate) epsilon: f32,
+    /// The weight, if it is packed.
+    pub(crate) packed: Option<Packed>,
+}
 
 /// A tensor that may be absent.
 #[derive(ExtensionType)]
@@ -37,16 +53,18 @@ impl From<Option<FloatTensor<Dispatch>>> for Maybe<Dispatch> {
 /// Tensors are `f32` and on Burn's CPU backend; the caller has checked that.
 #[backend_extension(Autodiff, Flex)]
 pub(crate) trait Fused: Backend {
-    /// `x W + b + s·(x A) B`, where x is the input or GELU of it; `down` and `up` are there both or
-    /// neither.
+    /// `x W + b + s·(x A) B`, where x is the input, GELU of it, silu of it times what it gates, or it
+    /// normalised by its root mean square and scaled by `gamma`; `down` and `up` are there both or neither, and
+    /// `weight` is there unless it is packed.
     fn linear(
         input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        #[extension_type] gated: Maybe<Self>,
+        #[extension_type] gamma: Maybe<Self>,
+        #[extension_type] weight: Maybe<Self>,
         #[extension_type] bias: Maybe<Self>,
         #[extension_type] down: Maybe<Self>,
         #[extension_type] up: Maybe<Self>,
-        scale: f32,
-        gelu: bool,
+        layer: Layer,
     ) -> FloatTensor<Self>;
 
     /// `y + s·(x A) B`, in the memory of `y` where nothing else holds it.
@@ -72,6 +90,33 @@ pub(crate) trait Fused: Backend {
         #[extension_type] beta: Maybe<Self>,
         epsilon: f32,
         coins: Option<Coins>,
+    ) -> FloatTensor<Self>;
+
+    /// `x / rms(x)·γ` over the last dimension.
+    fn rms_norm(
+        input: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self>;
+
+    /// Pairs of features of `[batch, seq, heads · width]`, rotated by angles `[1 or batch, seq, width / 2]`.
+    fn rotary(
+        input: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        heads: usize,
+    ) -> FloatTensor<Self>;
+
+    /// `silu(gate)·up`.
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The sum of the cross entropies of `hidden` `[rows, d]` under a head `[classes, d]`, which is there
+    /// unless it is packed: `[1]`.
+    fn linear_cross_entropy(
+        hidden: FloatTensor<Self>,
+        #[extension_type] head: Maybe<Self>,
+        packed: Option<Packed>,
+        targets: Arc<Vec<i64>>,
     ) -> FloatTensor<Self>;
 
     /// Norms of a matrix's columns, without a gradient.

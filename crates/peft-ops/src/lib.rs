@@ -9,9 +9,13 @@
 //! Deviations are those of rounding (1e-6 of the largest value); dropout draws other coins than
 //! Burn's module, from Burn's seed (`Device::seed`).
 
+mod cross_entropy;
 mod gelu;
+mod linear;
 mod memory;
+pub mod packed;
 pub mod reference;
+mod rotary;
 
 #[cfg(feature = "flex")]
 mod cpu;
@@ -34,7 +38,12 @@ use cpu::{attention::Attention, dropout::Coins};
 #[cfg(feature = "flex")]
 use extension::Fused;
 
-pub use memory::keep_freed_memory;
+pub use cross_entropy::linear_cross_entropy;
+pub use linear::{
+    LowRank, Weight, add_low_rank, linear, linear_of_gelu, linear_of_rms_norm, linear_of_swiglu,
+};
+pub use memory::{give_back_freed_memory, keep_freed_memory};
+pub use rotary::{Rotary, rotary};
 
 static FUSED: AtomicBool = AtomicBool::new(true);
 
@@ -60,119 +69,6 @@ fn is_fused(device: &Device) -> bool {
 #[cfg(feature = "flex")]
 fn fuses<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && is_fused(&tensor.device())
-}
-
-/// Factors of a low-rank change of a weight, `s·A B`.
-#[derive(Clone, Debug)]
-pub struct LowRank {
-    /// A, `[in, r]`.
-    pub down: Tensor<2>,
-    /// B, `[r, out]`.
-    pub up: Tensor<2>,
-    /// s.
-    pub scale: f64,
-}
-
-/// A linear layer, with a low-rank addition where there is one: `x W + b + s·(x A) B`.
-///
-/// `input` is `[…, in]`, `weight` `[in, out]`, `bias` `[out]`; returns `[…, out]`. Bias and low rank
-/// are accumulated in the output, and in the backward pass in the input's gradient.
-///
-/// # Panics
-///
-/// If shapes do not fit.
-pub fn linear<const D: usize>(
-    input: Tensor<D>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-    low_rank: Option<LowRank>,
-) -> Tensor<D> {
-    linear_of(input, weight, bias, low_rank, false)
-}
-
-/// A linear layer of GELU: `gelu(x) W + b + s·(gelu(x) A) B`, as [`linear`].
-///
-/// The activation is never whole in memory, and the backward pass keeps `x` only: where the layer is
-/// trained or adapted, its input is computed again.
-///
-/// # Panics
-///
-/// If shapes do not fit.
-pub fn linear_of_gelu<const D: usize>(
-    input: Tensor<D>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-    low_rank: Option<LowRank>,
-) -> Tensor<D> {
-    linear_of(input, weight, bias, low_rank, true)
-}
-
-fn linear_of<const D: usize>(
-    input: Tensor<D>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-    low_rank: Option<LowRank>,
-    of_gelu: bool,
-) -> Tensor<D> {
-    #[cfg(feature = "flex")]
-    if fuses(&input) && weight.dtype() == DType::F32 {
-        check(input.dims()[D - 1], &weight, bias.as_ref());
-        let (down, up, scale) = match low_rank {
-            Some(LowRank { down, up, scale }) => (Some(down), Some(up), scale),
-            None => (None, None, 1.0),
-        };
-        return Tensor::from_dispatch(<Dispatch as Fused>::linear(
-            input.into_dispatch(),
-            weight.into_dispatch(),
-            bias.map(Tensor::into_dispatch).into(),
-            down.map(Tensor::into_dispatch).into(),
-            up.map(Tensor::into_dispatch).into(),
-            scale as f32,
-            of_gelu,
-        ));
-    }
-    let input = if of_gelu { gelu(input) } else { input };
-    reference::linear(input, weight, bias, low_rank)
-}
-
-#[cfg(feature = "flex")]
-fn check(width: usize, weight: &Tensor<2>, bias: Option<&Tensor<1>>) {
-    let [d_in, d_out] = weight.dims();
-    assert_eq!(width, d_in, "the input's width is not the weight's");
-    if let Some(bias) = bias {
-        assert_eq!(
-            bias.dims(),
-            [d_out],
-            "the bias is not as wide as the output"
-        );
-    }
-}
-
-/// Adds a low-rank product to a layer's output: `y + s·(x A) B`, in the memory of `y` where nothing
-/// else holds it.
-///
-/// `output` is `[…, out]`, `input` `[…, in]`.
-///
-/// # Panics
-///
-/// If shapes do not fit.
-pub fn add_low_rank<const D: usize>(
-    output: Tensor<D>,
-    input: Tensor<D>,
-    low_rank: LowRank,
-) -> Tensor<D> {
-    #[cfg(feature = "flex")]
-    if fuses(&output) && input.dtype() == DType::F32 {
-        let LowRank { down, up, scale } = low_rank;
-        return Tensor::from_dispatch(<Dispatch as Fused>::add_low_rank(
-            output.into_dispatch(),
-            input.into_dispatch(),
-            down.into_dispatch(),
-            up.into_dispatch(),
-            scale as f32,
-        ));
-    }
-    reference::add_low_rank(output, input, low_rank)
 }
 
 /// GELU, x·Φ(x) with the error function, of any shape, with the gradient that belongs to it.
@@ -267,6 +163,49 @@ pub fn layer_norm<const D: usize>(
     }
     let input = self::dropout(input, dropout);
     reference::layer_norm(input, residual, gamma, beta, epsilon)
+}
+
+/// Normalisation by the root mean square over the last dimension, `x / sqrt(mean(x²) + ε)·γ` (Zhang and
+/// Sennrich 2019), as in Llama.
+///
+/// `input` is `[…, width]`, `gamma` `[width]`.
+///
+/// # Panics
+///
+/// If shapes do not fit.
+pub fn rms_norm<const D: usize>(input: Tensor<D>, gamma: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    assert_eq!(
+        gamma.dims(),
+        [input.dims()[D - 1]],
+        "the scale is not of the input's width"
+    );
+    #[cfg(feature = "flex")]
+    if fuses(&input) && gamma.dtype() == DType::F32 {
+        return Tensor::from_dispatch(<Dispatch as Fused>::rms_norm(
+            input.into_dispatch(),
+            gamma.into_dispatch(),
+            epsilon as f32,
+        ));
+    }
+    reference::rms_norm(input, gamma, epsilon)
+}
+
+/// SwiGLU without its matrices: `silu(gate)·up`, both of one shape (Shazeer 2020). For the backward pass
+/// only the two are kept.
+///
+/// # Panics
+///
+/// If shapes differ.
+pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    assert_eq!(gate.dims(), up.dims(), "the shapes of gate and up");
+    #[cfg(feature = "flex")]
+    if fuses(&gate) && up.dtype() == DType::F32 {
+        return Tensor::from_dispatch(<Dispatch as Fused>::swiglu(
+            gate.into_dispatch(),
+            up.into_dispatch(),
+        ));
+    }
+    reference::swiglu(gate, up)
 }
 
 /// Euclidean norms of a matrix's columns: `[columns]` for `[rows, columns]`. No gradient goes through

@@ -11,7 +11,7 @@
 /// the memory of the one before, and resident memory stays within a few percent of what is live (an
 /// allocator like mimalloc is as fast, but needs a quarter more).
 ///
-/// The program's memory is given back when it ends, or with the C library's `malloc_trim`.
+/// The program's memory is given back when it ends, or with [`give_back_freed_memory`].
 pub fn keep_freed_memory() -> bool {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -20,6 +20,18 @@ pub fn keep_freed_memory() -> bool {
             libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30) == 1
                 && libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX) == 1
         }
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    false
+}
+
+/// Gives memory that is free back to the system, as far as it can: after something that needed much for a while,
+/// as loading a model does. Returns whether there was something to give (Linux with the GNU C library).
+pub fn give_back_freed_memory() -> bool {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: takes the allocator's own lock, and touches free memory only.
+        unsafe { libc::malloc_trim(0) == 1 }
     }
     #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
     false

@@ -2,12 +2,12 @@
 //! other backend and dtype, and what the fused ones are tested against.
 
 use burn::nn::DropoutConfig;
-use burn::tensor::activation::softmax;
+use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::module::{attention as burn_attention, layer_norm as burn_layer_norm};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, DType, FloatDType, Tensor};
+use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, TensorData};
 
-use crate::{AttentionOptions, LowRank};
+use crate::{AttentionOptions, LowRank, Rotary};
 
 pub use crate::gelu::gelu;
 
@@ -72,6 +72,63 @@ pub fn layer_norm<const D: usize>(
         return burn_layer_norm(sum.cast(wide), gamma.cast(wide), beta, epsilon).cast(original);
     }
     burn_layer_norm(sum, gamma, beta, epsilon)
+}
+
+/// [`rms_norm`](crate::rms_norm), composed.
+pub fn rms_norm<const D: usize>(input: Tensor<D>, gamma: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    // As upstream: squares of half-precision numbers are summed in f32.
+    let original: FloatDType = input.dtype().into();
+    let wide = match input.dtype() {
+        DType::F64 => FloatDType::F64,
+        _ => FloatDType::F32,
+    };
+    let x = input.cast(wide);
+    let mean = x.clone().powi_scalar(2).mean_dim(D - 1);
+    let normed = x / (mean + epsilon).sqrt();
+    normed.cast(original) * gamma.unsqueeze()
+}
+
+/// [`rotary`](crate::rotary()), composed.
+pub fn rotary(input: Tensor<3>, rotary: &Rotary, heads: usize) -> Tensor<3> {
+    let shape = input.dims();
+    let [batch, seq, width] = shape;
+    let pairs = width / heads / 2;
+    let split = input.reshape([batch, seq, heads, 2 * pairs]);
+    let left = split.clone().slice_dim(3, 0..pairs);
+    let right = split.slice_dim(3, pairs..2 * pairs);
+    let angles = |table: &Tensor<3>| table.clone().cast(left.dtype()).unsqueeze_dim::<4>(2);
+    let (cos, sin) = (angles(&rotary.cos), angles(&rotary.sin));
+    let turned = [
+        left.clone() * cos.clone() - right.clone() * sin.clone(),
+        right * cos + left * sin,
+    ];
+    Tensor::cat(turned.to_vec(), 3).reshape(shape)
+}
+
+/// [`swiglu`](crate::swiglu), composed.
+pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    silu(gate) * up
+}
+
+/// [`linear_cross_entropy`](crate::linear_cross_entropy), composed; `head` is `[classes, d]`.
+pub fn linear_cross_entropy(hidden: Tensor<2>, head: Tensor<2>, targets: &[i64]) -> Tensor<1> {
+    cross_entropy(hidden.matmul(head.transpose()), targets)
+}
+
+/// The sum of the negative log likelihoods of `targets` under logits `[rows, classes]`; rows with a negative
+/// target are left out.
+pub fn cross_entropy(logits: Tensor<2>, targets: &[i64]) -> Tensor<1> {
+    let device = logits.device();
+    let rows = targets.len();
+    let classes: Vec<i64> = targets.iter().map(|target| *target.max(&0)).collect();
+    let classes = Tensor::<2, Int>::from_data(TensorData::new(classes, [rows, 1]), &device);
+    let counts: Vec<f32> = targets
+        .iter()
+        .map(|target| if *target < 0 { 0.0 } else { -1.0 })
+        .collect();
+    let counts = Tensor::<2>::from_data(TensorData::new(counts, [rows, 1]), &device);
+    let likelihoods = log_softmax(logits, 1).gather(1, classes);
+    (likelihoods.clone() * counts.cast(likelihoods.dtype())).sum()
 }
 
 /// [`dropout`](crate::dropout) by Burn's module: the coins are others than the fused operation's.

@@ -475,3 +475,5 @@ fn column_norms_are_their_reference() {
         assert!(!crate::column_norms(tracked).is_require_grad());
     }
 }
+
+mod decoder;

@@ -1,3 +1,6 @@
+//! `cargo xtask parity FILE.safetensors`: quantizes the inputs of a file that holds bitsandbytes' results, and
+//! says how far those are.
+//!
 //! `cargo xtask parity DIR`: loads every case of a folder through the public API and says how far its
 //! values are from those that a Python library computed.
 //!
@@ -17,7 +20,8 @@ use serde::Serialize;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask parity", version)]
 struct Arguments {
-    /// A folder of cases, or of such folders: each case beside a `base`
+    /// A folder of cases, or of such folders: each case beside a `base`; or a file of bitsandbytes' results
+    #[arg(value_name = "DIR|FILE")]
     dir: PathBuf,
     /// Where to compute
     #[arg(long)]
@@ -182,8 +186,40 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
     Ok(failed == 0 && passed > 0)
 }
 
+/// Compares with a file of bitsandbytes' results: codes must be the same, numbers to two units in the last place.
+fn run_quantization(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
+    let mut cases = peft_quantization::report(&arguments.dir)?;
+    if let Some(text) = &arguments.only {
+        cases.retain(|case| case.name.contains(text.as_str()));
+    }
+    for case in &cases {
+        let verdict = if case.agrees() { "pass" } else { "fail" };
+        println!("{verdict}  {case}");
+    }
+    let passed = cases.iter().filter(|case| case.agrees()).count();
+    let failed = cases.len() - passed;
+    println!(
+        "\n{passed} passed, {failed} failed; codes and codes of scales exact, scales and values to 2 ulp"
+    );
+    if let Some(file) = &arguments.json {
+        let rows: Vec<_> = cases
+            .iter()
+            .map(|case| serde_json::json!({ "case": case.name, "pass": case.agrees(), "report": case.to_string() }))
+            .collect();
+        fs::write(file, serde_json::to_string_pretty(&rows)?)
+            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+    }
+    Ok(failed == 0 && passed > 0)
+}
+
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    let result = if arguments.dir.is_file() {
+        run_quantization(&arguments)
+    } else {
+        run(&arguments)
+    };
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use burn::nn::DropoutConfig;
 use peft_core::{
-    Common, Error, Family, LayerKind, Layout, Method, MethodInfo, Plan, Result, Targets,
-    by_peft_type, config_from_json, config_to_json,
+    Common, Error, Family, LayerKind, Layout, Method, MethodInfo, Plan, Result, Schedule, States,
+    Targets, by_peft_type, config_from_json, config_to_json,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::adalora_schedule::{AdaLoraSchedule, prune};
 use crate::adalora_state::AdaLora;
 use crate::family::{
     Bias, LINEAR_AND_CONV2D, patterns, refuse_unsupported, select, target_builders, train_biases,
@@ -41,8 +42,8 @@ const UNSUPPORTED: &[&str] = &[
 
 /// AdaLoRA's configuration. Fields are called and behave as in Hugging Face PEFT's `AdaLoraConfig`.
 ///
-/// Those of the schedule act through [`AdaLoraSchedule`](crate::AdaLoraSchedule), which the training
-/// loop drives; without it AdaLoRA keeps its initial rank.
+/// Those of the schedule act in a training loop that drives
+/// [`PeftModule::training`](peft_core::PeftModule::training); without it AdaLoRA keeps its initial rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdaLoraConfig {
     /// Rank at the start. Default: 12. At least 1, at most the layer's smaller side.
@@ -69,12 +70,13 @@ pub struct AdaLoraConfig {
     /// Weight of the penalty that keeps A and B orthogonal, at least 0. Default: 0.5.
     #[serde(default = "default_orth_reg_weight")]
     pub orth_reg_weight: f64,
-    /// Steps of the training, more than `tinit` and `tfinal` together; for the reader's information, as the
-    /// schedule is told. Default: none; the file then names the least that upstream accepts.
+    /// Steps that `tinit`, `tfinal` and `deltaT` are out of; more than the first two together. A training of
+    /// another length stretches all three. Default: none, they are steps of whatever training there is. The
+    /// file then names the least that upstream accepts, `tinit` + `tfinal` + 1, which stretches nothing.
     #[serde(default)]
     pub total_step: Option<usize>,
-    /// Which singular values are left, by layer: `<layer>.lora_E` and `init_r` times true or false. What
-    /// [`AdaLoraSchedule::save_adapter`](crate::AdaLoraSchedule::save_adapter) writes. Default: all.
+    /// Which singular values are left, by layer: `<layer>.lora_E` and `init_r` times true or false. Written
+    /// after a training with the schedule. Default: all.
     #[serde(default)]
     pub rank_pattern: Option<Map<String, Value>>,
     /// Scaling numerator. Default: 8. Above 0; from a file, 0 and less stand for the layer's rank.
@@ -159,6 +161,13 @@ impl AdaLoraConfig {
         self
     }
 
+    /// Sets the steps that these are out of: a training of another length stretches them.
+    #[must_use]
+    pub fn with_total_step(mut self, total_step: usize) -> Self {
+        self.total_step = Some(total_step);
+        self
+    }
+
     /// Sets alpha.
     #[must_use]
     pub fn with_alpha(mut self, alpha: f64) -> Self {
@@ -188,6 +197,25 @@ impl AdaLoraConfig {
     }
 
     target_builders!();
+
+    /// The least `total_step` that upstream accepts.
+    fn least_steps(&self) -> usize {
+        self.tinit.saturating_add(self.tfinal).saturating_add(1)
+    }
+
+    /// `tinit`, `tfinal` and `deltaT` in a training of so many steps.
+    pub(crate) fn phases(&self, steps: usize) -> [usize; 3] {
+        let [tinit, tfinal, delta_t] = [self.tinit, self.tfinal, self.delta_t];
+        match self.total_step {
+            // The least one is also what was written for none.
+            Some(total) if total > self.least_steps() => {
+                let [tinit, tfinal, delta_t] =
+                    [tinit, tfinal, delta_t].map(|count| count.saturating_mul(steps) / total);
+                [tinit, tfinal, delta_t.max(1)]
+            }
+            _ => [tinit, tfinal, delta_t],
+        }
+    }
 
     /// The masks of `rank_pattern`, by layer.
     ///
@@ -309,6 +337,7 @@ impl Method for AdaLoraConfig {
                 // Upstream divides so that a rank of 0 divides by something.
                 scale: alpha / (self.init_r as f64 + 1e-5),
                 dropout: DropoutConfig::new(self.lora_dropout).init(),
+                kept: None,
             };
             plan.adapt_weight(weight, state);
         }
@@ -320,11 +349,22 @@ impl Method for AdaLoraConfig {
         Some(self.init_r)
     }
 
+    fn schedule(&self, steps: usize, states: &States) -> Result<Option<Box<dyn Schedule>>> {
+        // Modules that are saved whole may have taken all of the layers.
+        if states.of::<AdaLora>().next().is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(AdaLoraSchedule::new(self, steps, states)?)))
+    }
+
+    fn before_save(&self, states: &mut States) -> Result<Map<String, Value>> {
+        prune(self, states)
+    }
+
     fn to_json(&self) -> Value {
         let mut json = config_to_json(self, &ADALORA);
         if self.total_step.is_none() {
-            let least = self.tinit.saturating_add(self.tfinal).saturating_add(1);
-            json["total_step"] = least.into();
+            json["total_step"] = self.least_steps().into();
         }
         json
     }
@@ -360,7 +400,21 @@ mod tests {
     fn upstream_reads_what_was_saved_without_a_schedule() {
         let config = AdaLoraConfig::new(4, 2).with_phases(5, 7, 1);
         assert_eq!(config.to_json()["total_step"], 13);
+        // And stretches nothing when it is read again.
+        let read: AdaLoraConfig = serde_json::from_value(config.to_json()).unwrap();
+        assert_eq!(read.phases(100), [5, 7, 1]);
         let empty: AdaLoraConfig = serde_json::from_value(serde_json::json!({})).unwrap();
         assert_eq!(empty, AdaLoraConfig::default());
+    }
+
+    #[test]
+    fn phases_are_stretched_to_the_training() {
+        let config = AdaLoraConfig::new(4, 2).with_phases(10, 30, 2);
+        assert_eq!(config.phases(64), [10, 30, 2]);
+        let config = config.with_total_step(100);
+        assert_eq!(config.phases(100), [10, 30, 2]);
+        assert_eq!(config.phases(1000), [100, 300, 20]);
+        assert_eq!(config.phases(64), [6, 19, 1]);
+        assert_eq!(config.phases(2), [0, 0, 1]);
     }
 }

@@ -24,6 +24,9 @@ pub struct AdaLora {
     pub scale: f64,
     /// On the input of A; on the activation side only.
     pub dropout: Dropout,
+    /// Which singular values the schedule has left for good; `None` as long as it has not decided.
+    #[module(skip)]
+    pub kept: Option<Vec<bool>>,
 }
 
 impl AdaLora {
@@ -65,6 +68,22 @@ impl AdaLora {
         });
     }
 
+    /// Which singular values a file needs, if the schedule has decided: those that it left, and those that
+    /// training has brought back since. At least one, as backends need not know empty tensors.
+    pub(crate) fn needed(&self) -> Option<Vec<bool>> {
+        let kept = self.kept.as_ref()?;
+        let values = self.lora_e.val().into_data();
+        let mut needed: Vec<bool> = kept
+            .iter()
+            .zip(values.iter::<f32>())
+            .map(|(kept, value)| *kept || value != 0.0)
+            .collect();
+        if !needed.contains(&true) {
+            *needed.first_mut()? = true;
+        }
+        Some(needed)
+    }
+
     /// Drops the singular values that are not `kept`, and their vectors.
     pub(crate) fn shrink(&mut self, kept: &[bool]) {
         let places = kept.iter().enumerate().filter(|(_, kept)| **kept);
@@ -82,6 +101,7 @@ impl AdaLora {
         self.lora_a = part(&self.lora_a, 1);
         self.lora_e = part(&self.lora_e, 0);
         self.lora_b = part(&self.lora_b, 0);
+        self.kept = None;
     }
 }
 
@@ -158,6 +178,7 @@ mod tests {
             lora_b: matrix([4, 3]),
             scale: 2.0,
             dropout: DropoutConfig::new(0.0).init(),
+            kept: None,
         };
         let kept = [true, false, false, true];
         let mut small = state.clone();
@@ -168,5 +189,12 @@ mod tests {
         let (masked, shrunk) = (state.compose(weight.clone()), small.compose(weight));
         let distance = (masked - shrunk).abs().max().into_scalar::<f32>();
         assert!(distance < 1e-6, "{distance}");
+        // What training has brought back is needed, whatever the schedule has decided; and one is.
+        assert_eq!(state.needed(), None);
+        state.kept = Some(vec![false, false, true, false]);
+        assert_eq!(state.needed(), Some(vec![false, false, true, true]));
+        state.kept = Some(vec![false; 4]);
+        state.mask(&[false; 4]);
+        assert_eq!(state.needed(), Some(vec![true, false, false, false]));
     }
 }

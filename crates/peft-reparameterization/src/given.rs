@@ -194,6 +194,7 @@ impl Method for Given {
                             dropout: dropout(),
                             removed: None,
                             magnitude: None,
+                            added_bias: None,
                         },
                     ),
                     Kind::Embedding => plan.adapt_weight(

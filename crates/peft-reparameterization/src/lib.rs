@@ -3,7 +3,7 @@
 //! | method | W' | paper | configuration |
 //! |---|---|---|---|
 //! | LoRA | W + s·A·B, s = alpha / r | [Hu et al. 2021](https://arxiv.org/abs/2106.09685) | [`LoraConfig`] |
-//! | AdaLoRA | W + s·A·diag(E)·B, ranks by importance | [Zhang et al. 2023](https://arxiv.org/abs/2303.10512) | [`AdaLoraConfig`], [`AdaLoraSchedule`] |
+//! | AdaLoRA | W + s·A·diag(E)·B, ranks by importance | [Zhang et al. 2023](https://arxiv.org/abs/2303.10512) | [`AdaLoraConfig`] |
 //! | LoHa | W + s·(A₁B₁) ∘ (A₂B₂) | [Hyeon-Woo et al. 2021](https://arxiv.org/abs/2108.06098) | [`LohaConfig`] |
 //! | LoKr, KronA | W + s·(K₁ ⊗ K₂) | [Yeh et al. 2023](https://arxiv.org/abs/2309.14859), [Edalati et al. 2022](https://arxiv.org/abs/2212.10650) | [`LokrConfig`] |
 //! | VeRA | W + A·diag(d)·B·diag(b) | [Kopiczko et al. 2023](https://arxiv.org/abs/2310.11454) | [`VeraConfig`] |
@@ -79,6 +79,7 @@ mod oft;
 mod randlora;
 mod rotation;
 mod said;
+mod start;
 mod torch_random;
 mod vblora;
 mod vera;
@@ -86,7 +87,6 @@ mod vera;
 use peft_core::MethodInfo;
 
 pub use adalora::{ADALORA, AdaLoraConfig};
-pub use adalora_schedule::AdaLoraSchedule;
 pub use adalora_state::AdaLora;
 pub use boft::{BOFT, BoftConfig, BoftLinear};
 pub use c3a::{C3A, C3aConfig, C3aLinear, InitC3a};
@@ -108,6 +108,7 @@ pub use miss::{InitMiss, MISS, MissBat, MissConfig, MissLinear};
 pub use oft::{OFT, OftConfig, OftLinear};
 pub use randlora::{RANDLORA, RandLoraConfig, RandLoraLinear};
 pub use said::{SAID, Said, SaidConfig};
+pub use start::start_from;
 pub use vblora::{VBLORA, VbLoraConfig, VbLoraLinear};
 pub use vera::{VERA, VeraConfig, VeraLinear};
 

@@ -119,7 +119,15 @@ impl LoraConfig {
         Some(Magnitude { value })
     }
 
-    fn adapt_linear(&self, param: &LayoutParam, size: Size, start: Start, plan: &mut Plan) {
+    /// `added_bias`: whether B has a bias that is not on the layer's own.
+    fn adapt_linear(
+        &self,
+        param: &LayoutParam,
+        size: Size,
+        start: Start,
+        added_bias: bool,
+        plan: &mut Plan,
+    ) {
         let (rank, scale) = (size.rank, size.scale);
         let [d_in, d_out] = [param.shape()[0], param.shape()[1]];
         let like = (&param.device(), param.dtype());
@@ -143,6 +151,7 @@ impl LoraConfig {
             dropout: DropoutConfig::new(self.lora_dropout).init(),
             removed,
             magnitude: None,
+            added_bias: added_bias.then(|| plan.init().zeros([d_out], like)),
         };
         state.magnitude = self.magnitude(plan, [d_out], param, || {
             column_norms(param.value::<2>() + state.delta())
@@ -380,12 +389,16 @@ impl Method for LoraConfig {
             if plan.strict() || start.takes_out() {
                 self.fits(layer, weight, size, start)?;
             }
+            let with_bias = self.lora_bias && layer.kind != LayerKind::Embedding;
+            let added = with_bias
+                && layer.kind == LayerKind::Linear
+                && layout.param(layer, "bias").is_none();
             match layer.kind {
-                LayerKind::Linear => self.adapt_linear(weight, size, start, plan),
+                LayerKind::Linear => self.adapt_linear(weight, size, start, added, plan),
                 LayerKind::Embedding => self.adapt_embedding(weight, size, start, plan),
                 _ => self.adapt_conv2d(weight, size, start, plan),
             }
-            if self.lora_bias && layer.kind != LayerKind::Embedding {
+            if with_bias && !added {
                 Self::adapt_bias(layout, layer, size.scale, plan)?;
             }
         }

@@ -42,9 +42,14 @@ pub fn lora_plus<M: PeftModule>(model: &M, name: &str) -> Result<LoraPlus> {
         .adapter_states::<LoraLinear>(name)?
         .into_iter()
         .filter_map(|(_, state)| Some(state.magnitude?.value.id));
+    let added = model
+        .adapter_states::<LoraLinear>(name)?
+        .into_iter()
+        .filter_map(|(_, state)| Some(state.added_bias?.id));
     let up = linear
         .map(|(_, state)| state.lora_b.id)
         .chain(lengths)
+        .chain(added)
         .chain(convolutions.map(|(_, state)| state.lora_b.id))
         .chain(biases.map(|(_, state)| state.lora_b.id))
         .collect();

@@ -29,6 +29,9 @@ pub struct LoraLinear {
     pub removed: Option<Removed>,
     /// DoRA's magnitude of each output, `[out]`.
     pub magnitude: Option<Magnitude<1>>,
+    /// β, `[out]`: what `lora_bias` adds to the output, times the scale, of a layer that has no bias itself
+    /// ([`LoraBias`] is for one that has).
+    pub added_bias: Option<Param<Tensor<1>>>,
 }
 
 /// Factors whose product, times the scale, is subtracted from the base.
@@ -91,6 +94,7 @@ impl Adapter for LoraLinear {
             TensorSpec::layer("lora_a", "lora_A.weight").transposed(),
             TensorSpec::layer("lora_b", "lora_B.weight").transposed(),
             TensorSpec::layer("magnitude.value", "lora_magnitude_vector"),
+            TensorSpec::layer("added_bias", "lora_B.bias"),
             TensorSpec::unsaved("removed.a"),
             TensorSpec::unsaved("removed.b"),
         ]
@@ -109,7 +113,12 @@ impl WeightAdapter for LoraLinear {
     }
 
     fn low_rank(&self) -> Option<LowRank> {
-        (self.magnitude.is_none() && !self.drops()).then(|| self.change())
+        let plain = self.magnitude.is_none() && self.added_bias.is_none() && !self.drops();
+        plain.then(|| self.change())
+    }
+
+    fn is_change_of_weight(&self) -> bool {
+        self.added_bias.is_none()
     }
 
     fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
@@ -118,7 +127,11 @@ impl WeightAdapter for LoraLinear {
                 Some(removed) => inner.forward_with(input.clone(), removed),
                 None => inner.forward(input.clone()),
             };
-            return add_low_rank(output, self.dropout.adapted(input), self.factors());
+            let output = add_low_rank(output, self.dropout.adapted(input), self.factors());
+            return match &self.added_bias {
+                Some(bias) => output + (bias.val() * self.scale).unsqueeze(),
+                None => output,
+            };
         };
         let factor = magnitude.over(dora::norms(inner.weight(), self.change()));
         let output = inner.product(input.clone());

@@ -142,3 +142,24 @@ fn absurd_sizes_of_a_configuration_cost_nothing() {
         .to_string();
     assert!(refused.contains("shape"), "{refused}");
 }
+
+/// Grouped queries, layers without biases, and embeddings that are the head as well.
+#[test]
+fn checkpoints_of_a_llama_compute_what_upstream_computes() {
+    golden::check(
+        Path::new("../peft-models/tests/golden/llama/base"),
+        Path::new("tests/golden/llama"),
+        &[
+            "lora",
+            "lora_all_linear",
+            "lora_bias",
+            // Merged, it must be what it is unmerged, which upstream's is not.
+            "lora_embedding",
+            "lora_dora",
+            "lora_trainable_tokens",
+            "lokr_both",
+            "vera",
+        ],
+        METHODS,
+    );
+}

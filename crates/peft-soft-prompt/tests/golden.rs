@@ -14,3 +14,13 @@ fn checkpoints_compute_what_upstream_computes() {
         METHODS,
     );
 }
+
+#[test]
+fn checkpoints_of_a_llama_compute_what_upstream_computes() {
+    golden::check(
+        Path::new("../peft-models/tests/golden/llama/base"),
+        Path::new("tests/golden/llama"),
+        &["prompt_tuning"],
+        METHODS,
+    );
+}

@@ -15,7 +15,7 @@ pub enum DataError {
         source: io::Error,
     },
     /// The extension names no known format.
-    #[error("`{}`: the extension says nothing we know; use .tsv, .csv, .jsonl or .tab", path.display())]
+    #[error("`{}`: the extension says nothing we know; use .tsv, .csv, .jsonl or .tab, or .txt for running text", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum DataError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The rows make no classification task.
+    /// The content makes no task.
     #[error("`{}`: {problem}", path.display())]
     Content {
         /// The file.

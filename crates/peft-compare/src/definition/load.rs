@@ -6,7 +6,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Definitions, MethodChoice, MethodEntry, Suite, Task};
+use super::{Definitions, Kind, MethodChoice, MethodEntry, Suite, Task};
+use crate::base::registered;
 use crate::error::io;
 use crate::{Error, Result};
 
@@ -151,63 +152,64 @@ fn with_registered(
     families: &BTreeMap<String, FamilyEntry>,
     file: &str,
 ) -> Result<Vec<MethodEntry>> {
-    let registered = peft::methods();
+    let refuse = |reason: String| {
+        Err(Error::Definition {
+            file: file.into(),
+            reason,
+        })
+    };
     for entry in &entries {
-        if !registered.iter().any(|info| info.name == entry.method) {
-            let known: Vec<_> = registered.iter().map(|info| info.name).collect();
-            return Err(Error::Definition {
-                file: file.into(),
-                reason: format!(
-                    "method `{}` configures `{}`, which is not registered; registered: {}",
-                    entry.name,
-                    entry.method,
-                    known.join(", "),
-                ),
-            });
-        }
-        let trials = entries[0].learning_rates.len();
-        if entry.learning_rates.len() != trials || trials == 0 {
-            return Err(Error::Definition {
-                file: file.into(),
-                reason: format!(
-                    "method `{}` has {} learning rates, the first one {trials}: every method \
-                     gets the same number of trials",
-                    entry.name,
-                    entry.learning_rates.len(),
-                ),
-            });
+        if !registered().any(|info| info.name == entry.method) {
+            let known: Vec<_> = registered().map(|info| info.name).collect();
+            return refuse(format!(
+                "method `{}` configures `{}`, which is not registered; registered: {}",
+                entry.name,
+                entry.method,
+                known.join(", "),
+            ));
         }
     }
-    let trials = entries
-        .first()
-        .map_or(0, |entry| entry.learning_rates.len());
+    let first = entries.iter().find(|entry| entry.trains());
+    let trials = first.map_or(0, |entry| entry.learning_rates.len());
+    for entry in &entries {
+        let (name, found) = (&entry.name, entry.learning_rates.len());
+        if !entry.trains() && found > 0 {
+            return refuse(format!(
+                "method `{name}` has learning rates, and trains nothing: leave them out"
+            ));
+        }
+        if entry.trains() && (found != trials || found == 0) {
+            return refuse(format!(
+                "method `{name}` has {found} learning rates, the first one {trials}: every method gets \
+                 the same number of trials"
+            ));
+        }
+    }
     for (name, family) in families {
         if family.learning_rates.len() != trials {
-            return Err(Error::Definition {
-                file: file.into(),
-                reason: format!(
-                    "family `{name}` has another number of learning rates than the methods"
-                ),
-            });
+            return refuse(format!(
+                "family `{name}` has another number of learning rates than the methods"
+            ));
         }
     }
-    for info in registered {
+    for info in peft::methods() {
         if entries.iter().any(|entry| entry.method == info.name) {
             continue;
         }
         let family = family_key(info.family);
-        let grid = families.get(&family).ok_or_else(|| Error::Definition {
-            file: file.into(),
-            reason: format!(
+        let Some(grid) = families.get(&family) else {
+            return refuse(format!(
                 "`{}` has no entry, nor has its family `{family}`",
                 info.name
-            ),
-        })?;
+            ));
+        };
         entries.push(MethodEntry {
             name: info.name.into(),
             method: info.name.into(),
             reference: false,
+            kinds: Kind::all(),
             config: Map::new(),
+            llama: Map::new(),
             learning_rates: grid.learning_rates.clone(),
         });
     }
@@ -256,7 +258,14 @@ mod tests {
                 overridden(definitions.task(task).unwrap(), &suite.overrides).unwrap();
             }
             let chosen = definitions.chosen(&suite.methods).unwrap();
-            assert!(chosen.iter().filter(|method| method.reference).count() >= 2);
+            for task in &suite.tasks {
+                let kind = definitions.task(task).unwrap().kind;
+                let references = chosen
+                    .iter()
+                    .filter(|method| method.reference && method.kinds.contains(&kind));
+                let names: Vec<_> = references.map(|method| method.name.as_str()).collect();
+                assert_eq!(names, [kind.floor(), crate::report::FULL]);
+            }
         }
         for info in peft::methods() {
             assert!(
@@ -273,6 +282,52 @@ mod tests {
                 .to_string()
                 .contains("default")
         );
+    }
+
+    fn entries(text: &str) -> Result<Vec<MethodEntry>> {
+        let file: MethodsFile = parse(&("methods.toml".into(), text.into()))?;
+        with_registered(file.method, &file.family, "methods.toml")
+    }
+
+    #[test]
+    fn what_does_not_train_has_no_learning_rates() {
+        let families: String = [
+            "additive",
+            "selective",
+            "reparameterization",
+            "soft-prompt",
+            "reference",
+        ]
+        .map(|family| format!("[family.{family}]\nlearning_rates = [1e-3]\n"))
+        .concat();
+        let base = "[[method]]\nname = \"base\"\nmethod = \"base\"\nkinds = [\"language-model\"]\n";
+        let lora = "[[method]]\nname = \"lora\"\nmethod = \"lora\"\nlearning_rates = [1e-3]\n\
+                    llama = { target_modules = [\"q_proj\"] }\n";
+        let read = entries(&format!("{families}{base}{lora}")).unwrap();
+        assert!(!read[0].trains() && read[0].kinds == [Kind::LanguageModel]);
+        assert!(read[1].trains() && read[1].kinds == Kind::all());
+        assert_eq!(read[1].llama["target_modules"][0], "q_proj");
+        for wrong in [
+            format!("{families}{base}learning_rates = [1e-3]\n{lora}"),
+            format!("{families}{base}{}", lora.replace("[1e-3]", "[]")),
+            format!("{families}{base}{}", lora.replace("[1e-3]", "[1e-3, 1e-2]")),
+        ] {
+            let error = entries(&wrong).unwrap_err().to_string();
+            assert!(error.contains("learning rates"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_language_model_task_is_read() {
+        let definitions = Definitions::load(None).unwrap();
+        let task = definitions.task("austen-lm").unwrap();
+        assert_eq!(task.kind, Kind::LanguageModel);
+        assert_eq!(task.metric, task.kind.metric().name);
+        assert_eq!(task.split.rule, crate::definition::Rule::ByText);
+        assert!(task.split.general.is_some());
+        let classification = definitions.task("uci-sentiment").unwrap();
+        assert_eq!(classification.kind, Kind::Classification);
+        assert_eq!(classification.metric, classification.kind.metric().name);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::record::RunRecord;
+use crate::definition::Kind;
+use crate::record::{Forgetting, RunRecord};
 use crate::statistics::mean;
 
 /// Means over seeds; `None` where a run did not measure it.
@@ -34,6 +35,8 @@ pub struct Costs {
     pub merged_ms: Option<f64>,
     /// Largest rank of the change.
     pub rank_of_change: Option<f64>,
+    /// What the loss on general text rose by, in nats a token; language models only.
+    pub forgetting: Option<f64>,
 }
 
 /// A cost against which quality is weighed.
@@ -50,17 +53,26 @@ pub enum Axis {
     Bytes,
     /// Latency unmerged.
     Latency,
+    /// Rise of the loss on general text.
+    Forgetting,
 }
 
 impl Axis {
     /// All axes.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Parameters,
         Self::Memory,
         Self::Time,
         Self::Bytes,
         Self::Latency,
+        Self::Forgetting,
     ];
+
+    /// Those that a kind of task has.
+    pub fn of_kind(kind: Kind) -> impl Iterator<Item = Self> {
+        let has = move |axis: &Self| *axis != Self::Forgetting || kind == Kind::LanguageModel;
+        Self::ALL.into_iter().filter(has)
+    }
 
     /// The letter that marks the axis in narrow tables.
     pub fn letter(self) -> char {
@@ -70,6 +82,7 @@ impl Axis {
             Self::Time => 'T',
             Self::Bytes => 'B',
             Self::Latency => 'L',
+            Self::Forgetting => 'F',
         }
     }
 
@@ -80,6 +93,7 @@ impl Axis {
             Self::Time => costs.step_ms,
             Self::Bytes => costs.adapter_bytes,
             Self::Latency => costs.unmerged_ms,
+            Self::Forgetting => costs.forgetting,
         }
     }
 }
@@ -106,6 +120,7 @@ impl Costs {
             unmerged_ms: of(&|run| measured(run.latency_ms.unmerged)),
             merged_ms: of(&|run| run.latency_ms.merged.and_then(measured)),
             rank_of_change: of(&|run| run.rank_of_change.map(|rank| rank as f64)),
+            forgetting: of(&|run| run.forgetting.map(Forgetting::change)),
         }
     }
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::ReportError;
 use super::costs::measured;
+use crate::definition::Kind;
 use crate::record::RunRecord;
 
 /// The columns, in order. Empty cells are values that were not measured.
@@ -12,6 +13,7 @@ struct Row<'a> {
     id: &'a str,
     suite: &'a str,
     task: &'a str,
+    kind: Kind,
     model: &'a str,
     model_parameters: u64,
     method: &'a str,
@@ -21,10 +23,14 @@ struct Row<'a> {
     metric: &'a str,
     test: Option<f64>,
     dev: Option<f64>,
-    majority: f64,
+    baseline: f64,
+    general_before: Option<f64>,
+    general_after: Option<f64>,
+    forgetting: Option<f64>,
     train_rows: u64,
     dev_rows: u64,
     test_rows: u64,
+    general_rows: u64,
     trainable: u64,
     changed: u64,
     stored: u64,
@@ -60,6 +66,7 @@ impl<'a> Row<'a> {
             id: &run.id,
             suite: &run.suite,
             task: &run.task,
+            kind: run.kind,
             model: &run.model.name,
             model_parameters: run.model.parameters,
             method: &run.method.name,
@@ -69,10 +76,14 @@ impl<'a> Row<'a> {
             metric: &run.metric.name,
             test: score(run.test),
             dev: score(run.dev),
-            majority: run.majority,
+            baseline: run.baseline,
+            general_before: run.forgetting.map(|loss| loss.before),
+            general_after: run.forgetting.and_then(|loss| score(loss.after)),
+            forgetting: run.forgetting.and_then(|loss| score(loss.change())),
             train_rows: run.rows.train,
             dev_rows: run.rows.dev,
             test_rows: run.rows.test,
+            general_rows: run.rows.general,
             trainable: run.counts.trainable,
             changed: run.counts.changed,
             stored: run.counts.stored,

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use super::units::{
     MISSING, bytes, count, estimate, gain, optional, percent, place, score, significant,
 };
-use super::{Group, MethodSummary, Report};
+use super::{BASE, Group, MethodSummary, Report};
+use crate::definition::Kind;
 use crate::record::RunRecord;
 
 /// The file's content.
@@ -18,13 +19,17 @@ pub(super) fn render(report: &Report) -> String {
         "\n## How to read this\n\n\
          - ± is half of the 95 % interval of the mean over seeds (Student's t). Each interval is right 19 times of 20 \
          on its own; among many methods, expect one to be wrong.\n\
-         - *Gain* is the difference to head-only, paired over seeds; positive is better.\n\
-         - *Of gap* is the share of the gap between head-only (0 %) and full fine-tuning (100 %).\n\
+         - The *floor* is the reference that trains least: a task head on the frozen backbone (head-only), and of \
+         language models the model as it came (base).\n\
+         - *Gain* is the difference to the floor, paired over seeds; positive is better, also of a loss.\n\
+         - *Of gap* is the share of the gap between the floor (0 %) and full fine-tuning (100 %).\n\
+         - A *loss* is the mean negative log likelihood of a token in nats; *perplexity* is e to its mean. \
+         *Forgetting* is what the loss on general text rose by in training; below 0 it fell.\n\
          - *Place* is the best and worst rank that the intervals allow.\n\
          - *Trainable*, *changed* and *stored* leave out the task head, which every method trains.\n\
          - *Peak* is the memory of training above that of the loaded model.\n\
          - *Front* lists the costs on which no other method's mean is as good for less: P trainable parameters, M peak \
-         memory, T step time, B adapter bytes, L unmerged latency.\n\
+         memory, T step time, B adapter bytes, L unmerged latency, F forgetting.\n\
          - – was not measured or does not exist.\n",
     );
     out
@@ -33,22 +38,28 @@ pub(super) fn render(report: &Report) -> String {
 fn render_group(out: &mut String, group: &Group) {
     let heading = format!("{} / {} on {}", group.suite, group.task, group.model.name);
     let _ = write!(out, "\n## {}\n\n{}\n\n", escape(&heading), group.analysis);
+    let general = match group.rows.general {
+        0 => String::new(),
+        blocks => format!(", and {blocks} of general text"),
+    };
     let _ = writeln!(
         out,
-        "{} ({} parameters, {}); {} train, {} dev and {} test rows; metric {}, {} is better; majority class {}.\n",
+        "{} ({} parameters, {}); {} train, {} dev and {} test {}{general}; metric {}, {} is better; {} {}.\n",
         escape(&group.model.name),
         count(group.model.parameters as f64),
         escape(&group.model.source),
         group.rows.train,
         group.rows.dev,
         group.rows.test,
+        group.kind.rows(),
         escape(&group.metric.name),
         if group.metric.higher_is_better {
             "higher"
         } else {
             "lower"
         },
-        score(group.majority),
+        group.kind.baseline(),
+        score(group.baseline),
     );
     for verdict in &group.verdicts {
         let _ = writeln!(out, "- {}", escape(verdict));
@@ -57,30 +68,16 @@ fn render_group(out: &mut String, group: &Group) {
         let _ = writeln!(out, "- **Warning:** {}", escape(warning));
     }
     out.push_str("\n### Results\n\n");
-    table(
-        out,
-        &[
-            "Method",
-            "Family",
-            "Test",
-            "Seeds",
-            "Gain",
-            "Of gap",
-            "Place",
-            "Trainable",
-            "Changed",
-            "Stored",
-            "Rank",
-            "Adapter",
-            "Step ms",
-            "Peak",
-            "Unmerged ms",
-            "Merged ms",
-            "Base ms",
-            "Front",
-        ],
-        group.methods.iter().map(result_row),
-    );
+    let columns: Vec<&Column> = COLUMNS
+        .iter()
+        .filter(|column| column.kinds.contains(&group.kind))
+        .collect();
+    let header: Vec<&str> = columns.iter().map(|column| column.title).collect();
+    let rows = group.methods.iter().map(|summary| -> Vec<String> {
+        let cells = columns.iter().map(|column| (column.cell)(summary));
+        cells.collect()
+    });
+    table(out, &header, rows);
     let notes = group
         .methods
         .iter()
@@ -151,32 +148,60 @@ fn render_settings(out: &mut String, group: &Group) {
     );
 }
 
-fn result_row(summary: &MethodSummary) -> Vec<String> {
-    let costs = &summary.costs;
-    vec![
-        summary.method.name.clone(),
-        summary.method.family.clone(),
-        optional(summary.test, estimate),
-        summary.runs.len().to_string(),
-        optional(summary.gain, gain),
-        optional(summary.share_of_gap, percent),
-        optional(summary.place, place),
-        optional(costs.trainable, count),
-        optional(costs.changed, count),
-        optional(costs.stored, count),
-        optional(costs.rank_of_change, count),
-        optional(costs.adapter_bytes, bytes),
-        optional(costs.step_ms, significant),
-        optional(costs.memory_bytes, bytes),
-        optional(costs.unmerged_ms, significant),
-        optional(costs.merged_ms, significant),
-        optional(costs.base_ms, significant),
-        if summary.pareto.is_empty() {
-            MISSING.into()
-        } else {
-            summary.pareto.iter().map(|axis| axis.letter()).collect()
-        },
-    ]
+/// A column of the results.
+struct Column {
+    title: &'static str,
+    /// The tasks that have it.
+    kinds: &'static [Kind],
+    cell: fn(&MethodSummary) -> String,
+}
+
+const BOTH: &[Kind] = &[Kind::Classification, Kind::LanguageModel];
+const LANGUAGE: &[Kind] = &[Kind::LanguageModel];
+
+const fn column(
+    title: &'static str,
+    kinds: &'static [Kind],
+    cell: fn(&MethodSummary) -> String,
+) -> Column {
+    Column { title, kinds, cell }
+}
+
+static COLUMNS: [Column; 20] = [
+    column("Method", BOTH, |m| m.method.name.clone()),
+    column("Family", BOTH, |m| m.method.family.clone()),
+    column("Test", BOTH, |m| optional(m.test, estimate)),
+    column("Perplexity", LANGUAGE, |m| {
+        optional(m.test, |test| significant(test.mean.exp()))
+    }),
+    column("Seeds", BOTH, |m| m.runs.len().to_string()),
+    column("Gain", BOTH, |m| optional(m.gain, gain)),
+    column("Of gap", BOTH, |m| optional(m.share_of_gap, percent)),
+    column("Place", BOTH, |m| optional(m.place, place)),
+    column("Forgetting", LANGUAGE, |m| optional(m.forgetting, gain)),
+    column("Trainable", BOTH, |m| optional(m.costs.trainable, count)),
+    column("Changed", BOTH, |m| optional(m.costs.changed, count)),
+    column("Stored", BOTH, |m| optional(m.costs.stored, count)),
+    column("Rank", BOTH, |m| optional(m.costs.rank_of_change, count)),
+    column("Adapter", BOTH, |m| optional(m.costs.adapter_bytes, bytes)),
+    column("Step ms", BOTH, |m| optional(m.costs.step_ms, significant)),
+    column("Peak", BOTH, |m| optional(m.costs.memory_bytes, bytes)),
+    column("Unmerged ms", BOTH, |m| {
+        optional(m.costs.unmerged_ms, significant)
+    }),
+    column("Merged ms", BOTH, |m| {
+        optional(m.costs.merged_ms, significant)
+    }),
+    column("Base ms", BOTH, |m| optional(m.costs.base_ms, significant)),
+    column("Front", BOTH, front),
+];
+
+fn front(summary: &MethodSummary) -> String {
+    if summary.pareto.is_empty() {
+        MISSING.into()
+    } else {
+        summary.pareto.iter().map(|axis| axis.letter()).collect()
+    }
 }
 
 /// Seeds that share one search share a row.
@@ -191,7 +216,9 @@ fn tuning_rows(summary: &MethodSummary) -> Vec<Vec<String>> {
             }
         });
         let trials = trials.collect::<Vec<_>>().join(", ");
-        if trials.is_empty() {
+        if run.method.name == BASE {
+            "not trained".into()
+        } else if trials.is_empty() {
             format!("not tuned; {:e}", run.learning_rate)
         } else {
             trials

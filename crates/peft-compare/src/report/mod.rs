@@ -23,8 +23,11 @@ use std::path::{Path, PathBuf};
 
 use crate::record::{RunRecord, write_atomically};
 
-/// Name of the method that trains the task head on the frozen backbone: the floor of every comparison.
+/// Name of the method that trains the task head on the frozen backbone: the floor of classification.
 pub const HEAD_ONLY: &str = "head-only";
+
+/// Name of what trains nothing, the model as it came: the floor of language models.
+pub const BASE: &str = "base";
 
 /// Name of the method that trains every weight.
 pub const FULL: &str = "full";
@@ -97,6 +100,31 @@ pub fn write_all(dir: &Path, records: &[RunRecord]) -> Result<Written, ReportErr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn forgetting_is_in_every_output() {
+        let records = sample::language_model_records(3);
+        let report = Report::new(&records);
+        let markdown = super::markdown::render(&report);
+        assert!(markdown.contains("| Perplexity |") && markdown.contains("| Forgetting |"));
+        // lora's means: e to the loss, and what general text lost.
+        let lora = report.groups[0].method("lora").unwrap();
+        let perplexity = lora.test.unwrap().mean.exp();
+        assert!(markdown.contains(&units::significant(perplexity)));
+        assert!(markdown.contains(&units::gain(lora.forgetting.unwrap())));
+        assert!(markdown.contains("untrained model"));
+        let html = super::html::render(&report).unwrap();
+        assert!(html.contains("\"forgetting\":{\"mean\""));
+        let csv = String::from_utf8(super::csv::render(&records).unwrap()).unwrap();
+        assert!(csv.starts_with("id,suite,task,kind,"));
+        assert!(csv.lines().next().unwrap().contains(",forgetting,"));
+        let table = terminal::table(&records);
+        assert!(table.contains("perplexity") && table.contains("general text"));
+
+        let records = sample::records(3);
+        let markdown = super::markdown::render(&Report::new(&records));
+        assert!(!markdown.contains("Perplexity |") && !markdown.contains("Forgetting |"));
+    }
 
     #[test]
     fn all_files_are_written() {

@@ -2,8 +2,10 @@
 
 use serde_json::json;
 
+use super::{BASE, FULL, HEAD_ONLY};
+use crate::definition::Kind;
 use crate::record::{
-    Counts, Environment, Epoch, Git, Latency, Memory, Method, Metric, Model, Rows, RunRecord,
+    Counts, Environment, Epoch, Forgetting, Git, Latency, Memory, Method, Model, Rows, RunRecord,
     SCHEMA, StepTime, Trial,
 };
 
@@ -141,6 +143,7 @@ pub(crate) fn record(name: &str, seed: u64) -> RunRecord {
         id: format!("{:08x}{seed:08x}", 0xabc0_u64 + index as u64),
         suite: "default".into(),
         task: "reviews".into(),
+        kind: Kind::Classification,
         task_analysis: ANALYSIS.into(),
         model: Model {
             name: "bert-tiny".into(),
@@ -175,15 +178,14 @@ pub(crate) fn record(name: &str, seed: u64) -> RunRecord {
             train: 2000,
             dev: 500,
             test: 872,
+            general: 0,
         },
-        metric: Metric {
-            name: "accuracy".into(),
-            higher_is_better: true,
-        },
-        majority: 0.509,
+        metric: Kind::Classification.metric(),
+        baseline: 0.509,
         curve: curve(test, wobble),
         dev: test + 0.006,
         test,
+        forgetting: None,
         counts: Counts {
             trainable,
             changed: (trainable * 4).min(4_386_178),
@@ -209,6 +211,54 @@ pub(crate) fn record(name: &str, seed: u64) -> RunRecord {
         rank_of_change: merges.then_some(8),
         notes: Vec::new(),
     }
+}
+
+/// The base model, LoRA and full fine-tuning on running text, with seeds from 1.
+pub(crate) fn language_model_records(seeds: u64) -> Vec<RunRecord> {
+    const BEFORE: f64 = 3.1;
+    let methods = [(BASE, 3.4, 0.0), ("lora", 3.1, 0.02), (FULL, 2.9, 0.15)];
+    let run = |seed: u64, (name, loss, rise): (&str, f64, f64)| {
+        let base = name == BASE;
+        let mut record = record(if base { HEAD_ONLY } else { name }, seed);
+        // The base model draws nothing.
+        let wobble = if base { 0.0 } else { seed as f64 / 1e3 };
+        record.task = "novels".into();
+        record.kind = Kind::LanguageModel;
+        record.metric = Kind::LanguageModel.metric();
+        record.method.name = name.into();
+        record.baseline = 3.4;
+        record.test = loss + wobble;
+        record.dev = record.test - 0.1;
+        record.rows = Rows {
+            train: 200,
+            dev: 20,
+            test: 40,
+            general: 40,
+        };
+        record.forgetting = Some(Forgetting {
+            before: BEFORE,
+            after: BEFORE + rise + wobble,
+        });
+        record.curve = vec![Epoch {
+            epoch: 0,
+            train_loss: f64::NAN,
+            dev: 3.3,
+        }];
+        if base {
+            record.tuning.clear();
+            record.learning_rate = 0.0;
+        } else {
+            record.curve.push(Epoch {
+                epoch: 1,
+                train_loss: record.test,
+                dev: record.dev,
+            });
+        }
+        record
+    };
+    (1..=seeds)
+        .flat_map(|seed| methods.map(|method| run(seed, method)))
+        .collect()
 }
 
 fn environment() -> Environment {

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::verdict::{self, Verdict};
-use super::{Axis, Costs, FULL, HEAD_ONLY, MIN_SEEDS};
-use crate::record::{Environment, Git, Method, Metric, Model, Rows, RunRecord};
+use super::{Axis, Costs, FULL, MIN_SEEDS};
+use crate::definition::Kind;
+use crate::record::{Environment, Forgetting, Git, Method, Metric, Model, Rows, RunRecord};
 use crate::statistics::{Estimate, is_on_front, paired_difference, paired_share_of_gap, place};
 
 /// Everything the outputs show.
@@ -23,14 +24,18 @@ pub struct Group {
     pub suite: String,
     /// The task.
     pub task: String,
+    /// What it is about.
+    pub kind: Kind,
+    /// Name of the reference that trains least, which gains are measured from.
+    pub floor: &'static str,
     /// What the task shows and what it cannot.
     pub analysis: String,
     /// The model.
     pub model: Model,
     /// The metric.
     pub metric: Metric,
-    /// Score of the majority class.
-    pub majority: f64,
+    /// Score that needs no training: of the majority class, or of the untrained language model.
+    pub baseline: f64,
     /// Rows of each split.
     pub rows: Rows,
     /// The methods, best mean first.
@@ -61,11 +66,13 @@ pub struct MethodSummary {
     pub method: Method,
     /// Test score; `None` when a seed diverged.
     pub test: Option<Estimate>,
-    /// Gain over head-only, paired over seeds; positive is better whatever the metric.
+    /// Rise of the loss on general text, in nats a token; language models only, `None` when a seed diverged.
+    pub forgetting: Option<Estimate>,
+    /// Gain over the floor, paired over seeds; positive is better whatever the metric.
     pub gain: Option<Estimate>,
     /// What `gain` allows to say.
-    pub beats_head_only: Verdict,
-    /// Share of the gap between head-only and full fine-tuning, over the seeds that all three have.
+    pub beats_floor: Verdict,
+    /// Share of the gap between the floor and full fine-tuning, over the seeds that all three have.
     pub share_of_gap: Option<f64>,
     /// Best and worst rank that the intervals allow: ranks of overlapping methods overlap. `None` without a ranking.
     pub place: Option<(usize, usize)>,
@@ -111,10 +118,12 @@ impl Group {
         let mut group = Self {
             suite: latest.suite.clone(),
             task: latest.task.clone(),
+            kind: latest.kind,
+            floor: latest.kind.floor(),
             analysis: latest.task_analysis.trim().into(),
             model: latest.model.clone(),
             metric: latest.metric.clone(),
-            majority: latest.majority,
+            baseline: latest.baseline,
             rows: latest.rows,
             methods: methods
                 .into_values()
@@ -139,25 +148,26 @@ impl Group {
     /// Fills what depends on the other methods, and sorts.
     fn compare(&mut self) {
         let scores = |name| self.method(name).map(|summary| self.seed_scores(summary));
-        let (head_only, full) = (scores(HEAD_ONLY), scores(FULL));
+        let (floor, full) = (scores(self.floor), scores(FULL));
         let compared: Vec<_> = self
             .methods
             .iter()
             .map(|summary| {
                 let own = self.seed_scores(summary);
-                let gain = head_only
+                let gain = floor
                     .as_ref()
-                    .and_then(|head_only| paired_difference(&own, head_only));
-                let share = head_only
+                    .and_then(|floor| paired_difference(&own, floor));
+                let share = floor
                     .as_ref()
                     .zip(full.as_ref())
-                    .and_then(|(h, f)| paired_share_of_gap(&own, h, f));
+                    .and_then(|(floor, full)| paired_share_of_gap(&own, floor, full));
                 (gain, share, self.place(summary), self.pareto(summary))
             })
             .collect();
         for (summary, (gain, share, place, pareto)) in self.methods.iter_mut().zip(compared) {
-            summary.beats_head_only = Verdict::new(&summary.method.name, gain);
-            summary.gain = gain.filter(|_| summary.method.name != HEAD_ONLY);
+            let is_floor = summary.method.name == self.floor;
+            summary.beats_floor = Verdict::new(is_floor, gain);
+            summary.gain = gain.filter(|_| !is_floor);
             (summary.share_of_gap, summary.place, summary.pareto) = (share, place, pareto);
         }
         let key = |summary: &MethodSummary| {
@@ -204,7 +214,7 @@ impl Group {
                 .collect();
             point(summary, *axis).is_some_and(|own| is_on_front(own, &points))
         };
-        Axis::ALL.into_iter().filter(on_front).collect()
+        Axis::of_kind(self.kind).filter(on_front).collect()
     }
 }
 
@@ -215,11 +225,16 @@ impl MethodSummary {
             .max_by_key(|run| &run.started_at)
             .expect("a method has a run");
         let scores: Vec<f64> = runs.iter().map(|run| run.test).collect();
+        let rises: Option<Vec<f64>> = runs
+            .iter()
+            .map(|run| run.forgetting.map(Forgetting::change))
+            .collect();
         Self {
             method: latest.method.clone(),
             test: Estimate::of(&scores),
+            forgetting: rises.and_then(|rises| Estimate::of(&rises)),
             gain: None,
-            beats_head_only: Verdict::Unknown,
+            beats_floor: Verdict::Unknown,
             share_of_gap: None,
             place: None,
             costs: Costs::new(&runs),
@@ -250,7 +265,7 @@ fn settings(runs: &[&RunRecord]) -> Vec<Setting> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sample;
+    use crate::report::{BASE, HEAD_ONLY, sample};
 
     fn group(records: &[RunRecord]) -> Group {
         Report::new(records).groups.remove(0)
@@ -259,7 +274,7 @@ mod tests {
     #[test]
     fn three_seeds_allow_verdicts_and_places() {
         let group = group(&sample::records(3));
-        let verdict = |name| group.method(name).unwrap().beats_head_only;
+        let verdict = |name| group.method(name).unwrap().beats_floor;
         assert_eq!(verdict("lora"), Verdict::Beats);
         assert_eq!(verdict("bitfit"), Verdict::NotShown);
         assert_eq!(verdict("prompt-tuning"), Verdict::Worse);
@@ -283,7 +298,7 @@ mod tests {
             let group = group(&sample::records(seeds));
             assert!(group.methods.iter().all(|summary| summary.place.is_none()));
             assert_eq!(
-                group.method("lora").unwrap().beats_head_only,
+                group.method("lora").unwrap().beats_floor,
                 Verdict::TooFewSeeds
             );
         }
@@ -305,7 +320,51 @@ mod tests {
                 (&a.method.name, a.place, &a.pareto),
                 (&b.method.name, b.place, &b.pareto)
             );
-            assert_eq!(a.beats_head_only, b.beats_head_only);
+            assert_eq!(a.beats_floor, b.beats_floor);
+        }
+    }
+
+    #[test]
+    fn language_models_are_ranked_by_the_lowest_loss() {
+        let group = group(&sample::language_model_records(3));
+        let names: Vec<_> = group
+            .methods
+            .iter()
+            .map(|summary| summary.method.name.as_str())
+            .collect();
+        assert_eq!(names, [FULL, "lora", BASE]);
+        assert_eq!(group.floor, BASE);
+        let [full, lora, base] = [0, 1, 2].map(|index| &group.methods[index]);
+        assert_eq!((full.place, base.place), (Some((1, 1)), Some((3, 3))));
+        assert_eq!(lora.beats_floor, Verdict::Beats);
+        assert_eq!(base.beats_floor, Verdict::Reference);
+        assert!(lora.gain.unwrap().mean > 0.0, "a lower loss is a gain");
+        // (base - lora) / (base - full), over means.
+        let loss = |summary: &MethodSummary| summary.test.unwrap().mean;
+        let share = (loss(base) - loss(lora)) / (loss(base) - loss(full));
+        assert!((lora.share_of_gap.unwrap() - share).abs() < 1e-9);
+        assert!((full.share_of_gap.unwrap() - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn forgetting_is_an_axis_of_language_models_alone() {
+        let group = group(&sample::language_model_records(3));
+        let front = |name| {
+            group
+                .method(name)
+                .unwrap()
+                .pareto
+                .contains(&Axis::Forgetting)
+        };
+        assert!(front(BASE), "forgets nothing");
+        assert!(front("lora") && front(FULL), "better for more");
+        let rise = |name| group.method(name).unwrap().forgetting.unwrap();
+        assert!(rise(FULL).mean > rise("lora").mean && rise(BASE).mean.abs() < 1e-12);
+        assert_eq!(rise("lora").n, 3);
+
+        let encoders = self::group(&sample::records(3));
+        for summary in &encoders.methods {
+            assert!(summary.forgetting.is_none() && !summary.pareto.contains(&Axis::Forgetting));
         }
     }
 
@@ -352,10 +411,7 @@ mod tests {
         diverged.test = f64::NAN;
         let group = group(&records);
         assert_eq!(group.methods.last().unwrap().method.name, "lora");
-        assert_eq!(
-            group.method("lora").unwrap().beats_head_only,
-            Verdict::Unknown
-        );
+        assert_eq!(group.method("lora").unwrap().beats_floor, Verdict::Unknown);
         assert!(
             group
                 .verdicts

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::units::{bytes, count, estimate, optional, percent, place, plural, score, significant};
 use super::{Axis, Group, MethodSummary, Report};
+use crate::definition::Kind;
 use crate::record::RunRecord;
 
 /// Columns of a terminal that the table fits in.
@@ -39,7 +40,12 @@ fn group_table(group: &Group) -> String {
         HEADER.map(|[top, _]| top.into()),
         HEADER.map(|[_, bottom]| bottom.into()),
     ];
-    rows.extend(group.methods.iter().map(cells));
+    rows.extend(
+        group
+            .methods
+            .iter()
+            .map(|summary| cells(group.kind, summary)),
+    );
     let widths: [usize; HEADER.len()] = std::array::from_fn(|column| {
         rows.iter()
             .map(|row| width(&row[column]))
@@ -57,14 +63,16 @@ fn group_table(group: &Group) -> String {
         .unwrap_or(0);
     let mut out = String::new();
     let heading = format!(
-        "{} / {} on {}: {} on {} test rows, {}, majority class {}",
+        "{} / {} on {}: {} on {} test {}, {}, {} {}",
         group.suite,
         group.task,
         group.model.name,
         group.metric.name,
         group.rows.test,
+        group.kind.rows(),
         plural(seeds, "seed"),
-        score(group.majority),
+        group.kind.baseline(),
+        score(group.baseline),
     );
     wrap(&mut out, &heading);
     for (index, row) in rows.iter().enumerate() {
@@ -77,25 +85,25 @@ fn group_table(group: &Group) -> String {
             let _ = writeln!(out, "{}", "─".repeat(first + others));
         }
     }
-    let axes = "front: no other method's mean is as good for less of P trainable parameters, M peak memory, T step time, \
-                B adapter bytes, L unmerged latency. The task head is trained by all and in none of the counts.";
+    let axes = format!(
+        "front: no other method's mean is as good for less of P trainable parameters, M peak memory, T step time, \
+         B adapter bytes, L unmerged latency{}",
+        match group.kind {
+            Kind::Classification => ". The task head is trained by all and in none of the counts.",
+            Kind::LanguageModel => ", F forgetting.",
+        }
+    );
     let warnings = group
         .warnings
         .iter()
         .map(|warning| format!("Warning: {warning}"));
-    for sentence in group
-        .verdicts
-        .iter()
-        .cloned()
-        .chain(warnings)
-        .chain([axes.to_string()])
-    {
+    for sentence in group.verdicts.iter().cloned().chain(warnings).chain([axes]) {
         wrap(&mut out, &sentence);
     }
     out
 }
 
-fn cells(summary: &MethodSummary) -> [String; HEADER.len()] {
+fn cells(kind: Kind, summary: &MethodSummary) -> [String; HEADER.len()] {
     let costs = &summary.costs;
     [
         summary.method.name.clone(),
@@ -114,7 +122,7 @@ fn cells(summary: &MethodSummary) -> [String; HEADER.len()] {
         [costs.unmerged_ms, costs.merged_ms, costs.base_ms]
             .map(|ms| optional(ms, significant))
             .join("/"),
-        Axis::ALL
+        Axis::of_kind(kind)
             .map(|axis| {
                 if summary.pareto.contains(&axis) {
                     axis.letter()
@@ -122,7 +130,6 @@ fn cells(summary: &MethodSummary) -> [String; HEADER.len()] {
                     '·'
                 }
             })
-            .iter()
             .collect(),
     ]
 }
@@ -181,6 +188,9 @@ mod tests {
             assert!(widest <= WIDTH, "{widest} columns:\n{table}");
             assert!(table.contains('…'));
         }
+        let table = table(&sample::language_model_records(3));
+        assert!(table.lines().all(|line| width(line) <= WIDTH), "{table}");
+        assert!(table.contains("loss on 40 test blocks") && table.contains("untrained model"));
     }
 
     #[test]
@@ -189,7 +199,8 @@ mod tests {
         record.memory.peak_bytes = 0;
         record.latency_ms.unmerged = 0.0;
         record.test = f64::NAN;
-        let cells = cells(&Report::new(&[record]).groups[0].methods[0]);
+        let group = &Report::new(&[record]).groups[0];
+        let cells = cells(group.kind, &group.methods[0]);
         assert_eq!([&cells[1], &cells[2], &cells[9]], [MISSING; 3]);
         assert_eq!(cells[10], "–/3.10/3.10");
     }

@@ -5,16 +5,17 @@ use std::fmt::Display;
 
 use serde::Serialize;
 
-use super::units::gain;
-use super::{FULL, Group, HEAD_ONLY, MIN_SEEDS, MethodSummary};
+use super::units::{gain, significant};
+use super::{BASE, FULL, Group, MIN_SEEDS, MethodSummary};
+use crate::definition::Kind;
 use crate::record::RunRecord;
 use crate::statistics::{Estimate, MEANINGFUL_GAP};
 
-/// Whether a method beats head-only.
+/// Whether a method beats the floor: head-only, or the untrained language model.
 #[derive(Serialize, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// It is head-only.
+    /// It is the floor.
     Reference,
     /// The interval of the gain is above zero.
     Beats,
@@ -24,14 +25,14 @@ pub enum Verdict {
     Worse,
     /// Fewer than [`MIN_SEEDS`] seeds.
     TooFewSeeds,
-    /// There is no head-only run to compare with, or a seed diverged.
+    /// There is no run of the floor to compare with, or a seed diverged.
     Unknown,
 }
 
 impl Verdict {
-    pub(super) fn new(method: &str, gain: Option<Estimate>) -> Self {
+    pub(super) fn new(is_floor: bool, gain: Option<Estimate>) -> Self {
         match gain {
-            _ if method == HEAD_ONLY => Self::Reference,
+            _ if is_floor => Self::Reference,
             None => Self::Unknown,
             Some(gain) if gain.n < MIN_SEEDS => Self::TooFewSeeds,
             Some(gain) if gain.lower() > 0.0 => Self::Beats,
@@ -43,7 +44,8 @@ impl Verdict {
 
 /// What the runs of a group show, in sentences.
 pub(super) fn verdicts(group: &Group) -> Vec<String> {
-    let mut sentences = against_head_only(group);
+    let floor = group.floor;
+    let mut sentences = against_floor(group);
     let named = |sentence: &str, keep: &dyn Fn(&MethodSummary) -> bool| {
         let kept = group.methods.iter().filter(|summary| keep(summary));
         list(sentence, kept.map(|summary| &summary.method.name))
@@ -52,28 +54,37 @@ pub(super) fn verdicts(group: &Group) -> Vec<String> {
         "Without a mean, because a seed diverged",
         &|summary| summary.test.is_none(),
     ));
-    let head_only = group.method(HEAD_ONLY);
-    if head_only.is_some() {
+    let has_floor = group.method(floor).is_some();
+    if has_floor {
         sentences.extend(named(
-            "Not comparable with head-only, which diverged or has no seed in common",
-            &|summary| summary.test.is_some() && summary.beats_head_only == Verdict::Unknown,
+            &format!("Not comparable with {floor}, which diverged or has no seed in common"),
+            &|summary| summary.test.is_some() && summary.beats_floor == Verdict::Unknown,
         ));
     }
     let oriented = |score| group.metric.oriented(score);
-    sentences.extend(named(
-        "No better than always answering the majority class",
-        &|summary| {
-            summary
-                .test
-                .is_some_and(|test| oriented(test.mean) <= oriented(group.majority))
-        },
-    ));
-    if head_only.is_none() {
-        sentences.push(
-            "Head-only did not run, so nothing can be said to beat a frozen backbone.".into(),
-        );
+    // The untrained language model is the floor itself.
+    if group.kind == Kind::Classification {
+        sentences.extend(named(
+            "No better than always answering the majority class",
+            &|summary| {
+                summary
+                    .test
+                    .is_some_and(|test| oriented(test.mean) <= oriented(group.baseline))
+            },
+        ));
+    }
+    if !has_floor {
+        sentences.push(format!(
+            "{} did not run, so nothing can be said to beat it.",
+            match group.kind {
+                Kind::Classification => "Head-only, the frozen backbone,",
+                Kind::LanguageModel => "The base model as it came",
+            }
+        ));
     }
     sentences.extend(no_share_of_gap(group));
+    sentences.extend(perplexities(group));
+    sentences.extend(forgotten(group));
     sentences.extend(named(
         "The highest or lowest learning rate of the grid won, a better one may lie beyond",
         &|summary| summary.runs.iter().any(at_edge),
@@ -83,54 +94,86 @@ pub(super) fn verdicts(group: &Group) -> Vec<String> {
     sentences
 }
 
-fn against_head_only(group: &Group) -> Vec<String> {
+fn against_floor(group: &Group) -> Vec<String> {
     type Holds = fn(Verdict, f64) -> bool;
+    let floor = group.floor;
     let few = format!("on fewer than {MIN_SEEDS} seeds");
-    let claims: [(&str, Holds); 5] = [
-        ("Beat head-only", |verdict, _| verdict == Verdict::Beats),
+    let claims: [(String, Holds); 5] = [
+        (format!("Beat {floor}"), |verdict, _| {
+            verdict == Verdict::Beats
+        }),
         (
-            "Do not beat head-only, the interval of the difference includes zero",
+            format!("Do not beat {floor}, the interval of the difference includes zero"),
             |verdict, _| verdict == Verdict::NotShown,
         ),
-        ("Do not beat head-only, they are worse", |verdict, _| {
-            verdict == Verdict::Worse
-        }),
-        (&format!("Do not beat head-only, {few}"), |verdict, gain| {
+        (
+            format!("Do not beat {floor}, they are worse"),
+            |verdict, _| verdict == Verdict::Worse,
+        ),
+        (format!("Do not beat {floor}, {few}"), |verdict, gain| {
             verdict == Verdict::TooFewSeeds && gain <= 0.0
         }),
         (
-            &format!("Above head-only, but {few}, which is no evidence yet"),
+            format!("Better than {floor}, but {few}, which is no evidence yet"),
             |verdict, gain| verdict == Verdict::TooFewSeeds && gain > 0.0,
         ),
     ];
-    let sentence = |(sentence, holds): (&str, Holds)| {
+    let sentence = |(sentence, holds): (String, Holds)| {
         let methods = group.methods.iter().filter_map(|summary| {
             let difference = summary.gain?;
-            holds(summary.beats_head_only, difference.mean)
+            holds(summary.beats_floor, difference.mean)
                 .then(|| format!("{} ({})", summary.method.name, gain(difference)))
         });
-        list(sentence, methods)
+        list(&sentence, methods)
     };
     claims.into_iter().filter_map(sentence).collect()
 }
 
 /// Why there is no share of the gap, where no method has one.
 fn no_share_of_gap(group: &Group) -> Option<String> {
+    let floor = group.floor;
     let shares = |summary: &MethodSummary| summary.share_of_gap.is_some();
     if group.methods.iter().any(shares) {
         return None;
     }
-    if group.method(HEAD_ONLY).and(group.method(FULL)).is_none() {
-        return Some(
-            "The share of the gap needs head-only and full fine-tuning, both with a seed of the \
-             method."
-                .into(),
-        );
+    if group.method(floor).and(group.method(FULL)).is_none() {
+        return Some(format!(
+            "The share of the gap needs {floor} and full fine-tuning, both with a seed of the method."
+        ));
     }
     Some(format!(
-        "Full fine-tuning does not beat head-only by {MEANINGFUL_GAP} or more, so there is no gap \
+        "Full fine-tuning does not beat {floor} by {MEANINGFUL_GAP} or more, so there is no gap \
          to close a share of."
     ))
+}
+
+/// The losses of language models as people know them.
+fn perplexities(group: &Group) -> Option<String> {
+    if group.kind != Kind::LanguageModel {
+        return None;
+    }
+    let methods = group.methods.iter().filter_map(|summary| {
+        let perplexity = summary.test?.mean.exp();
+        Some(format!(
+            "{} {}",
+            summary.method.name,
+            significant(perplexity)
+        ))
+    });
+    list("Test perplexity, e to the mean loss", methods)
+}
+
+/// What each method did to the loss on general text.
+fn forgotten(group: &Group) -> Option<String> {
+    let methods = group.methods.iter().filter_map(|summary| {
+        let rise = summary.forgetting?;
+        (summary.method.name != group.floor)
+            .then(|| format!("{} {}", summary.method.name, gain(rise)))
+    });
+    list(
+        "Forgetting, what the loss on general text rose by in nats a token, less is better",
+        methods,
+    )
 }
 
 /// Whether no rate above, or none below, the one that won was tried.
@@ -192,7 +235,8 @@ pub(super) fn warnings(runs: &[&RunRecord]) -> Vec<String> {
     }
     let twice = seeds.iter().filter(|(_, runs)| **runs > 1);
     let mixed = definitions.iter().filter(|(_, hashes)| hashes.len() > 1);
-    let trials: BTreeSet<usize> = runs.iter().map(|run| run.tuning.len()).collect();
+    let tuned = runs.iter().filter(|run| run.method.name != BASE);
+    let trials: BTreeSet<usize> = tuned.map(|run| run.tuning.len()).collect();
     let diverged = runs.iter().filter(|run| !run.test.is_finite());
     let lists = [
         list(
@@ -214,7 +258,7 @@ pub(super) fn warnings(runs: &[&RunRecord]) -> Vec<String> {
         ),
     ];
 
-    let data = differ(runs, |run| (run.rows, run.majority.to_bits(), &run.metric));
+    let data = differ(runs, |run| (run.rows, run.baseline.to_bits(), &run.metric));
     let machines = differ(runs, |run| {
         let environment = &run.environment;
         (&environment.device, environment.threads, &environment.cpu)
@@ -230,7 +274,7 @@ pub(super) fn warnings(runs: &[&RunRecord]) -> Vec<String> {
     let facts = [
         (
             data,
-            "Runs differ in rows, metric or majority score: they did not see the same data.",
+            "Runs differ in rows, metric or baseline score: they did not see the same data.",
         ),
         (
             machines,
@@ -263,7 +307,7 @@ fn list(sentence: &str, items: impl IntoIterator<Item: Display>) -> Option<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Report, sample};
+    use crate::report::{HEAD_ONLY, Report, sample};
 
     fn sentences(records: &[RunRecord]) -> String {
         Report::new(records).groups[0].verdicts.join("\n")
@@ -297,7 +341,21 @@ mod tests {
             .filter(|record| record.method.name != HEAD_ONLY)
             .collect();
         let text = sentences(&records);
-        assert!(text.contains("Head-only did not run") && text.contains("share of the gap needs"));
+        assert!(
+            text.contains("Head-only, the frozen backbone, did not run")
+                && text.contains("share of the gap needs")
+        );
+    }
+
+    #[test]
+    fn language_models_are_held_against_the_base_model() {
+        let mut records = sample::language_model_records(3);
+        let text = sentences(&records);
+        assert!(text.contains("Beat base: ") && text.contains("Test perplexity"));
+        assert!(text.contains("Forgetting, ") && !text.contains("majority"));
+        assert!(Report::new(&records).groups[0].warnings.is_empty());
+        records.retain(|record| record.method.name != BASE);
+        assert!(sentences(&records).contains("The base model as it came did not run"));
     }
 
     #[test]
@@ -308,7 +366,7 @@ mod tests {
         records[0].git.dirty = true;
         records[0].tuning.pop();
         records[1].definition_hash = "0".into();
-        records[1].majority = 0.6;
+        records[1].baseline = 0.6;
         let warnings = Report::new(&records).groups[0].warnings.join("\n");
         for expected in [
             "machines",

@@ -45,7 +45,7 @@ fn load<M: Module>(
         *name = canonical(name);
     }
     checkpoint.check(&tensors, harmless)?;
-    fill(module, &names, checkpoint, &canonical)
+    fill(module, &names, checkpoint, &canonical, None)
 }
 
 fn has_pooler(checkpoint: &Checkpoint) -> bool {

@@ -22,6 +22,9 @@ pub use encoder::{BertEncoder, BertIntermediate, BertLayer};
 pub use pooling::{BertPooler, Pooling};
 pub use residual::BertResidual;
 
+pub(crate) use pooling::draw_now;
+pub(crate) use tiny::Scramble;
+
 /// Fields here whose modules are called otherwise upstream.
 const RENAMES: &[(&str, &str)] = &[("self_attention", "self"), ("layer_norm", "LayerNorm")];
 

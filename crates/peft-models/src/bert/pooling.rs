@@ -99,6 +99,6 @@ impl ModuleVisitor for Draw {
 }
 
 /// Draws parameters that would be drawn at their first use, in an order that depends on it.
-pub(super) fn draw_now<M: Module>(module: &M) {
+pub(crate) fn draw_now<M: Module>(module: &M) {
     module.visit(&mut Draw);
 }

@@ -42,7 +42,7 @@ impl Bert {
 }
 
 /// Fills in noise; the state is that of Vigna's splitmix64.
-struct Scramble(u64);
+pub(crate) struct Scramble(pub(crate) u64);
 
 impl Scramble {
     /// Uniform in [-1, 1).

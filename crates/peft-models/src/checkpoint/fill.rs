@@ -2,9 +2,10 @@
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
-use peft_core::Names;
+use peft_core::ops::packed::Packed;
+use peft_core::{LayerKind, Names, PackedLayer, Packer, PeftModule};
 
-use super::Checkpoint;
+use super::Source;
 use crate::LoadError;
 
 /// Where a traversal is.
@@ -12,13 +13,24 @@ struct Path<'a> {
     names: &'a Names,
     /// Upstream's segments, and the structs that hold them.
     segments: Vec<(String, String)>,
+    /// The fields' own names.
+    fields: Vec<String>,
 }
 
-impl Path<'_> {
+impl<'a> Path<'a> {
+    fn new(names: &'a Names) -> Self {
+        Self {
+            names,
+            segments: Vec::new(),
+            fields: Vec::new(),
+        }
+    }
+
     fn enter(&mut self, name: &str, container: &str) {
+        self.fields.push(name.to_string());
         let container = container.rsplit(':').next().unwrap_or(container);
         let name = match (container, name) {
-            ("LayerNorm", "gamma") => "weight",
+            ("LayerNorm" | "RmsNorm", "gamma") => "weight",
             ("LayerNorm", "beta") => "bias",
             _ => self.names.rename(name),
         };
@@ -27,6 +39,7 @@ impl Path<'_> {
     }
 
     fn exit(&mut self) {
+        self.fields.pop();
         self.segments.pop();
     }
 
@@ -42,6 +55,24 @@ impl Path<'_> {
     /// Whether the parameter is a linear layer's matrix: `[in, out]` here, `[out, in]` upstream.
     fn is_linear_weight(&self) -> bool {
         matches!(self.segments.last(), Some((name, holder)) if name == "weight" && holder == "Linear")
+    }
+
+    /// The layer whose matrix the parameter is, if it is one that can be packed.
+    fn matrix(&self) -> Option<(String, LayerKind)> {
+        let (last, above) = self.segments.split_last()?;
+        let kind = match (last.0.as_str(), last.1.as_str()) {
+            ("weight", "Linear") => LayerKind::Linear,
+            ("weight", "Embedding") => LayerKind::Embedding,
+            _ => return None,
+        };
+        let names: Vec<&str> = above.iter().map(|(name, _)| name.as_str()).collect();
+        Some((names.join("."), kind))
+    }
+
+    /// Whether it is (part of) an output head.
+    fn is_head(&self) -> bool {
+        let first = self.fields.first().map(String::as_str);
+        first.is_some_and(|first| self.names.is_head(first))
     }
 }
 
@@ -72,10 +103,7 @@ impl ModuleVisitor for Wanted<'_> {
 ///
 /// Initialises nothing: parameters that are lazy stay so.
 pub(crate) fn wanted<M: Module>(module: &M, names: &Names) -> Vec<(String, Vec<usize>)> {
-    let path = Path {
-        names,
-        segments: Vec::new(),
-    };
+    let path = Path::new(names);
     let mut visitor = Wanted {
         path,
         found: Vec::new(),
@@ -86,10 +114,47 @@ pub(crate) fn wanted<M: Module>(module: &M, names: &Names) -> Vec<(String, Vec<u
 
 struct Fill<'a> {
     path: Path<'a>,
-    checkpoint: &'a mut Checkpoint,
+    source: &'a mut dyn Source,
     rename: &'a dyn Fn(&str) -> String,
+    packer: Option<&'a dyn Packer>,
+    /// What was packed, by field path.
+    packed: Vec<(String, Packed)>,
     /// A mapper cannot fail: the first error is kept, and nothing is read after it.
     error: Option<LoadError>,
+}
+
+impl Fill<'_> {
+    /// The values of a parameter, as upstream lays them out; `None` if it is a matrix that was packed.
+    fn read(&mut self, shape: &[usize]) -> Result<Option<Vec<f32>>, LoadError> {
+        let name = (self.rename)(&self.path.name());
+        let matrix = self.packer.zip(self.path.matrix());
+        let Some((packer, (layer, kind))) = matrix else {
+            return self.source.read(&name).map(Some);
+        };
+        let mut shape = [shape[0], shape[1]];
+        if kind == LayerKind::Linear {
+            shape.reverse();
+        }
+        let layer = PackedLayer {
+            name: &layer,
+            kind: &kind,
+            head: self.path.is_head(),
+            shape,
+        };
+        let mut read = |parts: &_| packer.read_parts(layer, parts);
+        if let Some(packed) = self.source.read_parts(&name, &mut read)? {
+            self.packed.push((self.path.fields.join("."), packed));
+            return Ok(None);
+        }
+        let values = self.source.read(&name)?;
+        if packer.wants(layer)
+            && let Some(packed) = packer.pack(layer, &values)?
+        {
+            self.packed.push((self.path.fields.join("."), packed));
+            return Ok(None);
+        }
+        Ok(Some(values))
+    }
 }
 
 impl ModuleMapper for Fill<'_> {
@@ -105,18 +170,24 @@ impl ModuleMapper for Fill<'_> {
         if self.error.is_some() {
             return param;
         }
-        let mut values = match self.checkpoint.read(&(self.rename)(&self.path.name())) {
-            Ok(values) => values,
+        let shape = param.lazy_shape();
+        let device = param.lazy_device();
+        let mut values = match self.read(&shape) {
+            Ok(Some(values)) => values,
+            Ok(None) => {
+                // One number stands in for all until the packed form is put there.
+                let id = param.id;
+                let stand_in = Tensor::<D>::zeros([1; D], &device).expand(shape);
+                return param.transform_for_load(stand_in, id);
+            }
             Err(error) => {
                 self.error = Some(error);
                 return param;
             }
         };
-        let shape = param.lazy_shape();
         if self.path.is_linear_weight() {
             values = transposed(&values, shape[1], shape[0]);
         }
-        let device = param.lazy_device();
         let data = TensorData::new(values, shape);
         let tensor =
             device.memory_persistent_allocations(data, |data| Tensor::from_data(data, &device));
@@ -125,30 +196,31 @@ impl ModuleMapper for Fill<'_> {
     }
 }
 
-/// `module` with the checkpoint's values. `rename` is what [`Checkpoint::open`] was given.
+/// `module` with the source's values, matrices packed as `packer` says. `rename` turns upstream's names into
+/// the source's.
 ///
 /// # Errors
 ///
-/// What [`Checkpoint::read`] finds wrong with a tensor.
+/// What [`Source::read`] or the packer finds wrong with a tensor.
 pub(crate) fn fill<M: Module>(
     module: M,
     names: &Names,
-    checkpoint: &mut Checkpoint,
+    source: &mut dyn Source,
     rename: &dyn Fn(&str) -> String,
+    packer: Option<&dyn Packer>,
 ) -> Result<M, LoadError> {
-    let path = Path {
-        names,
-        segments: Vec::new(),
-    };
     let mut mapper = Fill {
-        path,
-        checkpoint,
+        path: Path::new(names),
+        source,
         rename,
+        packer,
+        packed: Vec::new(),
         error: None,
     };
     let module = module.map(&mut mapper);
     match mapper.error {
-        None => Ok(module),
+        None if mapper.packed.is_empty() => Ok(module),
+        None => Ok(module.with_packed_weights(mapper.packed)),
         Some(error) => Err(error),
     }
 }

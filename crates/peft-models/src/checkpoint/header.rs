@@ -97,7 +97,7 @@ fn open_shard(path: PathBuf, shard: usize, tensors: &mut Vec<Stored>) -> Result<
     let metadata: Metadata =
         serde_json::from_slice(&header).map_err(|error| bad(error.to_string()))?;
     let start = 8 + length;
-    let expected = start + metadata.data_len() as u64;
+    let expected = start.saturating_add(metadata.data_len() as u64);
     if expected != found {
         return Err(LoadError::Length {
             path,

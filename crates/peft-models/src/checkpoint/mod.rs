@@ -6,18 +6,23 @@
 mod fill;
 mod header;
 mod packed;
+mod parts;
+mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+use peft_core::StoredPart;
+use peft_core::ops::packed::Packed;
 use safetensors::Dtype;
 
 use crate::LoadError;
 
 pub(crate) use fill::{fill, wanted};
+pub(crate) use write::{Written, write};
 
 /// Bytes read at a time; a multiple of every element size.
 const CHUNK: usize = 1 << 16;
@@ -50,6 +55,8 @@ enum Encoding {
         codes: Slice,
         scales: Slice,
     },
+    /// A matrix in several tensors, by their names below the layer's, which a packer reads: [`parts`].
+    Parts(BTreeMap<String, parts::Part>),
 }
 
 /// A tensor of the checkpoint.
@@ -58,6 +65,39 @@ struct Stored {
     name: String,
     shape: Vec<usize>,
     encoding: Encoding,
+}
+
+/// What makes a packed matrix of its parts, or nothing if it does not know such parts.
+pub(crate) type ReadParts<'a> =
+    dyn FnMut(&BTreeMap<String, StoredPart>) -> peft_core::Result<Option<Packed>> + 'a;
+
+/// Where tensors come from.
+pub(crate) trait Source {
+    /// Values of a tensor in row-major order, all finite.
+    fn read(&mut self, name: &str) -> Result<Vec<f32>, LoadError>;
+
+    /// What `read` makes of a matrix that is stored in parts; nothing if it is not.
+    fn read_parts(
+        &mut self,
+        _name: &str,
+        _read: &mut ReadParts<'_>,
+    ) -> Result<Option<Packed>, LoadError> {
+        Ok(None)
+    }
+}
+
+impl Source for Checkpoint {
+    fn read(&mut self, name: &str) -> Result<Vec<f32>, LoadError> {
+        Checkpoint::read(self, name)
+    }
+
+    fn read_parts(
+        &mut self,
+        name: &str,
+        read: &mut ReadParts<'_>,
+    ) -> Result<Option<Packed>, LoadError> {
+        parts::read(self, name, read)
+    }
 }
 
 /// An opened checkpoint: the headers are read and checked, the values are not read yet.
@@ -73,9 +113,10 @@ impl Checkpoint {
     /// Opens the checkpoint in `dir`: `model.safetensors`, or the files that
     /// `model.safetensors.index.json` lists. Tensors are known by `rename(name in the file)`.
     pub(crate) fn open(dir: &Path, rename: impl Fn(&str) -> String) -> Result<Self, LoadError> {
-        let (path, shards, found) = header::open(dir)?;
+        let (path, mut shards, found) = header::open(dir)?;
+        let found = packed::unpack(dir, &path, found)?;
         let mut tensors = BTreeMap::new();
-        for stored in packed::unpack(dir, &path, found)? {
+        for stored in parts::join(&path, &mut shards, found)? {
             let name = rename(&stored.name);
             if let Some(twin) = tensors.insert(name.clone(), stored) {
                 return Err(LoadError::Header {
@@ -117,10 +158,11 @@ impl Checkpoint {
             let (path, count, names) = (self.path.clone(), missing.len(), listed(&missing));
             return Err(LoadError::Missing { path, count, names });
         }
+        let known: BTreeSet<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
         let unexpected: Vec<&str> = self
             .tensors
             .iter()
-            .filter(|(name, _)| !harmless(name) && !wanted.iter().any(|(want, _)| want == *name))
+            .filter(|(name, _)| !harmless(name) && !known.contains(name.as_str()))
             .map(|(_, stored)| stored.name.as_str())
             .collect();
         if !unexpected.is_empty() {
@@ -158,6 +200,9 @@ impl Checkpoint {
                 let shards = &mut self.shards;
                 packed::read(shards, codes, scales, count)?
             }
+            Encoding::Parts(_) => {
+                return Err(self.packed_error(stored, parts::NEEDS_PACKER.to_string()));
+            }
         };
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
@@ -171,9 +216,21 @@ impl Checkpoint {
     }
 
     fn path_of(&self, stored: &Stored) -> PathBuf {
-        let (Encoding::Plain { values: slice, .. } | Encoding::Packed { codes: slice, .. }) =
-            stored.encoding;
-        self.shards[slice.shard].path.clone()
+        let shard = match &stored.encoding {
+            Encoding::Plain { values: slice, .. } | Encoding::Packed { codes: slice, .. } => {
+                slice.shard
+            }
+            Encoding::Parts(parts) => parts.values().next().map_or(0, |part| part.values.shard),
+        };
+        self.shards[shard].path.clone()
+    }
+
+    fn packed_error(&self, stored: &Stored, reason: String) -> LoadError {
+        LoadError::Packed {
+            path: self.path_of(stored),
+            tensor: stored.name.clone(),
+            reason,
+        }
     }
 }
 
@@ -183,6 +240,13 @@ impl Shard {
             path: self.path.clone(),
             source,
         }
+    }
+
+    /// The bytes of `slice`.
+    fn bytes(&mut self, slice: Slice) -> Result<Vec<u8>, LoadError> {
+        let mut bytes = Vec::with_capacity(slice.bytes);
+        self.stream(slice, |chunk| bytes.extend_from_slice(chunk))?;
+        Ok(bytes)
     }
 
     /// Hands the bytes of `slice` to `take`, in chunks.
@@ -254,7 +318,7 @@ fn read_plain(
 }
 
 /// The first few names for an error message.
-fn listed(names: &[&str]) -> String {
+pub(crate) fn listed(names: &[&str]) -> String {
     let mut text = names[..names.len().min(LISTED)].join(", ");
     if names.len() > LISTED {
         text.push_str(", …");

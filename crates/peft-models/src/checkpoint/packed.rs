@@ -30,10 +30,15 @@ pub(super) fn unpack(
         return Ok(found);
     }
     let shapes: BTreeMap<String, Vec<usize>> = super::read_json(&dir.join(SHAPES))?;
-    let mut tensors: BTreeMap<String, Stored> = found
-        .into_iter()
-        .map(|stored| (stored.name.clone(), stored))
-        .collect();
+    let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
+    for stored in found {
+        if let Some(twin) = tensors.insert(stored.name.clone(), stored) {
+            return Err(LoadError::Header {
+                path: path.to_path_buf(),
+                reason: format!("it holds `{}` twice", twin.name),
+            });
+        }
+    }
     let packed: Vec<String> = tensors
         .keys()
         .filter_map(|name| name.strip_suffix(CODES))
@@ -74,7 +79,9 @@ pub(super) fn unpack(
             shape: shape.clone(),
             encoding,
         };
-        tensors.insert(name, stored);
+        if tensors.insert(name.clone(), stored).is_some() {
+            return Err(bad(format!("`{name}` is stored plainly besides")));
+        }
     }
     Ok(tensors.into_values().collect())
 }
@@ -107,4 +114,44 @@ pub(super) fn read(
     })?;
     values.truncate(count);
     Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(name: &str, dtype: Dtype, bytes: usize) -> Stored {
+        let values = Slice {
+            shard: 0,
+            offset: 0,
+            bytes,
+        };
+        Stored {
+            name: name.to_string(),
+            shape: vec![bytes],
+            encoding: Encoding::Plain { dtype, values },
+        }
+    }
+
+    #[test]
+    fn a_matrix_is_stored_once() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(SHAPES), r#"{"x": [2, 32]}"#).unwrap();
+        let path = dir.path().join("model.safetensors");
+        let packed = || {
+            let codes = stored("x.q4", Dtype::U8, 32);
+            vec![codes, stored("x.scales", Dtype::F16, 4)]
+        };
+        let joined = unpack(dir.path(), &path, packed()).unwrap();
+        assert_eq!((joined.len(), joined[0].name.as_str()), (1, "x"));
+        for other in ["x", "x.q4"] {
+            let mut found = packed();
+            found.push(stored(other, Dtype::U8, 32));
+            let Err(refused) = unpack(dir.path(), &path, found) else {
+                panic!("`{other}` is read twice");
+            };
+            let refused = refused.to_string();
+            assert!(refused.contains(&format!("`{other}`")), "{refused}");
+        }
+    }
 }

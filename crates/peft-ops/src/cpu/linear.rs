@@ -1,7 +1,8 @@
 //! `y = x W + b + s·(x A) B`.
 
 use super::matrix::{Matrix, MatrixMut, Mode, build, change_rows, multiply, product, sum_rows};
-use super::{gelu, math};
+use super::{gelu, math, packed};
+use crate::packed::PackedRows;
 
 /// Sizes of a linear layer over `rows` inputs.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +94,22 @@ pub(crate) fn forward(
         }
         [output, through]
     })
+}
+
+/// The same with a packed weight, whose rows are decoded panel by panel.
+pub(crate) fn forward_packed(
+    sizes: Sizes,
+    x: &[f32],
+    weight: &dyn PackedRows,
+    bias: Option<&[f32]>,
+    low_rank: Option<LowRank<'_>>,
+) -> [Vec<f32>; 2] {
+    let mut output = packed::forward(x, sizes.rows, weight);
+    let through = low_rank.map(|low_rank| add_low_rank(sizes, &mut output, x, low_rank));
+    if let Some(bias) = bias {
+        change_rows(&mut output, sizes.d_out, |_, part| add_row(part, bias));
+    }
+    [output, through.unwrap_or_default()]
 }
 
 /// GELU of a block, or on all threads.

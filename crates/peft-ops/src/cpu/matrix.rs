@@ -57,6 +57,16 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Rows and columns.
+    pub(crate) fn size(self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    /// `cols` columns from `first` on.
+    pub(crate) fn columns(self, first: usize, cols: usize) -> Self {
+        self.t().rows(first, cols).t()
+    }
+
     /// `rows` rows from `first` on.
     pub(crate) fn rows(self, first: usize, rows: usize) -> Self {
         assert!(first + rows <= self.rows);

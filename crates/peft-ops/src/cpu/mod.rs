@@ -1,9 +1,14 @@
 //! Kernels on slices of `f32`. No tensor of Burn's appears here.
 
 pub(crate) mod attention;
+pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod gelu;
 pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod matrix;
 pub(crate) mod norm;
+pub(crate) mod packed;
+pub(crate) mod rms;
+pub(crate) mod rotary;
+pub(crate) mod swiglu;

@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -14,13 +15,16 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex, TensorMetadata};
 use burn_flex::FlexTensor;
 
-use super::backward::{Added, Attended, Dropped, Linear, Normalised, OfGelu};
-use super::forward::{add_low_rank, attend, linear, norm};
-use super::tensors::{affine, dense, rows, tensor, vector, weight};
-use super::{Fused, Maybe};
+use super::backward::{
+    Added, Attended, Dropped, Gated, Linear, Lost, Normalised, OfGelu, RmsNormalised, Rotated,
+};
+use super::forward::{Input, Weight, add_low_rank, attend, cross_entropy, linear, norm, total};
+use super::tensors::{affine, dense, rows, tensor, vector};
+use super::{Fused, Layer, Maybe};
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
 use crate::cpu::gelu;
+use crate::packed::Packed;
 
 /// What an operation of `N` inputs keeps for its backward pass.
 pub(super) trait Kept<const N: usize>: Clone + Debug + Send + 'static {
@@ -70,41 +74,53 @@ fn present(tensor: Option<Tracked>) -> Tracked {
 impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
     fn linear(
         input: Tracked,
-        weight: Tracked,
+        gated: Maybe<Self>,
+        gamma: Maybe<Self>,
+        weight: Maybe<Self>,
         bias: Maybe<Self>,
         down: Maybe<Self>,
         up: Maybe<Self>,
-        scale: f32,
-        gelu: bool,
+        layer: Layer,
     ) -> Tracked {
-        let (bias, down, up) = (bias.get(), down.get(), up.get());
-        let has_bias = bias.is_some();
-        let has_factors = down.is_some();
-        let inputs = [input, weight, present(bias), present(down), present(up)];
-        let [of_input, of_weight, _, of_down, of_up] = inputs.each_ref().map(Tracked::is_tracked);
+        let others = [gated, gamma, weight, bias, down, up].map(Maybe::get);
+        let there = others.each_ref().map(Option::is_some);
+        let [gated, gamma, weight, bias, down, up] = others.map(present);
+        let inputs = [input, gated, gamma, weight, bias, down, up];
+        let [of_input, of_gated, of_gamma, of_weight, _, of_down, of_up] =
+            inputs.each_ref().map(Tracked::is_tracked);
         let parts = inputs.map(Tracked::into_parts);
-        let part = |index: usize| parts[index].0.clone();
-        let (input, weight) = (dense(part(0)), self::weight(part(1)));
-        let [bias, down, up] = [2, 3, 4].map(|index| dense(part(index)));
-        let (output, through, sizes) = linear(
-            &input,
-            &weight,
-            has_bias.then_some(&bias),
-            has_factors.then_some((&down, &up)),
-            scale,
-            gelu,
-        );
-        record::<C, _, 5>(parts.map(|(_, node)| node), output, || Linear {
-            sizes,
-            scale,
-            input_shape: input.shape(),
-            rank: if has_factors { rows(&down).1 } else { 0 },
-            gelu,
-            input: (of_weight || of_down || gelu && of_input).then_some(input),
-            weight: of_input.then_some(weight),
-            down: (has_factors && of_input).then_some(down),
-            up: (has_factors && (of_input || of_down)).then_some(up),
-            through: of_up.then_some(through),
+        let part = |index: usize| there[index - 1].then(|| parts[index].0.clone());
+        let input = dense(parts[0].0.clone());
+        let [gated, gamma, bias, down, up] = [1, 2, 4, 5, 6].map(|index| part(index).map(dense));
+        let weight = Weight::new(part(3), layer.packed);
+        let seen = Input {
+            data: &input,
+            gated: gated.as_ref(),
+            gamma: gamma.as_ref(),
+            gelu: layer.gelu,
+            epsilon: layer.epsilon,
+        };
+        let factors = down.as_ref().zip(up.as_ref());
+        let (output, through, sizes) = linear(seen, &weight, bias.as_ref(), factors, layer.scale);
+        let activated = layer.gelu || gated.is_some() || gamma.is_some();
+        record::<C, _, 7>(parts.map(|(_, node)| node), output, || {
+            let through_input = of_input || of_gated || of_gamma;
+            let keeps = of_weight || of_down || activated && through_input;
+            Linear {
+                sizes,
+                scale: layer.scale,
+                input_shape: input.shape(),
+                rank: down.as_ref().map_or(0, |down| rows(down).1),
+                gelu: layer.gelu,
+                input: keeps.then_some(input),
+                gated: gated.filter(|_| keeps),
+                gamma: gamma.filter(|_| keeps),
+                epsilon: layer.epsilon,
+                weight: through_input.then_some(weight),
+                down: down.filter(|_| through_input),
+                up: up.filter(|_| through_input || of_down),
+                through: of_up.then_some(through),
+            }
         })
     }
 
@@ -128,6 +144,9 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
                 rank: rows(&down).1,
                 gelu: false,
                 input: of_down.then_some(input),
+                gated: None,
+                gamma: None,
+                epsilon: 0.0,
                 weight: None,
                 down: of_input.then_some(down),
                 up: (of_input || of_down).then_some(up),
@@ -180,6 +199,58 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
             gamma,
             epsilon,
             coins,
+        })
+    }
+
+    fn rms_norm(input: Tracked, gamma: Tracked, epsilon: f32) -> Tracked {
+        let [(input, n0), (gamma, n1)] = [input, gamma].map(Tracked::into_parts);
+        let (input, gamma) = (dense(input), dense(gamma));
+        let output = Flex::rms_norm(input.clone(), gamma.clone(), epsilon);
+        record::<C, _, 2>([n0, n1], output, || RmsNormalised {
+            input,
+            gamma,
+            epsilon,
+        })
+    }
+
+    fn rotary(input: Tracked, cos: Tracked, sin: Tracked, heads: usize) -> Tracked {
+        let (input, node) = input.into_parts();
+        let [cos, sin] = [cos, sin].map(|angles| dense(angles.into_primitive()));
+        let output = Flex::rotary(input, cos.clone(), sin.clone(), heads);
+        record::<C, _, 1>([node], output, || Rotated { cos, sin, heads })
+    }
+
+    fn swiglu(gate: Tracked, up: Tracked) -> Tracked {
+        let [(gate, n0), (up, n1)] = [gate, up].map(Tracked::into_parts);
+        let (gate, up) = (dense(gate), dense(up));
+        let output = Flex::swiglu(gate.clone(), up.clone());
+        record::<C, _, 2>([n0, n1], output, || Gated { gate, up })
+    }
+
+    fn linear_cross_entropy(
+        hidden: Tracked,
+        head: Maybe<Self>,
+        packed: Option<Packed>,
+        targets: Arc<Vec<i64>>,
+    ) -> Tracked {
+        let head = head.get();
+        let has_head = head.is_some();
+        let inputs = [hidden, present(head)];
+        let wanted = inputs.each_ref().map(Tracked::is_tracked);
+        let [(hidden, n0), (head, n1)] = inputs.map(Tracked::into_parts);
+        let (hidden, head) = (dense(hidden), Weight::new(has_head.then_some(head), packed));
+        let loss = cross_entropy(&hidden, &head, &targets, wanted);
+        let output = total(&loss);
+        record::<C, _, 2>([n0, n1], output, || {
+            let shaped = |data: Vec<f32>, width| {
+                let rows = data.len() / width;
+                tensor(data, [rows, width].into())
+            };
+            let width = rows(&hidden).1;
+            Lost {
+                d_hidden: loss.d_hidden.map(|data| shaped(data, width)),
+                d_head: loss.d_head.map(|data| shaped(data, width)),
+            }
         })
     }
 

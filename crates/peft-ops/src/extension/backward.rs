@@ -6,12 +6,13 @@ use burn_flex::FlexTensor;
 
 use super::Fused;
 use super::autodiff::Kept;
-use super::tensors::{affine, low_rank, mask, matrix, numbers, tensor, vector};
+use super::forward::Weight;
+use super::tensors::{affine, low_rank, mask, matrix, numbers, rotation, tensor, vector};
 use crate::cpu::attention::{Attention, Inputs};
 use crate::cpu::dropout::Coins;
-use crate::cpu::gelu;
 use crate::cpu::linear::{self, Sizes};
-use crate::cpu::norm;
+use crate::cpu::matrix::change_rows;
+use crate::cpu::{gelu, norm, packed, rms, rotary, swiglu};
 
 /// What a linear layer keeps.
 #[derive(Clone, Debug)]
@@ -21,10 +22,16 @@ pub(super) struct Linear {
     pub(super) input_shape: Shape,
     /// Whether the layer saw GELU of its input.
     pub(super) gelu: bool,
-    /// For the gradients of W and A, and through GELU.
+    /// For the gradients of W and A, and through an activation.
     pub(super) input: Option<FlexTensor>,
+    /// What silu of the input gates, if the layer saw that.
+    pub(super) gated: Option<FlexTensor>,
+    /// γ, if the layer saw its input normalised.
+    pub(super) gamma: Option<FlexTensor>,
+    /// Of the normalisation.
+    pub(super) epsilon: f32,
     /// For the gradient of x.
-    pub(super) weight: Option<FlexTensor>,
+    pub(super) weight: Option<Weight>,
     /// For the gradient of x.
     pub(super) down: Option<FlexTensor>,
     /// For the gradients of x and A.
@@ -34,45 +41,74 @@ pub(super) struct Linear {
     pub(super) rank: usize,
 }
 
-impl Kept<5> for Linear {
-    /// Of x, W, b, A and B.
-    fn gradients(self, gradient: FlexTensor, wanted: [bool; 5]) -> [Option<FlexTensor>; 5] {
-        let [of_input, of_weight, of_bias, of_down, of_up] = wanted;
-        let Self {
-            sizes, scale, rank, ..
-        } = self;
-        let Sizes { rows, d_in, d_out } = sizes;
+impl Linear {
+    /// The gradient of what the layer saw, and `dy Bᵀ·s`.
+    fn seen_gradient(&self, dy: &[f32]) -> [Vec<f32>; 2] {
+        let factors = self.down.as_ref().zip(self.up.as_ref());
+        let factors = factors.map(|(down, up)| low_rank(down, up, self.scale));
+        let dense = match &self.weight {
+            Some(Weight::Dense(weight)) => Some(matrix(weight)),
+            _ => None,
+        };
+        // Through GELU block by block, unless more is to be added first.
+        let packed = matches!(self.weight, Some(Weight::Packed(_)));
+        let through = self.input.as_ref().filter(|_| self.gelu);
+        let early = through.filter(|_| !packed).map(numbers);
+        let [mut d_seen, back] = linear::input_gradient(self.sizes, dy, dense, factors, early);
+        if let Some(Weight::Packed(weight)) = &self.weight {
+            packed::add_backward(dy, self.sizes.rows, &**weight, &mut d_seen);
+            if let Some(input) = through {
+                gelu::backward_in_place(numbers(input), &mut d_seen);
+            }
+        }
+        [d_seen, back]
+    }
+
+    /// What the layer saw: activations are computed again rather than kept.
+    fn seen(&self) -> Option<FlexTensor> {
+        let input = self.input.as_ref()?;
+        let x = numbers(input);
+        let again = match (&self.gated, &self.gamma) {
+            (Some(gated), _) => swiglu::forward(x, numbers(gated)),
+            (None, Some(gamma)) => rms::forward(x, numbers(gamma), self.epsilon),
+            (None, None) if self.gelu => gelu::forward(x),
+            (None, None) => return Some(input.clone()),
+        };
+        Some(tensor(again, input.shape()))
+    }
+}
+
+impl Kept<7> for Linear {
+    /// Of x, what it gates, γ, W, b, A and B.
+    fn gradients(self, gradient: FlexTensor, wanted: [bool; 7]) -> [Option<FlexTensor>; 7] {
+        let [
+            of_input,
+            of_gated,
+            of_gamma,
+            of_weight,
+            of_bias,
+            of_down,
+            of_up,
+        ] = wanted;
+        let Sizes { rows, d_in, d_out } = self.sizes;
+        let (scale, rank) = (self.scale, self.rank);
         let dy = numbers(&gradient);
-        let d_up = self.through.filter(|_| of_up).map(|through| {
-            let data = linear::outer(numbers(&through), dy, rows, scale);
+        let d_up = self.through.as_ref().filter(|_| of_up).map(|through| {
+            let data = linear::outer(numbers(through), dy, rows, scale);
             tensor(data, [rank, d_out].into())
         });
         let d_bias = of_bias.then(|| vector(linear::column_sums(dy, d_out)));
         // dy Bᵀ·s comes with the input's gradient, or alone.
-        let (d_input, back) = if of_input {
-            let factors = self.down.as_ref().zip(self.up.as_ref());
-            let input = self.input.as_ref().filter(|_| self.gelu);
-            let [d_input, back] = linear::input_gradient(
-                sizes,
-                dy,
-                self.weight.as_ref().map(matrix),
-                factors.map(|(down, up)| low_rank(down, up, scale)),
-                input.map(numbers),
-            );
-            (Some(tensor(d_input, self.input_shape)), Some(back))
+        let (d_seen, back) = if of_input || of_gated || of_gamma {
+            let [d_seen, back] = self.seen_gradient(dy);
+            (Some(d_seen), Some(back))
         } else {
-            let up = self.up.filter(|_| of_down);
-            let back = up.map(|up| linear::low_rank_gradient(sizes, dy, numbers(&up), rank, scale));
+            let up = self.up.as_ref().filter(|_| of_down);
+            let back =
+                up.map(|up| linear::low_rank_gradient(self.sizes, dy, numbers(up), rank, scale));
             (None, back)
         };
-        // GELU is computed again rather than kept.
-        let seen = self.input.filter(|_| of_weight || of_down).map(|input| {
-            if self.gelu {
-                tensor(gelu::forward(numbers(&input)), input.shape())
-            } else {
-                input
-            }
-        });
+        let seen = (of_weight || of_down).then(|| self.seen()).flatten();
         let seen = seen.as_ref().map(numbers);
         let d_down = seen.zip(back).filter(|_| of_down).map(|(seen, back)| {
             let data = linear::outer(seen, &back, rows, 1.0);
@@ -82,7 +118,31 @@ impl Kept<5> for Linear {
             let data = linear::outer(seen, dy, rows, 1.0);
             tensor(data, [d_in, d_out].into())
         });
-        [d_input, d_weight, d_bias, d_down, d_up]
+        let shape = self.input_shape;
+        let mut d_gamma = None;
+        let [d_input, d_gated] = match (d_seen, &self.input, &self.gated, &self.gamma) {
+            (Some(d_seen), Some(input), Some(gated), _) => {
+                swiglu::backward(numbers(input), numbers(gated), &d_seen).map(Some)
+            }
+            (Some(mut d_seen), Some(input), None, Some(gamma)) => {
+                let (x, gamma) = (numbers(input), numbers(gamma));
+                d_gamma = of_gamma
+                    .then(|| vector(rms::gamma_gradient(x, gamma.len(), self.epsilon, &d_seen)));
+                rms::backward_in_place(x, gamma, self.epsilon, &mut d_seen);
+                [Some(d_seen), None]
+            }
+            (d_seen, _, _, _) => [d_seen, None],
+        };
+        let shaped = |data| tensor(data, shape.clone());
+        [
+            d_input.filter(|_| of_input).map(shaped),
+            d_gated.filter(|_| of_gated).map(shaped),
+            d_gamma,
+            d_weight,
+            d_bias,
+            d_down,
+            d_up,
+        ]
     }
 }
 
@@ -94,8 +154,8 @@ impl Kept<4> for Added {
     /// Of y, x, A and B.
     fn gradients(self, gradient: FlexTensor, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
         let [of_output, of_input, of_down, of_up] = wanted;
-        let wanted = [of_input, false, false, of_down, of_up];
-        let [d_input, _, _, d_down, d_up] = self.0.gradients(gradient.clone(), wanted);
+        let wanted = [of_input, false, false, false, false, of_down, of_up];
+        let [d_input, _, _, _, _, d_down, d_up] = self.0.gradients(gradient.clone(), wanted);
         [of_output.then_some(gradient), d_input, d_down, d_up]
     }
 }
@@ -152,6 +212,91 @@ impl Kept<4> for Normalised {
             None => gradient,
         });
         [d_input, d_residual, d_gamma, d_beta]
+    }
+}
+
+/// What a normalisation by the root mean square keeps.
+#[derive(Clone, Debug)]
+pub(super) struct RmsNormalised {
+    pub(super) input: FlexTensor,
+    pub(super) gamma: FlexTensor,
+    pub(super) epsilon: f32,
+}
+
+impl Kept<2> for RmsNormalised {
+    /// Of x and γ.
+    fn gradients(self, mut gradient: FlexTensor, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let [of_input, of_gamma] = wanted;
+        let (x, gamma) = (numbers(&self.input), numbers(&self.gamma));
+        let d_gamma = of_gamma.then(|| {
+            let data = rms::gamma_gradient(x, gamma.len(), self.epsilon, numbers(&gradient));
+            vector(data)
+        });
+        let d_input = of_input.then(|| {
+            rms::backward_in_place(x, gamma, self.epsilon, gradient.storage_mut());
+            gradient
+        });
+        [d_input, d_gamma]
+    }
+}
+
+/// What a rotation keeps: the angles.
+#[derive(Clone, Debug)]
+pub(super) struct Rotated {
+    pub(super) cos: FlexTensor,
+    pub(super) sin: FlexTensor,
+    pub(super) heads: usize,
+}
+
+impl Kept<1> for Rotated {
+    fn gradients(self, mut gradient: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let angles = rotation(&self.cos, &self.sin, self.heads);
+        rotary::in_place(gradient.storage_mut(), angles, true);
+        [Some(gradient)]
+    }
+}
+
+/// What SwiGLU keeps: its inputs.
+#[derive(Clone, Debug)]
+pub(super) struct Gated {
+    pub(super) gate: FlexTensor,
+    pub(super) up: FlexTensor,
+}
+
+impl Kept<2> for Gated {
+    /// Of the gate and of what it gates.
+    fn gradients(self, gradient: FlexTensor, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let (gate, up) = (numbers(&self.gate), numbers(&self.up));
+        let [d_gate, d_up] = swiglu::backward(gate, up, numbers(&gradient));
+        let shaped = |data| tensor(data, self.gate.shape());
+        [
+            wanted[0].then(|| shaped(d_gate)),
+            wanted[1].then(|| shaped(d_up)),
+        ]
+    }
+}
+
+/// What a cross entropy keeps: its gradients, up to the factor that comes back.
+#[derive(Clone, Debug)]
+pub(super) struct Lost {
+    pub(super) d_hidden: Option<FlexTensor>,
+    pub(super) d_head: Option<FlexTensor>,
+}
+
+impl Kept<2> for Lost {
+    /// Of the hidden states and of the head.
+    fn gradients(self, gradient: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let factor = numbers(&gradient)[0];
+        [self.d_hidden, self.d_head].map(|tensor| {
+            tensor.map(|mut tensor| {
+                change_rows(tensor.storage_mut(), 1, |_, part: &mut [f32]| {
+                    for value in part {
+                        *value *= factor;
+                    }
+                });
+                tensor
+            })
+        })
     }
 }
 

@@ -1,38 +1,46 @@
 //! The operations on tensors that record nothing.
 
+use std::sync::Arc;
+
 use burn::backend::{Flex, TensorMetadata};
 use burn_flex::FlexTensor;
 
 use super::backward::Attended;
 use super::tensors::{
-    affine, dense, low_rank, matrix, numbers, rows, tensor, vector, weight, with_width,
+    affine, dense, low_rank, matrix, numbers, rotation, rows, tensor, vector, weight, with_width,
 };
-use super::{Fused, Maybe};
+use super::{Fused, Layer, Maybe};
 use crate::cpu::attention::Attention;
+use crate::cpu::cross_entropy::{self, Head, Loss};
 use crate::cpu::dropout::{self, Coins};
-use crate::cpu::gelu;
 use crate::cpu::linear::Sizes;
 use crate::cpu::norm::Affine;
-use crate::cpu::{linear as layer, norm as normalise};
+use crate::cpu::{gelu, linear as layer, norm as normalise, rms, rotary, swiglu};
+use crate::packed::Packed;
 
 impl Fused for Flex {
     fn linear(
         input: FlexTensor,
-        weight: FlexTensor,
+        gated: Maybe<Self>,
+        gamma: Maybe<Self>,
+        weight: Maybe<Self>,
         bias: Maybe<Self>,
         down: Maybe<Self>,
         up: Maybe<Self>,
-        scale: f32,
-        gelu: bool,
+        layer: Layer,
     ) -> FlexTensor {
-        let (input, weight) = (dense(input), self::weight(weight));
-        let (bias, down, up) = (
-            bias.get().map(dense),
-            down.get().map(dense),
-            up.get().map(dense),
-        );
+        let [gated, gamma, bias, down, up] =
+            [gated, gamma, bias, down, up].map(|tensor| tensor.get().map(dense));
+        let weight = Weight::new(weight.get(), layer.packed);
+        let input = Input {
+            data: &dense(input),
+            gated: gated.as_ref(),
+            gamma: gamma.as_ref(),
+            gelu: layer.gelu,
+            epsilon: layer.epsilon,
+        };
         let factors = down.as_ref().zip(up.as_ref());
-        linear(&input, &weight, bias.as_ref(), factors, scale, gelu).0
+        linear(input, &weight, bias.as_ref(), factors, layer.scale).0
     }
 
     fn add_low_rank(
@@ -74,6 +82,36 @@ impl Fused for Flex {
         norm(input, residual.get(), affine, coins, false).0
     }
 
+    fn rms_norm(input: FlexTensor, gamma: FlexTensor, epsilon: f32) -> FlexTensor {
+        let (input, gamma) = (dense(input), dense(gamma));
+        tensor(
+            rms::forward(numbers(&input), numbers(&gamma), epsilon),
+            input.shape(),
+        )
+    }
+
+    fn rotary(input: FlexTensor, cos: FlexTensor, sin: FlexTensor, heads: usize) -> FlexTensor {
+        let (mut input, cos, sin) = (dense(input), dense(cos), dense(sin));
+        rotary::in_place(input.storage_mut(), rotation(&cos, &sin, heads), false);
+        input
+    }
+
+    fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+        let (gate, up) = (dense(gate), dense(up));
+        tensor(swiglu::forward(numbers(&gate), numbers(&up)), gate.shape())
+    }
+
+    fn linear_cross_entropy(
+        hidden: FlexTensor,
+        head: Maybe<Self>,
+        packed: Option<Packed>,
+        targets: Arc<Vec<i64>>,
+    ) -> FlexTensor {
+        let head = Weight::new(head.get(), packed);
+        let loss = cross_entropy(&dense(hidden), &head, &targets, [false; 2]);
+        total(&loss)
+    }
+
     fn column_norms(matrix: FlexTensor) -> FlexTensor {
         let matrix = dense(matrix);
         vector(layer::column_norms(numbers(&matrix), rows(&matrix).1))
@@ -96,28 +134,103 @@ impl Fused for Flex {
     }
 }
 
+/// A weight: Burn's `[in, out]`, or rows `[out, in]` in a packed form.
+#[derive(Clone, Debug)]
+pub(super) enum Weight {
+    Dense(FlexTensor),
+    Packed(Packed),
+}
+
+impl Weight {
+    /// The one that is there.
+    pub(super) fn new(dense: Option<FlexTensor>, packed: Option<Packed>) -> Self {
+        match (dense, packed) {
+            (_, Some(packed)) => Self::Packed(packed),
+            (Some(tensor), None) => Self::Dense(weight(tensor)),
+            (None, None) => unreachable!("a layer has a weight"),
+        }
+    }
+
+    /// Widths of what goes in and what comes out.
+    fn widths(&self) -> (usize, usize) {
+        match self {
+            Self::Dense(tensor) => (tensor.shape()[0], tensor.shape()[1]),
+            Self::Packed(packed) => (packed.shape()[1], packed.shape()[0]),
+        }
+    }
+
+    fn head(&self) -> Head<'_> {
+        match self {
+            Self::Dense(tensor) => Head::Dense(matrix(tensor)),
+            Self::Packed(packed) => Head::Packed(&**packed),
+        }
+    }
+}
+
+/// What a layer is applied to.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a> {
+    pub(super) data: &'a FlexTensor,
+    /// What silu of the data gates, if that is what the layer sees.
+    pub(super) gated: Option<&'a FlexTensor>,
+    /// γ, if the layer sees the data normalised.
+    pub(super) gamma: Option<&'a FlexTensor>,
+    /// Whether the layer sees GELU of the data.
+    pub(super) gelu: bool,
+    /// Of the normalisation.
+    pub(super) epsilon: f32,
+}
+
 /// What [`Fused::linear`] computes, with `x A`.
 pub(super) fn linear(
-    input: &FlexTensor,
-    weight: &FlexTensor,
+    input: Input<'_>,
+    weight: &Weight,
     bias: Option<&FlexTensor>,
     factors: Option<(&FlexTensor, &FlexTensor)>,
     scale: f32,
-    gelu: bool,
 ) -> (FlexTensor, FlexTensor, Sizes) {
-    let (rows, d_in) = rows(input);
-    let d_out = self::rows(weight).1;
+    let (rows, d_in) = rows(input.data);
+    let d_out = weight.widths().1;
     let sizes = Sizes { rows, d_in, d_out };
-    let data = numbers(input);
-    let [output, through] = layer::forward(
-        sizes,
-        layer::Input { data, gelu },
-        matrix(weight),
+    let data = numbers(input.data);
+    let activated = match (input.gated, input.gamma) {
+        (Some(gated), _) => Some(swiglu::forward(data, numbers(gated))),
+        (None, Some(gamma)) => Some(rms::forward(data, numbers(gamma), input.epsilon)),
+        // A dense layer does it block by block.
+        _ if input.gelu && matches!(weight, Weight::Packed(_)) => Some(gelu::forward(data)),
+        _ => None,
+    };
+    let seen = layer::Input {
+        data: activated.as_deref().unwrap_or(data),
+        gelu: input.gelu && activated.is_none(),
+    };
+    let (bias, factors) = (
         bias.map(numbers),
         factors.map(|(down, up)| low_rank(down, up, scale)),
     );
-    let shape = with_width(input.shape(), d_out);
+    let [output, through] = match weight {
+        Weight::Dense(tensor) => layer::forward(sizes, seen, matrix(tensor), bias, factors),
+        Weight::Packed(packed) => layer::forward_packed(sizes, seen.data, &**packed, bias, factors),
+    };
+    let shape = with_width(input.data.shape(), d_out);
     (tensor(output, shape), vector(through), sizes)
+}
+
+/// What [`Fused::linear_cross_entropy`] computes, with gradients.
+pub(super) fn cross_entropy(
+    hidden: &FlexTensor,
+    head: &Weight,
+    targets: &[i64],
+    wanted: [bool; 2],
+) -> Loss {
+    cross_entropy::forward(numbers(hidden), head.head(), targets, wanted)
+}
+
+/// The sum, `[1]`.
+pub(super) fn total(loss: &Loss) -> FlexTensor {
+    // In f64: a sum over many tokens.
+    let total: f64 = loss.each.iter().map(|loss| f64::from(*loss)).sum();
+    vector(vec![total as f32])
 }
 
 pub(super) fn add_low_rank(

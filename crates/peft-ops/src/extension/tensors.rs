@@ -8,6 +8,7 @@ use crate::cpu::attention::Mask;
 use crate::cpu::linear::LowRank;
 use crate::cpu::matrix::Matrix;
 use crate::cpu::norm::Affine;
+use crate::cpu::rotary::Rotation;
 
 /// The numbers of a tensor that [`dense`] made.
 pub(super) fn numbers(tensor: &FlexTensor) -> &[f32] {
@@ -82,6 +83,15 @@ pub(super) fn affine<'a>(
         gamma: numbers(gamma),
         beta: beta.map(numbers),
         epsilon,
+    }
+}
+
+pub(super) fn rotation<'a>(cos: &'a FlexTensor, sin: &'a FlexTensor, heads: usize) -> Rotation<'a> {
+    Rotation {
+        cos: numbers(cos),
+        sin: numbers(sin),
+        heads,
+        half: rows(cos).1,
     }
 }
 

@@ -1,7 +1,7 @@
 'use strict';
 const { groups } = JSON.parse(document.getElementById('data').textContent);
 const $ = id => document.getElementById(id);
-const HEAD_ONLY = 'head-only', FULL = 'full', MISSING = '–';
+const BASE = 'base', FULL = 'full', LANGUAGE_MODEL = 'language-model', MISSING = '–';
 
 // Elements. Text only ever enters as text nodes.
 function make(namespace, tag, attributes, children) {
@@ -33,19 +33,22 @@ const ms = value => significant(value) + ' ms';
 const score = value => value.toFixed(3);
 const estimate = e => score(e.mean) + (e.half_width === null ? '' : ' ± ' + score(e.half_width));
 const gain = e => (e.mean < 0 ? '−' : '+') + estimate({ ...e, mean: Math.abs(e.mean) });
+const signed = value => score(Math.round(value * 1e3) / 1e3 || 0).replace('-', '−');
 const percent = share => (Math.round(share * 100) + ' %').replace('-', '−');
 const place = ([best, worst]) => best === worst ? String(best) : best + '–' + worst;
+const isLanguageModel = group => group.kind === LANGUAGE_MODEL;
 const plural = (n, noun) => n + ' ' + noun + (n === 1 ? '' : 's');
 
-const VERDICTS = { reference: 'is head-only', beats: 'beats', 'not-shown': 'does not beat', worse: 'worse',
+const VERDICTS = { reference: 'is the floor', beats: 'beats', 'not-shown': 'does not beat', worse: 'worse',
                    'too-few-seeds': 'too few seeds', unknown: 'unknown' };
-const LETTERS = { parameters: 'P', memory: 'M', time: 'T', bytes: 'B', latency: 'L' };
+const LETTERS = { parameters: 'P', memory: 'M', time: 'T', bytes: 'B', latency: 'L', forgetting: 'F' };
 const AXES = {
   parameters: { title: 'Trainable parameters', of: c => c.trainable, format: count, log: true },
   memory: { title: 'Memory of training', of: c => c.memory_bytes, format: bytes, bytes: true },
   time: { title: 'Median step time', of: c => c.step_ms, format: ms },
   bytes: { title: 'Adapter on disk', of: c => c.adapter_bytes, format: bytes, log: true, bytes: true },
   latency: { title: 'Unmerged latency at batch 1', of: c => c.unmerged_ms, format: ms },
+  forgetting: { title: 'Forgetting, nats a token', of: c => c.forgetting, format: signed },
 };
 
 // Families: colour and shape. The references come first and are drawn in ink.
@@ -66,16 +69,21 @@ const matches = m => (!$('family').value || m.method.family === $('family').valu
     .includes($('text').value.trim().toLowerCase());
 const taskOf = g => `${g.suite} / ${g.task} on ${g.model.name}`;
 
-// The table of results; `most` columns are sorted from the top first.
+// The table of results; `most` columns are sorted from the top first, those with `only` stand where that holds. A title
+// may depend on the group.
 const COLUMNS = [
   { title: 'Method', value: m => m.method.name, cell: m => [icon(m.method.family), m.method.name,
     h('small', {}, m.method.title)] },
-  { title: 'Test', most: true, value: m => m.test && m.test.mean, cell: m => optional(m.test, estimate) },
+  { title: 'Test', most: g => g.metric.higher_is_better, value: m => m.test && m.test.mean, cell: m => optional(m.test, estimate) },
+  { title: 'Perplexity', only: isLanguageModel, value: m => m.test && m.test.mean,
+    cell: m => optional(m.test, e => significant(Math.exp(e.mean))) },
   { title: 'Seeds', value: m => m.runs.length, cell: m => String(m.runs.length) },
-  { title: 'Gain over\nhead-only', most: true, value: m => m.gain && m.gain.mean,
-    cell: m => [optional(m.gain, gain), h('small', {}, VERDICTS[m.beats_head_only])] },
-  { title: 'Of gap', most: true, value: m => m.share_of_gap, cell: m => optional(m.share_of_gap, percent) },
+  { title: g => 'Gain over\n' + g.floor, most: () => true, value: m => m.gain && m.gain.mean,
+    cell: m => [optional(m.gain, gain), h('small', {}, VERDICTS[m.beats_floor])] },
+  { title: 'Of gap', most: () => true, value: m => m.share_of_gap, cell: m => optional(m.share_of_gap, percent) },
   { title: 'Place', value: m => m.place && m.place[0], cell: m => optional(m.place, place) },
+  { title: 'Forgetting', only: isLanguageModel, value: m => m.forgetting && m.forgetting.mean,
+    cell: m => optional(m.forgetting, gain) },
   ...[['Trainable', 'trainable', count], ['Changed', 'changed', count], ['Stored', 'stored', count],
     ['Rank', 'rank_of_change', String], ['Adapter', 'adapter_bytes', bytes], ['Memory', 'memory_bytes', bytes]]
     .map(([title, key, format]) => ({ title, value: m => m.costs[key], cell: m => optional(m.costs[key], format) })),
@@ -84,22 +92,24 @@ const COLUMNS = [
   ...[['Tokens/s', 'tokens_per_s', count], ['Latency ms\nunmerged', 'unmerged_ms', significant],
     ['Latency ms\nmerged', 'merged_ms', significant], ['Latency ms\nbase', 'base_ms', significant]]
     .map(([title, key, format]) => ({ title, value: m => m.costs[key], cell: m => optional(m.costs[key], format) })),
-  { title: 'Front', most: true, value: m => m.pareto.length,
+  { title: 'Front', most: () => true, value: m => m.pareto.length,
     cell: m => m.pareto.map(axis => LETTERS[axis]).join('') || MISSING },
 ];
 
 function results(group) {
   let sorted = null, descending = false;
   const body = h('tbody');
-  const heads = COLUMNS.map((column, index) => h('th', { scope: 'col' }, h('button', { type: 'button', on: { click() {
-    descending = sorted === index ? !descending : column.most === true;
+  const columns = COLUMNS.filter(column => !column.only || column.only(group));
+  const titleOf = column => typeof column.title === 'function' ? column.title(group) : column.title;
+  const heads = columns.map((column, index) => h('th', { scope: 'col' }, h('button', { type: 'button', on: { click() {
+    descending = sorted === index ? !descending : column.most !== undefined && column.most(group);
     sorted = index;
     fill();
-  } } }, column.title)));
+  } } }, titleOf(column))));
   function fill() {
     const methods = group.methods.filter(matches);
     if (sorted !== null) {
-      const value = COLUMNS[sorted].value;
+      const value = columns[sorted].value;
       const order = (a, b) => typeof a === 'string' ? a.localeCompare(b) : a - b;
       methods.sort((a, b) => {
         const [x, y] = [value(a), value(b)];
@@ -112,8 +122,8 @@ function results(group) {
       else head.removeAttribute('aria-sort');
     });
     body.replaceChildren(...methods.map(m => h('tr', { class: m.pareto.includes($('axis').value) ? 'front' : null },
-      COLUMNS.map((column, index) => h(index ? 'td' : 'th', index ? {} : { scope: 'row' }, column.cell(m))))));
-    if (!methods.length) body.append(h('tr', {}, h('td', { colspan: COLUMNS.length }, 'No method matches the filters.')));
+      columns.map((column, index) => h(index ? 'td' : 'th', index ? {} : { scope: 'row' }, column.cell(m))))));
+    if (!methods.length) body.append(h('tr', {}, h('td', { colspan: columns.length }, 'No method matches the filters.')));
   }
   const note = group.methods.some(m => m.place)
     ? 'Sorted by test score at first. Methods whose places overlap are not ranked apart. Shaded: on the front of the selected cost.'
@@ -174,7 +184,7 @@ function plot(group, width) {
     s('text', { x: (box.left + box.right) / 2, y: height - 6, 'text-anchor': 'middle' }, `${axis.title} (less is better)`),
     s('text', { transform: `translate(11 ${(box.top + box.bottom) / 2}) rotate(-90)`, 'text-anchor': 'middle' },
       `Test ${group.metric.name} (${group.metric.higher_is_better ? 'higher' : 'lower'} is better)`));
-  for (const p of points.filter(p => [HEAD_ONLY, FULL].includes(p.m.method.name))) svg.append(
+  for (const p of points.filter(p => [group.floor, FULL].includes(p.m.method.name))) svg.append(
     s('path', { class: 'reference ' + p.m.method.name, d: `M${box.left} ${y.at(p.score)}H${box.right}` }));
 
   const front = points.filter(p => p.m.pareto.includes($('axis').value)).sort((a, b) => a.cost - b.cost);
@@ -228,8 +238,10 @@ function curves(group) {
   const W = 230, H = 140, epochs = all.map(e => e.epoch), last = Math.max(...epochs), first = Math.min(...epochs);
   const y = linear(...domain(all.map(e => e.dev), .05), H - 20, 6);
   const x = epoch => last === first ? 130 : 36 + (epoch - first) / (last - first) * (W - 44);
-  const path = run => finite(run).map((e, i) => `${i ? 'L' : 'M'}${x(e.epoch)} ${y.at(e.dev)}`).join('');
-  const references = group.methods.filter(m => [HEAD_ONLY, FULL].includes(m.method.name));
+  // What was measured once holds for all epochs.
+  const path = run => finite(run).map((e, i) => `${i ? 'L' : 'M'}${x(e.epoch)} ${y.at(e.dev)}`).join('')
+    + (finite(run).length === 1 ? `H${W - 8}` : '');
+  const references = group.methods.filter(m => [group.floor, FULL].includes(m.method.name));
   return h('div', { class: 'curves' }, group.methods.filter(matches).map(m => h('figure', {},
     h('figcaption', {}, icon(m.method.family), m.method.name),
     s('svg', { viewBox: `0 0 ${W} ${H}`, role: 'img', 'aria-label': `Dev ${group.metric.name} of ${m.method.name} by epoch, ends at `
@@ -263,7 +275,8 @@ function tuning(group) {
   const trials = Array.from({ length: most }, (_, index) => index);
   return plain('Learning rates', ['Method', 'Seeds', 'Chosen', ...trials.map(index => `Trial ${index + 1}`)],
     group.methods.filter(matches).flatMap(m => searches(m).map(search => [
-      [icon(m.method.family), m.method.name], search.seeds.join(', '), search.learning_rate.toExponential(),
+      [icon(m.method.family), m.method.name], search.seeds.join(', '),
+      m.method.name === BASE ? 'not trained' : search.learning_rate.toExponential(),
       ...trials.map(index => search.tuning[index]).map(trial => trial
         ? h('span', { class: trial.learning_rate === search.learning_rate ? 'won' : null },
           `${trial.learning_rate.toExponential()} → ${optional(trial.dev, score)}`) : MISSING),
@@ -299,14 +312,17 @@ const sections = groups.map(group => {
     h('h2', {}, taskOf(group)),
     group.analysis.split(/\n\s*\n/).map(text => h('p', {}, text)),
     h('p', { class: 'soft' }, `${group.model.name} (${count(group.model.parameters)} parameters, ${group.model.source}); `
-      + `${group.rows.train} train, ${group.rows.dev} dev and ${group.rows.test} test rows; majority class ${score(group.majority)}.`),
+      + `${group.rows.train} train, ${group.rows.dev} dev and ${group.rows.test} test `
+      + (isLanguageModel(group) ? `blocks, and ${group.rows.general} of general text; untrained model` : 'rows; majority class')
+      + ` ${score(group.baseline)}.`),
     group.warnings.length ? h('ul', { class: 'warnings' }, group.warnings.map(text => h('li', {}, text))) : null,
     h('h3', {}, 'What the runs show'), h('ul', {}, group.verdicts.map(text => h('li', {}, text))),
     h('h3', {}, 'Results'), legend, table.element,
     notes.length ? h('ul', { class: 'soft' }, notes.map(text => h('li', {}, text))) : null,
     h('h3', {}, 'Quality against cost'), h('figure', {}, legend.cloneNode(true), holes.plot, holes.note),
     h('h3', {}, `Dev ${group.metric.name} by epoch`),
-    h('p', { class: 'soft' }, 'One line per seed, the same scale for all. Behind: head-only (dashed) and full fine-tuning (dotted), first seed.'),
+    h('p', { class: 'soft' }, 'One line per seed, the same scale for all. Behind: ' + group.floor + ' (dashed) and full fine-tuning (dotted), first seed.'
+      + (isLanguageModel(group) ? ' Epoch 0 is before training.' : '')),
     holes.curves,
     h('h3', {}, 'Learning rates'),
     h('p', { class: 'soft' }, 'Each method’s learning rates with the dev score they reached. Underlined: the one that won, with which the test score was made.'),
@@ -326,7 +342,7 @@ const sections = groups.map(group => {
     draw() {
       const axis = AXES[$('axis').value], missing = group.methods.filter(m => !m.test || axis.of(m.costs) === null);
       holes.plot.replaceChildren(plot(group, Math.max(300, holes.plot.clientWidth)));
-      holes.note.textContent = 'Solid steps: the front of all methods by their means. Dashed: head-only. Dotted: full fine-tuning.'
+      holes.note.textContent = 'Solid steps: the front of all methods by their means. Dashed: ' + group.floor + '. Dotted: full fine-tuning.'
         + (group.methods.some(m => m.test && m.test.n >= 3) ? ' Bars: 95 % interval over seeds.' : ' No intervals: fewer than 3 seeds.')
         + ' Faint: filtered out.' + (missing.length ? ` Not drawn, for lack of a number: ${missing.map(m => m.method.name).join(', ')}.` : '');
     },
@@ -341,7 +357,7 @@ function update() {
 
 for (const g of groups) $('task').append(h('option', { value: taskOf(g) }, taskOf(g)));
 for (const family of families) $('family').append(h('option', { value: family }, family));
-for (const [name, axis] of Object.entries(AXES)) $('axis').append(h('option', { value: name }, axis.title));
+for (const [name, axis] of Object.entries(AXES)) if (name !== 'forgetting' || groups.some(isLanguageModel)) $('axis').append(h('option', { value: name }, axis.title));
 const runs = groups.flatMap(g => g.methods.flatMap(m => m.runs)), days = runs.map(run => run.started_at.slice(0, 10)).sort();
 $('about').textContent = `${plural(runs.length, 'run')}, ${[...new Set([days[0], days.at(-1)])].join(' to ')}`;
 $('groups').append(...sections.map(section => section.element));

@@ -1,0 +1,81 @@
+//! The model as it came, as a method: what every language-model task is held against.
+
+use peft_core::{
+    Common, Family, Layout, Method, MethodInfo, Plan, Result, by_peft_type, config_from_json,
+    config_to_json,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Registration of training nothing. Known to the suite alone: there is nothing to attach, train or save.
+pub(crate) static UNTRAINED: MethodInfo = MethodInfo {
+    name: crate::report::BASE,
+    peft_type: "BASE",
+    title: "Base model, not trained",
+    family: Family::Reference,
+    reference: "reference: the model as it came",
+    identity_at_init: true,
+    mergeable: false,
+    parse: config_from_json::<BaseConfig>,
+    recognises: by_peft_type,
+};
+
+/// Every method that a definition may name: those of the library, and [`UNTRAINED`].
+pub(crate) fn registered() -> impl Iterator<Item = &'static MethodInfo> {
+    peft::methods().into_iter().chain([&UNTRAINED])
+}
+
+/// Trains nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct BaseConfig {
+    /// Fields that every method has; they change nothing.
+    #[serde(flatten)]
+    common: Common,
+}
+
+impl Method for BaseConfig {
+    fn info(&self) -> &'static MethodInfo {
+        &UNTRAINED
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn common_mut(&mut self) -> &mut Common {
+        &mut self.common
+    }
+
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn plan(&self, _layout: &Layout, _plan: &mut Plan) -> Result<()> {
+        Ok(())
+    }
+
+    fn to_json(&self) -> Value {
+        config_to_json(self, &UNTRAINED)
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_registered_beside_the_librarys_methods() {
+        let names: Vec<_> = registered().map(|info| info.name).collect();
+        assert_eq!(names.len(), peft::methods().len() + 1);
+        assert_eq!(
+            names.iter().filter(|name| **name == UNTRAINED.name).count(),
+            1
+        );
+        let read = (UNTRAINED.parse)(&serde_json::json!({ "peft_type": "BASE" })).unwrap();
+        assert!(read.common().unknown.is_empty());
+    }
+}

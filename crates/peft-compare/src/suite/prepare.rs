@@ -1,0 +1,147 @@
+//! Refuses all that can be refused, before any time is spent.
+
+use peft_core::PeftModule as _;
+use peft_models::Llama;
+
+use super::{LeftOut, Order};
+use crate::definition::{Kind, MethodChoice, Task};
+use crate::job::{Inputs, model_folder};
+use crate::{Error, Result};
+
+/// Tokens of the model that methods are tried on.
+const TRIAL_VOCABULARY: usize = 256;
+
+impl Order {
+    /// Reads what the tasks need and refuses all that can be refused, before any time is spent. With the methods
+    /// `all`, those that a language model has no place for are left out instead; the plan says which and why.
+    ///
+    /// # Errors
+    ///
+    /// Settings that cannot work, data or models that are not here or not what is expected,
+    /// configurations that their method refuses or that do not fit the model.
+    pub fn prepare(&mut self) -> Result<()> {
+        if self.suite.seeds.is_empty() {
+            return self.refuse("seeds: there must be one at least");
+        }
+        if self.tasks.is_empty() || self.methods.is_empty() {
+            return self.refuse("there must be a task and a method at least");
+        }
+        for task in &self.tasks {
+            self.check_settings(task)?;
+        }
+        self.left_out.clear();
+        for task in self.tasks.clone() {
+            self.inputs.insert(task.name.clone(), Inputs::of(&task)?);
+            self.check_kinds(&task)?;
+            for method in self.methods_of(&task) {
+                self.job(&task, method, 1.0, 0).configured()?;
+            }
+            if task.kind == Kind::LanguageModel {
+                self.try_on(&task)?;
+            }
+            if self.methods_of(&task).next().is_none() {
+                return self.refuse(&format!("no method is for task {}", task.name));
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse<T>(&self, reason: &str) -> Result<T> {
+        Err(Error::Definition {
+            file: format!("suite {}", self.suite.name),
+            reason: reason.into(),
+        })
+    }
+
+    fn check_settings(&self, task: &Task) -> Result<()> {
+        let training = &task.training;
+        let least = match task.kind {
+            Kind::Classification => 3,
+            Kind::LanguageModel => 8,
+        };
+        if training.epochs == 0 || training.batch_size == 0 || task.max_len < least {
+            return self.refuse(&format!(
+                "epochs and batch_size must be at least 1, max_len at least {least}"
+            ));
+        }
+        let positive = [training.learning_rate_factor, training.clip_norm];
+        if !positive.iter().all(|value| *value > 0.0) || !(0.0..1.0).contains(&training.warmup) {
+            return self
+                .refuse("learning_rate_factor and clip_norm must be above 0, warmup in [0, 1)");
+        }
+        let metric = task.kind.metric().name;
+        if task.metric != metric {
+            return self.refuse(&format!(
+                "task {} has the metric `{}`, and its kind is measured by `{metric}`",
+                task.name, task.metric
+            ));
+        }
+        let (others, field) = match task.kind {
+            Kind::Classification if training.gradient_checkpointing => {
+                ("a language model", "gradient_checkpointing")
+            }
+            Kind::Classification if task.split.general.is_some() => ("a language model", "general"),
+            Kind::LanguageModel if training.group_by_length => {
+                ("classification", "group_by_length")
+            }
+            _ => return Ok(()),
+        };
+        self.refuse(&format!("task {}: {field} is for {others}", task.name))
+    }
+
+    /// That a method that was asked for by name is for this kind of task. References are in every suite, and take part
+    /// where they can.
+    fn check_kinds(&self, task: &Task) -> Result<()> {
+        let misplaced = self
+            .methods
+            .iter()
+            .find(|method| !method.reference && !method.kinds.contains(&task.kind));
+        match (misplaced, &self.suite.methods) {
+            (Some(method), MethodChoice::Named(_)) => self.refuse(&format!(
+                "method {} is not for tasks like {}",
+                method.name, task.name
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Attaches each method to a model of one layer as wide as the task's.
+    fn try_on(&mut self, task: &Task) -> Result<()> {
+        let device = peft_core::device::device(&self.device)?;
+        let mut config = Llama::load(model_folder(&task.model)?, &device)?
+            .config()
+            .clone();
+        let positions = config.max_position_embeddings;
+        if task.max_len > positions {
+            return self.refuse(&format!(
+                "max_len: blocks of {} tokens, and the model of task {} reads at most {positions}",
+                task.max_len, task.name
+            ));
+        }
+        config.num_hidden_layers = 1;
+        config.vocab_size = TRIAL_VOCABULARY;
+        let model = config.init(&device.autodiff());
+        let mut left_out = Vec::new();
+        for method in self.methods_of(task).filter(|method| method.trains()) {
+            let configured = self.job(task, method, 1.0, 0).configured()?;
+            let Err(error) = model.attach("compared", configured.as_ref()) else {
+                continue;
+            };
+            match &self.suite.methods {
+                MethodChoice::All(_) => left_out.push(LeftOut {
+                    task: task.name.clone(),
+                    method: method.name.clone(),
+                    reason: error.to_string(),
+                }),
+                MethodChoice::Named(_) => {
+                    return self.refuse(&format!(
+                        "method {} does not fit the model of task {}: {error}",
+                        method.name, task.name
+                    ));
+                }
+            }
+        }
+        self.left_out.extend(left_out);
+        Ok(())
+    }
+}

@@ -1,0 +1,88 @@
+//! The attention part of a layer.
+
+use burn::module::Module;
+use burn::nn::{Linear, RmsNorm};
+use burn::tensor::{Device, Tensor};
+use peft_core::ops::{AttentionOptions, Rotary, attention, rotary};
+use peft_core::{AdaptedForward, adapted_norm};
+
+use super::LlamaConfig;
+use super::cache::LayerCache;
+
+/// Self-attention of grouped queries with rotary positions.
+#[derive(Module, Debug)]
+pub struct LlamaAttention {
+    /// Queries, `hidden_size` to `num_attention_heads · head_dim`.
+    pub q_proj: Linear,
+    /// Keys, `hidden_size` to `num_key_value_heads · head_dim`.
+    pub k_proj: Linear,
+    /// Values, as the keys.
+    pub v_proj: Linear,
+    /// The way back to `hidden_size`.
+    pub o_proj: Linear,
+    heads: usize,
+    kv_heads: usize,
+}
+
+/// What all layers share in one forward pass.
+#[derive(Clone, Debug)]
+pub(super) struct Positions {
+    pub(super) angles: Rotary,
+    /// Added to the scores, `[batch, 1 or queries, keys]`.
+    pub(super) mask: Option<Tensor<3>>,
+}
+
+impl LlamaAttention {
+    pub(super) fn new(config: &LlamaConfig, device: &Device) -> Self {
+        let width = config.hidden_size;
+        let wide = config.num_attention_heads * config.head_dim;
+        let narrow = config.num_key_value_heads * config.head_dim;
+        let linear = |d_in, d_out, bias| config.linear(d_in, d_out, bias, device);
+        Self {
+            q_proj: linear(width, wide, config.qkv_bias),
+            k_proj: linear(width, narrow, config.qkv_bias),
+            v_proj: linear(width, narrow, config.qkv_bias),
+            o_proj: linear(wide, width, config.o_bias),
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+        }
+    }
+
+    /// The output `[batch, seq, hidden_size]` for the stream `x` of that shape, which `norm` normalises; with a
+    /// cache, for what follows it.
+    pub(super) fn forward(
+        &self,
+        x: Tensor<3>,
+        norm: &RmsNorm,
+        positions: &Positions,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
+        let query = rotary(
+            adapted_norm(&self.q_proj, norm, x.clone()),
+            &positions.angles,
+            self.heads,
+        );
+        let key = rotary(
+            adapted_norm(&self.k_proj, norm, x.clone()),
+            &positions.angles,
+            self.kv_heads,
+        );
+        let value = adapted_norm(&self.v_proj, norm, x);
+        let (key, value) = match cache {
+            Some(cache) => cache.extend(key, value),
+            None => (key, value),
+        };
+        let options = AttentionOptions {
+            kv_heads: self.kv_heads,
+            causal: true,
+            ..AttentionOptions::new(self.heads)
+        };
+        self.o_proj.adapted(attention(
+            query,
+            key,
+            value,
+            positions.mask.clone(),
+            options,
+        ))
+    }
+}

@@ -1,0 +1,121 @@
+//! Tokens to learn from.
+
+/// A batch for [`Llama::loss`](super::Llama::loss): rows of equally many tokens, filled up where a text is
+/// shorter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LmBatch {
+    /// Token ids, row after row: `rows * length` of them.
+    pub ids: Vec<u32>,
+    /// What shall follow each token, negative (upstream's -100) where nothing is to be learnt; as long as
+    /// `ids`. `targets[i]` is the token after `ids[i]`: shifted already.
+    pub targets: Vec<i64>,
+    /// The document that each token is of, where rows hold several: each sees itself only, and counts its
+    /// positions from 0. As long as `ids`.
+    pub segments: Option<Vec<u32>>,
+    /// True where a token only fills up its row; as long as `ids`, or empty where there is none.
+    pub padding: Vec<bool>,
+    /// Number of rows.
+    pub rows: usize,
+    /// Tokens of a row.
+    pub length: usize,
+}
+
+impl LmBatch {
+    /// A batch of one text, each token the target of the one before.
+    pub fn of_text(ids: &[u32]) -> Self {
+        let next = ids.iter().skip(1).map(|id| i64::from(*id));
+        Self {
+            ids: ids.to_vec(),
+            targets: next.chain([-100]).take(ids.len()).collect(),
+            rows: 1,
+            length: ids.len(),
+            ..Self::default()
+        }
+    }
+
+    /// How many tokens are to be learnt.
+    pub fn target_count(&self) -> usize {
+        self.targets.iter().filter(|target| **target >= 0).count()
+    }
+
+    /// # Panics
+    ///
+    /// If the parts do not fit each other or the vocabulary.
+    pub(super) fn check(&self, vocab: usize) {
+        let count = self.rows * self.length;
+        assert!(
+            self.ids.len() == count
+                && self.targets.len() == count
+                && self
+                    .segments
+                    .as_ref()
+                    .is_none_or(|segments| segments.len() == count)
+                && (self.padding.is_empty() || self.padding.len() == count),
+            "a batch of {} rows of {} has {} ids, {} targets, {} marks of padding",
+            self.rows,
+            self.length,
+            self.ids.len(),
+            self.targets.len(),
+            self.padding.len(),
+        );
+        if let Some(id) = self.ids.iter().find(|id| **id as usize >= vocab) {
+            panic!("token {id}, and the model knows {vocab}");
+        }
+    }
+
+    /// Positions of all tokens, row after row, with `prompt` virtual tokens in front of each row.
+    pub(super) fn positions(&self, prompt: usize) -> Vec<usize> {
+        let mut positions = Vec::with_capacity(self.rows * (prompt + self.length));
+        for row in 0..self.rows {
+            positions.extend(0..prompt);
+            let mut next = prompt;
+            for at in row * self.length..(row + 1) * self.length {
+                if let Some(segments) = &self.segments
+                    && at > row * self.length
+                    && segments[at] != segments[at - 1]
+                {
+                    next = prompt;
+                }
+                positions.push(next);
+                next += 1;
+            }
+        }
+        positions
+    }
+
+    /// Where a query must not see a key, `[rows, prompt + length, prompt + length]`, besides those after it.
+    /// Virtual tokens are seen by all.
+    pub(super) fn mask(&self, prompt: usize) -> Option<Vec<bool>> {
+        let rows = |row: usize| row * self.length..(row + 1) * self.length;
+        // At the end of a row padding is after everything that could see it.
+        let padded = !self.padding.is_empty()
+            && (0..self.rows).any(|row| {
+                self.padding[rows(row)]
+                    .windows(2)
+                    .any(|two| two[0] && !two[1])
+            });
+        let several = self.segments.as_ref().is_some_and(|segments| {
+            (0..self.rows).any(|row| segments[rows(row)].windows(2).any(|two| two[0] != two[1]))
+        });
+        if !padded && !several {
+            return None;
+        }
+        let count = prompt + self.length;
+        let mut mask = vec![false; self.rows * count * count];
+        for row in 0..self.rows {
+            let token = |place: usize| row * self.length + place;
+            for query in 0..self.length {
+                let from = (row * count + prompt + query) * count + prompt;
+                let keys = &mut mask[from..from + self.length];
+                for (key, hidden) in keys.iter_mut().enumerate() {
+                    let other = self
+                        .segments
+                        .as_ref()
+                        .is_some_and(|segments| segments[token(query)] != segments[token(key)]);
+                    *hidden = other || padded && self.padding[token(key)];
+                }
+            }
+        }
+        Some(mask)
+    }
+}

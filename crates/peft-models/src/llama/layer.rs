@@ -1,0 +1,90 @@
+//! A layer: attention, then a feed-forward part, each on a normalised copy of the stream.
+
+use burn::module::Module;
+use burn::nn::{Linear, RmsNorm};
+use burn::tensor::{Device, Tensor};
+use peft_core::{AdaptedForward, Site, SiteKind, Surroundings, adapted_norm, adapted_swiglu};
+
+use super::LlamaConfig;
+use super::attention::{LlamaAttention, Positions};
+use super::cache::LayerCache;
+
+/// One layer.
+#[derive(Module, Debug)]
+pub struct LlamaLayer {
+    /// Normalisation before attention.
+    pub input_layernorm: RmsNorm,
+    /// Attention.
+    pub self_attn: LlamaAttention,
+    /// Where adapters act on attention's output.
+    pub attention_site: Site,
+    /// Normalisation before the feed-forward part.
+    pub post_attention_layernorm: RmsNorm,
+    /// The feed-forward part.
+    pub mlp: LlamaMlp,
+    /// Where adapters act on the feed-forward part's output.
+    pub feed_forward_site: Site,
+}
+
+/// The feed-forward part, SwiGLU (Shazeer 2020).
+#[derive(Module, Debug)]
+pub struct LlamaMlp {
+    /// The gate, `hidden_size` to `intermediate_size`.
+    pub gate_proj: Linear,
+    /// What is gated, `hidden_size` to `intermediate_size`.
+    pub up_proj: Linear,
+    /// The way back to `hidden_size`.
+    pub down_proj: Linear,
+}
+
+impl LlamaMlp {
+    /// The output for the stream `x`, which `norm` normalises.
+    fn forward(&self, x: Tensor<3>, norm: &RmsNorm) -> Tensor<3> {
+        let gate = adapted_norm(&self.gate_proj, norm, x.clone());
+        let up = adapted_norm(&self.up_proj, norm, x);
+        adapted_swiglu(&self.down_proj, gate, up)
+    }
+}
+
+impl LlamaLayer {
+    pub(super) fn new(config: &LlamaConfig, device: &Device) -> Self {
+        let (width, inside) = (config.hidden_size, config.intermediate_size);
+        let linear = |d_in, d_out| config.linear(d_in, d_out, config.mlp_bias, device);
+        Self {
+            input_layernorm: config.norm(device),
+            self_attn: LlamaAttention::new(config, device),
+            attention_site: Site::new(SiteKind::AttentionOutput, width).with_name("self_attn"),
+            post_attention_layernorm: config.norm(device),
+            mlp: LlamaMlp {
+                gate_proj: linear(width, inside),
+                up_proj: linear(width, inside),
+                down_proj: linear(inside, width),
+            },
+            feed_forward_site: Site::new(SiteKind::FeedForwardOutput, width).with_name("mlp"),
+        }
+    }
+
+    /// The stream `[batch, seq, hidden_size]` after this layer.
+    pub(super) fn forward(
+        &self,
+        x: Tensor<3>,
+        positions: &Positions,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
+        let norm = &self.input_layernorm;
+        let attended = self.self_attn.forward(x.clone(), norm, positions, cache);
+        let x = add(&self.attention_site, attended, norm, x);
+        let norm = &self.post_attention_layernorm;
+        let fed = self.mlp.forward(x.clone(), norm);
+        add(&self.feed_forward_site, fed, norm, x)
+    }
+}
+
+/// The stream with a sublayer's output, as the adapters at its site leave it.
+fn add(site: &Site, output: Tensor<3>, norm: &RmsNorm, x: Tensor<3>) -> Tensor<3> {
+    if !site.is_active() {
+        return x + output;
+    }
+    let around = Surroundings::pre_norm(norm.adapted(x.clone()), x.clone());
+    x + site.hidden(output, &around)
+}

@@ -1,0 +1,259 @@
+//! Llama (Touvron et al. 2023) and its like: the decoders of Hugging Face's `LlamaForCausalLM`,
+//! `MistralForCausalLM` and `Qwen2ForCausalLM`.
+
+mod attention;
+mod batch;
+mod cache;
+mod config;
+mod gradients;
+mod layer;
+mod load;
+mod rope;
+mod tiny;
+
+use burn::module::Module;
+use burn::nn::{Embedding, Linear, RmsNorm};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use peft_core::ops::{Rotary, linear_cross_entropy};
+use peft_core::{AdaptedForward, Names, Site, SiteKind, TiedHead, adapted_cross_entropy};
+
+pub use attention::LlamaAttention;
+pub use batch::LmBatch;
+pub use cache::KvCache;
+pub use config::LlamaConfig;
+pub use layer::{LlamaLayer, LlamaMlp};
+pub use load::LlamaLoader;
+pub(crate) use load::gguf_file;
+pub use rope::{Rope, RopeScaling};
+
+use attention::Positions;
+
+/// Fields here whose modules are called otherwise upstream.
+const RENAMES: &[(&str, &str)] = &[("tied_head", "lm_head")];
+
+/// A causal language model: token ids to logits of what follows each.
+///
+/// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`], and
+/// in every layer [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
+///
+/// Weights may be packed ([`PeftModule::pack_weights`](peft_core::PeftModule::pack_weights), or while loading:
+/// [`LlamaLoader::with_packer`]): QLoRA is LoRA on such a model.
+#[derive(Module, Debug)]
+pub struct Llama {
+    /// Embeddings and layers.
+    pub model: LlamaModel,
+    /// The output head, unless it is the embedding table.
+    pub lm_head: Option<Linear>,
+    /// The output head that is the embedding table.
+    pub tied_head: Option<TiedHead>,
+    /// Upstream's names for the modules, and which is the head.
+    pub names: Names,
+    #[module(skip)]
+    config: LlamaConfig,
+}
+
+/// What is below the head.
+#[derive(Module, Debug)]
+pub struct LlamaModel {
+    /// Embeddings of tokens, `[vocab_size, hidden_size]`.
+    pub embed_tokens: Embedding,
+    /// Where virtual tokens go in front of the embeddings.
+    pub prompt: Site,
+    /// The layers.
+    pub layers: Vec<LlamaLayer>,
+    /// Normalisation of the last hidden states.
+    pub norm: RmsNorm,
+}
+
+impl LlamaConfig {
+    /// A model with fresh weights: matrices from N(0, `initializer_range`²), biases 0, norms 1, as upstream
+    /// initialises. All values are drawn here, in a fixed order: `device.seed(..)` before the call decides
+    /// them.
+    pub fn init(&self, device: &Device) -> Llama {
+        let llama = self.build(device);
+        crate::bert::draw_now(&llama);
+        llama
+    }
+
+    /// A model whose parameters are not drawn yet.
+    fn build(&self, device: &Device) -> Llama {
+        let layers = (0..self.num_hidden_layers).map(|_| LlamaLayer::new(self, device));
+        let tied = self.tie_word_embeddings;
+        Llama {
+            model: LlamaModel {
+                embed_tokens: self.embedding(device),
+                prompt: Site::new(SiteKind::Embeddings, self.hidden_size).with_name("embed_tokens"),
+                layers: layers.collect(),
+                norm: self.norm(device),
+            },
+            lm_head: (!tied).then(|| self.linear(self.hidden_size, self.vocab_size, false, device)),
+            tied_head: tied.then(|| TiedHead::new("model.embed_tokens")),
+            names: Names::new(RENAMES).with_heads(&["lm_head", "tied_head"]),
+            config: self.clone(),
+        }
+    }
+}
+
+impl Llama {
+    /// The configuration that the model was built from.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Where the model is, with its autodiff setting.
+    pub fn device(&self) -> Device {
+        self.model.norm.gamma.lazy_device()
+    }
+
+    /// Logits `[batch, virtual tokens + seq, vocab_size]` for token `ids` `[batch, seq]`.
+    ///
+    /// `padding`, `[batch, seq]`, is true where a token only fills up its row, at the end or the beginning;
+    /// such positions are attended by none. As upstream without `position_ids`, positions count from the
+    /// row's beginning.
+    ///
+    /// # Panics
+    ///
+    /// If there are more positions than `max_position_embeddings`.
+    pub fn forward(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<3> {
+        let [rows, length] = ids.dims();
+        let (x, padding) = self.embed(ids, padding);
+        let count = x.dims()[1];
+        let mask = padding.map(|padding| hidden(padding.reshape([rows, 1, count])));
+        let positions = self.positions((0..count).collect(), 1, mask, &x.device());
+        debug_assert_eq!(count, length + self.model.prompt.virtual_tokens());
+        let x = self.through_layers(x, &positions);
+        self.logits(self.model.norm.adapted(x))
+    }
+
+    /// An empty cache.
+    pub fn cache(&self) -> KvCache {
+        KvCache::new(self.model.layers.len())
+    }
+
+    /// Logits `[batch, vocab_size]` of what follows the last of `ids` `[batch, seq]`, given what is in the
+    /// cache, which grows by them. The first call puts virtual tokens in front.
+    ///
+    /// # Panics
+    ///
+    /// If there are more positions than `max_position_embeddings`.
+    pub fn next_logits(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
+        let rows = ids.dims()[0];
+        let mut x = if cache.is_empty() {
+            self.embed(ids, None).0
+        } else {
+            self.model.embed_tokens.adapted(ids)
+        };
+        let count = x.dims()[1];
+        let last = cache.length + count;
+        let positions = self.positions((cache.length..last).collect(), 1, None, &x.device());
+        for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
+            x = layer.forward(x, &positions, Some(cache));
+        }
+        cache.length = last;
+        let x = self.model.norm.adapted(x.slice_dim(1, count - 1..count));
+        self.logits(x).reshape([rows, self.config.vocab_size])
+    }
+
+    /// The sum over the batch's targets of their negative log likelihoods, in nats: `[1]`. The logits of the
+    /// whole batch are never there at once.
+    ///
+    /// # Panics
+    ///
+    /// If the batch does not fit the model.
+    pub fn loss(&self, batch: &LmBatch) -> Tensor<1> {
+        let (x, positions) = self.enter(batch);
+        let x = self.through_layers(x, &positions);
+        self.head_loss(x, batch)
+    }
+
+    /// What goes into the first layer, and where it is.
+    fn enter(&self, batch: &LmBatch) -> (Tensor<3>, Positions) {
+        let device = self.device();
+        let shape = [batch.rows, batch.length];
+        batch.check(self.config.vocab_size);
+        let ids: Vec<i64> = batch.ids.iter().map(|id| i64::from(*id)).collect();
+        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
+        let (x, _) = self.embed(ids, None);
+        let prompt = self.model.prompt.virtual_tokens();
+        let mask = batch.mask(prompt).map(|values| {
+            let shape = [batch.rows, prompt + batch.length, prompt + batch.length];
+            hidden(Tensor::<3, Bool>::from_data(
+                TensorData::new(values, shape),
+                &device,
+            ))
+        });
+        let positions = self.positions(batch.positions(prompt), batch.rows, mask, &device);
+        (x, positions)
+    }
+
+    fn embed(
+        &self,
+        ids: Tensor<2, Int>,
+        padding: Option<Tensor<2, Bool>>,
+    ) -> (Tensor<3>, Option<Tensor<2, Bool>>) {
+        let words = self.model.embed_tokens.adapted(ids);
+        self.model.prompt.prepend(words, padding)
+    }
+
+    /// `positions` are those of `rows` rows.
+    fn positions(
+        &self,
+        positions: Vec<usize>,
+        rows: usize,
+        mask: Option<Tensor<3>>,
+        device: &Device,
+    ) -> Positions {
+        let last = positions.iter().max().map_or(0, |last| last + 1);
+        let most = self.config.max_position_embeddings;
+        assert!(
+            last <= most,
+            "{last} positions ({} of them virtual tokens), but the model was made for {most}: truncate the text",
+            self.model.prompt.virtual_tokens(),
+        );
+        let frequencies = self.config.rope.frequencies(self.config.head_dim);
+        Positions {
+            angles: Rotary::new(&positions, rows, &frequencies, 1.0, device),
+            mask,
+        }
+    }
+
+    fn through_layers(&self, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
+        self.model
+            .layers
+            .iter()
+            .fold(x, |x, layer| layer.forward(x, positions, None))
+    }
+
+    /// Logits of normalised hidden states.
+    fn logits(&self, x: Tensor<3>) -> Tensor<3> {
+        match (&self.lm_head, &self.tied_head) {
+            (Some(head), _) => head.adapted(x),
+            (None, Some(head)) => head.logits(&self.model.embed_tokens, x),
+            (None, None) => unreachable!("a model has a head"),
+        }
+    }
+
+    /// The loss of what comes out of the last layer.
+    fn head_loss(&self, x: Tensor<3>, batch: &LmBatch) -> Tensor<1> {
+        let [rows, count, width] = x.dims();
+        let x = x.slice_dim(1, count - batch.length..count);
+        let x = self
+            .model
+            .norm
+            .adapted(x)
+            .reshape([rows * batch.length, width]);
+        match (&self.lm_head, &self.tied_head) {
+            (Some(head), _) => adapted_cross_entropy(head, x, &batch.targets),
+            (None, Some(head)) => {
+                linear_cross_entropy(x, head.rows(&self.model.embed_tokens), &batch.targets)
+            }
+            (None, None) => unreachable!("a model has a head"),
+        }
+    }
+}
+
+/// What is added to attention's scores where `mask` hides a key.
+fn hidden(mask: Tensor<3, Bool>) -> Tensor<3> {
+    // Finite, so that a row that sees nothing gives no NaN.
+    Tensor::zeros(mask.dims(), &mask.device()).mask_fill(mask, f32::MIN)
+}

@@ -1,0 +1,201 @@
+//! Chat templates: from messages to the text that a model was trained on.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use chrono::Local;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde::{Deserialize, Serialize};
+
+/// Instructions that a template may run. Published ones take some tens for a message.
+const FUEL: u64 = 10_000_000;
+
+/// A message of a chat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user` or `assistant` for most models.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of any role.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self {
+            role: role.into(),
+            content: content.into(),
+        }
+    }
+
+    /// An instruction for the whole chat; comes first.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self::new("system", content)
+    }
+
+    /// What the user says.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::new("user", content)
+    }
+
+    /// What the model says.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self::new("assistant", content)
+    }
+
+    fn value(&self) -> Value {
+        let fields = [("role", &self.role), ("content", &self.content)];
+        Value::from(BTreeMap::from(
+            fields.map(|(name, text)| (name, Value::from(text))),
+        ))
+    }
+}
+
+/// The text of a chat, by a template in Jinja's language with upstream's settings.
+///
+/// `special` are the special tokens that the template can name; one that is none is not defined.
+/// `now` writes the present time in a format of `strftime`. A template that runs for long is stopped; one
+/// whose few instructions ask for much memory is not.
+pub(super) fn render(
+    template: &str,
+    messages: &[Message],
+    add_generation_prompt: bool,
+    special: &[(&'static str, Option<&str>)],
+    now: fn(&str) -> Result<String, Error>,
+) -> Result<String, Error> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()?;
+    environment.set_syntax(syntax);
+    environment.set_fuel(Some(FUEL));
+    // Templates call methods that strings and dictionaries have in Python.
+    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        },
+    );
+    environment.add_function(
+        "strftime_now",
+        move |format: String| -> Result<String, Error> { now(&format) },
+    );
+    let messages: Vec<Value> = messages.iter().map(Message::value).collect();
+    let mut context = BTreeMap::from([
+        ("messages", Value::from(messages)),
+        ("add_generation_prompt", Value::from(add_generation_prompt)),
+        ("tools", Value::from(())),
+        ("documents", Value::from(())),
+    ]);
+    for &(name, token) in special {
+        if let Some(token) = token {
+            context.insert(name, Value::from(token));
+        }
+    }
+    environment.render_named_str("the chat template", template, Value::from(context))
+}
+
+/// The present time, where this machine is.
+pub(super) fn now(format: &str) -> Result<String, Error> {
+    let mut text = String::new();
+    match write!(text, "{}", Local::now().format(format)) {
+        Ok(()) => Ok(text),
+        Err(_) => Err(Error::new(
+            ErrorKind::InvalidOperation,
+            format!("strftime_now: `{format}` is not a format of dates"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Golden {
+        templates: BTreeMap<String, String>,
+        cases: Vec<Case>,
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        name: String,
+        template: String,
+        messages: Vec<Message>,
+        prompt: bool,
+        rendered: Option<String>,
+        error: Option<String>,
+    }
+
+    #[test]
+    fn chats_are_rendered_as_upstream_renders_them() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/generate/chat.json");
+        let golden: Golden = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert!(golden.cases.len() >= 32);
+        let special = [
+            ("bos_token", Some("<|begin|>")),
+            ("eos_token", Some("<|end|>")),
+            ("pad_token", None),
+        ];
+        for case in golden.cases {
+            let found = render(
+                &golden.templates[&case.template],
+                &case.messages,
+                case.prompt,
+                &special,
+                |format| {
+                    assert_eq!(format, "%d %b %Y");
+                    Ok("07 Mar 2026".to_string())
+                },
+            );
+            match (found, case.rendered, case.error) {
+                (Ok(found), Some(expected), None) => assert_eq!(found, expected, "{}", case.name),
+                (Err(found), None, Some(expected)) => {
+                    let found = found.to_string();
+                    assert!(found.contains(&expected), "{}: {found}", case.name);
+                }
+                (found, ..) => panic!("{}: {found:?}", case.name),
+            }
+        }
+    }
+
+    #[test]
+    fn the_time_is_written_as_asked_for() {
+        let day = now("%d %b %Y").unwrap();
+        let parts: Vec<&str> = day.split(' ').collect();
+        let [day, month, year] = parts[..] else {
+            panic!("{day}");
+        };
+        assert!((1..=31).contains(&day.parse::<u32>().unwrap()));
+        assert!(month.chars().all(char::is_alphabetic) && month.len() == 3);
+        assert!(year.parse::<u32>().unwrap() >= 2026);
+        let error = now("%Q").unwrap_err().to_string();
+        assert!(error.contains("`%Q`"), "{error}");
+    }
+
+    #[test]
+    fn a_template_that_does_not_end_is_stopped() {
+        let loops =
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+        let error = render(loops, &[], true, &[], now).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfFuel);
+        // What a chat takes is far below.
+        let each = "{% for message in messages %}{{ message.content }}{% endfor %}";
+        let messages = vec![Message::user("Hi. "); 10_000];
+        let text = render(each, &messages, true, &[], now).unwrap();
+        assert_eq!(text.len(), 40_000);
+    }
+
+    #[test]
+    fn a_damaged_template_is_named_with_its_line() {
+        let error = render("a\n{% if %}", &[], true, &[], now).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("the chat template:2"), "{error}");
+    }
+}

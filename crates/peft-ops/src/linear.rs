@@ -1,0 +1,276 @@
+//! Linear layers.
+
+use burn::tensor::Tensor;
+#[cfg(feature = "flex")]
+use burn::{backend::Dispatch, tensor::DType};
+
+#[cfg(feature = "flex")]
+use crate::extension::{Fused, Layer, Maybe};
+#[cfg(feature = "flex")]
+use crate::fuses;
+use crate::packed::Packed;
+use crate::reference;
+
+/// Factors of a low-rank change of a weight, `s·A B`.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// A, `[in, r]`.
+    pub down: Tensor<2>,
+    /// B, `[r, out]`.
+    pub up: Tensor<2>,
+    /// s.
+    pub scale: f64,
+}
+
+/// The weight of a linear layer.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // Handles, moved once.
+pub enum Weight {
+    /// Burn's, `[in, out]`.
+    Dense(Tensor<2>),
+    /// Frozen, in a storage format of its own: rows `[out, in]`.
+    Packed(Packed),
+}
+
+impl Weight {
+    /// Widths of what goes in and what comes out.
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(tensor) => tensor.dims(),
+            Self::Packed(packed) => {
+                let [d_out, d_in] = packed.shape();
+                [d_in, d_out]
+            }
+        }
+    }
+}
+
+impl From<Tensor<2>> for Weight {
+    fn from(tensor: Tensor<2>) -> Self {
+        Self::Dense(tensor)
+    }
+}
+
+impl From<Packed> for Weight {
+    fn from(packed: Packed) -> Self {
+        Self::Packed(packed)
+    }
+}
+
+/// A linear layer, with a low-rank addition where there is one: `x W + b + s·(x A) B`.
+///
+/// `input` is `[…, in]`, `weight` `[in, out]`, `bias` `[out]`; returns `[…, out]`. Bias and low rank
+/// are accumulated in the output, and in the backward pass in the input's gradient.
+///
+/// Of a packed weight, one panel of rows at a time is decoded, in the forward and again in the backward
+/// pass: nothing dense is kept. On other devices than Burn's CPU backend it is decoded whole, and kept until
+/// the backward pass.
+///
+/// # Panics
+///
+/// If shapes do not fit.
+pub fn linear<const D: usize>(
+    input: Tensor<D>,
+    weight: impl Into<Weight>,
+    bias: Option<Tensor<1>>,
+    low_rank: Option<LowRank>,
+) -> Tensor<D> {
+    layer(Seen::Input(input), weight.into(), bias, low_rank)
+}
+
+/// A linear layer of GELU: `gelu(x) W + b + s·(gelu(x) A) B`, as [`linear`].
+///
+/// The activation is never whole in memory with a dense weight, and the backward pass keeps `x` only: where
+/// the layer is trained or adapted, its input is computed again.
+///
+/// # Panics
+///
+/// If shapes do not fit.
+pub fn linear_of_gelu<const D: usize>(
+    input: Tensor<D>,
+    weight: impl Into<Weight>,
+    bias: Option<Tensor<1>>,
+    low_rank: Option<LowRank>,
+) -> Tensor<D> {
+    layer(Seen::Gelu(input), weight.into(), bias, low_rank)
+}
+
+/// A linear layer of [`swiglu`](crate::swiglu): `(silu(gate)·up) W + …`, as [`linear`].
+///
+/// The backward pass keeps `gate` and `up` only: where the layer is trained or adapted, its input is
+/// computed again.
+///
+/// # Panics
+///
+/// If shapes do not fit.
+pub fn linear_of_swiglu<const D: usize>(
+    gate: Tensor<D>,
+    up: Tensor<D>,
+    weight: impl Into<Weight>,
+    bias: Option<Tensor<1>>,
+    low_rank: Option<LowRank>,
+) -> Tensor<D> {
+    assert_eq!(gate.dims(), up.dims(), "the shapes of gate and up");
+    layer(Seen::SwiGlu(gate, up), weight.into(), bias, low_rank)
+}
+
+/// A linear layer of what [`rms_norm`](crate::rms_norm) gives: `(x / rms(x)·γ) W + …`, as [`linear`].
+///
+/// The backward pass keeps `x` only, which is the residual stream as a rule and there already: what the layer
+/// saw is computed again. Several layers on one normalisation do it several times, which is nothing beside
+/// their products.
+///
+/// # Panics
+///
+/// If shapes do not fit.
+pub fn linear_of_rms_norm<const D: usize>(
+    input: Tensor<D>,
+    gamma: Tensor<1>,
+    epsilon: f64,
+    weight: impl Into<Weight>,
+    bias: Option<Tensor<1>>,
+    low_rank: Option<LowRank>,
+) -> Tensor<D> {
+    assert_eq!(
+        gamma.dims(),
+        [input.dims()[D - 1]],
+        "the scale is not of the input's width"
+    );
+    layer(
+        Seen::RmsNorm(input, gamma, epsilon),
+        weight.into(),
+        bias,
+        low_rank,
+    )
+}
+
+/// What a layer sees.
+#[allow(clippy::large_enum_variant)] // Handles, moved once.
+enum Seen<const D: usize> {
+    Input(Tensor<D>),
+    Gelu(Tensor<D>),
+    SwiGlu(Tensor<D>, Tensor<D>),
+    RmsNorm(Tensor<D>, Tensor<1>, f64),
+}
+
+impl<const D: usize> Seen<D> {
+    #[cfg(feature = "flex")]
+    fn fuses(&self) -> bool {
+        match self {
+            Self::Input(input) | Self::Gelu(input) => fuses(input),
+            Self::SwiGlu(gate, up) => fuses(gate) && up.dtype() == DType::F32,
+            Self::RmsNorm(input, gamma, _) => fuses(input) && gamma.dtype() == DType::F32,
+        }
+    }
+}
+
+fn layer<const D: usize>(
+    seen: Seen<D>,
+    weight: Weight,
+    bias: Option<Tensor<1>>,
+    low_rank: Option<LowRank>,
+) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    {
+        let of_f32 = match &weight {
+            Weight::Dense(weight) => weight.dtype() == DType::F32,
+            Weight::Packed(_) => true,
+        };
+        if of_f32 && seen.fuses() {
+            return fused(seen, weight, bias, low_rank);
+        }
+    }
+    let input = match seen {
+        Seen::Input(input) => input,
+        Seen::Gelu(input) => crate::gelu(input),
+        Seen::SwiGlu(gate, up) => crate::swiglu(gate, up),
+        Seen::RmsNorm(input, gamma, epsilon) => crate::rms_norm(input, gamma, epsilon),
+    };
+    let weight = match weight {
+        Weight::Dense(weight) => weight,
+        Weight::Packed(packed) => packed
+            .to_tensor(&input.device())
+            .cast(input.dtype())
+            .transpose(),
+    };
+    reference::linear(input, weight, bias, low_rank)
+}
+
+#[cfg(feature = "flex")]
+fn fused<const D: usize>(
+    seen: Seen<D>,
+    weight: Weight,
+    bias: Option<Tensor<1>>,
+    low_rank: Option<LowRank>,
+) -> Tensor<D> {
+    let gelu = matches!(seen, Seen::Gelu(_));
+    let (input, gated, norm) = match seen {
+        Seen::Input(input) | Seen::Gelu(input) => (input, None, None),
+        Seen::SwiGlu(gate, up) => (gate, Some(up), None),
+        Seen::RmsNorm(input, gamma, epsilon) => (input, None, Some((gamma, epsilon))),
+    };
+    let (gamma, epsilon) = norm.unzip();
+    let [d_in, d_out] = weight.dims();
+    assert_eq!(
+        input.dims()[D - 1],
+        d_in,
+        "the input's width is not the weight's"
+    );
+    if let Some(bias) = &bias {
+        assert_eq!(
+            bias.dims(),
+            [d_out],
+            "the bias is not as wide as the output"
+        );
+    }
+    let (down, up, scale) = match low_rank {
+        Some(LowRank { down, up, scale }) => (Some(down), Some(up), scale),
+        None => (None, None, 1.0),
+    };
+    let (dense, packed) = match weight {
+        Weight::Dense(weight) => (Some(weight), None),
+        Weight::Packed(packed) => (None, Some(packed)),
+    };
+    let maybe = |matrix: Option<Tensor<2>>| Maybe::from(matrix.map(Tensor::into_dispatch));
+    Tensor::from_dispatch(<Dispatch as Fused>::linear(
+        input.into_dispatch(),
+        gated.map(Tensor::into_dispatch).into(),
+        gamma.map(Tensor::into_dispatch).into(),
+        maybe(dense),
+        bias.map(Tensor::into_dispatch).into(),
+        maybe(down),
+        maybe(up),
+        Layer {
+            scale: scale as f32,
+            gelu,
+            epsilon: epsilon.unwrap_or(0.0) as f32,
+            packed,
+        },
+    ))
+}
+/// Adds a low-rank product to a layer's output: `y + s·(x A) B`, in the memory of `y` where nothing
+/// else holds it.
+///
+/// `output` is `[…, out]`, `input` `[…, in]`.
+///
+/// # Panics
+///
+/// If shapes do not fit.
+pub fn add_low_rank<const D: usize>(
+    output: Tensor<D>,
+    input: Tensor<D>,
+    low_rank: LowRank,
+) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if fuses(&output) && input.dtype() == DType::F32 {
+        let LowRank { down, up, scale } = low_rank;
+        return Tensor::from_dispatch(<Dispatch as Fused>::add_low_rank(
+            output.into_dispatch(),
+            input.into_dispatch(),
+            down.into_dispatch(),
+            up.into_dispatch(),
+            scale as f32,
+        ));
+    }
+    reference::add_low_rank(output, input, low_rank)
+}

@@ -1,0 +1,161 @@
+//! LoftQ on a whole model, one that is there or one that is being loaded.
+
+use std::cell::RefCell;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use peft_core::{PackedLayer, Packer, PeftModule};
+use peft_ops::packed::Packed;
+
+use crate::config::{Storage, refused};
+use crate::{Error, FourBit, QuantizationConfig, Result, loftq};
+
+/// The factors that make up for what quantization took from a layer's weight.
+#[derive(Clone, Debug)]
+pub struct LoftQLayer {
+    /// Upstream's name of the layer, as in `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// A, `[in, rank]`.
+    pub down: Tensor<2>,
+    /// B, `[rank, out]`. The change of the layer is `x A B`, with a scale of 1.
+    pub up: Tensor<2>,
+    /// ‖W − Q(W)‖ / ‖W‖ (Frobenius) of quantization alone.
+    pub error_before: f64,
+    /// ‖W − Q − (A B)ᵀ‖ / ‖W‖ (Frobenius).
+    pub error_after: f64,
+}
+
+/// Factors before they are on a device.
+struct Factors {
+    name: String,
+    down: TensorData,
+    up: TensorData,
+    error_before: f64,
+    error_after: f64,
+}
+
+/// A [`Packer`] that quantizes by LoftQ, and keeps the factors: for loading a model whose dense weights are
+/// never all there. [`loftq_model()`] is for one that is there.
+///
+/// Layers that `wants` is not true for are packed as the configuration says, as are tables and heads.
+pub struct LoftQPacker<'a, W> {
+    config: &'a QuantizationConfig,
+    rank: usize,
+    iterations: usize,
+    wants: W,
+    found: RefCell<Vec<Factors>>,
+}
+
+impl<'a, W: Fn(&str) -> bool> LoftQPacker<'a, W> {
+    /// Packs as `config` says, with factors of `rank` for the layers that `wants` is true for; `iterations` as
+    /// for [`loftq()`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for a configuration that does not quantize to 4 bits or is refused, and for a rank or a
+    /// number of iterations of 0.
+    pub fn new(
+        config: &'a QuantizationConfig,
+        rank: usize,
+        iterations: usize,
+        wants: W,
+    ) -> Result<Self> {
+        config.validate()?;
+        if !config.load_in_4bit {
+            let expected = "true: LoftQ is of bitsandbytes' 4-bit formats";
+            return Err(Error::setting("load_in_4bit", false, expected));
+        }
+        for (setting, value) in [("rank", rank), ("iterations", iterations)] {
+            if value == 0 {
+                return Err(Error::setting(setting, value, "at least 1"));
+            }
+        }
+        Ok(Self {
+            config,
+            rank,
+            iterations,
+            wants,
+            found: RefCell::default(),
+        })
+    }
+
+    /// The factors of what was packed, on a device.
+    pub fn into_layers(self, device: &Device) -> Vec<LoftQLayer> {
+        let layers = self.found.into_inner().into_iter();
+        let layers = layers.map(|factors| LoftQLayer {
+            name: factors.name,
+            down: Tensor::from_data(factors.down, device),
+            up: Tensor::from_data(factors.up, device),
+            error_before: factors.error_before,
+            error_after: factors.error_after,
+        });
+        layers.collect()
+    }
+}
+
+impl<W: Fn(&str) -> bool> Packer for LoftQPacker<'_, W> {
+    fn pack(&self, layer: PackedLayer<'_>, values: &[f32]) -> peft_core::Result<Option<Packed>> {
+        if self.config.storage(layer) != Storage::Quantized || !(self.wants)(layer.name) {
+            return self.config.pack(layer, values);
+        }
+        let options = self.config.four_bit_options();
+        let quantize = |values: &[f32]| FourBit::quantize(values, layer.shape, options);
+        let found = loftq(values, layer.shape, self.rank, self.iterations, quantize)
+            .map_err(|error| refused(layer.name, error))?;
+        let [rows, columns] = layer.shape;
+        self.found.borrow_mut().push(Factors {
+            name: layer.name.to_string(),
+            down: TensorData::new(found.down, [columns, self.rank]),
+            up: TensorData::new(found.up, [self.rank, rows]),
+            error_before: found.error_before,
+            error_after: found.error_after,
+        });
+        Ok(Some(Packed::new(found.quantized)))
+    }
+
+    fn wants(&self, layer: PackedLayer<'_>) -> bool {
+        self.config.wants(layer)
+    }
+}
+
+/// Packs a model as `config` says, with [`loftq()`] for the layers that `wants` is true for, which is told their
+/// upstream names. The layers' factors are what a LoRA of `rank` on the packed model is to start from
+/// (`peft_reparameterization::start_from`): it then computes nearly what the dense model does.
+///
+/// With one iteration the packed weights are those of `config` alone. With more they are not: an adapter that
+/// starts from the factors belongs to this packed model, so save that, too.
+///
+/// # Errors
+///
+/// - Those of [`LoftQPacker::new`]; [`Error::Setting`] if no layer that `wants` is true for is quantized.
+/// - [`Error::Model`] for a layer that is packed already, has no room for factors of `rank` or cannot be
+///   quantized, and for a merged model.
+pub fn loftq_model<M: PeftModule>(
+    model: &M,
+    config: &QuantizationConfig,
+    rank: usize,
+    iterations: usize,
+    wants: impl Fn(&str) -> bool,
+) -> Result<(M, Vec<LoftQLayer>)> {
+    let packer = LoftQPacker::new(config, rank, iterations, wants)?;
+    let packed = model.packed_weights();
+    if let Some((layer, _)) = packed.iter().find(|(layer, _)| (packer.wants)(layer)) {
+        return Err(peft_core::Error::Packing {
+            layer: layer.clone(),
+            reason:
+                "it is packed already, and LoftQ needs the weight as it was: take the dense model"
+                    .to_string(),
+        }
+        .into());
+    }
+    let packed = model.pack_weights(&packer)?;
+    let (device, _) = model.layout().like();
+    let layers = packer.into_layers(&device);
+    if layers.is_empty() {
+        return Err(Error::setting(
+            "wants",
+            "false for every layer that is quantized",
+            "true for one at least",
+        ));
+    }
+    Ok((packed, layers))
+}

@@ -1,0 +1,208 @@
+//! A LoRA that starts from factors that something else found: LoftQ, for one.
+
+use std::collections::BTreeMap;
+
+use burn::module::Param;
+use burn::tensor::Tensor;
+use peft_core::{Error, PeftModule, Result};
+
+use crate::lora::LORA;
+use crate::lora_state::LoraLinear;
+
+/// Gives layers of an attached LoRA the factors to start from: those of each layer's upstream name, `down`
+/// `[in, r]` and `up` `[r, out]`. The change of the layer's weight is then `down · up`, whatever scale s the
+/// configuration has: A is `down / √|s|`, B is `up / √|s|` with the sign of s. Layers that are not named keep what
+/// they have, and what trains is as before.
+///
+/// The factors of `peft_quantization::loftq_model` are such (Li et al. 2023, arXiv:2310.08659): with them a LoRA
+/// on a 4-bit model starts near the model that was quantized.
+///
+/// # Errors
+///
+/// - [`Error::UnknownAdapter`], [`Error::Merged`].
+/// - [`Error::Config`] for a layer that the adapter is not on as a LoRA of a linear layer, or that is named twice;
+///   for factors of another rank or shape, or that are not finite; and for an adapter whose change is not the
+///   product of its factors times s: with DoRA, PiSSA, OLoRA, or an alpha of 0.
+pub fn start_from<M: PeftModule>(
+    model: &M,
+    adapter: &str,
+    factors: Vec<(String, Tensor<2>, Tensor<2>)>,
+) -> Result<M> {
+    let states: BTreeMap<String, LoraLinear> = model
+        .adapter_states::<LoraLinear>(adapter)?
+        .into_iter()
+        .collect();
+    let mut given = BTreeMap::new();
+    for (layer, down, up) in factors {
+        let Some(state) = states.get(&layer) else {
+            let known: Vec<&str> = states.keys().map(String::as_str).collect();
+            let expected = format!("`{adapter}` is on the linear layers {}", known.join(", "));
+            return Err(refuse("factors", &layer, expected));
+        };
+        check(state, &layer, &down, &up)?;
+        let twice = format!("`{layer}` has factors already");
+        if given.insert(layer.clone(), (down, up)).is_some() {
+            return Err(refuse("factors", &layer, twice));
+        }
+    }
+    model.edit_adapter::<LoraLinear>(adapter, |layer, state| {
+        let Some((down, up)) = given.remove(layer) else {
+            return;
+        };
+        let root = state.scale.abs().sqrt();
+        state.lora_a = with_value(&state.lora_a, down / root);
+        state.lora_b = with_value(&state.lora_b, up / (root * state.scale.signum()));
+    })
+}
+
+fn refuse(field: &'static str, value: impl std::fmt::Debug, expected: impl Into<String>) -> Error {
+    Error::config(LORA.title, field, value, expected)
+}
+
+/// Refuses factors that the state has no place for.
+fn check(state: &LoraLinear, layer: &str, down: &Tensor<2>, up: &Tensor<2>) -> Result<()> {
+    if state.magnitude.is_some() {
+        let expected = "false: DoRA's magnitudes are those that the weights had before";
+        return Err(refuse("use_dora", true, expected));
+    }
+    if state.removed.is_some() {
+        let expected = "nothing that takes factors out of the base, as PiSSA and OLoRA do";
+        return Err(refuse("init_lora_weights", layer, expected));
+    }
+    if state.scale.abs() <= 0.0 {
+        return Err(refuse("lora_alpha", 0, "another number than 0"));
+    }
+    let (a, b) = (state.lora_a.dims(), state.lora_b.dims());
+    let rank = down.dims()[1];
+    if rank != a[1] {
+        let expected = format!("{rank}, as the factors of `{layer}` have");
+        return Err(refuse("r", a[1], expected));
+    }
+    if (down.dims(), up.dims()) != (a, b) {
+        let expected = format!("of shapes {a:?} and {b:?} for `{layer}`");
+        return Err(refuse("factors", (down.dims(), up.dims()), expected));
+    }
+    let finite = |factor: &Tensor<2>| factor.to_data().iter::<f32>().all(f32::is_finite);
+    if !finite(down) || !finite(up) {
+        let expected = "the factors must be finite";
+        return Err(refuse("factors", layer, expected));
+    }
+    Ok(())
+}
+
+/// The parameter with another value, trained or not as before.
+fn with_value(param: &Param<Tensor<2>>, value: Tensor<2>) -> Param<Tensor<2>> {
+    let data = value.into_data();
+    param.clone().map(|old| {
+        let trained = old.is_require_grad();
+        // A leaf of the parameter's own device.
+        Tensor::from_data(data, (&old.device(), old.dtype())).set_require_grad(trained)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::Module;
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::{Device, Distribution, Tolerance};
+    use peft_core::device::cpu_devices;
+
+    use super::*;
+    use crate::LoraConfig;
+
+    #[derive(Module, Debug)]
+    struct Net {
+        first: Linear,
+        second: Linear,
+    }
+
+    fn net(device: &Device) -> Net {
+        Net {
+            first: LinearConfig::new(6, 4).init(device),
+            second: LinearConfig::new(4, 3).init(device),
+        }
+    }
+
+    fn factors(device: &Device, layer: &str, rank: usize) -> (String, Tensor<2>, Tensor<2>) {
+        let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Default, device);
+        (layer.to_string(), random([6, rank]), random([rank, 4]))
+    }
+
+    fn config() -> LoraConfig {
+        LoraConfig::new(2).with_targets(["first", "second"])
+    }
+
+    #[test]
+    fn the_change_is_the_product_whatever_the_scale() {
+        for (name, device) in cpu_devices() {
+            for (device, alpha) in [
+                (device.clone(), 2.0),
+                (device.clone().autodiff(), 7.0),
+                (device.autodiff(), -1.0),
+            ] {
+                let model = net(&device)
+                    .attach("a", &config().with_alpha(alpha))
+                    .unwrap();
+                let (layer, down, up) = factors(&device, "first", 2);
+                let product = down.clone().matmul(up.clone()).into_data();
+                let started = start_from(&model, "a", vec![(layer, down, up)]).unwrap();
+                let before = model.adapter_states::<LoraLinear>("a").unwrap();
+                let after = started.adapter_states::<LoraLinear>("a").unwrap();
+                let close = Tolerance::<f32>::relative(1e-5).set_absolute(1e-5);
+                after[0]
+                    .1
+                    .delta()
+                    .into_data()
+                    .assert_approx_eq::<f32>(&product, close);
+                // The other layer is as it was, and what trains still does.
+                let others =
+                    [&before[1].1, &after[1].1].map(|state| state.lora_a.val().into_data());
+                assert_eq!(others[0], others[1], "{name}");
+                for ((_, before), (_, after)) in before.iter().zip(&after) {
+                    assert_eq!(before.lora_a.id, after.lora_a.id);
+                    let trained = [before, after].map(|state| state.lora_a.val().is_require_grad());
+                    assert_eq!(trained, [device.is_autodiff(); 2], "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let (_, device) = cpu_devices().remove(0);
+        let net = net(&device);
+        let good = || factors(&device, "first", 2);
+        let nan = || {
+            let (layer, down, up) = good();
+            (layer, down * f32::NAN, up)
+        };
+        for (config, given, word) in [
+            (
+                config(),
+                vec![factors(&device, "third", 2)],
+                "first, second",
+            ),
+            (config(), vec![factors(&device, "second", 2)], "shapes"),
+            (
+                config(),
+                vec![factors(&device, "first", 3)],
+                "3, as the factors",
+            ),
+            (config(), vec![good(), good()], "already"),
+            (config(), vec![nan()], "finite"),
+            (config().with_dora(true), vec![good()], "DoRA"),
+            (config().with_init("pissa"), vec![good()], "PiSSA"),
+            (config().with_alpha(0.0), vec![good()], "lora_alpha"),
+        ] {
+            let model = net.attach("a", &config).unwrap();
+            let refused = start_from(&model, "a", given).unwrap_err().to_string();
+            assert!(refused.contains(word), "{refused}");
+        }
+        let model = net.attach("a", &config()).unwrap();
+        let unknown = start_from(&model, "b", vec![good()]).unwrap_err();
+        assert!(matches!(unknown, Error::UnknownAdapter { .. }));
+        let merged = model.merge_adapters().unwrap();
+        let refused = start_from(&merged, "a", vec![good()]).unwrap_err();
+        assert!(matches!(refused, Error::Merged));
+    }
+}

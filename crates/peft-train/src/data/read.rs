@@ -1,0 +1,261 @@
+//! Reading records from files.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+use peft_models::Message;
+use serde_json::{Map, Value};
+
+use super::Record;
+use super::chat::ASSISTANT;
+use crate::error::io;
+use crate::{Error, Result};
+
+/// Kinds of files that hold records, but not one a line.
+const NOT_READ: [&str; 4] = ["json", "csv", "tsv", "parquet"];
+
+/// Reads a file: `.jsonl` has one record a line (empty lines are skipped), anything else is one text, but for
+/// tables and other kinds of JSON, which are refused. With `.gz` behind its name it is compressed.
+///
+/// A line is a JSON object with the fields of one of these; others are ignored:
+///
+/// | fields | record |
+/// |---|---|
+/// | `text` | a text |
+/// | `prompt`, `completion` | an instruction, taken as it is |
+/// | `instruction`, `output`, optionally `input` | a conversation: the user says `instruction`, an empty line and `input`, the assistant `output` |
+/// | `messages`, a list of `{"role", "content"}` | a conversation; roles are `system`, `user` and `assistant`, who has the last word |
+///
+/// # Errors
+///
+/// [`Error::Io`]; [`Error::Line`] with the number of the line that is no record; [`Error::Data`] for a
+/// file that is not UTF-8, or named as one that holds records in a way that is not read.
+pub fn read(path: &Path) -> Result<Vec<Record>> {
+    let mut bytes = fs::read(path).map_err(io(path))?;
+    let mut name = PathBuf::from(path.file_name().unwrap_or_default());
+    if has_extension(&name, "gz") {
+        let mut whole = Vec::new();
+        let mut decoder = MultiGzDecoder::new(bytes.as_slice());
+        decoder.read_to_end(&mut whole).map_err(io(path))?;
+        bytes = whole;
+        name.set_extension("");
+    }
+    let wrong = |reason: String| Error::Data {
+        path: path.into(),
+        reason,
+    };
+    // Their marks would be learned as prose.
+    if let Some(kind) = NOT_READ.iter().find(|kind| has_extension(&name, kind)) {
+        return Err(wrong(format!(
+            "`.{kind}` files are not read: write one record a line into a `.jsonl` file"
+        )));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| wrong(format!("not UTF-8: {error}")))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    if !has_extension(&name, "jsonl") {
+        return Ok(vec![Record::Text(text.to_string())]);
+    }
+    let lines = (1..).zip(text.lines());
+    lines
+        .filter(|(_, text)| !text.trim().is_empty())
+        .map(|(line, text)| {
+            parse(text).map_err(|reason| Error::Line {
+                path: path.into(),
+                line,
+                reason,
+            })
+        })
+        .collect()
+}
+
+fn has_extension(name: &Path, expected: &str) -> bool {
+    let extension = name.extension();
+    extension.is_some_and(|extension| extension.eq_ignore_ascii_case(expected))
+}
+
+fn parse(line: &str) -> Result<Record, String> {
+    let fields: Map<String, Value> =
+        serde_json::from_str(line).map_err(|error| format!("no JSON object: {error}"))?;
+    let string = |name: &str| match &fields[name] {
+        Value::String(text) => Ok(text.clone()),
+        other => Err(format!("`{name}` is {}, but must be a string", kind(other))),
+    };
+    let filled = |name: &str| match string(name)? {
+        text if text.is_empty() => Err(format!("`{name}` is empty: there is nothing to learn")),
+        text => Ok(text),
+    };
+    let has = |name: &str| fields.contains_key(name);
+    if has("messages") {
+        return conversation(&fields["messages"]).map(Record::Chat);
+    }
+    if has("prompt") && has("completion") {
+        return Ok(Record::Completion {
+            prompt: string("prompt")?,
+            completion: filled("completion")?,
+        });
+    }
+    if has("instruction") && has("output") {
+        let mut asked = string("instruction")?;
+        if fields.get("input").is_some_and(|input| !input.is_null()) {
+            let input = string("input")?;
+            if !input.is_empty() {
+                asked = format!("{asked}\n\n{input}");
+            }
+        }
+        let answer = filled("output")?;
+        let messages = vec![Message::user(asked), Message::assistant(answer)];
+        return Ok(Record::Chat(messages));
+    }
+    if has("text") {
+        return string("text").map(Record::Text);
+    }
+    let names: Vec<&str> = fields.keys().map(String::as_str).collect();
+    Err(format!(
+        "the fields are {names:?}; expected `text`, `prompt` and `completion`, `instruction` and `output`, or \
+         `messages`"
+    ))
+}
+
+fn conversation(messages: &Value) -> Result<Vec<Message>, String> {
+    let Value::Array(list) = messages else {
+        let found = kind(messages);
+        return Err(format!("`messages` is {found}, but must be a list"));
+    };
+    let parsed: Result<Vec<Message>, String> = (1..)
+        .zip(list)
+        .map(|(number, message)| {
+            serde_json::from_value(message.clone()).map_err(|error| {
+                format!("message {number}: {error}; expected {{\"role\": …, \"content\": …}}")
+            })
+        })
+        .collect();
+    let parsed = parsed?;
+    match parsed.last() {
+        None => Err("`messages` is empty".into()),
+        Some(last) if last.role != ASSISTANT => {
+            Err("the last message must be the assistant's: it is what is learned".into())
+        }
+        Some(_) => Ok(parsed),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    fn written(name: &str, content: &[u8]) -> Result<Vec<Record>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        read(&path)
+    }
+
+    #[test]
+    fn every_kind_of_line_is_read() {
+        let lines = concat!(
+            "\u{feff}{\"text\": \"A novel.\", \"id\": 3}\r\n",
+            "{\"prompt\": \"1 + 1 =\", \"completion\": \" 2\"}\n\n",
+            "{\"instruction\": \"Add.\", \"input\": \"1 1\", \"output\": \"2\"}\n",
+            "{\"instruction\": \"Sing.\", \"input\": \"\", \"output\": \"La\"}\n",
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, ",
+            "{\"role\": \"assistant\", \"content\": \"Ho\"}]}",
+        );
+        let records = written("rows.jsonl", lines.as_bytes()).unwrap();
+        assert_eq!(records.len(), 5);
+        assert_eq!(records[0], Record::Text("A novel.".into()));
+        let (prompt, completion) = ("1 + 1 =".into(), " 2".into());
+        assert_eq!(records[1], Record::Completion { prompt, completion });
+        let chat = |asked: &str, answer: &str| {
+            Record::Chat(vec![Message::user(asked), Message::assistant(answer)])
+        };
+        assert_eq!(records[2], chat("Add.\n\n1 1", "2"));
+        assert_eq!(records[3], chat("Sing.", "La"));
+        assert_eq!(records[4], chat("Hi", "Ho"));
+    }
+
+    #[test]
+    fn other_files_are_one_text() {
+        let records = written("emma.txt", b"One.\n\nTwo.\n").unwrap();
+        assert_eq!(records, [Record::Text("One.\n\nTwo.\n".into())]);
+        let error = written("emma.txt", &[b'a', 0xff]).unwrap_err().to_string();
+        assert!(error.contains("emma.txt: not UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn tables_are_not_taken_for_prose() {
+        for name in ["rows.json", "rows.JSON", "rows.csv", "rows.tsv"] {
+            let error = written(name, b"{}").unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(".jsonl"), "{error}");
+        }
+    }
+
+    #[test]
+    fn compressed_files_are_what_they_compress() {
+        let packed = |text: &str| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(text.as_bytes()).unwrap();
+            encoder.finish().unwrap()
+        };
+        let emma = Record::Text("Emma".into());
+        assert_eq!(
+            written("emma.txt.gz", &packed("Emma")).unwrap(),
+            std::slice::from_ref(&emma)
+        );
+        let rows = packed("{\"text\": \"Emma\"}");
+        assert_eq!(written("rows.jsonl.gz", &rows).unwrap(), [emma]);
+        let error = written("emma.txt.gz", b"Emma").unwrap_err().to_string();
+        assert!(error.contains("emma.txt.gz"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_record_is_told_with_its_line() {
+        let cases = [
+            ("nonsense", "no JSON object"),
+            ("[1]", "no JSON object"),
+            ("{\"question\": 1}", "question"),
+            ("{\"prompt\": \"a\"}", "`completion`"),
+            (
+                "{\"prompt\": 1, \"completion\": \"a\"}",
+                "`prompt` is a number",
+            ),
+            (
+                "{\"prompt\": \"a\", \"completion\": \"\"}",
+                "`completion` is empty",
+            ),
+            ("{\"messages\": \"a\"}", "`messages` is a string"),
+            ("{\"messages\": []}", "`messages` is empty"),
+            ("{\"messages\": [{\"role\": \"user\"}]}", "message 1"),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}",
+                "the last message",
+            ),
+        ];
+        for (line, expected) in cases {
+            let content = format!("{{\"text\": \"fine\"}}\n{line}\n");
+            let error = written("rows.jsonl", content.as_bytes()).unwrap_err();
+            let error = error.to_string();
+            assert!(
+                error.contains("rows.jsonl, line 2") && error.contains(expected),
+                "{line}: {error}"
+            );
+        }
+    }
+}

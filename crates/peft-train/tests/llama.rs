@@ -1,0 +1,57 @@
+//! Data and a Llama together.
+
+mod common;
+
+use common::{texts, words};
+use peft_core::PeftModule as _;
+use peft_models::Llama;
+use peft_reparameterization::LoraConfig;
+use peft_train::{Length, TrainConfig, Trainer, evaluate};
+
+#[test]
+fn texts_that_share_a_row_are_read_as_if_alone() {
+    for (name, device) in peft_core::device::cpu_devices() {
+        let config = TrainConfig::new().with_max_length(64);
+        // Whole texts fit into a row of 64 tokens together; alone they are padded.
+        let few = &words()[..8];
+        let alone = texts(few, &config);
+        let packed = texts(few, &config.with_packing(true));
+        assert!(packed.len() < alone.len());
+        assert_eq!(packed.targets(), alone.targets());
+        let model = Llama::tiny(&device);
+        let alone = evaluate(&model, &alone, 3).unwrap().nll;
+        let packed = evaluate(&model, &packed, 3).unwrap().nll;
+        assert!(
+            (packed - alone).abs() < 1e-4 * alone,
+            "{name}: {packed} for {alone}"
+        );
+    }
+}
+
+#[test]
+fn checkpointing_changes_no_number_that_matters() {
+    for (name, device) in peft_core::device::cpu_devices() {
+        let device = device.autodiff();
+        let base = Llama::tiny(&device);
+        let model = base.attach("mine", &LoraConfig::new(4)).unwrap();
+        let losses = |checkpointing: bool| {
+            let config = TrainConfig::new()
+                .with_length(Length::Steps(20))
+                .with_batch_size(words().len())
+                .with_learning_rate(1e-2)
+                .with_gradient_checkpointing(checkpointing);
+            let data = texts(&words(), &config);
+            let mut trainer = Trainer::new(config).unwrap();
+            let (_, outcome) = trainer.train(model.clone(), &data, None).unwrap();
+            outcome.losses
+        };
+        let plain = losses(false);
+        assert!(plain[19] < 0.95 * plain[0], "{name}: {plain:?}");
+        for (checkpointed, plain) in losses(true).iter().zip(&plain) {
+            assert!(
+                (checkpointed - plain).abs() < 1e-3 * plain,
+                "{name}: {checkpointed} for {plain}"
+            );
+        }
+    }
+}

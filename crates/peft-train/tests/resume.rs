@@ -1,0 +1,111 @@
+//! A run that is stopped and goes on in another process ends with the same numbers, to the last bit: a
+//! Llama with LoRA and dropout. One test in a file of its own, because the seeds of CPU devices belong to
+//! the process.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::Device;
+use common::{texts, words};
+use peft_core::PeftModule as _;
+use peft_models::Llama;
+use peft_reparameterization::{LoraConfig, METHODS};
+use peft_train::{
+    Control, Ending, Event, Length, Schedule, TrainConfig, TrainOutcome, Trainer, Warmup,
+    checkpoint,
+};
+
+const STEPS: usize = 6;
+
+fn config() -> TrainConfig {
+    TrainConfig::new()
+        .with_length(Length::Steps(STEPS))
+        .with_batch_size(2)
+        .with_gradient_accumulation(2)
+        .with_max_length(16)
+        .with_packing(true)
+        .with_learning_rate(5e-3)
+        .with_schedule(Schedule::Cosine)
+        .with_warmup(Warmup::Steps(2))
+        .with_weight_decay(0.01)
+        .with_eval_every(2)
+        .with_keep_best(true)
+}
+
+/// A new process: other parameter ids, other values in the fresh adapter.
+fn model(seed: u64, device: &Device) -> Llama {
+    device.seed(seed);
+    let lora = LoraConfig::new(4).with_dropout(0.2);
+    Llama::tiny(device).attach("mine", &lora).unwrap()
+}
+
+fn run(model: Llama, out: &Path, resume: bool, stop_at: Option<usize>) -> (Llama, TrainOutcome) {
+    let data = texts(&words(), &config());
+    let held_out = texts(&["veniam", "quis", "nostrud"], &config());
+    let mut trainer = Trainer::new(config())
+        .unwrap()
+        .with_output(out)
+        .with_observer(|event| match event {
+            Event::Step(report) if Some(report.step) == stop_at => Control::Stop,
+            _ => Control::Continue,
+        });
+    if resume {
+        trainer = trainer.with_resume(checkpoint::latest(out).unwrap().unwrap());
+    }
+    trainer.train(model, &data, Some(&held_out)).unwrap()
+}
+
+#[test]
+fn a_run_goes_on_to_the_last_bit() {
+    for (name, device) in peft_core::device::cpu_devices() {
+        let device = device.autodiff();
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+
+        let (_, expected) = run(model(1, &device), &whole, false, None);
+        assert_eq!(expected.losses.len(), STEPS, "{name}");
+        let (_, stopped) = run(model(1, &device), &parts, false, Some(3));
+        assert_eq!(stopped.ending, Ending::Stopped, "{name}");
+        assert_eq!(stopped.losses, expected.losses[..3], "{name}");
+        let (resumed, outcome) = run(model(2, &device), &parts, true, None);
+
+        assert_eq!(outcome.losses, expected.losses, "{name}");
+        assert_eq!(outcome.evaluations, expected.evaluations, "{name}");
+        assert_eq!(outcome.best, expected.best, "{name}");
+        let files = [
+            checkpoint::TRAINED_FILE,
+            checkpoint::OPTIMIZER_FILE,
+            checkpoint::BEST_FILE,
+            "adapter_model.safetensors",
+        ];
+        let last = format!("checkpoint-{STEPS}");
+        for file in files {
+            let [ours, theirs] = [&parts, &whole].map(|dir| fs::read(dir.join(&last).join(file)));
+            assert!(ours.unwrap() == theirs.unwrap(), "{name}: {file} differs");
+        }
+
+        // The folder is an adapter as any other.
+        let base = Llama::tiny(&device);
+        let loaded = base
+            .load_adapter("mine", parts.join(&last), METHODS)
+            .unwrap();
+        assert_eq!(
+            loaded.counts().trainable,
+            resumed.counts().trainable,
+            "{name}"
+        );
+
+        // Other configurations of the adapter are refused.
+        let other = Llama::tiny(&device)
+            .attach("mine", &LoraConfig::new(4).with_alpha(2.0))
+            .unwrap();
+        let newest = checkpoint::latest(&parts).unwrap().unwrap();
+        let data = texts(&words(), &config());
+        let held_out = texts(&["veniam", "quis", "nostrud"], &config());
+        let mut trainer = Trainer::new(config()).unwrap().with_resume(newest);
+        let refused = trainer.train(other, &data, Some(&held_out)).unwrap_err();
+        assert!(refused.to_string().contains("`mine`"), "{name}: {refused}");
+    }
+}
