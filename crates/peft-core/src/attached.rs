@@ -14,8 +14,10 @@ use crate::layout::Layout;
 use crate::mechanism::{self, Edits, Found};
 use crate::method::{AttachedMethod, Method, MethodInfo, Plan};
 use crate::model::PeftModule;
+use crate::saved::MODULE;
 use crate::stack::{Entry, Stack};
 use crate::tied;
+use crate::tokens::ROWS;
 use crate::{Error, Result};
 
 /// The model's content, if an adapter called `name` can be put on it.
@@ -314,6 +316,18 @@ pub(crate) fn merged(layout: &Layout) -> Result<HashMap<String, Stack>> {
 
 pub(crate) fn is_finite(value: &AnyTensor) -> bool {
     value.to_data().iter::<f64>().all(f64::is_finite)
+}
+
+/// Names of the layers whose weights an adapter changes; those that it saves whole and rows are not among them.
+pub(crate) fn adapted_layers(layout: &Layout, name: &str) -> Vec<String> {
+    let adapted = layout.params.iter().filter(|param| {
+        let entry = param.stack.as_ref().and_then(|stack| stack.entry(name));
+        let method = entry.map(|entry| entry.adapter.module().method());
+        param.field() == "weight" && method.is_some_and(|method| method != MODULE && method != ROWS)
+    });
+    adapted
+        .map(|param| layout.layer_of(param).name.clone())
+        .collect()
 }
 
 /// The adapter's tensors by checkpoint key.

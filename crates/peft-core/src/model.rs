@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use crate::accounting::{AdapterSummary, Counts, Summary, count, tally};
 use crate::adapter::Adapter;
 use crate::attached::{
-    edit, exported, install, is_merged, merged, names, origins, place_name, recognised, stacks,
-    strip, survey, unknown, unmerged,
+    adapted_layers, edit, exported, install, is_merged, merged, names, origins, place_name,
+    recognised, stacks, strip, survey, unknown, unmerged,
 };
 use crate::checkpoint::{self, Style};
 use crate::init::Init;
@@ -177,6 +177,12 @@ pub trait PeftModule: Module {
         if let Some(config) = config.as_object_mut() {
             config.extend(decided);
             config.extend(fields);
+            // Upstream takes no targets to mean those that it knows for this kind of model, and leaves the
+            // other layers' tensors out without a word.
+            let layers = adapted_layers(&layout, name);
+            if config.get("target_modules") == Some(&Value::Null) && !layers.is_empty() {
+                config.insert("target_modules".into(), layers.into());
+            }
         }
         let style = Style::of(&config);
         if style == Style::AdapterHub

@@ -9,6 +9,9 @@ use crate::chain::InnerEmbedding;
 use crate::checkpoint::TensorSpec;
 use crate::layout::LayoutParam;
 
+/// What trained rows report as their method.
+pub(crate) const ROWS: &str = "trained rows";
+
 /// Trained copies of some rows of an embedding table ([`Plan::train_rows`](crate::Plan::train_rows)): new
 /// tokens, as a rule. The table below keeps its own.
 #[derive(Module, Debug)]
@@ -52,7 +55,7 @@ impl TrainedRows {
 }
 
 impl Adapter for TrainedRows {
-    const METHOD: &'static str = "trained rows";
+    const METHOD: &'static str = ROWS;
 
     fn tensors(&self) -> Vec<TensorSpec> {
         vec![TensorSpec::layer("values", &self.key)]
