@@ -5,7 +5,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`core`](crate::core) | the contract, and everything that is the same for all methods |
+//! | [`core`](mod@core) | the contract, and everything that is the same for all methods |
 //! | [`additive`], [`reparameterization`], [`selective`], [`soft_prompt`] | the methods, family by family |
 //! | [`quantization`] | bases in 4, 8 or 16 bits, for training adapters on them (QLoRA) |
 //! | [`train`] | a training loop for causal language models |
