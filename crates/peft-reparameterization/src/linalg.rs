@@ -55,13 +55,22 @@ pub(crate) fn svd(matrix: Tensor<2>) -> Option<Svd> {
     if !matrix.is_all_finite() {
         return None;
     }
-    let svd = matrix.thin_svd().ok()?;
-    let s: Vec<f32> = svd.S().column_vector().iter().copied().collect();
+    // In f64: what is left over in f32 is 1e-4 of the matrix where singular values lie close.
+    let wide = Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| {
+        f64::from(matrix[(row, column)])
+    });
+    let svd = wide.thin_svd().ok()?;
+    let narrow = |matrix: MatRef<'_, f64>| {
+        Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| {
+            matrix[(row, column)] as f32
+        })
+    };
+    let s: Vec<f32> = svd.S().column_vector().iter().map(|s| *s as f32).collect();
     let count = s.len();
     Some(Svd {
-        u: device(svd.U(), &on),
+        u: device(narrow(svd.U()).as_ref(), &on),
         s: Tensor::from_data(TensorData::new(s, [count]), (&on, DType::F32)),
-        vt: device(svd.V().transpose(), &on),
+        vt: device(narrow(svd.V().transpose()).as_ref(), &on),
     })
 }
 

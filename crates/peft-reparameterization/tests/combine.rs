@@ -71,7 +71,7 @@ fn assert_same(ours: &Changes, expected: &Changes) {
     );
     for (layer, change) in expected {
         let largest: f32 = change.clone().abs().max().into_scalar();
-        let tolerance = Tolerance::<f32>::absolute(2e-4 * largest.max(1.0));
+        let tolerance = Tolerance::<f32>::absolute(1e-4 * largest.max(1.0));
         ours[layer]
             .to_data()
             .assert_approx_eq(&change.to_data(), tolerance);

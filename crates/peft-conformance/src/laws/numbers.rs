@@ -21,27 +21,9 @@ fn outputs(fixture: &Fixture, model: &BertClassifier) -> TensorData {
     fixture.outputs(model).convert::<f32>()
 }
 
-/// Every parameter as the format has it, in `f32` again.
-struct Rounded(DType);
-
-impl ModuleMapper for Rounded {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|value| value.cast(self.0).cast(DType::F32))
-    }
-}
-
 /// In `f16` and `bf16` an adapter computes what it computes in `f32`, to that format's rounding; merges,
 /// unmerges bit for bit, and is saved and loaded again.
-///
-/// Noise can make a model of which rounding makes another one (a choice of vectors that falls otherwise, a
-/// change a hundred times the weights). So the law holds if it holds for one of three.
 pub(super) fn low_precision(fixture: &Fixture, method: &dyn Method) -> Verdict {
-    low_precision_once(fixture, method)
-        .or_else(|_| low_precision_once(fixture, method))
-        .or_else(|_| low_precision_once(fixture, method))
-}
-
-fn low_precision_once(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let exact = fixture.trained(NAME, method)?;
     let exact_outputs = outputs(fixture, &exact);
     let moved = farthest(&exact_outputs, &outputs(fixture, &fixture.base));
@@ -50,10 +32,8 @@ fn low_precision_once(fixture: &Fixture, method: &dyn Method) -> Verdict {
         if !fixture.device.supports_dtype(dtype) {
             continue;
         }
-        // What rounding the parameters alone does, and some for the sums in between.
-        let rounded = exact.valid().map(&mut Rounded(dtype));
-        let alone = farthest(&outputs(fixture, &rounded), &exact_outputs);
-        let near = 8.0 * epsilon * (1.0 + moved) + 4.0 * alone;
+        // The head adds up 32 numbers, and what lies before it many more.
+        let near = 12.0 * epsilon * (1.0 + moved);
         let base = fixture.base.valid().map(&mut Cast(dtype));
         let values = base_values(&base);
         exact.save_adapter(NAME, dir.path()).map_err(text)?;

@@ -53,7 +53,7 @@ fn sizes_in_a_configuration_cost_nothing() {
     // Positions are no parameters: nothing is computed before there is a text.
     let mut folder = Folder::golden(BASE);
     folder.edit(CONFIG, |json| {
-        json["max_position_embeddings"] = (huge / 2).into()
+        json["max_position_embeddings"] = (huge / 2).into();
     });
     let dir = tempfile::tempdir().unwrap();
     folder.write(dir.path());
