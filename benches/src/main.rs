@@ -59,12 +59,9 @@ enum Task {
         /// Where they go
         folder: PathBuf,
     },
-    /// Train LoRA on the language model in f32, NF4 and FP4, and say what each one learned: takes minutes
-    QloraLoss {
-        /// Steps of 256 tokens
-        #[arg(long, value_name = "N", default_value_t = 200)]
-        steps: usize,
-    },
+    /// Train LoRA on the language model in f32, NF4 (from LoftQ's values, too) and FP4, and say what each one
+    /// learned: takes minutes
+    QloraLoss(qlora_loss::Settings),
 }
 
 fn main() -> ExitCode {
@@ -73,8 +70,8 @@ fn main() -> ExitCode {
     let result = match &arguments.task {
         Some(Task::Worker { case }) => worker::run(*case, &arguments.device),
         Some(Task::Export { folder }) => models::llama::export(&arguments.device, folder),
-        Some(Task::QloraLoss { steps }) => {
-            qlora_loss::run(*steps, &arguments.device, arguments.json.as_deref())
+        Some(Task::QloraLoss(settings)) => {
+            qlora_loss::run(settings, &arguments.device, arguments.json.as_deref())
         }
         None => bench::run(&bench::Settings {
             rounds: arguments.rounds.max(1),

@@ -1,89 +1,140 @@
-//! What a base in 4 bits costs in quality: the same LoRA, trained on three forms of one base.
+//! What a base in 4 bits costs in quality: the same LoRA, trained on several forms of one base.
 //!
-//! Everything else is the same for all: rows and their order, initial values of the adapter, learning rate.
+//! Everything else is the same for all: rows and their order, initial values of the adapter (but LoftQ's),
+//! learning rate.
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
+use clap::Args;
 use peft::core::PeftModule as _;
-use peft_models::{LlamaLoader, LlamaTokenizer};
-use peft_quantization::QuantizationConfig;
+use peft::reparameterization::{LoraConfig, start_from};
+use peft_models::{Llama, LlamaLoader, LlamaTokenizer};
+use peft_quantization::{QuantizationConfig, loftq_model};
 use peft_train::{
     Control, Dataset, Length, Progress, Record, TrainConfig, TrainOutcome, Trainer, evaluate,
 };
 use serde_json::{Value, json};
 
-use crate::case::{Method, RANK};
+use crate::case::RANK;
 use crate::{assets, bench, models};
 
 type Failure = Box<dyn std::error::Error>;
 
 const TOKENS: usize = 256;
-const LEARNING_RATE: f64 = 5e-4;
-const SEED: u64 = 42;
+const ADAPTER: &str = "bench";
+/// As Li et al. 2023 take it.
+const LOFTQ_ITERATIONS: usize = 5;
 /// Steps at the end whose losses make the training loss.
 const LAST: usize = 20;
 /// Characters of the novel that is held out: about ten thousand tokens.
 const HELD_OUT: usize = 40_000;
 
-/// The bases, by name.
-fn bases() -> [(&'static str, Option<QuantizationConfig>); 3] {
-    let doubly = |config: QuantizationConfig| Some(config.with_double_quantization(true));
-    [
-        ("f32", None),
-        ("nf4", doubly(QuantizationConfig::nf4())),
-        ("fp4", doubly(QuantizationConfig::fp4())),
-    ]
+/// What is trained.
+#[derive(Debug, Args)]
+pub(crate) struct Settings {
+    /// Steps of 256 tokens
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    steps: usize,
+    /// Rank of the adapters; their alpha is twice that
+    #[arg(long, default_value_t = RANK)]
+    rank: usize,
+    /// Highest learning rate
+    #[arg(long, default_value_t = 5e-4)]
+    learning_rate: f64,
+    /// Seeds of the adapter and of the order of rows; all bases are trained with each
+    #[arg(long, value_delimiter = ',', default_value = "42")]
+    seeds: Vec<u64>,
+    /// Only these bases
+    #[arg(long, value_delimiter = ',', default_value = "f32,nf4,nf4-loftq,fp4")]
+    bases: Vec<String>,
+}
+
+/// The base called `name` with its adapter, and the loss that it has without.
+fn prepare(
+    name: &str,
+    settings: &Settings,
+    seed: u64,
+    held_out: &Dataset,
+    device: &Device,
+) -> Result<(Llama, f64), Failure> {
+    let doubly = |config: QuantizationConfig| config.with_double_quantization(true);
+    let nf4 = doubly(QuantizationConfig::nf4());
+    let folder = assets::llama()?;
+    let loader = LlamaLoader::new(&folder);
+    let (base, factors) = match name {
+        "f32" => (loader.load(device)?, Vec::new()),
+        "nf4" => (loader.with_packer(&nf4).load(device)?, Vec::new()),
+        "fp4" => {
+            let fp4 = doubly(QuantizationConfig::fp4());
+            (loader.with_packer(&fp4).load(device)?, Vec::new())
+        }
+        "nf4-loftq" => {
+            let dense = loader.load(device)?;
+            let (base, layers) =
+                loftq_model(&dense, &nf4, settings.rank, LOFTQ_ITERATIONS, |_| true)?;
+            let factors = layers.into_iter();
+            let factors = factors.map(|layer| (layer.name, layer.down, layer.up));
+            (base, factors.collect())
+        }
+        other => return Err(format!("no base is called {other}").into()),
+    };
+    let before = evaluate(&base, held_out, 1)?.nll;
+    let lora = LoraConfig::new(settings.rank)
+        .with_alpha(2.0 * settings.rank as f64)
+        .with_targets("all-linear");
+    device.seed(seed);
+    let model = base.attach(ADAPTER, &lora)?;
+    if factors.is_empty() {
+        return Ok((model, before));
+    }
+    let model = start_from(&model, ADAPTER, factors)?;
+    let before = evaluate(&model, held_out, 1)?.nll;
+    Ok((model, before))
 }
 
 /// Trains on each base for so many steps, and prints the losses as JSON.
-pub(crate) fn run(steps: usize, device: &str, file: Option<&Path>) -> Result<(), Failure> {
-    let folder = assets::llama()?;
+pub(crate) fn run(settings: &Settings, device: &str, file: Option<&Path>) -> Result<(), Failure> {
     let device = peft::core::device::device(device)?.autodiff();
-    let tokenizer = LlamaTokenizer::load(&folder)?;
-    let config = TrainConfig::new()
-        .with_length(Length::Steps(steps))
-        .with_batch_size(1)
-        .with_max_length(TOKENS)
-        .with_learning_rate(LEARNING_RATE)
-        .with_seed(SEED);
+    let tokenizer = LlamaTokenizer::load(&assets::llama()?)?;
     let novels: Vec<PathBuf> = assets::NOVELS.into_iter().map(assets::novel).collect();
-    let data = Dataset::load(&novels, &tokenizer, &config)?;
     let passage: String = models::llama::text()?.chars().take(HELD_OUT).collect();
-    let held_out = Dataset::new(&[Record::Text(passage)], &tokenizer, &config)?;
-    let lora = models::lora(Method::LoraAll, [""; 2]);
-
     let mut runs = Vec::new();
-    for (name, packer) in bases() {
-        eprintln!("LoRA on {name}");
-        let loader = LlamaLoader::new(&folder);
-        let base = match &packer {
-            Some(packer) => loader.with_packer(packer).load(&device)?,
-            None => loader.load(&device)?,
-        };
-        let before = evaluate(&base, &held_out, 1)?.nll;
-        // The adapter's initial values.
-        device.seed(SEED);
-        let model = base.attach("bench", &lora)?;
-        drop(base);
-        let mut progress = Progress::new();
-        let mut trainer = Trainer::new(config.clone())?.with_observer(|event| {
-            progress.show(event);
-            Control::Continue
-        });
-        let (_, outcome) = trainer.train(model, &data, Some(&held_out))?;
-        drop(trainer);
-        progress.finish();
-        runs.push(losses(name, before, &outcome));
+    let (mut training_tokens, mut held_out_tokens) = (0, 0);
+    for &seed in &settings.seeds {
+        let config = TrainConfig::new()
+            .with_length(Length::Steps(settings.steps))
+            .with_batch_size(1)
+            .with_max_length(TOKENS)
+            .with_learning_rate(settings.learning_rate)
+            .with_seed(seed);
+        let data = Dataset::load(&novels, &tokenizer, &config)?;
+        let held_out = Dataset::new(&[Record::Text(passage.clone())], &tokenizer, &config)?;
+        (training_tokens, held_out_tokens) = (data.tokens(), held_out.targets());
+        for name in &settings.bases {
+            eprintln!("LoRA on {name}, seed {seed}");
+            let (model, before) = prepare(name, settings, seed, &held_out, &device)?;
+            let mut progress = Progress::new();
+            let mut trainer = Trainer::new(config.clone())?.with_observer(|event| {
+                progress.show(event);
+                Control::Continue
+            });
+            let (_, outcome) = trainer.train(model, &data, Some(&held_out))?;
+            drop(trainer);
+            progress.finish();
+            let run = losses(name, seed, before, &outcome);
+            eprintln!("{run}");
+            runs.push(run);
+        }
     }
     let report = json!({
         "model": assets::LLAMA,
-        "steps": steps,
+        "steps": settings.steps,
         "tokens_per_step": TOKENS,
-        "learning_rate": LEARNING_RATE,
-        "rank": RANK,
-        "seed": SEED,
-        "training_tokens": data.tokens(),
-        "held_out_tokens": held_out.targets(),
+        "learning_rate": settings.learning_rate,
+        "rank": settings.rank,
+        "training_tokens": training_tokens,
+        "held_out_tokens": held_out_tokens,
         "runs": runs,
     });
     println!("{}", serde_json::to_string_pretty(&report)?);
@@ -94,10 +145,11 @@ pub(crate) fn run(steps: usize, device: &str, file: Option<&Path>) -> Result<(),
 }
 
 /// Losses in nats a token: of the steps at the end, and on what is held out, before and after.
-fn losses(base: &str, before: f64, outcome: &TrainOutcome) -> Value {
+fn losses(base: &str, seed: u64, before: f64, outcome: &TrainOutcome) -> Value {
     let last = &outcome.losses[outcome.losses.len().saturating_sub(LAST)..];
     json!({
         "base": base,
+        "seed": seed,
         "training_loss": last.iter().sum::<f64>() / last.len().max(1) as f64,
         "held_out_loss_before": before,
         "held_out_loss": outcome.evaluations.last().map(|evaluation| evaluation.nll),
@@ -122,7 +174,7 @@ mod tests {
             seconds: 1.0,
             peak_rss: 0,
         };
-        let losses = losses("f32", 4.0, &outcome);
+        let losses = losses("f32", 42, 4.0, &outcome);
         // 10 to 29.
         assert_eq!(losses["training_loss"], json!(19.5));
         assert_eq!(losses["held_out_loss"], Value::Null);

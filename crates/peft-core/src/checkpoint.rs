@@ -1,14 +1,12 @@
-//! `adapter_config.json` and `adapter_model.safetensors`: names, layouts, strict reading, atomic
-//! writing.
+//! `adapter_config.json` and `adapter_model.safetensors`: names, layouts, strict reading.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use crate::erased::{AnyAdapter, FromDyn};
@@ -378,14 +376,14 @@ pub(crate) fn fill(
     Ok(())
 }
 
-fn io(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
+pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
     move |source| Error::Io {
         path: path.into(),
         source,
     }
 }
 
-fn wrong(path: &Path, reason: impl Into<String>) -> Error {
+pub(crate) fn wrong(path: &Path, reason: impl Into<String>) -> Error {
     Error::Checkpoint {
         path: path.into(),
         reason: reason.into(),
@@ -445,79 +443,4 @@ fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, TensorDat
         tensors.insert(key.to_string(), data);
     }
     Ok(tensors)
-}
-
-/// Writes tensors to a safetensors file, whole or not at all.
-pub(crate) fn write_tensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
-    prepare_tensors(path, tensors)?
-        .persist(path)
-        .map_err(|error| io(path)(error.error))?;
-    Ok(())
-}
-
-fn prepare_tensors(
-    path: &Path,
-    tensors: &BTreeMap<String, TensorData>,
-) -> Result<tempfile::NamedTempFile> {
-    let mut views = Vec::with_capacity(tensors.len());
-    for (key, data) in tensors {
-        let dtype = match data.dtype() {
-            DType::F64 => Dtype::F64,
-            DType::F32 => Dtype::F32,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-            other => {
-                return Err(wrong(
-                    path,
-                    format!("tensor `{key}` is {other:?}, which safetensors lacks"),
-                ));
-            }
-        };
-        let view = TensorView::new(dtype, data.shape().to_vec(), data.as_bytes())
-            .map_err(|error| wrong(path, format!("tensor `{key}`: {error}")))?;
-        views.push((key.as_str(), view));
-    }
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let bytes = safetensors::serialize(views, Some(metadata))
-        .map_err(|error| wrong(path, error.to_string()))?;
-    prepare(path, &bytes)
-}
-
-/// A temporary file beside `path` with all of `bytes` on the disk.
-fn prepare(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".peft-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        // Like any new file, not like a secret: the umask applies.
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(dir).map_err(io(path))?;
-    file.write_all(bytes)
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(io(path))?;
-    Ok(file)
-}
-
-/// Writes a checkpoint folder: both files are complete on the disk before either gets its name.
-pub(crate) fn write(
-    dir: &Path,
-    style: Style,
-    config: &Value,
-    tensors: &BTreeMap<String, TensorData>,
-) -> Result<()> {
-    fs::create_dir_all(dir).map_err(io(dir))?;
-    let (config_path, model_path) = (dir.join(CONFIG_FILE), dir.join(style.file()));
-    let text = serde_json::to_string_pretty(config).expect("JSON values serialize");
-    let model = prepare_tensors(&model_path, tensors)?;
-    let config = prepare(&config_path, text.as_bytes())?;
-    model
-        .persist(&model_path)
-        .map_err(|error| io(&model_path)(error.error))?;
-    config
-        .persist(&config_path)
-        .map_err(|error| io(&config_path)(error.error))?;
-    Ok(())
 }

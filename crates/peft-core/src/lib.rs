@@ -47,6 +47,7 @@ mod targets;
 mod tied;
 mod tokens;
 mod training;
+mod written;
 
 pub use adapter::{Adapter, HiddenAdapter, PromptAdapter, Surroundings, WeightAdapter};
 pub use chain::{InnerConv2d, InnerEmbedding, InnerLinear};
@@ -74,3 +75,4 @@ pub use targets::{ALL_LINEAR, OneOrMany, Selection, Targets, pattern_value};
 pub use tied::TiedHead;
 pub use tokens::TrainedRows;
 pub use training::Training;
+pub use written::{Written, write_file};

@@ -23,6 +23,7 @@ use crate::rows::{self, Rows};
 use crate::schedule::States;
 use crate::stack::{Entry, Stack};
 use crate::training::Training;
+use crate::written::{Written, write_file, write_folder};
 use crate::{Error, Result};
 
 /// Adapters on any Burn module.
@@ -190,7 +191,7 @@ pub trait PeftModule: Module {
         {
             fields.insert("name".into(), name.into());
         }
-        checkpoint::write(
+        write_folder(
             dir.as_ref(),
             style,
             &config,
@@ -207,23 +208,13 @@ pub trait PeftModule: Module {
     /// [`Error::Io`].
     fn save_model(&self, file: impl AsRef<Path>) -> Result<()> {
         let layout = self.layout();
+        let written = |param| Written::of(param, is_transposed(&layout, param));
         let tensors = layout
             .params
             .iter()
-            .map(|param| {
-                let data = param.stored().to_data();
-                let transposed = is_transposed(&layout, param);
-                (
-                    param.name.clone(),
-                    if transposed {
-                        checkpoint::transpose(data)
-                    } else {
-                        data
-                    },
-                )
-            })
+            .map(|param| (param.name.clone(), written(param)))
             .collect();
-        checkpoint::write_tensors(file.as_ref(), &tensors)
+        write_file(file.as_ref(), tensors)
     }
 
     /// Names of the attached adapters, in the order of attachment as far as one place shows it.

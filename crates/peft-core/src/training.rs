@@ -10,6 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 use crate::attached::{names, origins, stacks, unmerged};
 use crate::checkpoint;
 use crate::schedule::{Schedule, States};
+use crate::written::write_tensors;
 use crate::{Error, Result};
 
 /// What the methods of a model's active adapters do in a training loop: penalties, gradients, schedules of
@@ -191,7 +192,7 @@ impl Training {
             let own = schedule.tensors().into_iter();
             tensors.extend(own.map(|(key, data)| (format!("{name}.{key}"), data)));
         }
-        checkpoint::write_tensors(file.as_ref(), &tensors)
+        write_tensors(file.as_ref(), &tensors)
     }
 }
 

@@ -7,7 +7,6 @@ mod fill;
 mod header;
 mod packed;
 mod parts;
-mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -22,7 +21,6 @@ use safetensors::Dtype;
 use crate::LoadError;
 
 pub(crate) use fill::{fill, wanted};
-pub(crate) use write::{Written, write};
 
 /// Bytes read at a time; a multiple of every element size.
 const CHUNK: usize = 1 << 16;

@@ -214,7 +214,7 @@ impl LlamaConfig {
             head_dim,
             max_position_embeddings,
             rms_norm_eps: fields.number("rms_norm_eps", 1e-6)?,
-            rope: Rope::from_json(json, path)?,
+            rope: Rope::from_json(json, path, head_dim)?,
             qkv_bias: qwen || attention_bias,
             o_bias: attention_bias && !qwen,
             mlp_bias: fields.flag("mlp_bias")?,

@@ -40,8 +40,9 @@ pub enum RopeScaling {
 }
 
 impl Rope {
-    /// From a `config.json`: `rope_theta` and `rope_scaling`, or `rope_parameters` as newer files have it.
-    pub(super) fn from_json(json: &Value, path: &Path) -> Result<Self, LoadError> {
+    /// From a `config.json`: `rope_theta` and `rope_scaling`, or `rope_parameters` as newer files have it. Factors
+    /// that are those of Llama 3's scaling become that.
+    pub(super) fn from_json(json: &Value, path: &Path, head_dim: usize) -> Result<Self, LoadError> {
         let (field, scaling) = match &json["rope_parameters"] {
             Value::Null => ("rope_scaling", &json["rope_scaling"]),
             parameters => ("rope_parameters", parameters),
@@ -85,7 +86,14 @@ impl Rope {
                     .iter()
                     .map(|factor| factor.as_f64().filter(|factor| *factor > 0.0))
                     .collect();
-                RopeScaling::Factors(factors.ok_or_else(|| refuse("with positive `factors`"))?)
+                let factors = factors.filter(|factors| factors.len() == head_dim / 2);
+                let expected = || format!("with {} positive `factors`", head_dim / 2);
+                let factors = factors.ok_or_else(|| refuse(&expected()))?;
+                let rope = Self {
+                    theta,
+                    scaling: RopeScaling::Factors(factors),
+                };
+                return Ok(rope.llama3(head_dim).unwrap_or(rope));
             }
             Some(_) => return Err(refuse("null, or of type `default`, `linear` or `llama3`")),
         };
@@ -111,6 +119,56 @@ impl Rope {
             }),
             RopeScaling::Factors(factors) => json!({ "rope_type": "factors", "factors": factors }),
         }
+    }
+
+    /// The same frequencies as Llama 3's scaling, where factors of their own come to that.
+    ///
+    /// What is kept of a frequency between the long waves and the short ones is linear in it (upstream's
+    /// `smooth_factor`), so the line through two of them gives `original / (high - low)` and
+    /// `low / (high - low)`; and only the ratios count, so `low` is 1.
+    fn llama3(&self, head_dim: usize) -> Option<Self> {
+        let RopeScaling::Factors(factors) = &self.scaling else {
+            return None;
+        };
+        let round = |value: f64, near: f64| {
+            let whole = value.round();
+            if (value - whole).abs() < near * whole {
+                whole
+            } else {
+                value
+            }
+        };
+        let factor = round(factors.iter().copied().fold(1.0, f64::max), 1e-6);
+        let plain = Self {
+            theta: self.theta,
+            scaling: RopeScaling::Default,
+        };
+        let frequencies = plain.frequencies(head_dim);
+        let kept = |own: f64| (1.0 / own - 1.0 / factor) / (1.0 - 1.0 / factor);
+        let between: Vec<(f64, f64)> = frequencies
+            .iter()
+            .zip(factors)
+            .map(|(frequency, own)| (frequency / TAU, kept(*own)))
+            .filter(|(_, kept)| (1e-3..=0.999).contains(kept))
+            .collect();
+        let ((x, first), (y, last)) = (*between.first()?, *between.last()?);
+        let slope = (first - last) / (x - y);
+        let low_part = slope * x - first;
+        let rope = Self {
+            theta: self.theta,
+            scaling: RopeScaling::Llama3 {
+                factor,
+                low: 1.0,
+                high: round(1.0 + 1.0 / low_part, 1e-3),
+                original: round(slope / low_part, 1e-3),
+            },
+        };
+        let same = rope
+            .frequencies(head_dim)
+            .iter()
+            .zip(self.frequencies(head_dim))
+            .all(|(ours, theirs)| (ours / theirs - 1.0).abs() < 1e-5);
+        same.then_some(rope)
     }
 
     /// Radians per position of every pair of a head's features.
@@ -149,7 +207,54 @@ mod tests {
     use super::*;
 
     fn rope(json: Value) -> Result<Rope, LoadError> {
-        Rope::from_json(&json, Path::new("config.json"))
+        Rope::from_json(&json, Path::new("config.json"), 128)
+    }
+
+    /// As llama.cpp's converter stores them, in `f32`.
+    fn factors(rope: &Rope, head_dim: usize) -> Vec<f32> {
+        let plain = Rope {
+            theta: rope.theta,
+            scaling: RopeScaling::Default,
+        };
+        let plain = plain.frequencies(head_dim).into_iter();
+        plain
+            .zip(rope.frequencies(head_dim))
+            .map(|(plain, scaled)| (plain / scaled) as f32)
+            .collect()
+    }
+
+    #[test]
+    fn factors_of_llama_3_are_recognised() {
+        // Llama 3.1 8B, and 3.2 1B with heads of 64; one that no release has.
+        for (head_dim, factor, high, original) in [
+            (128, 8.0, 4.0, 8192.0),
+            (64, 32.0, 4.0, 8192.0),
+            (96, 5.5, 3.0, 4096.0),
+        ] {
+            let scaling = RopeScaling::Llama3 {
+                factor,
+                low: 1.0,
+                high,
+                original,
+            };
+            let expected = Rope {
+                theta: 500_000.0,
+                scaling,
+            };
+            let factors = factors(&expected, head_dim);
+            let json = json!({ "rope_theta": 500_000.0,
+                "rope_scaling": { "rope_type": "factors", "factors": factors } });
+            let read = Rope::from_json(&json, Path::new("config.json"), head_dim).unwrap();
+            assert_eq!(read, expected);
+            // One that is something else stays what it is, and has all of them.
+            let mut other = factors.clone();
+            other[head_dim / 4] *= 1.01;
+            let json = json!({ "rope_theta": 500_000.0,
+                "rope_scaling": { "rope_type": "factors", "factors": other } });
+            let read = Rope::from_json(&json, Path::new("config.json"), head_dim).unwrap();
+            assert!(matches!(read.scaling, RopeScaling::Factors(_)), "{read:?}");
+            assert!(Rope::from_json(&json, Path::new("config.json"), head_dim + 2).is_err());
+        }
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! Writing models as folders that Hugging Face's `transformers` loads.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use peft_core::ops::packed::Packed;
-use peft_core::{LayerKind, Packer, PeftModule, TiedHead};
+use peft_core::{LayerKind, Packer, PeftModule, TiedHead, Written, write_file};
 use serde_json::Value;
 
-use crate::checkpoint::{self, Written};
-use crate::{Llama, LlamaTokenizer, LoadError};
+use crate::{Llama, LlamaTokenizer, LoadError, RopeScaling};
 
 const WEIGHTS: &str = "model.safetensors";
 
@@ -20,12 +19,15 @@ impl Llama {
     ///
     /// # Errors
     ///
-    /// [`LoadError::Write`] and [`LoadError::Packing`].
+    /// - [`LoadError::Setting`] if the model's rotary embeddings are of a kind that `transformers` lacks: factors
+    ///   of a GGUF file that are not those of Llama 3.
+    /// - [`LoadError::Write`] and [`LoadError::Packing`].
     pub fn export(
         &self,
         dir: impl AsRef<Path>,
         tokenizer: Option<&LlamaTokenizer>,
     ) -> Result<(), LoadError> {
+        self.check_rope()?;
         let dir = dir.as_ref();
         std::fs::create_dir_all(dir).map_err(failed(dir))?;
         self.save_model(dir.join(WEIGHTS))?;
@@ -45,7 +47,8 @@ impl Llama {
     ///
     /// # Errors
     ///
-    /// - [`LoadError::Setting`] if no weight of the model is one that the packer makes parts of.
+    /// - [`LoadError::Setting`] if no weight of the model is one that the packer makes parts of, and what
+    ///   [`export`](Self::export) says.
     /// - [`LoadError::Packing`] if a weight has another format than the packer says.
     /// - [`LoadError::Write`].
     pub fn export_packed(
@@ -54,6 +57,7 @@ impl Llama {
         tokenizer: Option<&LlamaTokenizer>,
         packer: &dyn Packer,
     ) -> Result<(), LoadError> {
+        self.check_rope()?;
         let layout = self.layout();
         let packed: BTreeMap<String, Packed> = self.packed_weights().into_iter().collect();
         let mut tensors: Vec<(String, Written<'_>)> = Vec::new();
@@ -90,21 +94,26 @@ impl Llama {
         };
         let dir = dir.as_ref();
         std::fs::create_dir_all(dir).map_err(failed(dir))?;
-        let config = self.write_config(dir, Some(quantization))?;
-        let weights = dir.join(WEIGHTS);
-        checkpoint::write(&weights, tensors)?;
-        // The weights were written under another name, as a file that nobody else may read.
-        std::fs::metadata(config)
-            .and_then(|config| std::fs::set_permissions(&weights, config.permissions()))
-            .map_err(failed(&weights))?;
+        write_file(&dir.join(WEIGHTS), tensors)?;
+        self.write_config(dir, Some(quantization))?;
         match tokenizer {
             Some(tokenizer) => tokenizer.save(dir),
             None => Ok(()),
         }
     }
 
-    /// Writes `config.json`, and returns its path.
-    fn write_config(&self, dir: &Path, quantization: Option<Value>) -> Result<PathBuf, LoadError> {
+    fn check_rope(&self) -> Result<(), LoadError> {
+        match &self.config().rope.scaling {
+            RopeScaling::Factors(factors) => Err(LoadError::Setting {
+                setting: "rope scaling",
+                found: format!("{} factors of the model's own", factors.len()),
+                expected: "one that transformers has: none, linear or Llama 3's".to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn write_config(&self, dir: &Path, quantization: Option<Value>) -> Result<(), LoadError> {
         let tied = self.tied_head.as_ref().and_then(TiedHead::own).is_none();
         let mut json = self.config().to_json(tied && self.lm_head.is_none());
         if let Some(quantization) = quantization {
@@ -112,8 +121,7 @@ impl Llama {
         }
         let path = dir.join("config.json");
         let text = serde_json::to_string_pretty(&json).expect("plain data");
-        std::fs::write(&path, text).map_err(failed(&path))?;
-        Ok(path)
+        std::fs::write(&path, text).map_err(failed(&path))
     }
 }
 
