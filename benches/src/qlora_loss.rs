@@ -10,7 +10,7 @@ use clap::Args;
 use peft::core::PeftModule as _;
 use peft::reparameterization::{LoraConfig, start_from};
 use peft_models::{Llama, LlamaLoader, LlamaTokenizer};
-use peft_quantization::{QuantizationConfig, loftq_model};
+use peft_quantization::{LoftQPacker, QuantizationConfig};
 use peft_train::{
     Control, Dataset, Length, Progress, Record, TrainConfig, TrainOutcome, Trainer, evaluate,
 };
@@ -23,8 +23,6 @@ type Failure = Box<dyn std::error::Error>;
 
 const TOKENS: usize = 256;
 const ADAPTER: &str = "bench";
-/// As Li et al. 2023 take it.
-const LOFTQ_ITERATIONS: usize = 5;
 /// Steps at the end whose losses make the training loss.
 const LAST: usize = 20;
 /// Characters of the novel that is held out: about ten thousand tokens.
@@ -45,6 +43,9 @@ pub(crate) struct Settings {
     /// Seeds of the adapter and of the order of rows; all bases are trained with each
     #[arg(long, value_delimiter = ',', default_value = "42")]
     seeds: Vec<u64>,
+    /// LoftQ's iterations; with one the packed weights are those of NF4
+    #[arg(long, default_value_t = 1)]
+    loftq_iterations: usize,
     /// Only these bases
     #[arg(long, value_delimiter = ',', default_value = "f32,nf4,nf4-loftq,fp4")]
     bases: Vec<String>,
@@ -70,10 +71,10 @@ fn prepare(
             (loader.with_packer(&fp4).load(device)?, Vec::new())
         }
         "nf4-loftq" => {
-            let dense = loader.load(device)?;
-            let (base, layers) =
-                loftq_model(&dense, &nf4, settings.rank, LOFTQ_ITERATIONS, |_| true)?;
-            let factors = layers.into_iter();
+            let iterations = settings.loftq_iterations;
+            let packer = LoftQPacker::new(&nf4, settings.rank, iterations, |_| true)?;
+            let base = loader.with_packer(&packer).load(device)?;
+            let factors = packer.into_layers(device).into_iter();
             let factors = factors.map(|layer| (layer.name, layer.down, layer.up));
             (base, factors.collect())
         }
@@ -133,6 +134,7 @@ pub(crate) fn run(settings: &Settings, device: &str, file: Option<&Path>) -> Res
         "tokens_per_step": TOKENS,
         "learning_rate": settings.learning_rate,
         "rank": settings.rank,
+        "loftq_iterations": settings.loftq_iterations,
         "training_tokens": training_tokens,
         "held_out_tokens": held_out_tokens,
         "runs": runs,

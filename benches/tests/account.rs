@@ -14,9 +14,9 @@ struct Tolerance {
     resident: f64,
 }
 
-/// Bytes that may be resident besides: holes of the heap, which lie otherwise with every allocation more or
-/// less, and what a file's header took while a model was loaded.
-const HOLES: f64 = 96.0 * 1024.0 * 1024.0;
+/// Bytes that may be resident besides: pages of the program, holes of the heap, and what a file's header took
+/// while a model was loaded.
+const HOLES: f64 = 48.0 * 1024.0 * 1024.0;
 
 /// Two training steps of a case; its last line.
 fn memory(case: &str) -> Value {

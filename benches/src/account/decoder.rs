@@ -5,6 +5,8 @@ use crate::case::{Method, RANK};
 
 /// Logits that the cross entropy has at a time, as `peft-ops` sets it: 16 MiB.
 const LOGITS: u64 = 1 << 22;
+/// Numbers of a packed matrix that are decoded at a time, as `peft-ops` sets it: 1 MiB.
+const PANEL: u64 = 1 << 18;
 /// Bytes of a `bfloat16`.
 const HALF: u64 = 2;
 
@@ -34,7 +36,7 @@ impl Decoder {
     ///
     /// Without checkpointing the backward pass finds what all layers kept. With it, it finds one hidden
     /// state of each layer, and what the layer at hand keeps. Either way it begins at the head, which has a
-    /// block of logits.
+    /// block of logits, or, where it is packed, those of a panel of its rows.
     pub(crate) fn account(self, method: Method) -> Account {
         let full = method == Method::Full;
         let state = self.width * self.tokens * FLOAT;
@@ -43,7 +45,7 @@ impl Decoder {
         let (activations, workspace) = if method.checkpointed() {
             // The layer's gradient, its product with the output, and the output.
             let again = layer + self.layer_backward() + 3 * state;
-            ((self.layers + 1) * state, self.head().max(again))
+            ((self.layers + 1) * state, self.head(method).max(again))
         } else {
             // Embeddings that nobody trains are not tracked, nor is the first layer's first norm; the last
             // norm keeps its input.
@@ -51,7 +53,7 @@ impl Decoder {
             // The table's gradient comes with the loss.
             let of_table = if full { table * FLOAT } else { 0 };
             let kept = self.layers * layer - first + state + of_table;
-            (kept, self.head().max(self.layer_backward()))
+            (kept, self.head(method).max(self.layer_backward()))
         };
         let adapters = if full { 0 } else { self.trainable };
         Account {
@@ -93,8 +95,13 @@ impl Decoder {
     }
 
     /// Bytes of the head when it has a block of logits: these, the block's hidden states and their gradients,
-    /// and both for all tokens.
-    fn head(self) -> u64 {
+    /// and both for all tokens. A packed one has the logits of all tokens for the rows of a panel, and the panel.
+    fn head(self, method: Method) -> u64 {
+        if method.packed() {
+            let classes = (PANEL / self.width).clamp(1, self.vocabulary);
+            let logits = classes * self.tokens;
+            return (logits + classes * self.width + 4 * self.tokens * self.width) * FLOAT;
+        }
         let most = (LOGITS / self.vocabulary).max(1);
         let block = self.tokens.div_ceil(self.tokens.div_ceil(most));
         (block * self.vocabulary + 2 * (block + self.tokens) * self.width) * FLOAT
@@ -158,6 +165,8 @@ mod tests {
         assert_eq!(account.loading, 49_152 * 576 * 6);
         assert_eq!(account.peak(), account.loading);
         let account = smollm2(800_000_000).account(Method::QloraAll);
+        // A layer's backward pass needs more than the head does.
+        assert_eq!(account.workspace, (576 + 4 * 1536) * 256 * 4);
         assert!(account.peak() > 800_000_000 + account.activations);
     }
 }

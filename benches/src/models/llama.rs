@@ -24,6 +24,8 @@ const BATCH: &str = "batch.json";
 pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
     let folder = assets::llama()?;
     let batch = batch(&folder)?;
+    // The tokenizer's: it is no part of a step, nor of loading.
+    peft::core::ops::give_back_freed_memory();
     let model = prepared(load(&folder, case.method, device)?, case)?;
     if case.pass == Pass::Infer {
         let ids: Vec<i64> = batch.ids.iter().map(|id| i64::from(*id)).collect();

@@ -2,6 +2,7 @@
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
+use peft_core::ops::give_back_freed_memory;
 use peft_core::ops::packed::Packed;
 use peft_core::{LayerKind, Names, PackedLayer, Packer, PeftModule};
 
@@ -151,6 +152,11 @@ impl Fill<'_> {
             && let Some(packed) = packer.pack(layer, &values)?
         {
             self.packed.push((self.path.fields.join("."), packed));
+            if kind == LayerKind::Embedding {
+                // The largest matrix: what it took dense would stay beside all that follows.
+                drop(values);
+                give_back_freed_memory();
+            }
             return Ok(None);
         }
         Ok(Some(values))

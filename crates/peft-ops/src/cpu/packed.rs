@@ -10,10 +10,16 @@ const PANEL: usize = 1 << 18;
 /// Numbers that one task decodes.
 const TASK: usize = 1 << 14;
 
+/// Rows of all panels but the last, which may have fewer.
+pub(crate) fn panel_rows(matrix: &dyn PackedRows) -> usize {
+    let [rows, columns] = matrix.shape();
+    (PANEL / columns.max(1)).clamp(1, rows.max(1))
+}
+
 /// Hands `use_panel` every panel of `matrix`: its first row and its rows, dense.
 pub(crate) fn panels(matrix: &dyn PackedRows, mut use_panel: impl FnMut(usize, Matrix<'_>)) {
     let [rows, columns] = matrix.shape();
-    let count = (PANEL / columns.max(1)).clamp(1, rows.max(1));
+    let count = panel_rows(matrix);
     let task = (TASK / columns.max(1)).max(1);
     let mut panel = vec![0.0; count * columns];
     for first in (0..rows).step_by(count) {
