@@ -101,7 +101,12 @@ fn linear<const D: usize>(layer: &Linear, seen: Seen<D>) -> Tensor<D> {
         return rows::linear(layer, stack, rows, seen.activated());
     }
     let adapters = stack.active_weights();
-    let factors: Option<Vec<LowRank>> = adapters.iter().map(|adapter| adapter.low_rank()).collect();
+    let factors: Option<Vec<LowRank>> = adapters
+        .iter()
+        .map(|adapter| adapter.low_rank())
+        // Several have one input, and each drops other elements of it.
+        .map(|factors| factors.filter(|factors| factors.dropout == 0.0 || adapters.len() == 1))
+        .collect();
     if let Some(factors) = factors {
         let weight = packing::weight(Some(stack), layer.weight.base());
         return seen.fused(weight, bias, side_by_side(factors));
@@ -127,12 +132,17 @@ fn side_by_side(mut factors: Vec<LowRank>) -> Option<LowRank> {
     }
     let (down, up) = factors
         .into_iter()
-        .map(|LowRank { down, up, scale }| (down, up * scale))
+        .map(
+            |LowRank {
+                 down, up, scale, ..
+             }| (down, up * scale),
+        )
         .unzip();
     Some(LowRank {
         down: Tensor::cat(down, 1),
         up: Tensor::cat(up, 0),
         scale: 1.0,
+        dropout: 0.0,
     })
 }
 

@@ -116,7 +116,10 @@ pub(crate) fn linear<const D: usize>(
         .iter()
         .map(|group| match group.adapter {
             None => Some(None),
-            Some(adapter) => adapter.low_rank().map(Some),
+            Some(adapter) => {
+                let factors = adapter.low_rank();
+                factors.filter(|factors| factors.dropout == 0.0).map(Some)
+            }
         })
         .collect();
     let base = layer.weight.base();
@@ -178,7 +181,9 @@ fn per_row(
     for (group, factors) in groups.iter().zip(factors) {
         let (down, up) = match factors {
             None => (zeros([d_in, rank]), zeros([rank, d_out])),
-            Some(LowRank { down, up, scale }) => {
+            Some(LowRank {
+                down, up, scale, ..
+            }) => {
                 let missing = rank - down.dims()[1];
                 let (down, up) = (down.clone(), up.clone() * *scale);
                 if missing == 0 {

@@ -3,6 +3,7 @@
 mod chat;
 mod load;
 mod panics;
+mod read;
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use crate::LoadError;
 pub use chat::Message;
 pub(crate) use load::OneOrMany;
 pub(crate) use panics::caught;
+pub(crate) use read::read;
 
 /// The tokenizer of a model that generates text, checked against the model's vocabulary.
 ///

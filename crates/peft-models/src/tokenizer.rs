@@ -47,19 +47,14 @@ impl Tokenizer {
     pub fn load(dir: impl AsRef<Path>) -> Result<Self, LoadError> {
         let config = BertConfig::load(&dir)?;
         let path = dir.as_ref().join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|source| LoadError::Io {
-            path: path.clone(),
-            source,
-        })?;
         let bad = |reason: tokenizers::Error| LoadError::Tokenizer {
             path: path.clone(),
             reason: reason.to_string(),
         };
-        // The crate panics on some damaged files, at once or at the first text.
-        let inner = caught(&path, || tokenizers::Tokenizer::from_bytes(bytes))?;
-        let mut inner = inner.map_err(bad)?;
+        let mut inner = crate::llama_tokenizer::read(&path)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(bad)?;
+        // The crate panics on some damaged files at the first text.
         // Post-processors have ids of their own, which need not be in the vocabulary.
         let around = caught(&path, || inner.encode_fast("", true))?.map_err(bad)?;
         let special = around.len();

@@ -24,6 +24,8 @@ pub(crate) struct Layer {
     pub(crate) gelu: bool,
     /// Of the normalisation, if there is one.
     pub(crate) epsilon: f32,
+    /// What A does not see.
+    pub(crate) coins: Option<Coins>,
     /// The weight, if it is packed.
     pub(crate) packed: Option<Packed>,
 }
@@ -53,7 +55,7 @@ impl From<Option<FloatTensor<Dispatch>>> for Maybe<Dispatch> {
 /// Tensors are `f32` and on Burn's CPU backend; the caller has checked that.
 #[backend_extension(Autodiff, Flex)]
 pub(crate) trait Fused: Backend {
-    /// `x W + b + s·(x A) B`, where x is the input, GELU of it, silu of it times what it gates, or it
+    /// `x W + b + s·(drop(x) A) B`, where x is the input, GELU of it, silu of it times what it gates, or it
     /// normalised by its root mean square and scaled by `gamma`; `down` and `up` are there both or neither, and
     /// `weight` is there unless it is packed.
     fn linear(
@@ -67,13 +69,14 @@ pub(crate) trait Fused: Backend {
         layer: Layer,
     ) -> FloatTensor<Self>;
 
-    /// `y + s·(x A) B`, in the memory of `y` where nothing else holds it.
+    /// `y + s·(drop(x) A) B`, in the memory of `y` where nothing else holds it.
     fn add_low_rank(
         output: FloatTensor<Self>,
         input: FloatTensor<Self>,
         down: FloatTensor<Self>,
         up: FloatTensor<Self>,
         scale: f32,
+        coins: Option<Coins>,
     ) -> FloatTensor<Self>;
 
     /// `x·Φ(x)`.

@@ -5,6 +5,8 @@ use burn::tensor::Tensor;
 use burn::{backend::Dispatch, tensor::DType};
 
 #[cfg(feature = "flex")]
+use crate::cpu::dropout::Coins;
+#[cfg(feature = "flex")]
 use crate::extension::{Fused, Layer, Maybe};
 #[cfg(feature = "flex")]
 use crate::fuses;
@@ -20,6 +22,9 @@ pub struct LowRank {
     pub up: Tensor<2>,
     /// s.
     pub scale: f64,
+    /// Probability with which an element of what A sees is dropped, in [0, 1), as [`dropout`](crate::dropout)
+    /// does it: on autodiff devices only. The layer's own weight sees all.
+    pub dropout: f64,
 }
 
 /// The weight of a linear layer.
@@ -57,10 +62,11 @@ impl From<Packed> for Weight {
     }
 }
 
-/// A linear layer, with a low-rank addition where there is one: `x W + b + s·(x A) B`.
+/// A linear layer, with a low-rank addition where there is one: `x W + b + s·(drop(x) A) B`.
 ///
 /// `input` is `[…, in]`, `weight` `[in, out]`, `bias` `[out]`; returns `[…, out]`. Bias and low rank
-/// are accumulated in the output, and in the backward pass in the input's gradient.
+/// are accumulated in the output, and in the backward pass in the input's gradient. What is dropped is so again in
+/// the backward pass, and nothing is kept of it.
 ///
 /// Of a packed weight, one panel of rows at a time is decoded, in the forward and again in the backward
 /// pass: nothing dense is kept. On other devices than Burn's CPU backend it is decoded whole, and kept until
@@ -196,6 +202,15 @@ fn layer<const D: usize>(
     reference::linear(input, weight, bias, low_rank)
 }
 
+/// The coins of a low-rank addition that drops.
+#[cfg(feature = "flex")]
+fn thrown<const D: usize>(low_rank: &LowRank, input: &Tensor<D>) -> Option<Coins> {
+    // The input of a model's first layer is on no graph, but its adapter is.
+    let trains = input.is_autodiff() || low_rank.down.is_autodiff();
+    let drops = low_rank.dropout > 0.0 && trains;
+    drops.then(|| crate::coins(&input.device(), low_rank.dropout))
+}
+
 #[cfg(feature = "flex")]
 fn fused<const D: usize>(
     seen: Seen<D>,
@@ -223,8 +238,13 @@ fn fused<const D: usize>(
             "the bias is not as wide as the output"
         );
     }
+    let coins = low_rank
+        .as_ref()
+        .and_then(|low_rank| thrown(low_rank, &input));
     let (down, up, scale) = match low_rank {
-        Some(LowRank { down, up, scale }) => (Some(down), Some(up), scale),
+        Some(LowRank {
+            down, up, scale, ..
+        }) => (Some(down), Some(up), scale),
         None => (None, None, 1.0),
     };
     let (dense, packed) = match weight {
@@ -244,11 +264,12 @@ fn fused<const D: usize>(
             scale: scale as f32,
             gelu,
             epsilon: epsilon.unwrap_or(0.0) as f32,
+            coins,
             packed,
         },
     ))
 }
-/// Adds a low-rank product to a layer's output: `y + s·(x A) B`, in the memory of `y` where nothing
+/// Adds a low-rank product to a layer's output: `y + s·(drop(x) A) B`, in the memory of `y` where nothing
 /// else holds it.
 ///
 /// `output` is `[…, out]`, `input` `[…, in]`.
@@ -263,13 +284,17 @@ pub fn add_low_rank<const D: usize>(
 ) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if fuses(&output) && input.dtype() == DType::F32 {
-        let LowRank { down, up, scale } = low_rank;
+        let coins = thrown(&low_rank, &input);
+        let LowRank {
+            down, up, scale, ..
+        } = low_rank;
         return Tensor::from_dispatch(<Dispatch as Fused>::add_low_rank(
             output.into_dispatch(),
             input.into_dispatch(),
             down.into_dispatch(),
             up.into_dispatch(),
             scale as f32,
+            coins,
         ));
     }
     reference::add_low_rank(output, input, low_rank)

@@ -39,7 +39,17 @@ pub fn add_low_rank<const D: usize>(
     input: Tensor<D>,
     low_rank: LowRank,
 ) -> Tensor<D> {
-    let LowRank { down, up, scale } = low_rank;
+    let LowRank {
+        down,
+        up,
+        scale,
+        dropout: probability,
+    } = low_rank;
+    let input = if probability > 0.0 && (input.is_autodiff() || down.is_autodiff()) {
+        dropout(input, probability)
+    } else {
+        input
+    };
     let shape = output.dims();
     let rows = input.reshape([-1, down.dims()[0] as isize]);
     // The scale goes where the tensor is smallest.

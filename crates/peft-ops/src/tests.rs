@@ -130,7 +130,7 @@ proptest! {
         );
         let extras = |bias: &Tensor<1>, down: &Tensor<2>, up: &Tensor<2>| (
             with_bias.then(|| bias.clone()),
-            with_factors.then(|| LowRank { down: down.clone(), up: up.clone(), scale }),
+            with_factors.then(|| LowRank { down: down.clone(), up: up.clone(), scale, dropout: 0.0 }),
         );
         compare!(inputs(), [x, weight, bias, down, up], {
             let (bias, low_rank) = extras(&bias, &down, &up);
@@ -156,7 +156,7 @@ proptest! {
             input([d_in, rank], seed ^ 2, trained[2]),
             input([rank, d_out], seed ^ 3, trained[3]),
         );
-        let factors = |down: &Tensor<2>, up: &Tensor<2>| LowRank { down: down.clone(), up: up.clone(), scale: 0.7 };
+        let factors = |down: &Tensor<2>, up: &Tensor<2>| LowRank { down: down.clone(), up: up.clone(), scale: 0.7, dropout: 0.0 };
         compare!(inputs(), [y, x, down, up],
             crate::add_low_rank(y.clone(), x.clone(), factors(&down, &up)),
             reference::add_low_rank(y.clone(), x.clone(), factors(&down, &up)));
@@ -254,6 +254,43 @@ proptest! {
                 gamma.clone().into_dispatch(), None.into(), 1e-3, Some(coins),
             )),
             reference::layer_norm(x.clone() * kept.clone(), Some(residual.clone()), gamma.clone(), None, 1e-3));
+        // A low-rank addition drops what A sees, and the weight sees all; so after GELU, and with a packed weight.
+        let inputs = || (
+            input(shape, seed, true), input([wide, 5], seed ^ 1, true), input([wide, 3], seed ^ 2, true),
+            input([3, 5], seed ^ 3, true),
+        );
+        let rows = decoder::packed([5, wide], seed ^ 4);
+        for (gelu, is_packed) in [(false, false), (true, false), (false, true), (true, true)] {
+            let layer = || crate::extension::Layer {
+                scale: 0.7, gelu, epsilon: 0.0, coins: Some(coins), packed: is_packed.then(|| rows.clone()),
+            };
+            compare!(inputs(), [x, w, a, b],
+                Tensor::<3>::from_dispatch(<Dispatch as Fused>::linear(
+                    x.clone().into_dispatch(), None.into(), None.into(),
+                    (!is_packed).then(|| w.clone().into_dispatch()).into(), None.into(),
+                    Some(a.clone().into_dispatch()).into(), Some(b.clone().into_dispatch()).into(), layer(),
+                )) + w.clone().sum().reshape([1, 1, 1]) * 0.01,
+                {
+                    let seen = if gelu { reference::gelu(x.clone()) } else { x.clone() };
+                    let weight = if is_packed { rows.to_tensor(&device()).transpose() } else { w.clone() };
+                    let dropped = seen.clone() * kept.clone();
+                    let added = dropped.matmul(a.clone().unsqueeze()).matmul(b.clone().unsqueeze()) * 0.7;
+                    seen.matmul(weight.unsqueeze()) + added + w.clone().sum().reshape([1, 1, 1]) * 0.01
+                });
+        }
+        let inputs = || (
+            input([batch, seq, 5], seed ^ 1, true), input(shape, seed, true), input([wide, 3], seed ^ 2, true),
+            input([3, 5], seed ^ 3, true),
+        );
+        compare!(inputs(), [y, x, a, b],
+            Tensor::<3>::from_dispatch(<Dispatch as Fused>::add_low_rank(
+                y.clone().into_dispatch(), x.clone().into_dispatch(), a.clone().into_dispatch(),
+                b.clone().into_dispatch(), 0.7, Some(coins),
+            )),
+            {
+                let dropped = x.clone() * kept.clone();
+                y.clone() + dropped.matmul(a.clone().unsqueeze()).matmul(b.clone().unsqueeze()) * 0.7
+            });
         // Attention's coins: one for each weight, [batch, heads, queries, keys].
         let kept = Tensor::<4>::from_data(factors(&[batch, heads, seq, seq]), &device());
         let split = |x: Tensor<3>| x.reshape([batch, seq, heads, width]).swap_dims(1, 2);
@@ -317,6 +354,7 @@ fn large_inputs_are_split() -> Result<(), TestCaseError> {
                 down: down.clone(),
                 up: up.clone(),
                 scale: 0.5,
+                dropout: 0.0,
             })
         };
         compare!(
@@ -423,6 +461,7 @@ fn views_and_shared_memory_are_left_alone() {
         down: Tensor::ones([30, 2], &Device::flex()),
         up: Tensor::ones([2, 30], &Device::flex()),
         scale: 1.0,
+        dropout: 0.0,
     };
     drop(crate::add_low_rank(x.clone(), x.clone(), low_rank));
     drop(crate::gelu(x.clone()));

@@ -44,12 +44,15 @@ impl AdaLora {
             down: self.lora_a.val(),
             up: self.lora_b.val() * self.lora_e.val(),
             scale: self.scale,
+            dropout: 0.0,
         }
     }
 
     /// The change of a weight of this shape.
     fn delta<const D: usize>(&self, shape: Shape) -> Tensor<D> {
-        let LowRank { down, up, scale } = self.factors();
+        let LowRank {
+            down, up, scale, ..
+        } = self.factors();
         let delta = (down * scale).matmul(up);
         // Kernels have the outputs first.
         let delta = if D == 2 { delta } else { delta.transpose() };

@@ -28,7 +28,9 @@ const CANCELLED: f32 = 0.05;
 /// cancel for some column, the matrix is made all the same.
 pub(crate) fn norms(weight: Tensor<2>, change: LowRank) -> Tensor<1> {
     let weight = weight.detach();
-    let LowRank { down, up, scale } = change;
+    let LowRank {
+        down, up, scale, ..
+    } = change;
     let (down, up) = (down.detach(), up.detach());
     let direct = || column_norms(weight.clone() + (down.clone() * scale).matmul(up.clone()));
     let [d_in, rank] = down.dims();
@@ -76,6 +78,7 @@ mod tests {
                     down: down.clone(),
                     up: up.clone(),
                     scale: 2.0,
+                    dropout: 0.0,
                 };
                 let sum = weight.clone() + down.clone().matmul(up.clone()) * 2.0;
                 let direct = sum.powi_scalar(2).sum_dim(0).sqrt().reshape([20]);

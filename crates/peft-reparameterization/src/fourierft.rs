@@ -148,12 +148,15 @@ impl FourierFtLinear {
             down: of_inputs.cast(dtype),
             up: coefficients.matmul(of_outputs.cast(dtype)),
             scale: self.scale,
+            dropout: 0.0,
         }
     }
 
     /// The change of the weight, `[in, out]`.
     pub fn delta(&self) -> Tensor<2> {
-        let LowRank { down, up, scale } = self.factors();
+        let LowRank {
+            down, up, scale, ..
+        } = self.factors();
         down.matmul(up * scale)
     }
 }

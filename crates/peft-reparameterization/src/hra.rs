@@ -133,7 +133,16 @@ impl WeightAdapter for HraLinear {
     fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
         let (down, up) = self.factors();
         let scale = -1.0;
-        let reflected = add_low_rank(input.clone(), input, LowRank { down, up, scale });
+        let reflected = add_low_rank(
+            input.clone(),
+            input,
+            LowRank {
+                down,
+                up,
+                scale,
+                dropout: 0.0,
+            },
+        );
         inner.forward(reflected)
     }
 }

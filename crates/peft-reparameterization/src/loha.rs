@@ -113,6 +113,7 @@ impl LohaLinear {
             down: down.reshape([d_in, rank * rank]),
             up: up.reshape([rank * rank, out]),
             scale: self.scale,
+            dropout: 0.0,
         }
     }
 
@@ -155,9 +156,19 @@ impl WeightAdapter for LohaLinear {
             None => features,
         };
         if self.is_low_rank() {
-            let LowRank { down, up, scale } = self.factors();
+            let LowRank {
+                down, up, scale, ..
+            } = self.factors();
             let up = dropped(up);
-            return inner.forward_with(input, LowRank { down, up, scale });
+            return inner.forward_with(
+                input,
+                LowRank {
+                    down,
+                    up,
+                    scale,
+                    dropout: 0.0,
+                },
+            );
         }
         let weight = inner.weight() + dropped(self.delta());
         ops::linear(input, weight, inner.bias(), None)
@@ -407,8 +418,9 @@ mod tests {
     fn factors_of_rank_r_squared_are_the_change() {
         for (_, device) in peft_core::device::cpu_devices() {
             let adapter = adapter(&device);
-            let LowRank { down, up, scale } =
-                adapter.low_rank().expect("9·(40 + 30) is below 40·30");
+            let LowRank {
+                down, up, scale, ..
+            } = adapter.low_rank().expect("9·(40 + 30) is below 40·30");
             assert_eq!(down.dims(), [40, 9]);
             (down.matmul(up) * scale).into_data().assert_approx_eq(
                 &adapter.delta().into_data(),

@@ -50,6 +50,7 @@ impl LoraLinear {
             down: self.lora_a.val(),
             up: self.lora_b.val(),
             scale: self.scale,
+            dropout: dropout_rate(&self.dropout),
         }
     }
 
@@ -59,6 +60,7 @@ impl LoraLinear {
             down: removed.a.val(),
             up: removed.b.val(),
             scale: -self.scale,
+            dropout: 0.0,
         })
     }
 
@@ -71,13 +73,16 @@ impl LoraLinear {
                 down: Tensor::cat(vec![factors.down, removed.a.val()], 1),
                 up: Tensor::cat(vec![factors.up, -removed.b.val()], 0),
                 scale: self.scale,
+                dropout: 0.0,
             },
         }
     }
 
     /// The change of the weight, `[in, out]`, before DoRA's normalisation.
     pub fn delta(&self) -> Tensor<2> {
-        let LowRank { down, up, scale } = self.change();
+        let LowRank {
+            down, up, scale, ..
+        } = self.change();
         (down * scale).matmul(up)
     }
 
@@ -113,8 +118,10 @@ impl WeightAdapter for LoraLinear {
     }
 
     fn low_rank(&self) -> Option<LowRank> {
-        let plain = self.magnitude.is_none() && self.added_bias.is_none() && !self.drops();
-        plain.then(|| self.change())
+        let plain = self.magnitude.is_none() && self.added_bias.is_none();
+        // What PiSSA removed sees all of the input.
+        let one = self.removed.is_none() || !self.drops();
+        (plain && one).then(|| self.change())
     }
 
     fn is_change_of_weight(&self) -> bool {
@@ -127,7 +134,7 @@ impl WeightAdapter for LoraLinear {
                 Some(removed) => inner.forward_with(input.clone(), removed),
                 None => inner.forward(input.clone()),
             };
-            let output = add_low_rank(output, self.dropout.adapted(input), self.factors());
+            let output = add_low_rank(output, input, self.factors());
             return match &self.added_bias {
                 Some(bias) => output + (bias.val() * self.scale).unsqueeze(),
                 None => output,
@@ -140,7 +147,7 @@ impl WeightAdapter for LoraLinear {
                 Some(removed) => add_low_rank(output, input.clone(), removed),
                 None => output,
             };
-            add_low_rank(output, self.dropout.adapted(input), self.factors())
+            add_low_rank(output, input, self.factors())
         } else {
             add_low_rank(output, input, self.change())
         };
@@ -167,6 +174,7 @@ impl LoraEmbedding {
             down: self.lora_a.val(),
             up: self.lora_b.val(),
             scale: self.scale,
+            dropout: 0.0,
         }
     }
 

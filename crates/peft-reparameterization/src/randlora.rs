@@ -79,6 +79,7 @@ impl RandLoraLinear {
             down,
             up,
             scale: self.scale,
+            dropout: 0.0,
         }
     }
 }
@@ -106,7 +107,9 @@ impl Adapter for RandLoraLinear {
 
 impl WeightAdapter for RandLoraLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        let LowRank { down, up, scale } = self.factors();
+        let LowRank {
+            down, up, scale, ..
+        } = self.factors();
         let shape = weight.shape();
         weight + (down.matmul(up) * scale).reshape(shape)
     }

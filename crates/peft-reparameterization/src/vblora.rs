@@ -74,6 +74,7 @@ impl VbLoraLinear {
             down: a.reshape([rank, in_pieces * length]).swap_dims(0, 1),
             up: b.swap_dims(0, 1).reshape([rank, out_pieces * length]),
             scale: 1.0,
+            dropout: 0.0,
         }
     }
 }

@@ -58,6 +58,7 @@ impl VeraLinear {
             down: corner(self.vera_a.val(), [self.d_in, rank]),
             up: up * d.reshape([rank, 1]) * b.reshape([1, d_out]),
             scale: 1.0,
+            dropout: 0.0,
         }
     }
 }

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::{LlamaTokenizer, caught, failed};
+use super::{LlamaTokenizer, failed};
 use crate::gguf::{self, Gguf};
 use crate::llama::gguf_file;
 use crate::{LlamaConfig, LoadError, checkpoint};
@@ -153,17 +153,7 @@ impl LlamaTokenizer {
         let eos_token = texts.eos_token.map(String::from);
 
         let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|source| LoadError::Io {
-            path: path.clone(),
-            source,
-        })?;
-        // A file that is cut off is no JSON, and this says where it ends.
-        serde_json::from_slice::<IgnoredAny>(&bytes).map_err(|source| LoadError::Json {
-            path: path.clone(),
-            source,
-        })?;
-        let inner = caught(&path, || tokenizers::Tokenizer::from_bytes(bytes))?;
-        let inner = inner.map_err(|reason| failed(&path, reason))?;
+        let inner = super::read(&path)?;
         let id = |token: &str| inner.token_to_id(token);
         let bos = generation.bos_token_id.or(config.bos_token_id);
         let bos = bos.or_else(|| bos_token.as_deref().and_then(id));

@@ -1,5 +1,6 @@
 //! `y = x W + b + s·(x A) B`.
 
+use super::dropout::Coins;
 use super::matrix::{Matrix, MatrixMut, Mode, build, change_rows, multiply, product, sum_rows};
 use super::{gelu, math, packed};
 use crate::packed::PackedRows;
@@ -192,6 +193,26 @@ pub(crate) fn low_rank_gradient(
 ) -> Vec<f32> {
     let dy = Matrix::new(gradient, sizes.rows, sizes.d_out);
     product(dy, Matrix::new(up, rank, sizes.d_out).t(), scale)
+}
+
+/// Adds `drop(g Aᵀ)` to the input's gradient, for `g` `[rows, r]` and A `[in, r]`.
+pub(crate) fn add_dropped(sizes: Sizes, g: &[f32], down: &[f32], coins: Coins, to: &mut [f32]) {
+    let rank = g.len() / sizes.rows.max(1);
+    let (g, down) = (
+        Matrix::new(g, sizes.rows, rank),
+        Matrix::new(down, sizes.d_in, rank),
+    );
+    let seen = product(g, down.t(), 1.0);
+    change_rows(to, 1, |first, part| {
+        math::vectors(
+            #[inline(always)]
+            |fma| {
+                for (i, value) in part.iter_mut().enumerate() {
+                    *value = fma.add(seen[first + i], coins.factor(first + i), *value);
+                }
+            },
+        );
+    });
 }
 
 /// `xᵀ g`, `[width of x, width of g]`, for `rows` rows of both.

@@ -99,6 +99,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
             gamma: gamma.as_ref(),
             gelu: layer.gelu,
             epsilon: layer.epsilon,
+            coins: layer.coins,
         };
         let factors = down.as_ref().zip(up.as_ref());
         let (output, through, sizes) = linear(seen, &weight, bias.as_ref(), factors, layer.scale);
@@ -116,6 +117,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
                 gated: gated.filter(|_| keeps),
                 gamma: gamma.filter(|_| keeps),
                 epsilon: layer.epsilon,
+                coins: layer.coins,
                 weight: through_input.then_some(weight),
                 down: down.filter(|_| through_input),
                 up: up.filter(|_| through_input || of_down),
@@ -130,12 +132,13 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         down: Tracked,
         up: Tracked,
         scale: f32,
+        coins: Option<Coins>,
     ) -> Tracked {
         let [of_input, of_down, of_up] = [&input, &down, &up].map(Tracked::is_tracked);
         let (output, n0) = output.into_parts();
         let [(input, n1), (down, n2), (up, n3)] = [input, down, up].map(Tracked::into_parts);
         let [input, down, up] = [input, down, up].map(dense);
-        let (output, through, sizes) = add_low_rank(output, &input, &down, &up, scale);
+        let (output, through, sizes) = add_low_rank(output, &input, &down, &up, scale, coins);
         record::<C, _, 4>([n0, n1, n2, n3], output, || {
             Added(Linear {
                 sizes,
@@ -147,6 +150,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
                 gated: None,
                 gamma: None,
                 epsilon: 0.0,
+                coins,
                 weight: None,
                 down: of_input.then_some(down),
                 up: (of_input || of_down).then_some(up),

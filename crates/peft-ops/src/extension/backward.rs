@@ -9,8 +9,8 @@ use super::autodiff::Kept;
 use super::forward::Weight;
 use super::tensors::{affine, low_rank, mask, matrix, numbers, rotation, tensor, vector};
 use crate::cpu::attention::{Attention, Inputs};
-use crate::cpu::dropout::Coins;
-use crate::cpu::linear::{self, Sizes};
+use crate::cpu::dropout::{self, Coins};
+use crate::cpu::linear::{self, LowRank, Sizes};
 use crate::cpu::matrix::change_rows;
 use crate::cpu::{gelu, norm, packed, rms, rotary, swiglu};
 
@@ -30,6 +30,8 @@ pub(super) struct Linear {
     pub(super) gamma: Option<FlexTensor>,
     /// Of the normalisation.
     pub(super) epsilon: f32,
+    /// What A did not see.
+    pub(super) coins: Option<Coins>,
     /// For the gradient of x.
     pub(super) weight: Option<Weight>,
     /// For the gradient of x.
@@ -51,15 +53,25 @@ impl Linear {
             _ => None,
         };
         // Through GELU block by block, unless more is to be added first.
-        let packed = matches!(self.weight, Some(Weight::Packed(_)));
+        let packed = match &self.weight {
+            Some(Weight::Packed(weight)) => Some(weight),
+            _ => None,
+        };
+        let later = packed.is_some() || self.coins.is_some();
         let through = self.input.as_ref().filter(|_| self.gelu);
-        let early = through.filter(|_| !packed).map(numbers);
-        let [mut d_seen, back] = linear::input_gradient(self.sizes, dy, dense, factors, early);
-        if let Some(Weight::Packed(weight)) = &self.weight {
+        let early = through.filter(|_| !later).map(numbers);
+        let whole = factors.filter(|_| self.coins.is_none());
+        let [mut d_seen, mut back] = linear::input_gradient(self.sizes, dy, dense, whole, early);
+        if let (Some(coins), Some(factors)) = (self.coins, factors) {
+            let LowRank { down, up, rank, .. } = factors;
+            back = linear::low_rank_gradient(self.sizes, dy, up, rank, self.scale);
+            linear::add_dropped(self.sizes, &back, down, coins, &mut d_seen);
+        }
+        if let Some(weight) = packed {
             packed::add_backward(dy, self.sizes.rows, &**weight, &mut d_seen);
-            if let Some(input) = through {
-                gelu::backward_in_place(numbers(input), &mut d_seen);
-            }
+        }
+        if let Some(input) = through.filter(|_| later) {
+            gelu::backward_in_place(numbers(input), &mut d_seen);
         }
         [d_seen, back]
     }
@@ -111,6 +123,12 @@ impl Kept<7> for Linear {
         let seen = (of_weight || of_down).then(|| self.seen()).flatten();
         let seen = seen.as_ref().map(numbers);
         let d_down = seen.zip(back).filter(|_| of_down).map(|(seen, back)| {
+            let dropped = self.coins.map(|coins| {
+                let mut dropped = seen.to_vec();
+                dropout::in_place(&mut dropped, coins);
+                dropped
+            });
+            let seen = dropped.as_deref().unwrap_or(seen);
             let data = linear::outer(seen, &back, rows, 1.0);
             tensor(data, [d_in, rank].into())
         });

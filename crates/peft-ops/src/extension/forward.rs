@@ -38,6 +38,7 @@ impl Fused for Flex {
             gamma: gamma.as_ref(),
             gelu: layer.gelu,
             epsilon: layer.epsilon,
+            coins: layer.coins,
         };
         let factors = down.as_ref().zip(up.as_ref());
         linear(input, &weight, bias.as_ref(), factors, layer.scale).0
@@ -49,9 +50,10 @@ impl Fused for Flex {
         down: FlexTensor,
         up: FlexTensor,
         scale: f32,
+        coins: Option<Coins>,
     ) -> FlexTensor {
         let (input, down, up) = (dense(input), dense(down), dense(up));
-        add_low_rank(output, &input, &down, &up, scale).0
+        add_low_rank(output, &input, &down, &up, scale, coins).0
     }
 
     fn gelu(input: FlexTensor) -> FlexTensor {
@@ -179,6 +181,8 @@ pub(super) struct Input<'a> {
     pub(super) gelu: bool,
     /// Of the normalisation.
     pub(super) epsilon: f32,
+    /// What A does not see of it.
+    pub(super) coins: Option<Coins>,
 }
 
 /// What [`Fused::linear`] computes, with `x A`.
@@ -197,7 +201,9 @@ pub(super) fn linear(
         (Some(gated), _) => Some(swiglu::forward(data, numbers(gated))),
         (None, Some(gamma)) => Some(rms::forward(data, numbers(gamma), input.epsilon)),
         // A dense layer does it block by block.
-        _ if input.gelu && matches!(weight, Weight::Packed(_)) => Some(gelu::forward(data)),
+        _ if input.gelu && (matches!(weight, Weight::Packed(_)) || input.coins.is_some()) => {
+            Some(gelu::forward(data))
+        }
         _ => None,
     };
     let seen = layer::Input {
@@ -208,10 +214,16 @@ pub(super) fn linear(
         bias.map(numbers),
         factors.map(|(down, up)| low_rank(down, up, scale)),
     );
-    let [output, through] = match weight {
-        Weight::Dense(tensor) => layer::forward(sizes, seen, matrix(tensor), bias, factors),
-        Weight::Packed(packed) => layer::forward_packed(sizes, seen.data, &**packed, bias, factors),
+    let whole = factors.filter(|_| input.coins.is_none());
+    let [mut output, mut through] = match weight {
+        Weight::Dense(tensor) => layer::forward(sizes, seen, matrix(tensor), bias, whole),
+        Weight::Packed(packed) => layer::forward_packed(sizes, seen.data, &**packed, bias, whole),
     };
+    if let (Some(coins), Some(factors)) = (input.coins, factors) {
+        let mut dropped = seen.data.to_vec();
+        dropout::in_place(&mut dropped, coins);
+        through = layer::add_low_rank(sizes, &mut output, &dropped, factors);
+    }
     let shape = with_width(input.data.shape(), d_out);
     (tensor(output, shape), vector(through), sizes)
 }
@@ -239,13 +251,20 @@ pub(super) fn add_low_rank(
     down: &FlexTensor,
     up: &FlexTensor,
     scale: f32,
+    coins: Option<Coins>,
 ) -> (FlexTensor, FlexTensor, Sizes) {
     let (rows, d_in) = rows(input);
     let d_out = self::rows(up).1;
     let sizes = Sizes { rows, d_in, d_out };
     let mut output = dense(output);
     let factors = low_rank(down, up, scale);
-    let through = layer::add_low_rank(sizes, output.storage_mut(), numbers(input), factors);
+    let dropped = coins.map(|coins| {
+        let mut dropped = numbers(input).to_vec();
+        dropout::in_place(&mut dropped, coins);
+        dropped
+    });
+    let seen = dropped.as_deref().unwrap_or(numbers(input));
+    let through = layer::add_low_rank(sizes, output.storage_mut(), seen, factors);
     (output, vector(through), sizes)
 }
 

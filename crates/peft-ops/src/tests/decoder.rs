@@ -36,7 +36,7 @@ impl PackedRows for Eighths {
     }
 }
 
-fn packed(shape: [usize; 2], seed: u64) -> Packed {
+pub(super) fn packed(shape: [usize; 2], seed: u64) -> Packed {
     let codes = data(&shape, seed)
         .iter::<f32>()
         .map(|value| (value * 8.0) as i8)
@@ -62,8 +62,7 @@ proptest! {
             input([rank, d_out], seed ^ 4, trained[4] && with_factors),
         );
         let factors = |down: &Tensor<2>, up: &Tensor<2>| with_factors.then(|| LowRank {
-            down: down.clone(), up: up.clone(), scale: 0.7,
-        });
+            down: down.clone(), up: up.clone(), scale: 0.7, dropout: 0.0 });
         compare!(inputs(), [gate, up, weight, a, b],
             crate::linear_of_swiglu(gate.clone(), up.clone(), weight.clone(), None, factors(&a, &b)),
             reference::linear(reference::swiglu(gate.clone(), up.clone()), weight.clone(), None, factors(&a, &b)));
@@ -86,7 +85,7 @@ proptest! {
         );
         let extras = |bias: &Tensor<1>, a: &Tensor<2>, b: &Tensor<2>| (
             with_bias.then(|| bias.clone()),
-            with_factors.then(|| LowRank { down: a.clone(), up: b.clone(), scale: 1.3 }),
+            with_factors.then(|| LowRank { down: a.clone(), up: b.clone(), scale: 1.3, dropout: 0.0 }),
         );
         compare!(inputs(), [x, up, bias, a, b], {
             let (bias, factors) = extras(&bias, &a, &b);
@@ -123,8 +122,7 @@ proptest! {
             input([rank, d_out], seed ^ 4, trained[4] && with_factors),
         );
         let factors = |down: &Tensor<2>, up: &Tensor<2>| with_factors.then(|| LowRank {
-            down: down.clone(), up: up.clone(), scale: 0.7,
-        });
+            down: down.clone(), up: up.clone(), scale: 0.7, dropout: 0.0 });
         compare!(inputs(), [x, gamma, weight, a, b], {
             let weight = if is_packed { Weight::from(rows.clone()) } else { weight.clone().into() };
             crate::linear_of_rms_norm(x.clone(), gamma.clone(), 1e-2, weight, None, factors(&a, &b))
