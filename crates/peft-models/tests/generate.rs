@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use peft_core::device::cpu_devices;
 use peft_models::{GenerateConfig, GenerateError, Llama, LlamaTokenizer, Message, StoppedBy};
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 #[derive(Deserialize)]
 struct Greedy {
@@ -47,6 +48,37 @@ fn greedy_tokens_are_upstreams() {
                 assert_eq!(ids, case.ids, "{name}, autodiff {}", device.is_autodiff());
             }
         }
+    }
+}
+
+#[test]
+fn a_tokenizer_that_ends_every_text_does_not_end_prompts() {
+    let (model, tokenizer) = model();
+    let dir = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(golden().join("model")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+    }
+    let path = dir.path().join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let end = json!({"SpecialToken": {"id": "<|end|>", "type_id": 0}});
+    let around = &mut json["post_processor"];
+    around["single"].as_array_mut().unwrap().push(end);
+    around["special_tokens"]["<|end|>"] =
+        json!({"id": "<|end|>", "ids": [2], "tokens": ["<|end|>"]});
+    std::fs::write(&path, json.to_string()).unwrap();
+    let ending = LlamaTokenizer::load(dir.path()).unwrap();
+    for (prompt, ends) in [("the cat", false), ("the cat<|end|>", true)] {
+        assert_eq!(ending.encode(prompt, true).unwrap().last(), Some(&2));
+        let generate = |tokenizer| {
+            let generated = model.generate(tokenizer, prompt, &endless(4), |_| {});
+            generated.unwrap()
+        };
+        let (found, expected) = (generate(&ending), generate(&tokenizer));
+        assert_eq!(found.ids, expected.ids);
+        assert_eq!(found.prompt_tokens, expected.prompt_tokens);
+        let last = tokenizer.encode(prompt, true).unwrap();
+        assert_eq!(last.last() == Some(&2), ends);
     }
 }
 

@@ -88,7 +88,13 @@ impl Llama {
         config: &GenerateConfig,
         on_text: impl FnMut(&str),
     ) -> Result<Generated, GenerateError> {
-        let ids = tokenizer.encode(prompt, !tokenizer.begins_with_bos(prompt))?;
+        let special = !tokenizer.begins_with_bos(prompt);
+        let mut ids = tokenizer.encode(prompt, special)?;
+        // Some tokenizers end every text, and this one is to go on.
+        let ended = ids.last().is_some_and(|id| tokenizer.eos().contains(id));
+        if special && ended && !ids.ends_with(&tokenizer.encode(prompt, false)?) {
+            ids.pop();
+        }
         self.generate_from(tokenizer, &ids, config, on_text)
     }
 

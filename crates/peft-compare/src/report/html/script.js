@@ -13,6 +13,14 @@ function make(namespace, tag, attributes, children) {
   element.append(...children.flat(Infinity).filter(child => child !== null));
   return element;
 }
+/** Text in which *stars* emphasise and `ticks` are code, as nodes. */
+const prose = text => text.split(/(\*[^*\s][^*\n]*\*|`[^`\n]+`)/).filter(Boolean).map(part => {
+  const inner = part.slice(1, -1);
+  if (part.length > 2 && part.startsWith('*') && part.endsWith('*')) return h('em', {}, inner);
+  if (part.length > 2 && part.startsWith('`') && part.endsWith('`')) return h('code', {}, inner);
+  return part;
+});
+
 const h = (tag, attributes = {}, ...children) => make('http://www.w3.org/1999/xhtml', tag, attributes, children);
 const s = (tag, attributes = {}, ...children) => make('http://www.w3.org/2000/svg', tag, attributes, children);
 
@@ -310,7 +318,7 @@ const sections = groups.map(group => {
   const notes = group.methods.flatMap(m => m.runs.flatMap(run => run.notes.map(note => `${m.method.name}, seed ${run.seed}: ${note}`)));
   const element = h('section', {},
     h('h2', {}, taskOf(group)),
-    group.analysis.split(/\n\s*\n/).map(text => h('p', {}, text)),
+    group.analysis.split(/\n\s*\n/).map(text => h('p', {}, ...prose(text))),
     h('p', { class: 'soft' }, `${group.model.name} (${count(group.model.parameters)} parameters, ${group.model.source}); `
       + `${group.rows.train} train, ${group.rows.dev} dev and ${group.rows.test} test `
       + (isLanguageModel(group) ? `blocks, and ${group.rows.general} of general text; untrained model` : 'rows; majority class')
