@@ -15,10 +15,18 @@ pub(crate) fn program() -> OsString {
     env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
+/// This package's folder: where cargo runs it, for one target folder may serve several checkouts, and the
+/// program may have been compiled in another one.
+pub(crate) fn manifest_dir() -> PathBuf {
+    env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// The workspace's root.
-pub(crate) fn root() -> &'static Path {
-    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().unwrap_or(xtask)
+pub(crate) fn root() -> PathBuf {
+    let mut root = manifest_dir();
+    root.pop();
+    root
 }
 
 /// A call of cargo in the workspace's root.

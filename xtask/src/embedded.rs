@@ -57,7 +57,7 @@ pub(crate) fn folder() -> Result<PathBuf, Error> {
 
 /// The package's folder. Offline first, so that only the first use needs a network.
 fn fetch() -> Result<PathBuf, Error> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("embedded-model/Cargo.toml");
+    let manifest = cargo::manifest_dir().join("embedded-model/Cargo.toml");
     let mut options = vec![
         "--locked".to_owned(),
         "--filter-platform".to_owned(),

@@ -36,7 +36,7 @@ pub struct Measured {
 }
 
 /// How far the values of a case move where every parameter, of the base too, moves by its last bit at random:
-/// the largest of [`DRAWS`] draws. A calculation in `f32` rounds after every operation, so two that are both
+/// the largest of four draws. A calculation in `f32` rounds after every operation, so two that are both
 /// right differ by some times that.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rounding {
