@@ -6,12 +6,12 @@ use std::fmt;
 use burn::module::{ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
-use crate::checkpoint::unsaved_fields;
 use crate::erased::{AnyAdapter, FromDyn};
 use crate::layout::Layout;
 use crate::mechanism;
 use crate::saved;
 use crate::stack::{Entry, Stack};
+use crate::tensor_spec::unsaved_fields;
 
 /// Counts over a model and its active adapters (Lialin et al., section 3). Elements, not tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -165,12 +165,19 @@ impl ModuleVisitor for Tally {
 }
 
 pub(crate) fn tally(adapter: &AnyAdapter) -> Tally {
-    let mut tally = Tally {
-        unsaved: unsaved_fields(&adapter.module().tensors()),
+    let stored = adapter.module().stored();
+    let mut file = Tally {
+        unsaved: unsaved_fields(&stored.tensors()),
         ..Tally::default()
     };
+    stored.visit(&mut FromDyn(&mut file));
+    let mut tally = Tally::default();
     adapter.module().visit(&mut FromDyn(&mut tally));
-    tally
+    Tally {
+        stored: file.stored,
+        bytes: file.bytes,
+        ..tally
+    }
 }
 
 pub(crate) fn count(layout: &Layout) -> Counts {

@@ -6,13 +6,13 @@ use burn::tensor::{Int, Tensor};
 use peft_ops::LowRank;
 
 use crate::chain::{InnerConv2d, InnerEmbedding, InnerLinear};
-use crate::checkpoint::TensorSpec;
+use crate::tensor_spec::TensorSpec;
 
 /// State that a method adds to one place of a model.
 ///
 /// A plain `#[derive(Module)]` struct: its parameters take part in optimizers, devices, records
 /// and `valid`/`train` like the model's own. What it does is said by the trait of the place where
-/// it acts: [`WeightAdapter`], [`HiddenAdapter`] or [`PromptAdapter`].
+/// it acts: [`WeightAdapter`], [`HiddenAdapter`], [`PromptAdapter`] or [`KeyValueAdapter`].
 pub trait Adapter: Module + Sync + 'static {
     /// Name of the method, as in `lora`.
     const METHOD: &'static str;
@@ -22,6 +22,13 @@ pub trait Adapter: Module + Sync + 'static {
     /// Every parameter must be listed, or saving panics: a checkpoint that silently lacks a tensor
     /// is worse.
     fn tensors(&self) -> Vec<TensorSpec>;
+
+    /// The state as a file holds it, where that is not what is trained: what a prompt's encoder computes, in the
+    /// encoder's place. Without autodiff, as nothing is trained in a file. Default: the state itself.
+    #[must_use]
+    fn to_stored(&self) -> Self {
+        self.clone()
+    }
 }
 
 /// An adapter of a parameter: W becomes W'(theta), of the same shape.
@@ -95,6 +102,13 @@ pub trait HiddenAdapter: Adapter {
 pub trait PromptAdapter: Adapter {
     /// The virtual tokens' embeddings, `[virtual_tokens, d]`.
     fn prompt(&self) -> Tensor<2>;
+}
+
+/// An adapter of an attention layer's state: keys and values of tokens that are not there.
+pub trait KeyValueAdapter: Adapter {
+    /// Keys and values, each `[virtual_tokens, kv_heads · head_dim]`. Keys are as they are attended to: where
+    /// the model rotates by position, they are taken for rotated.
+    fn key_value(&self) -> (Tensor<2>, Tensor<2>);
 }
 
 /// What a [`HiddenAdapter`] may use besides the hidden state itself.

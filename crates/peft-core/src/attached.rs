@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::TensorData;
 use serde_json::Value;
 
-use crate::checkpoint::{self, Style};
+use crate::checkpoint;
 use crate::erased::{AnyAdapter, AnyTensor};
 use crate::layout::Layout;
 use crate::mechanism::{self, Edits, Found};
@@ -16,6 +16,7 @@ use crate::method::{AttachedMethod, Method, MethodInfo, Plan};
 use crate::model::PeftModule;
 use crate::saved::MODULE;
 use crate::stack::{Entry, Stack};
+use crate::tensor_spec::Style;
 use crate::tied;
 use crate::tokens::ROWS;
 use crate::{Error, Result};
@@ -330,14 +331,48 @@ pub(crate) fn adapted_layers(layout: &Layout, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// The adapter's tensors by checkpoint key.
-pub(crate) fn exported(layout: &Layout, name: &str, style: Style) -> BTreeMap<String, TensorData> {
+/// The adapter's tensors by checkpoint key, as a file holds them or, `as_trained`, as they are trained.
+pub(crate) fn exported(
+    layout: &Layout,
+    name: &str,
+    style: Style,
+    as_trained: bool,
+) -> BTreeMap<String, TensorData> {
     let mut tensors = BTreeMap::new();
     for (path, stack) in stacks(layout) {
         for entry in stack.entries.iter().filter(|entry| entry.name == name) {
             let place = place_name(layout, path);
-            checkpoint::export(&entry.adapter, style, &place, name, &mut tensors);
+            let adapter = entry.adapter.module();
+            let stored = (!as_trained).then(|| adapter.stored());
+            let form = stored.as_deref().unwrap_or(adapter);
+            checkpoint::export(form, style, &place, name, &mut tensors);
         }
     }
     tensors
+}
+
+/// The stacks with `tensors`, as [`exported`] gives them as they are trained, in the place of the adapter's own.
+pub(crate) fn with_tensors(
+    layout: &Layout,
+    name: &str,
+    mut tensors: BTreeMap<String, TensorData>,
+) -> Result<HashMap<String, Stack>, String> {
+    let mut edited = HashMap::new();
+    let mut used = Vec::new();
+    for (path, stack) in stacks(layout) {
+        let mut stack = stack.clone();
+        let place = place_name(layout, path);
+        for entry in &mut stack.entries {
+            if entry.name == name {
+                let adapter = &mut entry.adapter;
+                let style = Style::HuggingFace;
+                checkpoint::fill(adapter, style, &place, name, &mut tensors, &mut used)?;
+            }
+        }
+        edited.insert(path.to_string(), stack);
+    }
+    match tensors.keys().find(|key| !used.contains(key)) {
+        None => Ok(edited),
+        Some(key) => Err(format!("the adapter has no place for tensor `{key}`")),
+    }
 }

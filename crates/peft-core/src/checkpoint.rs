@@ -1,6 +1,6 @@
 //! `adapter_config.json` and `adapter_model.safetensors`: names, layouts, strict reading.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -9,9 +9,10 @@ use burn::tensor::{DType, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use crate::erased::{AnyAdapter, FromDyn};
+use crate::erased::{AnyAdapter, ErasedModule, FromDyn};
 use crate::layout::{LayerKind, Layout, LayoutParam};
 use crate::method::is_transposed;
+use crate::tensor_spec::{Specs, Stored, Style, specs_by_field, transpose};
 use crate::{Error, Result};
 
 /// The configuration's file name.
@@ -23,142 +24,6 @@ pub const ADAPTERHUB_FILE: &str = "adapter.safetensors";
 
 /// No configuration is larger; a file that is, is none.
 const MOST_CONFIG_BYTES: u64 = 1 << 20;
-
-/// Whose names a checkpoint uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Style {
-    HuggingFace,
-    AdapterHub,
-}
-
-impl Style {
-    pub(crate) fn of(config: &Value) -> Self {
-        let adapterhub = config["version"]
-            .as_str()
-            .is_some_and(|v| v.starts_with("adapters."));
-        if adapterhub {
-            Self::AdapterHub
-        } else {
-            Self::HuggingFace
-        }
-    }
-
-    pub(crate) fn file(self) -> &'static str {
-        match self {
-            Self::HuggingFace => MODEL_FILE,
-            Self::AdapterHub => ADAPTERHUB_FILE,
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Key {
-    /// Below the adapted layer or site.
-    Layer(String),
-    /// A whole name within the model.
-    Named(String),
-    /// A whole key, outside of the model's names.
-    Root(String),
-    /// Not in the file.
-    Unsaved,
-}
-
-/// How one parameter of an adapter is called and laid out in a checkpoint.
-#[derive(Clone, Debug)]
-pub struct TensorSpec {
-    field: String,
-    key: Key,
-    transposed: bool,
-    copy: Option<String>,
-}
-
-impl TensorSpec {
-    fn new(field: &str, key: Key) -> Self {
-        Self {
-            field: field.into(),
-            key,
-            transposed: false,
-            copy: None,
-        }
-    }
-
-    /// The state's field `field` (with dots for nested modules) as `key` below the adapted layer:
-    /// `lora_A.weight` becomes `base_model.model.<layer>.lora_A.weight`.
-    pub fn layer(field: &str, key: &str) -> Self {
-        Self::new(field, Key::Layer(key.into()))
-    }
-
-    /// The field as the parameter called `name` in the model: `base_model.model.<name>`.
-    pub fn named(field: &str, name: &str) -> Self {
-        Self::new(field, Key::Named(name.into()))
-    }
-
-    /// The field as `key`, without any prefix.
-    pub fn root(field: &str, key: &str) -> Self {
-        Self::new(field, Key::Root(key.into()))
-    }
-
-    /// The field is not in the file: the configuration says all about it, so that it is the same
-    /// again wherever the adapter is planned.
-    pub fn unsaved(field: &str) -> Self {
-        Self::new(field, Key::Unsaved)
-    }
-
-    /// Stored transposed, as torch's linear weights are. For fields of rank 2.
-    #[must_use]
-    pub fn transposed(mut self) -> Self {
-        self.transposed = true;
-        self
-    }
-
-    /// Upstream writes a copy under another key below the layer, too: it is read, must be equal, and
-    /// is not written.
-    #[must_use]
-    pub fn also(mut self, key: &str) -> Self {
-        self.copy = Some(key.into());
-        self
-    }
-
-    /// The key of the copy.
-    fn copy(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
-        let key = Key::Layer(self.copy.clone()?);
-        Self::new("", key).key(style, layer, adapter)
-    }
-
-    /// The key for a state at `layer` of the adapter `adapter`.
-    fn key(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
-        Some(match (&self.key, style) {
-            (Key::Unsaved, _) => return None,
-            (Key::Root(key), _) => key.clone(),
-            (Key::Named(name), Style::HuggingFace) => format!("base_model.model.{name}"),
-            (Key::Named(name), Style::AdapterHub) => name.clone(),
-            (Key::Layer(key), Style::HuggingFace) => format!("base_model.model.{layer}.{key}"),
-            (Key::Layer(key), Style::AdapterHub) => format!("{layer}.adapters.{adapter}.{key}"),
-        })
-    }
-}
-
-/// The fields that no file holds.
-pub(crate) fn unsaved_fields(specs: &[TensorSpec]) -> HashSet<String> {
-    let unsaved = specs.iter().filter(|spec| matches!(spec.key, Key::Unsaved));
-    unsaved.map(|spec| spec.field.clone()).collect()
-}
-
-/// Key (none of what is not saved) and whether transposed, by field, for every parameter of an adapter's
-/// state.
-type Specs = HashMap<String, (Option<String>, bool)>;
-
-fn specs_by_field(adapter: &AnyAdapter, style: Style, layer: &str, name: &str) -> Specs {
-    adapter
-        .module()
-        .tensors()
-        .into_iter()
-        .map(|spec| {
-            let key = spec.key(style, layer, name);
-            (spec.field, (key, spec.transposed))
-        })
-        .collect()
-}
 
 /// What upstream calls a language model's head.
 const TIED_HEAD: &str = "lm_head";
@@ -218,19 +83,12 @@ pub(crate) fn is_base_table(
     }
 }
 
-/// The last two axes of row-major data, swapped.
-pub(crate) fn transpose(data: TensorData) -> TensorData {
-    let [rows, columns] = [data.shape()[0], data.shape()[1]];
-    let size = data.dtype().size();
-    let source = data.as_bytes();
-    let mut bytes = Vec::with_capacity(source.len());
-    for column in 0..columns {
-        for row in 0..rows {
-            let at = (row * columns + column) * size;
-            bytes.extend_from_slice(&source[at..at + size]);
-        }
-    }
-    TensorData::from_bytes_vec(bytes, vec![columns, rows], data.dtype())
+/// Where the parameter at `path` of a state is stored.
+fn stored<'a>(specs: &'a Specs, path: &[String]) -> &'a Stored {
+    let field = path.join(".");
+    specs
+        .get(&field)
+        .unwrap_or_else(|| panic!("the adapter's `tensors()` does not list `{field}`"))
 }
 
 /// Reads the parameters of one adapter's state.
@@ -248,22 +106,17 @@ impl ModuleVisitor for Export<'_> {
         self.path.pop();
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let field = self.path.join(".");
-        let (key, transposed) = self
-            .specs
-            .get(&field)
-            .unwrap_or_else(|| panic!("the adapter's `tensors()` does not list `{field}`"));
-        let Some(key) = key else { return };
-        let data = param.val().into_data();
-        let data = if *transposed { transpose(data) } else { data };
-        let other = self.out.insert(key.clone(), data);
-        assert!(other.is_none(), "two places of the adapter write `{key}`");
+        let stored = stored(self.specs, &self.path);
+        let Some(key) = &stored.key else { return };
+        let before = self.out.remove(key);
+        let whole = stored.put(before, param.val().into_data());
+        self.out.insert(key.clone(), whole);
     }
 }
 
 /// Puts the tensors of an adapter's state into `out`, under their checkpoint keys.
 pub(crate) fn export(
-    adapter: &AnyAdapter,
+    adapter: &dyn ErasedModule,
     style: Style,
     layer: &str,
     name: &str,
@@ -275,7 +128,7 @@ pub(crate) fn export(
         path: Vec::new(),
         out,
     };
-    adapter.module().visit(&mut FromDyn(&mut export));
+    adapter.visit(&mut FromDyn(&mut export));
 }
 
 /// Writes read tensors into one adapter's state.
@@ -295,22 +148,15 @@ impl ModuleMapper for Fill<'_> {
         self.path.pop();
     }
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let field = self.path.join(".");
-        let (key, transposed) = self
-            .specs
-            .get(&field)
-            .unwrap_or_else(|| panic!("the adapter's `tensors()` does not list `{field}`"));
-        let Some(key) = key else { return param };
+        let stored = stored(self.specs, &self.path);
+        let Some(key) = &stored.key else { return param };
         let Some(data) = self.tensors.get(key) else {
             self.problem
                 .get_or_insert(format!("tensor `{key}` is missing"));
             return param;
         };
         // Before the parameter takes memory: its shape comes from a file that may say anything.
-        let mut expected = param.lazy_shape().to_vec();
-        if *transposed {
-            expected.reverse();
-        }
+        let expected = stored.shape(&param.lazy_shape());
         if data.shape().to_vec() != expected {
             self.problem.get_or_insert(format!(
                 "tensor `{key}` has shape {:?}, the model and the configuration need {expected:?}",
@@ -318,11 +164,7 @@ impl ModuleMapper for Fill<'_> {
             ));
             return param;
         }
-        let data = if *transposed {
-            transpose(data.clone())
-        } else {
-            data.clone()
-        };
+        let data = stored.value(data, &param.lazy_shape());
         let (device, dtype) = (param.device(), param.dtype());
         let data = data.convert_dtype(dtype);
         if !data.iter::<f64>().all(f64::is_finite) {
@@ -347,7 +189,7 @@ pub(crate) fn fill(
     tensors: &mut BTreeMap<String, TensorData>,
     used: &mut Vec<String>,
 ) -> Result<(), String> {
-    let specs = specs_by_field(adapter, style, layer, name);
+    let specs = specs_by_field(adapter.module(), style, layer, name);
     let mut fill = Fill {
         specs: &specs,
         path: Vec::new(),

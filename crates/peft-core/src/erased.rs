@@ -11,9 +11,11 @@ use burn::module::{Devices, Flag, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use peft_ops::LowRank;
 
-use crate::adapter::{Adapter, HiddenAdapter, PromptAdapter, Surroundings, WeightAdapter};
+use crate::adapter::{
+    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Surroundings, WeightAdapter,
+};
 use crate::chain::{InnerConv2d, InnerEmbedding, InnerLinear};
-use crate::checkpoint::TensorSpec;
+use crate::tensor_spec::TensorSpec;
 
 /// Runs `$body` with `$d` as the constant that `$rank` holds.
 macro_rules! with_rank {
@@ -284,6 +286,8 @@ impl<M: ModuleMapper> DynMapper for FromDyn<'_, M> {
 pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
     fn method(&self) -> &'static str;
     fn tensors(&self) -> Vec<TensorSpec>;
+    /// As a file holds it.
+    fn stored(&self) -> Box<dyn ErasedModule>;
     fn as_any(&self) -> &dyn Any;
     fn as_any_mut(&mut self) -> &mut dyn Any;
     fn visit(&self, visitor: &mut dyn DynVisitor);
@@ -318,6 +322,9 @@ impl<A: Adapter> ErasedModule for Typed<A> {
     }
     fn tensors(&self) -> Vec<TensorSpec> {
         self.state().tensors()
+    }
+    fn stored(&self) -> Box<dyn ErasedModule> {
+        Box::new(Self(Some(self.state().to_stored())))
     }
     fn as_any(&self) -> &dyn Any {
         self.state()
@@ -420,12 +427,27 @@ impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
     }
 }
 
+pub(crate) trait ErasedKeyValue: ErasedModule {
+    fn key_value(&self) -> (Tensor<2>, Tensor<2>);
+    fn boxed(&self) -> Box<dyn ErasedKeyValue>;
+}
+
+impl<A: KeyValueAdapter> ErasedKeyValue for Typed<A> {
+    fn key_value(&self) -> (Tensor<2>, Tensor<2>) {
+        self.state().key_value()
+    }
+    fn boxed(&self) -> Box<dyn ErasedKeyValue> {
+        Box::new(self.clone())
+    }
+}
+
 /// An adapter of any method at any of the places.
 #[derive(Debug)]
 pub(crate) enum AnyAdapter {
     Weight(Box<dyn ErasedWeight>),
     Hidden(Box<dyn ErasedHidden>),
     Prompt(Box<dyn ErasedPrompt>),
+    KeyValue(Box<dyn ErasedKeyValue>),
 }
 
 impl Clone for AnyAdapter {
@@ -434,6 +456,7 @@ impl Clone for AnyAdapter {
             Self::Weight(adapter) => Self::Weight(adapter.boxed()),
             Self::Hidden(adapter) => Self::Hidden(adapter.boxed()),
             Self::Prompt(adapter) => Self::Prompt(adapter.boxed()),
+            Self::KeyValue(adapter) => Self::KeyValue(adapter.boxed()),
         }
     }
 }
@@ -448,6 +471,9 @@ impl AnyAdapter {
     pub(crate) fn prompt(adapter: impl PromptAdapter) -> Self {
         Self::Prompt(Box::new(Typed(Some(adapter))))
     }
+    pub(crate) fn key_value(adapter: impl KeyValueAdapter) -> Self {
+        Self::KeyValue(Box::new(Typed(Some(adapter))))
+    }
 
     /// The part that does not depend on the place.
     pub(crate) fn module(&self) -> &dyn ErasedModule {
@@ -455,6 +481,7 @@ impl AnyAdapter {
             Self::Weight(adapter) => adapter.as_ref(),
             Self::Hidden(adapter) => adapter.as_ref(),
             Self::Prompt(adapter) => adapter.as_ref(),
+            Self::KeyValue(adapter) => adapter.as_ref(),
         }
     }
 
@@ -463,6 +490,7 @@ impl AnyAdapter {
             Self::Weight(adapter) => adapter.as_mut(),
             Self::Hidden(adapter) => adapter.as_mut(),
             Self::Prompt(adapter) => adapter.as_mut(),
+            Self::KeyValue(adapter) => adapter.as_mut(),
         }
     }
 }

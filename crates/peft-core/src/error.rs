@@ -182,6 +182,15 @@ pub enum Error {
         adapters: String,
     },
 
+    /// Tensors that an adapter cannot take up.
+    #[error("tensors for adapter `{adapter}`: {reason}")]
+    Tensors {
+        /// The adapter's name.
+        adapter: String,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+
     /// Burn's own reparameterization is on a parameter.
     #[error(
         "`{parameter}` already carries Burn's own `{found}` reparameterization; `materialize()` the model before attaching adapters of peft"

@@ -140,6 +140,8 @@ pub struct LayoutSite {
     pub kind: SiteKind,
     /// Number of features.
     pub width: usize,
+    /// How many heads share them; 1 where there are none.
+    pub heads: usize,
     pub(crate) stack: Stack,
 }
 
@@ -197,6 +199,7 @@ impl Layout {
                 name: name.join("."),
                 kind: site.head.kind,
                 width: site.head.width,
+                heads: site.head.heads,
                 stack: site.stack.clone(),
             });
         }

@@ -18,6 +18,7 @@
 //! | a weight | [`WeightAdapter`] | nothing; faster where it calls [`AdaptedForward`] |
 //! | a hidden state | [`HiddenAdapter`] | a [`Site`] field at the place |
 //! | the input | [`PromptAdapter`] | a [`Site`] field after the embeddings |
+//! | attention's keys and values | [`KeyValueAdapter`] | a [`Site`] field in every attention layer |
 //!
 //! `docs/architecture.md` has the invariants.
 
@@ -44,14 +45,16 @@ mod shared;
 mod site;
 mod stack;
 mod targets;
+mod tensor_spec;
 mod tied;
 mod tokens;
 mod training;
 mod written;
 
-pub use adapter::{Adapter, HiddenAdapter, PromptAdapter, Surroundings, WeightAdapter};
+pub use adapter::{
+    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Surroundings, WeightAdapter,
+};
 pub use chain::{InnerConv2d, InnerEmbedding, InnerLinear};
-pub use checkpoint::TensorSpec;
 pub use error::{Error, Result};
 pub use init::Init;
 pub use layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
@@ -72,6 +75,7 @@ pub use schedule::{Schedule, States};
 pub use shared::Shared;
 pub use site::{Site, SiteKind};
 pub use targets::{ALL_LINEAR, OneOrMany, Selection, Targets, pattern_value};
+pub use tensor_spec::TensorSpec;
 pub use tied::TiedHead;
 pub use tokens::TrainedRows;
 pub use training::Training;

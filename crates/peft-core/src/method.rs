@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::adapter::{HiddenAdapter, PromptAdapter, WeightAdapter};
+use crate::adapter::{HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter};
 use crate::erased::AnyAdapter;
 use crate::init::Init;
 use crate::layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
@@ -311,11 +311,10 @@ impl Plan {
     ///
     /// # Panics
     ///
-    /// At a site for embeddings, where no hidden state flows by.
+    /// At a site for embeddings or for keys and values, where no hidden state flows by.
     pub fn adapt_hidden(&mut self, site: &LayoutSite, adapter: impl HiddenAdapter) {
-        assert_ne!(
-            site.kind,
-            SiteKind::Embeddings,
+        assert!(
+            !matches!(site.kind, SiteKind::Embeddings | SiteKind::KeyValue),
             "`{}` takes virtual tokens",
             site.name
         );
@@ -335,6 +334,21 @@ impl Plan {
             site.name
         );
         self.push(&site.path, AnyAdapter::prompt(adapter));
+    }
+
+    /// Puts virtual tokens' keys and values at a site for such.
+    ///
+    /// # Panics
+    ///
+    /// At any other site.
+    pub fn prepend_keys(&mut self, site: &LayoutSite, adapter: impl KeyValueAdapter) {
+        assert_eq!(
+            site.kind,
+            SiteKind::KeyValue,
+            "`{}` takes no keys and values",
+            site.name
+        );
+        self.push(&site.path, AnyAdapter::key_value(adapter));
     }
 
     /// Trains a copy of a parameter in its place, as `modules_to_save` does; the base keeps its

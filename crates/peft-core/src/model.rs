@@ -1,9 +1,10 @@
 //! What can be done with adapters on a model: the extension of Burn's `Module`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::module::Module;
+use burn::tensor::TensorData;
 use peft_ops::packed::Packed;
 use serde_json::{Map, Value};
 
@@ -11,9 +12,9 @@ use crate::accounting::{AdapterSummary, Counts, Summary, count, tally};
 use crate::adapter::Adapter;
 use crate::attached::{
     adapted_layers, edit, exported, install, is_merged, merged, names, origins, place_name,
-    recognised, stacks, strip, survey, unknown, unmerged,
+    recognised, stacks, strip, survey, unknown, unmerged, with_tensors,
 };
-use crate::checkpoint::{self, Style};
+use crate::checkpoint;
 use crate::init::Init;
 use crate::layout::Layout;
 use crate::mechanism::{self, Edits};
@@ -22,6 +23,7 @@ use crate::packing::{self, PackedBase, Packer};
 use crate::rows::{self, Rows};
 use crate::schedule::States;
 use crate::stack::{Entry, Stack};
+use crate::tensor_spec::Style;
 use crate::training::Training;
 use crate::written::{Written, write_file, write_folder};
 use crate::{Error, Result};
@@ -195,7 +197,7 @@ pub trait PeftModule: Module {
             dir.as_ref(),
             style,
             &config,
-            &exported(&layout, name, style),
+            &exported(&layout, name, style, false),
         )
     }
 
@@ -548,6 +550,50 @@ pub trait PeftModule: Module {
             .of::<A>()
             .map(|(place, state)| (place.to_string(), state.clone()));
         Ok(states.collect())
+    }
+
+    /// The tensors of an adapter under the keys of its checkpoint, as they are trained (upstream's
+    /// `get_peft_model_state_dict`). A file has others where the method stores something else than it trains:
+    /// what a prompt's encoder computes, say.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`].
+    fn adapter_tensors(&self, name: &str) -> Result<BTreeMap<String, TensorData>> {
+        let layout = self.layout();
+        if !origins(&layout).contains_key(name) {
+            return Err(unknown(name, &layout));
+        }
+        Ok(exported(&layout, name, Style::HuggingFace, true))
+    }
+
+    /// Puts tensors into an adapter, all of those that [`adapter_tensors`](Self::adapter_tensors) gives
+    /// (upstream's `set_peft_model_state_dict`): from another process, or averaged over several.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`], [`Error::Merged`]; [`Error::Tensors`] where one is missing, of the wrong
+    /// shape, not finite or without a place.
+    fn with_adapter_tensors(
+        &self,
+        name: &str,
+        tensors: BTreeMap<String, TensorData>,
+    ) -> Result<Self> {
+        let layout = unmerged(self)?;
+        if !origins(&layout).contains_key(name) {
+            return Err(unknown(name, &layout));
+        }
+        let stacks = with_tensors(&layout, name, tensors).map_err(|reason| Error::Tensors {
+            adapter: name.to_string(),
+            reason,
+        })?;
+        Ok(mechanism::place(
+            self,
+            Edits {
+                stacks,
+                ..Edits::default()
+            },
+        ))
     }
 
     /// Changes the states of type `A` of an adapter.

@@ -6,9 +6,9 @@ use burn::tensor::{Int, Tensor};
 
 use crate::adapter::{Adapter, WeightAdapter};
 use crate::chain::{InnerEmbedding, InnerLinear};
-use crate::checkpoint::TensorSpec;
 use crate::erased::{AnyAdapter, with_rank};
 use crate::layout::LayoutParam;
+use crate::tensor_spec::TensorSpec;
 
 /// What a copy for `modules_to_save` reports as its method: counted apart from the method's own.
 pub(crate) const MODULE: &str = "saved module";

@@ -23,6 +23,8 @@ pub enum SiteKind {
     AttentionOutput,
     /// The output of a feed-forward sublayer, before the residual is added.
     FeedForwardOutput,
+    /// Keys and values of an attention layer, as its queries see them: prefixes go in front of them.
+    KeyValue,
 }
 
 impl std::fmt::Display for SiteKind {
@@ -31,6 +33,7 @@ impl std::fmt::Display for SiteKind {
             Self::Embeddings => "embeddings",
             Self::AttentionOutput => "attention output",
             Self::FeedForwardOutput => "feed-forward output",
+            Self::KeyValue => "keys and values",
         })
     }
 }
@@ -40,6 +43,7 @@ impl std::fmt::Display for SiteKind {
 pub(crate) struct SiteHead {
     pub(crate) kind: SiteKind,
     pub(crate) width: usize,
+    pub(crate) heads: usize,
     pub(crate) name: &'static str,
 }
 
@@ -83,16 +87,25 @@ pub struct Site {
 }
 
 impl Site {
-    /// An empty site for states of `width` features.
+    /// An empty site for states of `width` features; those of all heads together for keys, and as many for
+    /// values.
     pub fn new(kind: SiteKind, width: usize) -> Self {
         Self {
             head: SiteHead {
                 kind,
                 width,
+                heads: 1,
                 name: "",
             },
             stack: Stack::default(),
         }
+    }
+
+    /// How many heads share the features of keys and values: upstream's configurations say it. Default: 1.
+    #[must_use]
+    pub fn with_heads(mut self, heads: usize) -> Self {
+        self.head.heads = heads;
+        self
     }
 
     /// The upstream name of the module whose output the site sees, relative to the struct that
@@ -124,9 +137,45 @@ impl Site {
             })
     }
 
-    /// How many virtual tokens the active adapters put before the embeddings.
+    /// How many virtual tokens the active adapters put before the embeddings, or before the keys and values.
     pub fn virtual_tokens(&self) -> usize {
-        self.prompts().map(|prompt| prompt.dims()[0]).sum()
+        let prompts = self.prompts().map(|prompt| prompt.dims()[0]);
+        let keys = self.prefixes().map(|(key, _)| key.dims()[0]);
+        prompts.chain(keys).sum()
+    }
+
+    /// `key` and `value` `[batch, seq, width]`, and the `mask` `[batch, 1 or queries, seq]` that is added to the
+    /// scores, with the active adapters' keys and values in front: all queries of all rows see them.
+    ///
+    /// Call it behind whatever positions do to keys, and once for a cache: when it is empty. Positions of
+    /// the text's tokens begin with [`virtual_tokens`](Self::virtual_tokens), as upstream's do.
+    pub fn key_value(
+        &self,
+        key: Tensor<3>,
+        value: Tensor<3>,
+        mask: Option<Tensor<3>>,
+    ) -> (Tensor<3>, Tensor<3>, Option<Tensor<3>>) {
+        let [batch, _, width] = key.dims();
+        let spread = |rows: Tensor<2>| {
+            let tokens = rows.dims()[0];
+            rows.unsqueeze::<3>().expand([batch, tokens, width])
+        };
+        let (mut keys, mut values): (Vec<Tensor<3>>, Vec<Tensor<3>>) = self
+            .prefixes()
+            .map(|(key, value)| (spread(key), spread(value)))
+            .unzip();
+        if keys.is_empty() {
+            return (key, value, mask);
+        }
+        let tokens = keys.iter().map(|part| part.dims()[1]).sum();
+        keys.push(key);
+        values.push(value);
+        let mask = mask.map(|mask| {
+            let [rows, queries, _] = mask.dims();
+            let open = Tensor::zeros([rows, queries, tokens], (&mask.device(), mask.dtype()));
+            Tensor::cat(vec![open, mask], 2)
+        });
+        (Tensor::cat(keys, 1), Tensor::cat(values, 1), mask)
     }
 
     /// Embeddings `[batch, seq, d]` and padding mask `[batch, seq]` (true where padded) with the
@@ -161,6 +210,15 @@ impl Site {
             .active()
             .filter_map(|entry| match &entry.adapter {
                 AnyAdapter::Prompt(adapter) => Some(adapter.prompt()),
+                _ => None,
+            })
+    }
+
+    fn prefixes(&self) -> impl Iterator<Item = (Tensor<2>, Tensor<2>)> {
+        self.stack
+            .active()
+            .filter_map(|entry| match &entry.adapter {
+                AnyAdapter::KeyValue(adapter) => Some(adapter.key_value()),
                 _ => None,
             })
     }

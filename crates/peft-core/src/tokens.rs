@@ -6,8 +6,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::adapter::{Adapter, WeightAdapter};
 use crate::chain::InnerEmbedding;
-use crate::checkpoint::TensorSpec;
 use crate::layout::LayoutParam;
+use crate::tensor_spec::TensorSpec;
 
 /// What trained rows report as their method.
 pub(crate) const ROWS: &str = "trained rows";

@@ -12,9 +12,10 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use crate::Result;
-use crate::checkpoint::{CONFIG_FILE, Style, io, transpose, wrong};
+use crate::checkpoint::{CONFIG_FILE, io, wrong};
 use crate::layout::LayoutParam;
 use crate::packing::StoredPart;
+use crate::tensor_spec::{Style, transpose};
 
 /// A tensor of a file. Those of parameters are computed when they are written, one after another, so that
 /// writing a model needs no second one in memory.

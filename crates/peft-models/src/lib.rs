@@ -2,7 +2,7 @@
 //!
 //! | model | loads | sites |
 //! |---|---|---|
-//! | [`Bert`] | `BertModel` checkpoints (`config.json`, `model.safetensors`), sharded or 4-bit packed ones too | [`Embeddings`](peft_core::SiteKind::Embeddings), [`AttentionOutput`](peft_core::SiteKind::AttentionOutput), [`FeedForwardOutput`](peft_core::SiteKind::FeedForwardOutput) |
+//! | [`Bert`] | `BertModel` checkpoints (`config.json`, `model.safetensors`), sharded or 4-bit packed ones too | [`Embeddings`](peft_core::SiteKind::Embeddings), [`AttentionOutput`](peft_core::SiteKind::AttentionOutput), [`FeedForwardOutput`](peft_core::SiteKind::FeedForwardOutput), [`KeyValue`](peft_core::SiteKind::KeyValue) |
 //! | [`BertClassifier`] | `BertForSequenceClassification` checkpoints, or a fresh head on a [`Bert`] | those of [`Bert`] |
 //!
 //! The models are plain Burn modules: their layers are `burn::nn`'s, called through

@@ -63,6 +63,13 @@ fn sites_are_where_upstream_has_adapters() {
         names(SiteKind::FeedForwardOutput),
         ["encoder.layer.0.output", "encoder.layer.1.output"]
     );
+    assert_eq!(
+        names(SiteKind::KeyValue),
+        [
+            "encoder.layer.0.attention.self",
+            "encoder.layer.1.attention.self"
+        ]
+    );
     assert_eq!(names(SiteKind::Embeddings), ["embeddings.word_embeddings"]);
     assert!(layout.sites.iter().all(|site| site.width == 32));
 }

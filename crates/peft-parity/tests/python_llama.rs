@@ -4,19 +4,18 @@
 //! Runs where `PEFT_PYTHON` names a Python with `torch`, `transformers` and `peft`. `PEFT_LLAMA` may name a model
 //! (a folder, or a GGUF file) to do it with, in the place of the tiny one.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod common;
+
+use std::path::PathBuf;
 
 use burn::module::Module as _;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use common::python::{Python, write_io};
 use peft::core::{ConfigExt as _, Method, PeftModule as _};
 use peft::reparameterization::{LohaConfig, LoraConfig, VeraConfig};
-use peft::soft_prompt::PromptTuningConfig;
+use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
 use peft_models::{Llama, LmBatch};
-use safetensors::tensor::{Dtype, TensorView};
-use serde_json::Value;
 
 const BASE: &str = "../peft-models/tests/golden/llama/base";
 
@@ -47,43 +46,29 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
             "prompt-tuning",
             Box::new(PromptTuningConfig::new(5).with_task_type("CAUSAL_LM")),
         ),
+        (
+            "prefix-tuning",
+            Box::new(PrefixTuningConfig::new(5).with_task_type("CAUSAL_LM")),
+        ),
+        (
+            "prefix-tuning-projection",
+            Box::new(
+                PrefixTuningConfig::new(5)
+                    .with_projection(12)
+                    .with_task_type("CAUSAL_LM"),
+            ),
+        ),
     ]
 }
 
-fn write_io(file: &Path, ids: &[u32], logits: &Tensor<3>) {
-    let shape = logits.dims().to_vec();
-    let bytes: Vec<u8> = logits
-        .to_data()
-        .iter::<f32>()
-        .flat_map(f32::to_le_bytes)
-        .collect();
-    let ids_bytes: Vec<u8> = ids
-        .iter()
-        .flat_map(|id| i64::from(*id).to_le_bytes())
-        .collect();
-    let tensors = [
-        (
-            "input_ids",
-            TensorView::new(Dtype::I64, vec![1, ids.len()], &ids_bytes).unwrap(),
-        ),
-        (
-            "output",
-            TensorView::new(Dtype::F32, shape, &bytes).unwrap(),
-        ),
-    ];
-    safetensors::serialize_to_file(tensors, None, file).unwrap();
-}
-
-fn logits(model: &Llama, ids: &[u32], device: &Device) -> Tensor<3> {
-    let data: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
-    let data = TensorData::new(data, [1, ids.len()]);
+fn logits(model: &Llama, ids: &[i64], device: &Device) -> Tensor<3> {
+    let data = TensorData::new(ids.to_vec(), [1, ids.len()]);
     model.forward(Tensor::<2, Int>::from_data(data, device), None)
 }
 
 #[test]
 fn python_computes_the_logits_that_we_computed() {
-    let Some(python) = std::env::var_os("PEFT_PYTHON") else {
-        println!("skipped: PEFT_PYTHON names no Python with torch, transformers and peft");
+    let Some(python) = Python::find() else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -97,7 +82,8 @@ fn python_computes_the_logits_that_we_computed() {
     plain.export(&base_folder, None).unwrap();
     let vocabulary = plain.config().vocab_size as u32;
     drop(plain);
-    let ids: Vec<u32> = (0..23).map(|i| 3 + i * i * 7 % (vocabulary - 3)).collect();
+    let tokens: Vec<u32> = (0..23).map(|i| 3 + i * i * 7 % (vocabulary - 3)).collect();
+    let ids: Vec<i64> = tokens.iter().map(|id| i64::from(*id)).collect();
     let folder = dir.path().join("cases");
     let mut cases = cases();
     if other.is_some() {
@@ -110,7 +96,7 @@ fn python_computes_the_logits_that_we_computed() {
         let mut model = base.attach("trained", method.as_ref()).unwrap();
         let mut optimizer = AdamConfig::new().init();
         for _ in 0..5 {
-            let loss = model.loss(&LmBatch::of_text(&ids));
+            let loss = model.loss(&LmBatch::of_text(&tokens));
             let gradients = GradientsParams::from_grads(loss.backward(), &model);
             model = optimizer.step(1e-2, model, gradients);
         }
@@ -129,31 +115,9 @@ fn python_computes_the_logits_that_we_computed() {
         if let Ok(merged) = model.merge_and_unload() {
             merged.export(case.join("merged"), None).unwrap();
         }
-        write_io(&case.join("io.safetensors"), &ids, &output);
+        let io = case.join("io.safetensors");
+        write_io(&io, &[("input_ids", &ids)], [1, ids.len()], &output);
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python_llama.py");
-    let said = Command::new(python)
-        .arg(script)
-        .arg(&base_folder)
-        .arg(&folder)
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&said.stdout);
-    let results: BTreeMap<String, Value> = text
-        .lines()
-        .last()
-        .and_then(|line| serde_json::from_str(line).ok())
-        .unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&said.stderr)));
-    let mut wrong = Vec::new();
-    for (name, _) in &cases {
-        let result = &results[*name];
-        println!("{name}: {result}");
-        let near = |value: &Value| value.as_f64().is_some_and(|distance| distance < 1e-4);
-        let merged = result.get("merged").is_none_or(near);
-        let quiet = result["warnings"].as_array().is_some_and(Vec::is_empty);
-        if !(near(&result["adapter"]) && merged && quiet) {
-            wrong.push(format!("{name}: {result}"));
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let answers = python.run("python_llama.py", &base_folder, &folder);
+    answers.check(cases.iter().map(|(name, _)| *name), "adapter", &[]);
 }

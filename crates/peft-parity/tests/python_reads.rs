@@ -4,22 +4,21 @@
 //! Runs where `PEFT_PYTHON` names a Python with `torch`, `transformers` and `peft`; elsewhere the test says that
 //! it did nothing.
 
-use std::collections::BTreeMap;
+mod common;
+
 use std::path::Path;
-use std::process::Command;
 
 use burn::module::Module as _;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Int, Tensor};
+use common::python::{Python, write_io};
 use peft::core::{ConfigExt as _, Method, PeftModule as _};
 use peft::reparameterization::{
     AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LohaConfig,
     LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, VbLoraConfig, VeraConfig,
 };
-use peft::soft_prompt::PromptTuningConfig;
+use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
 use peft_models::Bert;
-use safetensors::tensor::{Dtype, TensorView};
-use serde_json::Value;
 
 const BASE: &str = "../peft-models/tests/golden/bert/base";
 const TARGETS: [&str; 3] = ["query", "value", "output.dense"];
@@ -110,32 +109,24 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
             "prompt-tuning",
             Box::new(PromptTuningConfig::new(5).with_task_type("FEATURE_EXTRACTION")),
         ),
+        (
+            "prefix-tuning",
+            Box::new(PrefixTuningConfig::new(5).with_task_type("FEATURE_EXTRACTION")),
+        ),
+        (
+            "prefix-tuning-projection",
+            Box::new(
+                PrefixTuningConfig::new(5)
+                    .with_projection(20)
+                    .with_task_type("FEATURE_EXTRACTION"),
+            ),
+        ),
     ]
-}
-
-fn write_io(file: &Path, ids: &[i64], mask: &[i64], shape: [usize; 2], output: &Tensor<3>) {
-    let output_shape = output.dims().to_vec();
-    let bytes: Vec<u8> = output
-        .to_data()
-        .iter::<f32>()
-        .flat_map(f32::to_le_bytes)
-        .collect();
-    let ints =
-        |values: &[i64]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
-    let (ids, mask) = (ints(ids), ints(mask));
-    let view = |dtype, shape: Vec<usize>, data| TensorView::new(dtype, shape, data).unwrap();
-    let tensors = [
-        ("input_ids", view(Dtype::I64, shape.to_vec(), &ids)),
-        ("attention_mask", view(Dtype::I64, shape.to_vec(), &mask)),
-        ("output", view(Dtype::F32, output_shape, &bytes)),
-    ];
-    safetensors::serialize_to_file(tensors, None, file).unwrap();
 }
 
 #[test]
 fn python_computes_what_we_computed() {
-    let Some(python) = std::env::var_os("PEFT_PYTHON") else {
-        println!("skipped: PEFT_PYTHON names no Python with torch, transformers and peft");
+    let Some(python) = Python::find() else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -173,32 +164,12 @@ fn python_computes_what_we_computed() {
         );
         let case = dir.path().join(name);
         model.save_adapter("trained", &case).unwrap();
-        write_io(&case.join("io.safetensors"), &ids, &mask, shape, &output);
+        let inputs: [(&str, &[i64]); 2] = [("input_ids", &ids), ("attention_mask", &mask)];
+        write_io(&case.join("io.safetensors"), &inputs, shape, &output);
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python_reads.py");
-    let said = Command::new(python)
-        .arg(script)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(BASE))
-        .arg(dir.path())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&said.stdout);
-    let results: BTreeMap<String, Value> = text
-        .lines()
-        .last()
-        .and_then(|line| serde_json::from_str(line).ok())
-        .unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&said.stderr)));
-    let mut wrong = Vec::new();
-    for (name, _) in &cases {
-        let result = &results[*name];
-        println!("{name}: {result}");
-        let near = |value: &Value| value.as_f64().is_some_and(|distance| distance < 1e-4);
-        let merged = result.get("merged").is_none_or(near);
-        // Upstream misses the copies of RandLoRA's bases, which say nothing.
-        let quiet = result["warnings"].as_array().is_some_and(Vec::is_empty) || *name == "randlora";
-        if !(near(&result["output"]) && merged && quiet) {
-            wrong.push(format!("{name}: {result}"));
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(BASE);
+    let answers = python.run("python_reads.py", &base, dir.path());
+    // Upstream misses the copies of RandLoRA's bases, which say nothing.
+    let noisy = ["randlora"];
+    answers.check(cases.iter().map(|(name, _)| *name), "output", &noisy);
 }

@@ -82,7 +82,7 @@ fn the_first_direction_is_that_of_the_inputs() {
         let ids = Tensor::<2>::random([4, 20], Distribution::Uniform(1.0, 96.0), &device());
         ids.int()
     };
-    let inputs = base.embeddings.forward(ids, None).0.reshape([80, 32]);
+    let inputs = base.embeddings.forward(ids, None, 0).0.reshape([80, 32]);
     let explained = |direction: Tensor<2>| -> f32 {
         inputs
             .clone()

@@ -1,9 +1,20 @@
 //! The battery, on soft prompts.
 
 use peft_core::ConfigExt as _;
-use peft_soft_prompt::PromptTuningConfig;
+use peft_soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
 
 peft_conformance::battery!(vec![
+    Case::new("prefix", PrefixTuningConfig::new(4)),
+    Case::new(
+        "projected prefix",
+        PrefixTuningConfig::new(4).with_projection(24)
+    ),
+    Case::new(
+        "zero prefix, with a head",
+        PrefixTuningConfig::new(3)
+            .with_zeros()
+            .with_modules_to_save(["classifier"])
+    ),
     Case::new("random", PromptTuningConfig::new(5)),
     Case::new(
         "sampled vocabulary",

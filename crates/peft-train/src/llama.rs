@@ -14,9 +14,9 @@ impl CausalLm for Llama {
 
     fn limits(&self) -> Option<Limits> {
         let config = self.config();
-        let prompt = self.model.prompt.virtual_tokens();
+        let taken = self.virtual_tokens();
         Some(Limits {
-            positions: config.max_position_embeddings.saturating_sub(prompt),
+            positions: config.max_position_embeddings.saturating_sub(taken),
             vocabulary: config.vocab_size,
         })
     }

@@ -3,9 +3,10 @@
 mod common;
 
 use common::{texts, words};
-use peft_core::PeftModule as _;
+use peft_core::{Method, PeftModule as _};
 use peft_models::Llama;
 use peft_reparameterization::LoraConfig;
+use peft_soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
 use peft_train::{Length, TrainConfig, Trainer, evaluate};
 
 #[test]
@@ -18,13 +19,16 @@ fn texts_that_share_a_row_are_read_as_if_alone() {
         let packed = texts(few, &config.with_packing(true));
         assert!(packed.len() < alone.len());
         assert_eq!(packed.targets(), alone.targets());
-        let model = Llama::tiny(&device);
-        let alone = evaluate(&model, &alone, 3).unwrap().nll;
-        let packed = evaluate(&model, &packed, 3).unwrap().nll;
-        assert!(
-            (packed - alone).abs() < 1e-4 * alone,
-            "{name}: {packed} for {alone}"
-        );
+        let base = Llama::tiny(&device);
+        let prefix = base.attach("mine", &PrefixTuningConfig::new(3)).unwrap();
+        for model in [&base, &prefix] {
+            let alone = evaluate(model, &alone, 3).unwrap().nll;
+            let packed = evaluate(model, &packed, 3).unwrap().nll;
+            assert!(
+                (packed - alone).abs() < 1e-4 * alone,
+                "{name}: {packed} for {alone}"
+            );
+        }
     }
 }
 
@@ -33,25 +37,36 @@ fn checkpointing_changes_no_number_that_matters() {
     for (name, device) in peft_core::device::cpu_devices() {
         let device = device.autodiff();
         let base = Llama::tiny(&device);
-        let model = base.attach("mine", &LoraConfig::new(4)).unwrap();
-        let losses = |checkpointing: bool| {
-            let config = TrainConfig::new()
-                .with_length(Length::Steps(20))
-                .with_batch_size(words().len())
-                .with_learning_rate(1e-2)
-                .with_gradient_checkpointing(checkpointing);
-            let data = texts(&words(), &config);
-            let mut trainer = Trainer::new(config).unwrap();
-            let (_, outcome) = trainer.train(model.clone(), &data, None).unwrap();
-            outcome.losses
-        };
-        let plain = losses(false);
-        assert!(plain[19] < 0.95 * plain[0], "{name}: {plain:?}");
-        for (checkpointed, plain) in losses(true).iter().zip(&plain) {
-            assert!(
-                (checkpointed - plain).abs() < 1e-3 * plain,
-                "{name}: {checkpointed} for {plain}"
-            );
+        let methods: [(&dyn Method, f64); 4] = [
+            (&LoraConfig::new(4), 1e-2),
+            (&PromptTuningConfig::new(3), 5e-2),
+            (&PrefixTuningConfig::new(3), 5e-2),
+            // Its first part belongs to all layers.
+            (&PrefixTuningConfig::new(3).with_projection(12), 1e-2),
+        ];
+        for (method, rate) in methods {
+            device.seed(5);
+            let model = base.attach("mine", method).unwrap();
+            let losses = |checkpointing: bool| {
+                let config = TrainConfig::new()
+                    .with_length(Length::Steps(20))
+                    .with_batch_size(words().len())
+                    .with_learning_rate(rate)
+                    .with_gradient_checkpointing(checkpointing);
+                let data = texts(&words(), &config);
+                let mut trainer = Trainer::new(config).unwrap();
+                let (_, outcome) = trainer.train(model.clone(), &data, None).unwrap();
+                outcome.losses
+            };
+            let name = format!("{} on {name}", method.info().title);
+            let plain = losses(false);
+            assert!(plain[19] < 0.95 * plain[0], "{name}: {plain:?}");
+            for (checkpointed, plain) in losses(true).iter().zip(&plain) {
+                assert!(
+                    (checkpointed - plain).abs() < 1e-3 * plain,
+                    "{name}: {checkpointed} for {plain}"
+                );
+            }
         }
     }
 }

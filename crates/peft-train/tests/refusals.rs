@@ -7,7 +7,7 @@ use common::{Bigram, texts, words};
 use peft_core::PeftModule as _;
 use peft_models::{Llama, LlamaConfig};
 use peft_reparameterization::LoraConfig;
-use peft_soft_prompt::PromptTuningConfig;
+use peft_soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
 use peft_train::{
     CausalLm, Dataset, Error, Length, Limits, TrainConfig, Trainer, Warmup, evaluate,
 };
@@ -69,18 +69,21 @@ fn rows_longer_than_the_model_has_positions_for() {
 #[test]
 fn virtual_tokens_take_positions() {
     let base = Llama::tiny(&device());
-    let model = base.attach("mine", &PromptTuningConfig::new(10)).unwrap();
-    assert_eq!(model.limits().unwrap().positions, 54);
-    let error = refusal(model.clone(), &long(55), None, config());
-    let room = Error::TooLong {
-        what: "training",
-        tokens: 55,
-        positions: 54,
-    };
-    assert_eq!(error.to_string(), room.to_string());
-    let mut trainer = Trainer::new(config()).unwrap();
-    let (_, outcome) = trainer.train(model, &long(54), None).unwrap();
-    assert_eq!(outcome.steps, 3);
+    let prompt = base.attach("mine", &PromptTuningConfig::new(10)).unwrap();
+    let prefix = base.attach("mine", &PrefixTuningConfig::new(10)).unwrap();
+    for model in [prompt, prefix] {
+        assert_eq!(model.limits().unwrap().positions, 54);
+        let error = refusal(model.clone(), &long(55), None, config());
+        let room = Error::TooLong {
+            what: "training",
+            tokens: 55,
+            positions: 54,
+        };
+        assert_eq!(error.to_string(), room.to_string());
+        let mut trainer = Trainer::new(config()).unwrap();
+        let (_, outcome) = trainer.train(model, &long(54), None).unwrap();
+        assert_eq!(outcome.steps, 3);
+    }
 }
 
 #[test]

@@ -1,17 +1,18 @@
 //! A run that is stopped and goes on in another process ends with the same numbers, to the last bit: a
-//! Llama with LoRA and dropout. One test in a file of its own, because the seeds of CPU devices belong to
+//! Llama with LoRA and dropout, and one whose adapter's file holds something else than is trained. One test in a file of its own, because the seeds of CPU devices belong to
 //! the process.
 
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use common::{texts, words};
-use peft_core::PeftModule as _;
+use peft_core::{Method, PeftModule as _};
 use peft_models::Llama;
-use peft_reparameterization::{LoraConfig, METHODS};
+use peft_reparameterization::LoraConfig;
+use peft_soft_prompt::PrefixTuningConfig;
 use peft_train::{
     Control, Ending, Event, Length, Schedule, TrainConfig, TrainOutcome, Trainer, Warmup,
     checkpoint,
@@ -35,10 +36,9 @@ fn config() -> TrainConfig {
 }
 
 /// A new process: other parameter ids, other values in the fresh adapter.
-fn model(seed: u64, device: &Device) -> Llama {
+fn model(seed: u64, method: &dyn Method, device: &Device) -> Llama {
     device.seed(seed);
-    let lora = LoraConfig::new(4).with_dropout(0.2);
-    Llama::tiny(device).attach("mine", &lora).unwrap()
+    Llama::tiny(device).attach("mine", method).unwrap()
 }
 
 fn run(model: Llama, out: &Path, resume: bool, stop_at: Option<usize>) -> (Llama, TrainOutcome) {
@@ -57,45 +57,53 @@ fn run(model: Llama, out: &Path, resume: bool, stop_at: Option<usize>) -> (Llama
     trainer.train(model, &data, Some(&held_out)).unwrap()
 }
 
+/// A whole run and one in two parts, under `dir`: the folders of both.
+fn goes_on(method: &dyn Method, device: &Device, dir: &Path) -> [PathBuf; 2] {
+    let (whole, parts) = (dir.join("whole"), dir.join("parts"));
+    let model = |seed| model(seed, method, device);
+
+    let (_, expected) = run(model(1), &whole, false, None);
+    assert_eq!(expected.losses.len(), STEPS);
+    let (_, stopped) = run(model(1), &parts, false, Some(3));
+    assert_eq!(stopped.ending, Ending::Stopped);
+    assert_eq!(stopped.losses, expected.losses[..3]);
+    let (resumed, outcome) = run(model(2), &parts, true, None);
+
+    assert_eq!(outcome.losses, expected.losses);
+    assert_eq!(outcome.evaluations, expected.evaluations);
+    assert_eq!(outcome.best, expected.best);
+    let files = [
+        checkpoint::TRAINED_FILE,
+        checkpoint::OPTIMIZER_FILE,
+        checkpoint::BEST_FILE,
+        "adapter_model.safetensors",
+    ];
+    let last = format!("checkpoint-{STEPS}");
+    for file in files {
+        let [ours, theirs] = [&parts, &whole].map(|dir| fs::read(dir.join(&last).join(file)));
+        assert!(ours.unwrap() == theirs.unwrap(), "{file} differs");
+    }
+
+    // The folder is an adapter as any other.
+    let base = Llama::tiny(device);
+    let methods = [method.info()];
+    let loaded = base
+        .load_adapter("mine", parts.join(&last), &methods)
+        .unwrap();
+    assert_eq!(loaded.counts().stored, resumed.counts().stored);
+    [whole, parts]
+}
+
 #[test]
 fn a_run_goes_on_to_the_last_bit() {
     for (name, device) in peft_core::device::cpu_devices() {
+        println!("{name}");
         let device = device.autodiff();
         let dir = tempfile::tempdir().unwrap();
-        let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
-
-        let (_, expected) = run(model(1, &device), &whole, false, None);
-        assert_eq!(expected.losses.len(), STEPS, "{name}");
-        let (_, stopped) = run(model(1, &device), &parts, false, Some(3));
-        assert_eq!(stopped.ending, Ending::Stopped, "{name}");
-        assert_eq!(stopped.losses, expected.losses[..3], "{name}");
-        let (resumed, outcome) = run(model(2, &device), &parts, true, None);
-
-        assert_eq!(outcome.losses, expected.losses, "{name}");
-        assert_eq!(outcome.evaluations, expected.evaluations, "{name}");
-        assert_eq!(outcome.best, expected.best, "{name}");
-        let files = [
-            checkpoint::TRAINED_FILE,
-            checkpoint::OPTIMIZER_FILE,
-            checkpoint::BEST_FILE,
-            "adapter_model.safetensors",
-        ];
-        let last = format!("checkpoint-{STEPS}");
-        for file in files {
-            let [ours, theirs] = [&parts, &whole].map(|dir| fs::read(dir.join(&last).join(file)));
-            assert!(ours.unwrap() == theirs.unwrap(), "{name}: {file} differs");
-        }
-
-        // The folder is an adapter as any other.
-        let base = Llama::tiny(&device);
-        let loaded = base
-            .load_adapter("mine", parts.join(&last), METHODS)
-            .unwrap();
-        assert_eq!(
-            loaded.counts().trainable,
-            resumed.counts().trainable,
-            "{name}"
-        );
+        let projected = PrefixTuningConfig::new(3).with_projection(12);
+        goes_on(&projected, &device, &dir.path().join("prefix"));
+        let lora = LoraConfig::new(4).with_dropout(0.2);
+        let [_, parts] = goes_on(&lora, &device, dir.path());
 
         // Other configurations of the adapter are refused.
         let other = Llama::tiny(&device)

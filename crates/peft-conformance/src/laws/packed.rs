@@ -4,6 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData};
 use peft_core::ops::packed::{Packed, PackedRows};
 use peft_core::{Error, Method, PackedLayer, Packer, PeftModule};
+use peft_models::BertClassifier;
 
 use super::{NAME, Verdict, ensure, text};
 use crate::fixture::{Fixture, farthest};
@@ -87,7 +88,7 @@ impl ModuleVisitor for OfAdapters<'_> {
 }
 
 /// Dropout throws the same coins in every call.
-fn gradients(fixture: &Fixture, model: &peft_models::BertClassifier) -> Vec<TensorData> {
+fn gradients(fixture: &Fixture, model: &BertClassifier) -> Vec<TensorData> {
     fixture.device.seed(2);
     let gradients = fixture.loss(model).backward();
     let mut visitor = OfAdapters {
@@ -118,9 +119,13 @@ pub(super) fn packed_base(fixture: &Fixture, method: &dyn Method) -> Verdict {
     ensure(distance < near, || {
         format!("the packed base is {distance} from its values")
     })?;
-    let there = dense.trained(NAME, method)?;
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let here = match there.save_adapter(NAME, dir.path()) {
+    let saved = dense.trained(NAME, method)?.save_adapter(NAME, dir.path());
+    let load = |base: &BertClassifier| {
+        let methods = [method.info()];
+        base.load_adapter(NAME, dir.path(), &methods).map_err(text)
+    };
+    let (here, there) = match saved {
         // References train parameters themselves.
         Err(Error::UnknownAdapter { .. }) => {
             return match packed.attach(NAME, method) {
@@ -130,9 +135,7 @@ pub(super) fn packed_base(fixture: &Fixture, method: &dyn Method) -> Verdict {
         }
         other => {
             other.map_err(text)?;
-            packed
-                .load_adapter(NAME, dir.path(), &[method.info()])
-                .map_err(text)?
+            (load(&packed)?, load(&dense.base)?)
         }
     };
     let (adapted, expected) = (fixture.outputs(&here), fixture.outputs(&there));

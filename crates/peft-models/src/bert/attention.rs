@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::tensor::{Bool, Device, Tensor};
 use peft_core::ops::{AttentionOptions, attention};
-use peft_core::{AdaptedForward, SiteKind, dropout_rate};
+use peft_core::{AdaptedForward, Site, SiteKind, dropout_rate};
 
 use super::{BertConfig, BertResidual};
 
@@ -28,6 +28,8 @@ pub struct BertSelfAttention {
     pub value: Linear,
     /// Dropout of the attention weights.
     pub dropout: Dropout,
+    /// Where prefixes go in front of keys and values.
+    pub prefix: Site,
     heads: usize,
 }
 
@@ -40,6 +42,7 @@ impl BertAttention {
                 key: config.linear(width, width, device),
                 value: config.linear(width, width, device),
                 dropout: DropoutConfig::new(config.attention_probs_dropout_prob).init(),
+                prefix: Site::new(SiteKind::KeyValue, width).with_heads(config.num_attention_heads),
                 heads: config.num_attention_heads,
             },
             output: BertResidual::new(config, width, SiteKind::AttentionOutput, device),
@@ -72,12 +75,11 @@ impl BertSelfAttention {
             dropout: dropout_rate(&self.dropout),
             ..AttentionOptions::new(self.heads)
         };
-        attention(
-            self.query.adapted(x.clone()),
-            self.key.adapted(x.clone()),
-            self.value.adapted(x),
-            mask.map(|mask| mask.0.clone()),
-            options,
-        )
+        let query = self.query.adapted(x.clone());
+        let key = self.key.adapted(x.clone());
+        let value = self.value.adapted(x);
+        let mask = mask.map(|mask| mask.0.clone());
+        let (key, value, mask) = self.prefix.key_value(key, value, mask);
+        attention(query, key, value, mask, options)
     }
 }

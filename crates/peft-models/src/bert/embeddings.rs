@@ -44,7 +44,8 @@ impl BertEmbeddings {
     /// Embeddings `[batch, virtual_tokens + seq, hidden_size]` of `ids` `[batch, seq]`, and the
     /// `padding` `[batch, seq]` extended to them.
     ///
-    /// Virtual tokens take the first positions and the segment 0, as in HF PEFT.
+    /// Virtual tokens take the first positions, after the `first` that belong to prefixes, and the segment 0, as
+    /// in HF PEFT.
     ///
     /// # Panics
     ///
@@ -53,22 +54,23 @@ impl BertEmbeddings {
         &self,
         ids: Tensor<2, Int>,
         padding: Option<Tensor<2, Bool>>,
+        first: usize,
     ) -> (Tensor<3>, Option<Tensor<2, Bool>>) {
         let device = ids.device();
         let (words, padding) = self
             .prompt
             .prepend(self.word_embeddings.adapted(ids), padding);
-        let length = words.dims()[1];
+        let last = first + words.dims()[1];
         let most = self.position_embeddings.weight.dims()[0];
         assert!(
-            length <= most,
-            "{length} positions ({} of them virtual tokens), but the model has embeddings for {most}: \
+            last <= most,
+            "{last} positions ({} of them virtual tokens), but the model has embeddings for {most}: \
              truncate the text",
-            self.prompt.virtual_tokens(),
+            first + self.prompt.virtual_tokens(),
         );
         // Added to each other first: they are one row per position, and the words a whole batch.
-        let positions =
-            Tensor::<1, Int>::arange(0..length.cast_signed() as i64, &device).unsqueeze::<2>();
+        let positions = first.cast_signed() as i64..last.cast_signed() as i64;
+        let positions = Tensor::<1, Int>::arange(positions, &device).unsqueeze::<2>();
         let places = self.position_embeddings.adapted(positions)
             + self
                 .token_type_embeddings

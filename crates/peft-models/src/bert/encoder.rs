@@ -43,6 +43,13 @@ impl BertEncoder {
         Self { layer }
     }
 
+    /// How many positions the active prefixes take: the most that a layer has.
+    pub fn prefix_tokens(&self) -> usize {
+        let layers = self.layer.iter();
+        let prefixes = layers.map(|layer| layer.attention.self_attention.prefix.virtual_tokens());
+        prefixes.max().unwrap_or(0)
+    }
+
     /// Hidden states after the last layer, for embeddings `[batch, seq, hidden_size]` and
     /// `padding` `[batch, seq]`, true where padded.
     pub fn forward(&self, embedded: Tensor<3>, padding: Option<Tensor<2, Bool>>) -> Tensor<3> {

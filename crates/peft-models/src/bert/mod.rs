@@ -31,8 +31,8 @@ const RENAMES: &[(&str, &str)] = &[("self_attention", "self"), ("layer_norm", "L
 /// The encoder: token ids to hidden states.
 ///
 /// Module paths, once renamed by [`names`](Self::names), are those of Hugging Face's `BertModel`.
-/// Adapter sites: [`BertEmbeddings::prompt`], and [`BertResidual::site`] behind the attention and
-/// behind the feed-forward part of every layer.
+/// Adapter sites: [`BertEmbeddings::prompt`], in every layer [`BertSelfAttention::prefix`], and
+/// [`BertResidual::site`] behind the attention and behind the feed-forward part.
 ///
 /// Dropout acts on autodiff devices only, as Burn's does; `model.valid()` is without it. For
 /// gradient checkpointing build the model on `device.autodiff().gradient_checkpointing()`: it is a
@@ -98,9 +98,10 @@ impl Bert {
     ///
     /// # Panics
     ///
-    /// If virtual tokens and `seq` together exceed the configuration's `max_position_embeddings`.
+    /// If virtual tokens, prefixes and `seq` together exceed the configuration's `max_position_embeddings`.
     pub fn forward(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> BertOutput {
-        let (hidden, padding) = self.embeddings.forward(ids, padding);
+        let prefix = self.encoder.prefix_tokens();
+        let (hidden, padding) = self.embeddings.forward(ids, padding, prefix);
         BertOutput {
             hidden: self.encoder.forward(hidden, padding),
             virtual_tokens: self.embeddings.prompt.virtual_tokens(),

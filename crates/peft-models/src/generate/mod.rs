@@ -172,7 +172,7 @@ impl Llama {
     /// The most tokens of a text: positions that virtual tokens leave.
     fn context(&self) -> usize {
         let positions = self.config().max_position_embeddings;
-        positions.saturating_sub(self.model.prompt.virtual_tokens())
+        positions.saturating_sub(self.virtual_tokens())
     }
 
     /// A prompt that the model can be given: BOS where it is empty.

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
 use peft_core::ops::{AttentionOptions, Rotary, attention, rotary};
-use peft_core::{AdaptedForward, adapted_norm};
+use peft_core::{AdaptedForward, Site, SiteKind, adapted_norm};
 
 use super::LlamaConfig;
 use super::cache::LayerCache;
@@ -20,6 +20,8 @@ pub struct LlamaAttention {
     pub v_proj: Linear,
     /// The way back to `hidden_size`.
     pub o_proj: Linear,
+    /// Where prefixes go in front of keys and values.
+    pub prefix: Site,
     heads: usize,
     kv_heads: usize,
 }
@@ -43,6 +45,7 @@ impl LlamaAttention {
             k_proj: linear(width, narrow, config.qkv_bias),
             v_proj: linear(width, narrow, config.qkv_bias),
             o_proj: linear(wide, width, config.o_bias),
+            prefix: Site::new(SiteKind::KeyValue, narrow).with_heads(config.num_key_value_heads),
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
         }
@@ -68,21 +71,27 @@ impl LlamaAttention {
             self.kv_heads,
         );
         let value = adapted_norm(&self.v_proj, norm, x);
-        let (key, value) = match cache {
-            Some(cache) => cache.extend(key, value),
-            None => (key, value),
+        let mask = positions.mask.clone();
+        let (key, value, mask) = match cache {
+            // The prefix is in it.
+            Some(cache) if !cache.is_empty() => {
+                let (key, value) = cache.extend(key, value);
+                (key, value, mask)
+            }
+            cache => {
+                let (key, value, mask) = self.prefix.key_value(key, value, mask);
+                if let Some(cache) = cache {
+                    cache.extend(key.clone(), value.clone());
+                }
+                (key, value, mask)
+            }
         };
         let options = AttentionOptions {
             kv_heads: self.kv_heads,
             causal: true,
             ..AttentionOptions::new(self.heads)
         };
-        self.o_proj.adapted(attention(
-            query,
-            key,
-            value,
-            positions.mask.clone(),
-            options,
-        ))
+        self.o_proj
+            .adapted(attention(query, key, value, mask, options))
     }
 }

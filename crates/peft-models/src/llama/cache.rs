@@ -33,6 +33,10 @@ impl KvCache {
 }
 
 impl LayerCache {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Adds keys and values; returns all.
     pub(super) fn extend(&mut self, key: Tensor<3>, value: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
         let all = match self.0.take() {

@@ -33,8 +33,8 @@ const RENAMES: &[(&str, &str)] = &[("tied_head", "lm_head")];
 
 /// A causal language model: token ids to logits of what follows each.
 ///
-/// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`], and
-/// in every layer [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
+/// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`], and in
+/// every layer [`LlamaAttention::prefix`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
 ///
 /// Weights may be packed ([`PeftModule::pack_weights`](peft_core::PeftModule::pack_weights), or while loading:
 /// [`LlamaLoader::with_packer`]): QLoRA is LoRA on such a model.
@@ -119,7 +119,9 @@ impl Llama {
         let (x, padding) = self.embed(ids, padding);
         let count = x.dims()[1];
         let mask = padding.map(|padding| hidden(padding.reshape([rows, 1, count])));
-        let positions = self.positions((0..count).collect(), 1, mask, &x.device());
+        let prefix = self.prefix_tokens();
+        let positions = (prefix..prefix + count).collect();
+        let positions = self.positions(positions, 1, mask, &x.device());
         debug_assert_eq!(count, length + self.model.prompt.virtual_tokens());
         let x = self.through_layers(x, &positions);
         self.logits(self.model.norm.adapted(x))
@@ -131,7 +133,7 @@ impl Llama {
     }
 
     /// Logits `[batch, vocab_size]` of what follows the last of `ids` `[batch, seq]`, given what is in the
-    /// cache, which grows by them. The first call puts virtual tokens in front.
+    /// cache, which grows by them. The first call puts virtual tokens and prefixes in front.
     ///
     /// # Panics
     ///
@@ -144,8 +146,13 @@ impl Llama {
             self.model.embed_tokens.adapted(ids)
         };
         let count = x.dims()[1];
-        let last = cache.length + count;
-        let positions = self.positions((cache.length..last).collect(), 1, None, &x.device());
+        let first = if cache.is_empty() {
+            self.prefix_tokens()
+        } else {
+            cache.length
+        };
+        let last = first + count;
+        let positions = self.positions((first..last).collect(), 1, None, &x.device());
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
             x = layer.forward(x, &positions, Some(cache));
         }
@@ -182,8 +189,26 @@ impl Llama {
                 &device,
             ))
         });
-        let positions = self.positions(batch.positions(prompt), batch.rows, mask, &device);
+        let prefix = self.prefix_tokens();
+        let mut positions = batch.positions(prompt);
+        positions
+            .iter_mut()
+            .for_each(|position| *position += prefix);
+        let positions = self.positions(positions, batch.rows, mask, &device);
         (x, positions)
+    }
+
+    /// How many positions the active adapters take: virtual tokens in front of the text, or in front of its
+    /// keys and values.
+    pub fn virtual_tokens(&self) -> usize {
+        self.model.prompt.virtual_tokens() + self.prefix_tokens()
+    }
+
+    /// How many of those have keys and values only: the most that a layer has.
+    fn prefix_tokens(&self) -> usize {
+        let layers = self.model.layers.iter();
+        let prefixes = layers.map(|layer| layer.self_attn.prefix.virtual_tokens());
+        prefixes.max().unwrap_or(0)
     }
 
     fn embed(
@@ -208,7 +233,7 @@ impl Llama {
         assert!(
             last <= most,
             "{last} positions ({} of them virtual tokens), but the model was made for {most}: truncate the text",
-            self.model.prompt.virtual_tokens(),
+            self.virtual_tokens(),
         );
         let frequencies = self.config.rope.frequencies(self.config.head_dim);
         Positions {

@@ -1,0 +1,331 @@
+//! Prefix tuning: keys and values before those of every attention layer.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Tensor};
+use peft_core::{
+    Adapter, Common, Error, Family, KeyValueAdapter, Layout, Method, MethodInfo, Plan, Result,
+    Shared, SiteKind, TensorSpec, by_peft_type, config_from_json, config_to_json,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Prefix tuning's registration.
+pub static PREFIX_TUNING: MethodInfo = MethodInfo {
+    name: "prefix-tuning",
+    peft_type: "PREFIX_TUNING",
+    title: "Prefix tuning",
+    family: Family::SoftPrompt,
+    reference: "Li & Liang 2021, Prefix-Tuning: Optimizing Continuous Prompts for Generation, section 4",
+    identity_at_init: false,
+    mergeable: false,
+    parse: config_from_json::<PrefixTuningConfig>,
+    recognises: by_peft_type,
+};
+
+/// The prefix of one attention layer: keys and values of the virtual tokens, or what computes them.
+#[derive(Module, Debug)]
+pub struct Prefix {
+    /// Keys and values, `[virtual_tokens, 2 · kv]`: keys are the first half of a row. None with an encoder.
+    pub embeddings: Option<Param<Tensor<2>>>,
+    /// What computes them in training.
+    pub encoder: Option<PrefixEncoder>,
+    /// The layer's number among those with a prefix.
+    pub layer: usize,
+    /// How many of those there are.
+    pub layers: usize,
+}
+
+/// Li & Liang 2021, section 4.3: a two-layer network in place of the keys and values, `tanh(E W + b) W' + b'`. All
+/// layers share its first part.
+#[derive(Module, Debug)]
+pub struct PrefixEncoder {
+    /// E, `[virtual_tokens, kv]`.
+    pub embeddings: Shared<2>,
+    /// W, `[kv, encoder_hidden_size]`.
+    pub inner: Shared<2>,
+    /// b, `[encoder_hidden_size]`.
+    pub inner_bias: Shared<1>,
+    /// This layer's columns of W', `[encoder_hidden_size, 2 · kv]`.
+    pub outer: Param<Tensor<2>>,
+    /// This layer's part of b', `[2 · kv]`.
+    pub outer_bias: Param<Tensor<1>>,
+}
+
+impl PrefixEncoder {
+    /// Keys and values, `[virtual_tokens, 2 · kv]`, of parameters as `seen` shows them.
+    fn forward(&self, seen: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+        let row = |bias: Tensor<1>| seen(bias.unsqueeze());
+        let inside = seen(self.embeddings.val()).matmul(seen(self.inner.val()));
+        let inside = (inside + row(self.inner_bias.val())).tanh();
+        inside.matmul(seen(self.outer.val())) + row(self.outer_bias.val())
+    }
+}
+
+impl Prefix {
+    /// Keys and values, `[virtual_tokens, 2 · kv]`, of parameters as `seen` shows them.
+    fn both(&self, seen: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+        match (&self.embeddings, &self.encoder) {
+            (Some(embeddings), _) => seen(embeddings.val()),
+            (None, Some(encoder)) => encoder.forward(seen),
+            (None, None) => unreachable!("a prefix has values or an encoder"),
+        }
+    }
+}
+
+impl Adapter for Prefix {
+    const METHOD: &'static str = "prefix tuning";
+
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let own = |field: &str, key: &str, width: usize| {
+            TensorSpec::root(field, key).columns(self.layer * width, self.layers * width)
+        };
+        let mut tensors = Vec::new();
+        if let Some(embeddings) = &self.embeddings {
+            tensors.push(own("embeddings", "prompt_embeddings", embeddings.dims()[1]));
+        }
+        if let Some(encoder) = &self.encoder {
+            let width = encoder.outer.dims()[1];
+            let key = |name: &str| format!("prompt_encoder.{name}");
+            tensors.extend([
+                TensorSpec::root("encoder.embeddings", &key("embedding.weight")),
+                TensorSpec::root("encoder.inner", &key("transform.0.weight")).transposed(),
+                TensorSpec::root("encoder.inner_bias", &key("transform.0.bias")),
+                own("encoder.outer", &key("transform.2.weight"), width).transposed(),
+                own("encoder.outer_bias", &key("transform.2.bias"), width),
+            ]);
+        }
+        tensors
+    }
+
+    fn to_stored(&self) -> Self {
+        Self {
+            embeddings: Some(Param::from_tensor(self.both(Tensor::without_autodiff))),
+            encoder: None,
+            layer: self.layer,
+            layers: self.layers,
+        }
+    }
+}
+
+impl KeyValueAdapter for Prefix {
+    fn key_value(&self) -> (Tensor<2>, Tensor<2>) {
+        let both = self.both(|tensor| tensor);
+        let [_, width] = both.dims();
+        let [key, value] =
+            [0..width / 2, width / 2..width].map(|part| both.clone().slice_dim(1, part));
+        (key, value)
+    }
+}
+
+/// Initial values other than random ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefixInit {
+    /// Keys and values of zeros.
+    Zero,
+}
+
+/// Prefix tuning's configuration. Fields are called as in Hugging Face PEFT's `PrefixTuningConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrefixTuningConfig {
+    /// How many virtual tokens. At least 1; each takes one of the model's positions.
+    pub num_virtual_tokens: usize,
+    /// Initial values. Default: normal with mean 0 and standard deviation 1, as torch initialises embeddings.
+    #[serde(default)]
+    pub init_weights: Option<PrefixInit>,
+    /// Whether the prefix is trained through a two-layer network ([`PrefixEncoder`]). A checkpoint holds what it
+    /// computes, as upstream's: loaded, that is what further training changes. Default: false.
+    #[serde(default)]
+    pub prefix_projection: bool,
+    /// Width inside that network, at least 1. Default: the keys'.
+    #[serde(default)]
+    pub encoder_hidden_size: Option<usize>,
+    /// Features of the keys of one layer; recorded when attached.
+    #[serde(default)]
+    pub token_dim: Option<usize>,
+    /// Heads of keys and values; recorded when attached.
+    #[serde(default)]
+    pub num_attention_heads: Option<usize>,
+    /// Attention layers; recorded when attached.
+    #[serde(default)]
+    pub num_layers: Option<usize>,
+    /// Encoders or decoders with prefixes; recorded when attached, always 1.
+    #[serde(default)]
+    pub num_transformer_submodules: Option<usize>,
+    /// Fields that every method has.
+    #[serde(flatten)]
+    pub common: Common,
+}
+
+impl PrefixTuningConfig {
+    /// `num_virtual_tokens` random keys and values in every layer.
+    pub fn new(num_virtual_tokens: usize) -> Self {
+        Self {
+            num_virtual_tokens,
+            init_weights: None,
+            prefix_projection: false,
+            encoder_hidden_size: None,
+            token_dim: None,
+            num_attention_heads: None,
+            num_layers: None,
+            num_transformer_submodules: None,
+            common: Common::default(),
+        }
+    }
+
+    /// Trains the prefix through a network that is `hidden_size` wide inside.
+    #[must_use]
+    pub fn with_projection(mut self, hidden_size: usize) -> Self {
+        self.prefix_projection = true;
+        self.encoder_hidden_size = Some(hidden_size);
+        self
+    }
+
+    /// Starts from keys and values of zeros: each virtual token then takes attention as a key of score 0 does,
+    /// and gives nothing.
+    #[must_use]
+    pub fn with_zeros(mut self) -> Self {
+        self.init_weights = Some(PrefixInit::Zero);
+        self
+    }
+}
+
+impl PrefixTuningConfig {
+    /// The encoders of all layers, initialised as torch initialises embeddings and linear layers.
+    fn encoders(
+        &self,
+        [width, hidden]: [usize; 2],
+        layers: usize,
+        plan: &mut Plan,
+        like: (&Device, DType),
+    ) -> Vec<PrefixEncoder> {
+        let zero = self.init_weights == Some(PrefixInit::Zero);
+        let init = plan.init();
+        let embeddings = init.normal([self.num_virtual_tokens, width], 1.0, like);
+        let inner = init.kaiming_uniform([width, hidden], width, like);
+        let inner_bias = init.kaiming_uniform([hidden], width, like);
+        Shared::new(embeddings, layers)
+            .zip(Shared::new(inner, layers))
+            .zip(Shared::new(inner_bias, layers))
+            .map(|((embeddings, inner), inner_bias)| {
+                let (outer, outer_bias) = if zero {
+                    (
+                        init.zeros([hidden, 2 * width], like),
+                        init.zeros([2 * width], like),
+                    )
+                } else {
+                    (
+                        init.kaiming_uniform([hidden, 2 * width], hidden, like),
+                        init.kaiming_uniform([2 * width], hidden, like),
+                    )
+                };
+                PrefixEncoder {
+                    embeddings,
+                    inner,
+                    inner_bias,
+                    outer,
+                    outer_bias,
+                }
+            })
+            .collect()
+    }
+}
+
+fn refuse(field: &'static str, value: impl std::fmt::Debug, expected: &str) -> Error {
+    Error::config(PREFIX_TUNING.title, field, value, expected)
+}
+
+impl Method for PrefixTuningConfig {
+    fn info(&self) -> &'static MethodInfo {
+        &PREFIX_TUNING
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn common_mut(&mut self) -> &mut Common {
+        &mut self.common
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.num_virtual_tokens == 0 {
+            let expected = "at least 1";
+            return Err(refuse(
+                "num_virtual_tokens",
+                self.num_virtual_tokens,
+                expected,
+            ));
+        }
+        let hidden = self.encoder_hidden_size;
+        if hidden == Some(0) {
+            return Err(refuse("encoder_hidden_size", hidden, "at least 1"));
+        }
+        let submodules = self.num_transformer_submodules;
+        if submodules.is_some_and(|count| count != 1) {
+            let expected = "1: prefixes of encoder and decoder together are not supported";
+            return Err(refuse("num_transformer_submodules", submodules, expected));
+        }
+        Ok(())
+    }
+
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        let sites: Vec<_> = layout.sites_of(SiteKind::KeyValue).collect();
+        let Some(first) = sites.first() else {
+            return Err(layout.no_site(PREFIX_TUNING.title, SiteKind::KeyValue));
+        };
+        let alike = |width, heads| width == first.width && heads == first.heads;
+        if let Some(other) = sites.iter().find(|site| !alike(site.width, site.heads)) {
+            let expected = format!(
+                "a model whose attention layers are alike, as the checkpoint has room for such only: `{}` has {} \
+                 features in {} heads, `{}` {} in {}",
+                first.name, first.width, first.heads, other.name, other.width, other.heads
+            );
+            return Err(refuse(
+                "num_virtual_tokens",
+                self.num_virtual_tokens,
+                &expected,
+            ));
+        }
+        let (device, dtype) = layout.like();
+        let like = (&device, dtype);
+        let hidden = self.encoder_hidden_size.unwrap_or(first.width);
+        // A file holds keys and values, however they were trained.
+        let encoders: Vec<_> = if plan.strict() && self.prefix_projection {
+            let widths = [first.width, hidden];
+            let encoders = self.encoders(widths, sites.len(), plan, like);
+            encoders.into_iter().map(Some).collect()
+        } else {
+            sites.iter().map(|_| None).collect()
+        };
+        for (layer, (site, encoder)) in sites.iter().zip(encoders).enumerate() {
+            let shape = [self.num_virtual_tokens, 2 * first.width];
+            let embeddings = match (&encoder, self.init_weights) {
+                (Some(_), _) => None,
+                (None, Some(PrefixInit::Zero)) => Some(plan.init().zeros(shape, like)),
+                (None, None) => Some(plan.init().normal(shape, 1.0, like)),
+            };
+            let prefix = Prefix {
+                embeddings,
+                encoder,
+                layer,
+                layers: sites.len(),
+            };
+            plan.prepend_keys(site, prefix);
+        }
+        plan.note("encoder_hidden_size", hidden);
+        plan.note("token_dim", first.width);
+        plan.note("num_attention_heads", first.heads);
+        plan.note("num_layers", sites.len());
+        plan.note("num_transformer_submodules", 1);
+        Ok(())
+    }
+
+    fn to_json(&self) -> Value {
+        config_to_json(self, &PREFIX_TUNING)
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}

@@ -1,0 +1,47 @@
+//! Prefixes and prompts in a Llama's cache.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use peft_core::{Method, PeftModule as _};
+use peft_models::Llama;
+use peft_soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
+
+#[test]
+fn a_text_read_piece_by_piece_gives_the_same_logits() {
+    let methods: [&dyn Method; 3] = [
+        &PrefixTuningConfig::new(3),
+        &PrefixTuningConfig::new(3).with_projection(8),
+        &PromptTuningConfig::new(3),
+    ];
+    for (name, device) in peft_core::device::cpu_devices() {
+        let base = Llama::tiny(&device);
+        let ids = |part: &[i64]| {
+            Tensor::<2, Int>::from_data(TensorData::new(part.to_vec(), [1, part.len()]), &device)
+        };
+        let text = [7, 30, 21, 5, 19, 44, 3];
+        for method in methods {
+            let model = base.attach("mine", method).unwrap();
+            assert_eq!(model.virtual_tokens(), 3);
+            let whole = model.forward(ids(&text), None);
+            let last = whole.dims()[1] - 1;
+            let whole = whole.slice_dim(1, last..last + 1);
+            let mut cache = model.cache();
+            model.next_logits(ids(&text[..4]), &mut cache);
+            model.next_logits(ids(&text[4..6]), &mut cache);
+            let pieces = model.next_logits(ids(&text[6..]), &mut cache);
+            assert_eq!(cache.len(), 10);
+            let distance: f32 = (whole.squeeze_dim::<2>(1) - pieces)
+                .abs()
+                .max()
+                .into_scalar();
+            let title = method.info().title;
+            assert!(distance < 1e-5, "{title} on {name}: {distance}");
+            let plain = base.forward(ids(&text), None).slice_dim(1, 6..7);
+            let whole = model.next_logits(ids(&text), &mut model.cache());
+            let moved: f32 = (plain.squeeze_dim::<2>(1) - whole)
+                .abs()
+                .max()
+                .into_scalar();
+            assert!(moved > 1e-3, "{title} on {name} changes nothing");
+        }
+    }
+}
