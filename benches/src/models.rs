@@ -71,27 +71,27 @@ fn train<M: Module + PeftModule + 'static>(
     device: &Device,
     loss: impl Fn(&M) -> Tensor<1> + 'static,
 ) -> Work {
-    train_by(model, tokens, device, move |model: &M| {
-        GradientsParams::from_grads(loss(model).backward(), model)
+    let mut optimizer = AdamWConfig::new().with_weight_decay(0.01).init();
+    train_by(model, tokens, device, move |model: M| {
+        let gradients = GradientsParams::from_grads(loss(&model).backward(), &model);
+        optimizer.step(1e-4, model, gradients)
     })
 }
 
-/// The same of a model that computes its gradients itself.
+/// The same of steps by `step`.
 fn train_by<M: Module + PeftModule + 'static>(
     model: M,
     tokens: usize,
     device: &Device,
-    gradients: impl Fn(&M) -> GradientsParams + 'static,
+    mut step: impl FnMut(M) -> M + 'static,
 ) -> Work {
     let (trainable, _) = trainable(&model);
     let (weights, bits) = (weight_bytes(&model), bits(&model));
-    let mut optimizer = AdamWConfig::new().with_weight_decay(0.01).init();
     let mut model = Some(model);
     let device = device.clone();
     let iterate = move || {
         let Some(now) = model.take() else { return };
-        let gradients = gradients(&now);
-        model = Some(optimizer.step(1e-4, now, gradients));
+        model = Some(step(now));
         // Nothing is left to do in the background when the clock stops.
         let _ = device.sync();
     };

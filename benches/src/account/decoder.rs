@@ -76,22 +76,22 @@ impl Decoder {
     ///
     /// Queries, keys and values keep the stream that they normalise, as gate and up do; attention its queries,
     /// keys and values; the last projection the gate and what it gates. What layers saw of these is computed
-    /// again. Where its weight or an adapter's A is trained, the output projection keeps attention's output. An
-    /// adapter's B wants `x A`.
+    /// again. An adapter's B wants `x A`.
     fn kept_by_a_layer(self, method: Method) -> u64 {
         let always = 2 * self.width + self.queries + 2 * self.keys + 2 * self.inside;
-        let (inputs, adapted) = match method {
-            Method::Full => (self.queries, 0),
-            method if method.all_linear() => (self.queries, 7),
-            _ => (0, 2),
+        let adapted = match method {
+            Method::Full => 0,
+            method if method.all_linear() => 7,
+            _ => 2,
         };
-        always + inputs + adapted * RANK as u64
+        always + adapted * RANK as u64
     }
 
     /// Bytes that come and go in the backward pass of a layer, at most: of the feed-forward part's last
-    /// projection, the gradients of its output and input, the input, and the gradients of gate and up.
+    /// projection, the gradients of its output and input, and the input; or, when that is gone, the gradient of
+    /// the gate, while that of the input becomes what is gated's.
     fn layer_backward(self) -> u64 {
-        (self.width + 4 * self.inside) * self.tokens * FLOAT
+        (self.width + 2 * self.inside) * self.tokens * FLOAT
     }
 
     /// Bytes of the head when it has a block of logits: these, the block's hidden states and their gradients,
@@ -140,22 +140,25 @@ mod tests {
         ]
         .map(|method| smollm2(7000).account(method));
         assert_eq!(qv.activations, 30 * 256 * (5184 + 16) * 4);
-        assert_eq!(all.activations, 30 * 256 * (5760 + 56) * 4);
+        assert_eq!(all.activations, 30 * 256 * (5184 + 56) * 4);
         let (stream, table) = (256 * 576 * 4, 49_152 * 576 * 4);
         assert_eq!(
             full.activations,
-            30 * 256 * 5760 * 4 + stream + table,
+            30 * 256 * 5184 * 4 + stream + table,
             "all layers, the last norm's input, the gradient of the table"
         );
         assert_eq!(checkpointed.activations, 31 * stream);
         for account in [qv, all, full] {
-            assert_eq!(account.workspace, head);
             assert_eq!((account.gradients, account.optimizer), (4000, 8000));
         }
-        // A layer that runs again needs a little more than the head: what it keeps, its last projection's
-        // backward pass, and three hidden states.
-        let again = (5816 + 576 + 4 * 1536 + 3 * 576) * 256 * 4;
-        assert_eq!(checkpointed.workspace, again);
+        for account in [qv, all, full, checkpointed] {
+            assert_eq!(account.workspace, head);
+        }
+        // A layer that runs again needs more than a packed head: what it keeps, its last projection's backward
+        // pass, and three hidden states.
+        let packed = smollm2(7000).account(Method::QloraAllCheckpointed);
+        let again = (5240 + 576 + 2 * 1536 + 3 * 576) * 256 * 4;
+        assert_eq!(packed.workspace, again);
         assert_eq!((qv.weights, full.weights), (11_000, 7000));
     }
 
@@ -165,8 +168,11 @@ mod tests {
         assert_eq!(account.loading, 49_152 * 576 * 6);
         assert_eq!(account.peak(), account.loading);
         let account = smollm2(800_000_000).account(Method::QloraAll);
-        // A layer's backward pass needs more than the head does.
-        assert_eq!(account.workspace, (576 + 4 * 1536) * 256 * 4);
+        // The logits of all tokens for a panel's rows, the panel, and four hidden states: a little more than a
+        // layer's backward pass.
+        let head = (455 * 256 + 455 * 576 + 4 * 256 * 576) * 4;
+        assert!(head > (576 + 2 * 1536) * 256 * 4);
+        assert_eq!(account.workspace, head);
         assert!(account.peak() > 800_000_000 + account.activations);
     }
 }

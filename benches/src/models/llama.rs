@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use burn::module::{Lora, Module as _};
+use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft::core::PeftModule as _;
 use peft_models::{Llama, LlamaLoader, LlamaTokenizer, LmBatch};
 use peft_quantization::QuantizationConfig;
-use peft_train::Record;
+use peft_train::{AdamW, Record, TrainConfig};
 
 use super::{Failure, Work, infer, lora, matching, train_by, trainable, weight_bytes};
 use crate::account::Decoder;
@@ -40,9 +41,22 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
     let account = (case.engine == Engine::Ours).then(|| sizes(&model).account(case.method));
     let checkpointing = case.method.checkpointed();
     let scale = 1.0 / batch.target_count() as f64;
-    let mut work = train_by(model, TOKENS, device, move |model: &Llama| {
-        model.loss_and_gradients(&batch, checkpointing, scale).1
-    });
+    let gradients = move |model: &Llama| model.loss_and_gradients(&batch, checkpointing, scale).1;
+    let mut work = if case.engine == Engine::Ours {
+        // As the trainer does it.
+        let mut optimizer = AdamW::new(&TrainConfig::new().with_weight_decay(0.01));
+        train_by(model, TOKENS, device, move |model: Llama| {
+            optimizer.prepare(&model);
+            let gradients = gradients(&model);
+            optimizer.step(1e-4, model, gradients)
+        })
+    } else {
+        let mut optimizer = AdamWConfig::new().with_weight_decay(0.01).init();
+        train_by(model, TOKENS, device, move |model: Llama| {
+            let gradients = gradients(&model);
+            optimizer.step(1e-4, model, gradients)
+        })
+    };
     work.account = account;
     Ok(work)
 }

@@ -3,7 +3,8 @@
 //! A case is a folder with a checkpoint as upstream writes it, and beside it `io.safetensors`
 //! (`input_ids`, `attention_mask`, `output`, where upstream can merge `merged`; metadata
 //! `trainable`) and, where upstream's gradients are known, `grads.safetensors`: those of
-//! mean(output²), by checkpoint key.
+//! mean(output²), by checkpoint key. Where upstream trains an encoder and stores what that computes,
+//! `encoder.safetensors` holds the encoder, and the gradients are those of its parameters.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -106,6 +106,9 @@ pub trait PromptAdapter: Adapter {
 
 /// An adapter of an attention layer's state: keys and values of tokens that are not there.
 pub trait KeyValueAdapter: Adapter {
+    /// How many virtual tokens.
+    fn virtual_tokens(&self) -> usize;
+
     /// Keys and values, each `[virtual_tokens, kv_heads · head_dim]`. Keys are as they are attended to: where
     /// the model rotates by position, they are taken for rotated.
     fn key_value(&self) -> (Tensor<2>, Tensor<2>);

@@ -428,11 +428,15 @@ impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
 }
 
 pub(crate) trait ErasedKeyValue: ErasedModule {
+    fn virtual_tokens(&self) -> usize;
     fn key_value(&self) -> (Tensor<2>, Tensor<2>);
     fn boxed(&self) -> Box<dyn ErasedKeyValue>;
 }
 
 impl<A: KeyValueAdapter> ErasedKeyValue for Typed<A> {
+    fn virtual_tokens(&self) -> usize {
+        self.state().virtual_tokens()
+    }
     fn key_value(&self) -> (Tensor<2>, Tensor<2>) {
         self.state().key_value()
     }

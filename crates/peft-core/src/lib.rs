@@ -65,7 +65,8 @@ pub use method::{
 pub use model::PeftModule;
 pub use names::Names;
 pub use nn::{
-    AdaptedForward, adapted_cross_entropy, adapted_gelu, adapted_norm, adapted_swiglu, dropout_rate,
+    AdaptedForward, adapted_attention, adapted_cross_entropy, adapted_gelu, adapted_norm,
+    adapted_swiglu, dropout_rate,
 };
 pub use packing::{PackedLayer, Packer, StoredPart};
 pub use peft_ops as ops;

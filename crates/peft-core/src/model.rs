@@ -552,9 +552,8 @@ pub trait PeftModule: Module {
         Ok(states.collect())
     }
 
-    /// The tensors of an adapter under the keys of its checkpoint, as they are trained (upstream's
-    /// `get_peft_model_state_dict`). A file has others where the method stores something else than it trains:
-    /// what a prompt's encoder computes, say.
+    /// The tensors of an adapter under the keys of its checkpoint, as they are trained: its state dict. A file has
+    /// others where the method stores something else than it trains: what a prompt's encoder computes, say.
     ///
     /// # Errors
     ///
@@ -567,8 +566,8 @@ pub trait PeftModule: Module {
         Ok(exported(&layout, name, Style::HuggingFace, true))
     }
 
-    /// Puts tensors into an adapter, all of those that [`adapter_tensors`](Self::adapter_tensors) gives
-    /// (upstream's `set_peft_model_state_dict`): from another process, or averaged over several.
+    /// Puts tensors into an adapter, all of those that [`adapter_tensors`](Self::adapter_tensors) gives: from another
+    /// process, or averaged over several.
     ///
     /// # Errors
     ///

@@ -5,7 +5,7 @@ use burn::nn::conv::Conv2d;
 use burn::nn::{Dropout, Embedding, Linear, PaddingConfig2d, RmsNorm};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
-use peft_ops::{LowRank, Weight};
+use peft_ops::{AttentionInputs, LowRank, Weight};
 
 use crate::chain::{InnerConv2d, InnerEmbedding, InnerLinear};
 use crate::packing;
@@ -30,7 +30,7 @@ impl<const D: usize> AdaptedForward<Tensor<D>> for Linear {
     type Output = Tensor<D>;
 
     fn adapted(&self, input: Tensor<D>) -> Tensor<D> {
-        linear(self, Seen::Input(input))
+        linear(self, input)
     }
 }
 
@@ -38,67 +38,127 @@ impl<const D: usize> AdaptedForward<Tensor<D>> for Linear {
 /// being whole in memory. Where nothing is trained but what adapters add, that is most of the memory
 /// of a feed-forward block.
 pub fn adapted_gelu<const D: usize>(layer: &Linear, input: Tensor<D>) -> Tensor<D> {
-    linear(layer, Seen::Gelu(input))
+    linear(layer, Gelu(input))
 }
 
 /// A linear layer of SwiGLU, adapters and all: `layer.adapted(swiglu(gate, up))`, of which the backward pass
 /// keeps `gate` and `up` only.
 pub fn adapted_swiglu<const D: usize>(layer: &Linear, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    linear(layer, Seen::SwiGlu(gate, up))
+    linear(layer, SwiGlu(gate, up))
 }
 
 /// A linear layer of a normalised stream, adapters and all: `layer.adapted(norm.adapted(input))`, of which the
 /// backward pass keeps `input` only.
 pub fn adapted_norm<const D: usize>(layer: &Linear, norm: &RmsNorm, input: Tensor<D>) -> Tensor<D> {
-    linear(layer, Seen::RmsNorm(input, norm.gamma.val(), norm.epsilon))
+    linear(layer, Normalised(input, norm))
 }
 
-/// What a layer sees.
-#[allow(clippy::large_enum_variant)] // Handles, moved once.
-enum Seen<const D: usize> {
-    Input(Tensor<D>),
-    Gelu(Tensor<D>),
-    SwiGlu(Tensor<D>, Tensor<D>),
-    RmsNorm(Tensor<D>, Tensor<1>, f64),
+/// A linear layer of attention, adapters and all: `layer.adapted(attention(…))`, of which the backward pass keeps
+/// queries, keys and values only.
+pub fn adapted_attention(layer: &Linear, inputs: AttentionInputs) -> Tensor<3> {
+    linear(layer, inputs)
 }
 
-impl<const D: usize> Seen<D> {
+/// What a layer sees: the result of an operation that may be one with the layer's own.
+trait Seen<const D: usize> {
     /// The layer, in one operation.
+    fn fused(self, weight: Weight, bias: Option<Tensor<1>>, low_rank: Option<LowRank>)
+    -> Tensor<D>;
+
+    /// What the layer sees, whole.
+    fn whole(self) -> Tensor<D>;
+}
+
+impl<const D: usize> Seen<D> for Tensor<D> {
     fn fused(
         self,
         weight: Weight,
         bias: Option<Tensor<1>>,
         low_rank: Option<LowRank>,
     ) -> Tensor<D> {
-        match self {
-            Self::Input(input) => peft_ops::linear(input, weight, bias, low_rank),
-            Self::Gelu(input) => peft_ops::linear_of_gelu(input, weight, bias, low_rank),
-            Self::SwiGlu(gate, up) => peft_ops::linear_of_swiglu(gate, up, weight, bias, low_rank),
-            Self::RmsNorm(input, gamma, epsilon) => {
-                peft_ops::linear_of_rms_norm(input, gamma, epsilon, weight, bias, low_rank)
-            }
-        }
+        peft_ops::linear(self, weight, bias, low_rank)
     }
 
-    /// What the layer sees, whole.
-    fn activated(self) -> Tensor<D> {
-        match self {
-            Self::Input(input) => input,
-            Self::Gelu(input) => peft_ops::gelu(input),
-            Self::SwiGlu(gate, up) => peft_ops::swiglu(gate, up),
-            Self::RmsNorm(input, gamma, epsilon) => peft_ops::rms_norm(input, gamma, epsilon),
-        }
+    fn whole(self) -> Tensor<D> {
+        self
     }
 }
 
-fn linear<const D: usize>(layer: &Linear, seen: Seen<D>) -> Tensor<D> {
+struct Gelu<const D: usize>(Tensor<D>);
+
+impl<const D: usize> Seen<D> for Gelu<D> {
+    fn fused(
+        self,
+        weight: Weight,
+        bias: Option<Tensor<1>>,
+        low_rank: Option<LowRank>,
+    ) -> Tensor<D> {
+        peft_ops::linear_of_gelu(self.0, weight, bias, low_rank)
+    }
+
+    fn whole(self) -> Tensor<D> {
+        peft_ops::gelu(self.0)
+    }
+}
+
+struct SwiGlu<const D: usize>(Tensor<D>, Tensor<D>);
+
+impl<const D: usize> Seen<D> for SwiGlu<D> {
+    fn fused(
+        self,
+        weight: Weight,
+        bias: Option<Tensor<1>>,
+        low_rank: Option<LowRank>,
+    ) -> Tensor<D> {
+        peft_ops::linear_of_swiglu(self.0, self.1, weight, bias, low_rank)
+    }
+
+    fn whole(self) -> Tensor<D> {
+        peft_ops::swiglu(self.0, self.1)
+    }
+}
+
+struct Normalised<'a, const D: usize>(Tensor<D>, &'a RmsNorm);
+
+impl<const D: usize> Seen<D> for Normalised<'_, D> {
+    fn fused(
+        self,
+        weight: Weight,
+        bias: Option<Tensor<1>>,
+        low_rank: Option<LowRank>,
+    ) -> Tensor<D> {
+        let (gamma, epsilon) = (self.1.gamma.val(), self.1.epsilon);
+        peft_ops::linear_of_rms_norm(self.0, gamma, epsilon, weight, bias, low_rank)
+    }
+
+    fn whole(self) -> Tensor<D> {
+        self.1.adapted(self.0)
+    }
+}
+
+impl Seen<3> for AttentionInputs {
+    fn fused(
+        self,
+        weight: Weight,
+        bias: Option<Tensor<1>>,
+        low_rank: Option<LowRank>,
+    ) -> Tensor<3> {
+        peft_ops::linear_of_attention(self, weight, bias, low_rank)
+    }
+
+    fn whole(self) -> Tensor<3> {
+        peft_ops::attention(self.query, self.key, self.value, self.mask, self.options)
+    }
+}
+
+fn linear<const D: usize>(layer: &Linear, seen: impl Seen<D>) -> Tensor<D> {
     let bias = layer.bias.as_ref().map(Param::val);
     let stack = layer.weight.reparameterization::<Stack>();
     let Some(stack) = stack.filter(|stack| stack.merged.is_none()) else {
         return seen.fused(layer.weight.val().into(), bias, None);
     };
     if let Some(rows) = &stack.rows {
-        return rows::linear(layer, stack, rows, seen.activated());
+        return rows::linear(layer, stack, rows, seen.whole());
     }
     let adapters = stack.active_weights();
     let factors: Option<Vec<LowRank>> = adapters
@@ -111,7 +171,7 @@ fn linear<const D: usize>(layer: &Linear, seen: Seen<D>) -> Tensor<D> {
         let weight = packing::weight(Some(stack), layer.weight.base());
         return seen.fused(weight, bias, side_by_side(factors));
     }
-    let input = seen.activated();
+    let input = seen.whole();
     let mut shape = input.dims();
     let [d_in, d_out] = layer.weight.dims();
     let rows = input.reshape([-1, d_in as isize]);

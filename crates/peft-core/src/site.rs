@@ -6,7 +6,7 @@ use burn::module::{
 use burn::tensor::{Bool, Device, Tensor};
 
 use crate::adapter::Surroundings;
-use crate::erased::AnyAdapter;
+use crate::erased::{AnyAdapter, ErasedKeyValue};
 use crate::mechanism::{self, SEGMENT};
 use crate::stack::Stack;
 
@@ -140,8 +140,8 @@ impl Site {
     /// How many virtual tokens the active adapters put before the embeddings, or before the keys and values.
     pub fn virtual_tokens(&self) -> usize {
         let prompts = self.prompts().map(|prompt| prompt.dims()[0]);
-        let keys = self.prefixes().map(|(key, _)| key.dims()[0]);
-        prompts.chain(keys).sum()
+        let prefixes = self.prefixes().map(ErasedKeyValue::virtual_tokens);
+        prompts.chain(prefixes).sum()
     }
 
     /// `key` and `value` `[batch, seq, width]`, and the `mask` `[batch, 1 or queries, seq]` that is added to the
@@ -162,6 +162,7 @@ impl Site {
         };
         let (mut keys, mut values): (Vec<Tensor<3>>, Vec<Tensor<3>>) = self
             .prefixes()
+            .map(ErasedKeyValue::key_value)
             .map(|(key, value)| (spread(key), spread(value)))
             .unzip();
         if keys.is_empty() {
@@ -214,11 +215,11 @@ impl Site {
             })
     }
 
-    fn prefixes(&self) -> impl Iterator<Item = (Tensor<2>, Tensor<2>)> {
+    fn prefixes(&self) -> impl Iterator<Item = &dyn ErasedKeyValue> {
         self.stack
             .active()
             .filter_map(|entry| match &entry.adapter {
-                AnyAdapter::KeyValue(adapter) => Some(adapter.key_value()),
+                AnyAdapter::KeyValue(adapter) => Some(adapter.as_ref()),
                 _ => None,
             })
     }

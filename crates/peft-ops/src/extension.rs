@@ -125,6 +125,20 @@ pub(crate) trait Fused: Backend {
     /// Norms of a matrix's columns, without a gradient.
     fn column_norms(matrix: FloatTensor<Self>) -> FloatTensor<Self>;
 
+    /// [`linear`](Self::linear) of [`attention`](Self::attention).
+    fn linear_of_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        #[extension_type] mask: Maybe<Self>,
+        #[extension_type] weight: Maybe<Self>,
+        #[extension_type] bias: Maybe<Self>,
+        #[extension_type] down: Maybe<Self>,
+        #[extension_type] up: Maybe<Self>,
+        settings: Attention,
+        layer: Layer,
+    ) -> FloatTensor<Self>;
+
     /// Attention of heads that are blocks of columns.
     fn attention(
         query: FloatTensor<Self>,

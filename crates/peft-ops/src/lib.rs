@@ -9,6 +9,8 @@
 //! Deviations are those of rounding (1e-6 of the largest value); dropout draws other coins than
 //! Burn's module, from Burn's seed (`Device::seed`).
 
+mod adamw;
+mod attention;
 mod cross_entropy;
 mod gelu;
 mod linear;
@@ -34,10 +36,12 @@ use burn::{
 };
 
 #[cfg(feature = "flex")]
-use cpu::{attention::Attention, dropout::Coins};
+use cpu::dropout::Coins;
 #[cfg(feature = "flex")]
 use extension::Fused;
 
+pub use adamw::{AdamWOptions, adamw};
+pub use attention::{AttentionInputs, AttentionOptions, attention, linear_of_attention};
 pub use cross_entropy::linear_cross_entropy;
 pub use linear::{
     LowRank, Weight, add_low_rank, linear, linear_of_gelu, linear_of_rms_norm, linear_of_swiglu,
@@ -216,111 +220,4 @@ pub fn column_norms(matrix: Tensor<2>) -> Tensor<1> {
         return Tensor::from_dispatch(<Dispatch as Fused>::column_norms(matrix.into_dispatch()));
     }
     reference::column_norms(matrix)
-}
-
-/// Settings of [`attention`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionOptions {
-    /// Heads of queries; they divide the width.
-    pub heads: usize,
-    /// Heads of keys and values; they divide `heads`, and each serves `heads / kv_heads` neighbours
-    /// (grouped queries, Ainslie et al. 2023).
-    pub kv_heads: usize,
-    /// Whether a query sees no later keys than its own place. Places are counted from the end, so
-    /// queries may be fewer than keys.
-    pub causal: bool,
-    /// Probability of dropping an attention weight on autodiff devices, in [0, 1).
-    pub dropout: f64,
-    /// What scores are multiplied by; `1 / sqrt(width of a head)` if none is given.
-    pub scale: Option<f64>,
-}
-
-impl AttentionOptions {
-    /// As many heads of keys as of queries, every key seen, no dropout.
-    pub fn new(heads: usize) -> Self {
-        Self {
-            heads,
-            kv_heads: heads,
-            causal: false,
-            dropout: 0.0,
-            scale: None,
-        }
-    }
-
-    fn scale(&self, width: usize) -> f64 {
-        self.scale.unwrap_or_else(|| 1.0 / (width as f64).sqrt())
-    }
-}
-
-/// Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
-///
-/// `query` is `[batch, queries, heads · width]`, `key` and `value` are
-/// `[batch, keys, kv_heads · width]`: heads are neighbouring columns, as projections give them.
-/// `mask`, `[batch, 1, keys]` or `[batch, queries, keys]`, is added to the scores and gets no
-/// gradient. Returns `[batch, queries, heads · width]`.
-///
-/// The fused operation keeps no attention weights: the backward pass computes them again.
-///
-/// # Panics
-///
-/// If shapes or settings do not fit.
-pub fn attention(
-    query: Tensor<3>,
-    key: Tensor<3>,
-    value: Tensor<3>,
-    mask: Option<Tensor<3>>,
-    options: AttentionOptions,
-) -> Tensor<3> {
-    let [batch, queries, wide] = query.dims();
-    let [_, keys, narrow] = key.dims();
-    let AttentionOptions {
-        heads, kv_heads, ..
-    } = options;
-    assert!(
-        heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && wide % heads == 0,
-        "{wide} columns of queries, {heads} heads, {kv_heads} of keys: each must divide the one before",
-    );
-    assert_eq!(narrow, wide / heads * kv_heads, "the width of the keys");
-    for (what, tensor) in [("keys", &key), ("values", &value)] {
-        assert_eq!(
-            tensor.dims(),
-            [batch, keys, narrow],
-            "the shape of the {what}"
-        );
-    }
-    if let Some(mask) = &mask {
-        let [items, rows, columns] = mask.dims();
-        assert!(
-            items == batch && (rows == 1 || rows == queries) && columns == keys,
-            "a mask of [{items}, {rows}, {columns}] for {batch} x {queries} queries and {keys} keys",
-        );
-    }
-    assert!(
-        !options.causal || queries <= keys,
-        "{queries} queries and {keys} keys: the first queries would see none"
-    );
-    #[cfg(feature = "flex")]
-    if fuses(&query) && mask.as_ref().is_none_or(|mask| mask.dtype() == DType::F32) {
-        let drops = options.dropout > 0.0 && query.is_autodiff();
-        let width = wide / heads;
-        let settings = Attention {
-            batch,
-            queries,
-            keys,
-            heads,
-            kv_heads,
-            width,
-            scale: options.scale(width) as f32,
-            causal: options.causal,
-            coins: drops.then(|| coins(&query.device(), options.dropout)),
-        };
-        return Tensor::from_dispatch(<Dispatch as Fused>::attention(
-            query.into_dispatch(),
-            key.into_dispatch(),
-            value.into_dispatch(),
-            mask.map(Tensor::into_dispatch).into(),
-            settings,
-        ));
-    }
-    reference::attention(query, key, value, mask, options)
 }

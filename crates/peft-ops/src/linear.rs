@@ -48,6 +48,26 @@ impl Weight {
             }
         }
     }
+
+    /// Whether there are numbers that the operations take.
+    #[cfg(feature = "flex")]
+    pub(crate) fn fuses(&self) -> bool {
+        match self {
+            Self::Dense(weight) => weight.dtype() == DType::F32,
+            Self::Packed(_) => true,
+        }
+    }
+
+    /// Burn's, for an input like this.
+    pub(crate) fn dense<const D: usize>(self, input: &Tensor<D>) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => weight,
+            Self::Packed(packed) => packed
+                .to_tensor(&input.device())
+                .cast(input.dtype())
+                .transpose(),
+        }
+    }
 }
 
 impl From<Tensor<2>> for Weight {
@@ -177,14 +197,8 @@ fn layer<const D: usize>(
     low_rank: Option<LowRank>,
 ) -> Tensor<D> {
     #[cfg(feature = "flex")]
-    {
-        let of_f32 = match &weight {
-            Weight::Dense(weight) => weight.dtype() == DType::F32,
-            Weight::Packed(_) => true,
-        };
-        if of_f32 && seen.fuses() {
-            return fused(seen, weight, bias, low_rank);
-        }
+    if weight.fuses() && seen.fuses() {
+        return fused(seen, weight, bias, low_rank);
     }
     let input = match seen {
         Seen::Input(input) => input,
@@ -192,23 +206,73 @@ fn layer<const D: usize>(
         Seen::SwiGlu(gate, up) => crate::swiglu(gate, up),
         Seen::RmsNorm(input, gamma, epsilon) => crate::rms_norm(input, gamma, epsilon),
     };
-    let weight = match weight {
-        Weight::Dense(weight) => weight,
-        Weight::Packed(packed) => packed
-            .to_tensor(&input.device())
-            .cast(input.dtype())
-            .transpose(),
-    };
+    let weight = weight.dense(&input);
     reference::linear(input, weight, bias, low_rank)
 }
 
 /// The coins of a low-rank addition that drops.
 #[cfg(feature = "flex")]
-fn thrown<const D: usize>(low_rank: &LowRank, input: &Tensor<D>) -> Option<Coins> {
+pub(crate) fn thrown<const D: usize>(low_rank: &LowRank, input: &Tensor<D>) -> Option<Coins> {
     // The input of a model's first layer is on no graph, but its adapter is.
     let trains = input.is_autodiff() || low_rank.down.is_autodiff();
     let drops = low_rank.dropout > 0.0 && trains;
     drops.then(|| crate::coins(&input.device(), low_rank.dropout))
+}
+
+/// What a layer has besides its input, as the operations take it.
+#[cfg(feature = "flex")]
+pub(crate) struct Parts {
+    pub(crate) weight: Maybe<Dispatch>,
+    pub(crate) bias: Maybe<Dispatch>,
+    pub(crate) down: Maybe<Dispatch>,
+    pub(crate) up: Maybe<Dispatch>,
+    pub(crate) layer: Layer,
+}
+
+#[cfg(feature = "flex")]
+impl Parts {
+    /// Those of a layer of inputs that are `width` wide.
+    pub(crate) fn new(
+        width: usize,
+        weight: Weight,
+        bias: Option<Tensor<1>>,
+        low_rank: Option<LowRank>,
+        coins: Option<Coins>,
+    ) -> Self {
+        let [d_in, d_out] = weight.dims();
+        assert_eq!(width, d_in, "the input's width is not the weight's");
+        if let Some(bias) = &bias {
+            assert_eq!(
+                bias.dims(),
+                [d_out],
+                "the bias is not as wide as the output"
+            );
+        }
+        let (down, up, scale) = match low_rank {
+            Some(LowRank {
+                down, up, scale, ..
+            }) => (Some(down), Some(up), scale),
+            None => (None, None, 1.0),
+        };
+        let (dense, packed) = match weight {
+            Weight::Dense(weight) => (Some(weight), None),
+            Weight::Packed(packed) => (None, Some(packed)),
+        };
+        let maybe = |matrix: Option<Tensor<2>>| Maybe::from(matrix.map(Tensor::into_dispatch));
+        Self {
+            weight: maybe(dense),
+            bias: bias.map(Tensor::into_dispatch).into(),
+            down: maybe(down),
+            up: maybe(up),
+            layer: Layer {
+                scale: scale as f32,
+                gelu: false,
+                epsilon: 0.0,
+                coins,
+                packed,
+            },
+        }
+    }
 }
 
 #[cfg(feature = "flex")]
@@ -225,50 +289,27 @@ fn fused<const D: usize>(
         Seen::RmsNorm(input, gamma, epsilon) => (input, None, Some((gamma, epsilon))),
     };
     let (gamma, epsilon) = norm.unzip();
-    let [d_in, d_out] = weight.dims();
-    assert_eq!(
-        input.dims()[D - 1],
-        d_in,
-        "the input's width is not the weight's"
-    );
-    if let Some(bias) = &bias {
-        assert_eq!(
-            bias.dims(),
-            [d_out],
-            "the bias is not as wide as the output"
-        );
-    }
     let coins = low_rank
         .as_ref()
         .and_then(|low_rank| thrown(low_rank, &input));
-    let (down, up, scale) = match low_rank {
-        Some(LowRank {
-            down, up, scale, ..
-        }) => (Some(down), Some(up), scale),
-        None => (None, None, 1.0),
-    };
-    let (dense, packed) = match weight {
-        Weight::Dense(weight) => (Some(weight), None),
-        Weight::Packed(packed) => (None, Some(packed)),
-    };
-    let maybe = |matrix: Option<Tensor<2>>| Maybe::from(matrix.map(Tensor::into_dispatch));
+    let width = input.dims()[D - 1];
+    let parts = Parts::new(width, weight, bias, low_rank, coins);
     Tensor::from_dispatch(<Dispatch as Fused>::linear(
         input.into_dispatch(),
         gated.map(Tensor::into_dispatch).into(),
         gamma.map(Tensor::into_dispatch).into(),
-        maybe(dense),
-        bias.map(Tensor::into_dispatch).into(),
-        maybe(down),
-        maybe(up),
+        parts.weight,
+        parts.bias,
+        parts.down,
+        parts.up,
         Layer {
-            scale: scale as f32,
             gelu,
             epsilon: epsilon.unwrap_or(0.0) as f32,
-            coins,
-            packed,
+            ..parts.layer
         },
     ))
 }
+
 /// Adds a low-rank product to a layer's output: `y + s·(drop(x) A) B`, in the memory of `y` where nothing
 /// else holds it.
 ///

@@ -7,7 +7,7 @@ use burn::tensor::module::{attention as burn_attention, layer_norm as burn_layer
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, TensorData};
 
-use crate::{AttentionOptions, LowRank, Rotary};
+use crate::{AdamWOptions, AttentionOptions, LowRank, Rotary};
 
 pub use crate::gelu::gelu;
 
@@ -223,4 +223,21 @@ pub fn attention(
         burn_attention(query, key, value, None, added, settings)
     };
     context.swap_dims(1, 2).reshape(shape)
+}
+
+/// [`adamw`](crate::adamw), composed.
+pub fn adamw<const D: usize>(
+    parameter: Tensor<D>,
+    gradient: Tensor<D>,
+    [first, second]: [Tensor<D>; 2],
+    options: AdamWOptions,
+) -> [Tensor<D>; 3] {
+    let AdamWOptions { beta_1, beta_2, .. } = options;
+    let first = first * beta_1 + gradient.clone() * (1.0 - beta_1);
+    let second = second * beta_2 + gradient.square() * (1.0 - beta_2);
+    let [correction_1, correction_2] = options.corrections();
+    let root = (second.clone() / correction_2).sqrt() + options.epsilon;
+    let delta = (first.clone() / correction_1) / root;
+    let parameter = parameter * options.kept() - delta * options.rate;
+    [parameter, first, second]
 }

@@ -118,7 +118,8 @@ fn methods(rank: usize, scale: f64, seed: u64) -> Vec<Box<dyn Method>> {
                 .with_targets(targets),
         ),
         Box::new(
-            SaidConfig::new(10 * rank)
+            // The smallest layer has 16 elements.
+            SaidConfig::new(4 * rank + 4)
                 .with_seed(seed)
                 .with_targets(targets),
         ),

@@ -13,7 +13,7 @@ mod prompt_tuning;
 
 use peft_core::MethodInfo;
 
-pub use prefix_tuning::{PREFIX_TUNING, Prefix, PrefixInit, PrefixTuningConfig};
+pub use prefix_tuning::{PREFIX_TUNING, Prefix, PrefixEncoder, PrefixInit, PrefixTuningConfig};
 pub use prompt_tuning::{PROMPT_TUNING, PromptInit, PromptTuningConfig, SoftPrompt};
 
 /// The methods of this crate.

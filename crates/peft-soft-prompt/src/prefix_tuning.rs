@@ -108,6 +108,14 @@ impl Adapter for Prefix {
 }
 
 impl KeyValueAdapter for Prefix {
+    fn virtual_tokens(&self) -> usize {
+        match (&self.embeddings, &self.encoder) {
+            (Some(embeddings), _) => embeddings.dims()[0],
+            (None, Some(encoder)) => encoder.embeddings.val().dims()[0],
+            (None, None) => 0,
+        }
+    }
+
     fn key_value(&self) -> (Tensor<2>, Tensor<2>) {
         let both = self.both(|tensor| tensor);
         let [_, width] = both.dims();

@@ -3,25 +3,27 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
-use burn::optim::{
-    AdamWConfig, AdamWState, AdaptiveMomentumState, DynState, GradientsParams, Optimizer as _,
-};
+use burn::optim::{AdamWState, AdaptiveMomentumState, DynState, GradientsParams};
 use burn::tensor::{Tensor, TensorData};
+use peft_core::ops::{AdamWOptions, adamw};
 
 use crate::TrainConfig;
 use crate::tensors::Tensors;
 
 /// AdamW (Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2).
 ///
-/// The arithmetic is Burn's own [`AdamW`](burn::optim::AdamW). Burn keeps the moments by parameter ids,
+/// The arithmetic is that of Burn's own [`AdamW`](burn::optim::AdamW), to the last bit, in one pass over memory
+/// ([`adamw`]). Burn keeps the moments by parameter ids,
 /// which are drawn anew in every process; here they are kept by the parameters' paths in the model, so
 /// that a run goes on in another process. Only parameters that had a gradient have moments.
 ///
 /// Weight decay acts on tensors of two dimensions and more: biases, norms and other vectors have none.
 #[derive(Clone)]
 pub struct AdamW {
-    matrices: burn::optim::AdamW,
-    vectors: burn::optim::AdamW,
+    beta_1: f32,
+    beta_2: f32,
+    epsilon: f32,
+    weight_decay: f64,
     states: BTreeMap<String, DynState>,
     rates: Vec<(ParamGroup, f64)>,
 }
@@ -29,17 +31,12 @@ pub struct AdamW {
 impl AdamW {
     /// With the betas, epsilon and weight decay of a configuration.
     pub fn new(config: &TrainConfig) -> Self {
-        let with_decay = |decay: f64| {
-            AdamWConfig::new()
-                .with_beta_1(config.beta_1 as f32)
-                .with_beta_2(config.beta_2 as f32)
-                .with_epsilon(config.epsilon as f32)
-                .with_weight_decay(decay as f32)
-                .build()
-        };
         Self {
-            matrices: with_decay(config.weight_decay),
-            vectors: with_decay(0.0),
+            beta_1: config.beta_1 as f32,
+            beta_2: config.beta_2 as f32,
+            epsilon: config.epsilon as f32,
+            // Burn's has 32 bits.
+            weight_decay: f64::from(config.weight_decay as f32),
             states: BTreeMap::new(),
             rates: Vec::new(),
         }
@@ -51,6 +48,16 @@ impl AdamW {
     pub fn with_rate(mut self, group: ParamGroup, factor: f64) -> Self {
         self.rates.push((group, factor));
         self
+    }
+
+    /// Makes room for the moments of all that is trained. Optional; before the first step it keeps them together in
+    /// memory, where they would lie between what the first step has freed and come in the way of the next ones: a
+    /// fortieth of a small model's.
+    pub fn prepare<M: Module>(&mut self, model: &M) {
+        model.visit(&mut Prepare {
+            states: &mut self.states,
+            path: Vec::new(),
+        });
     }
 
     /// One step at the learning rate `rate`; parameters without a gradient stay as they are.
@@ -144,6 +151,30 @@ impl ModuleVisitor for Factors<'_> {
     }
 }
 
+struct Prepare<'a> {
+    states: &'a mut BTreeMap<String, DynState>,
+    path: Vec<String>,
+}
+
+impl ModuleVisitor for Prepare<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let path = self.path.join(".");
+        if !param.is_require_grad() || self.states.contains_key(&path) {
+            return;
+        }
+        let like = param.base().without_autodiff();
+        let state = AdaptiveMomentumState::new(0, like.zeros_like(), like.zeros_like());
+        self.states
+            .insert(path, DynState::create(AdamWState::new(state), D));
+    }
+}
+
 struct Step<'a> {
     optimizer: &'a mut AdamW,
     rate: f64,
@@ -163,28 +194,33 @@ impl ModuleMapper for Step<'_> {
             return param;
         };
         let path = self.path.join(".");
-        let AdamW {
-            matrices,
-            vectors,
-            states,
-            rates,
-        } = &mut *self.optimizer;
-        let inner: &burn::optim::AdamW = if D < 2 { vectors } else { matrices };
-        let rate = self.rate * factor(rates, param.id, &path).unwrap_or(1.0);
+        let optimizer = &mut *self.optimizer;
+        let mut options = AdamWOptions {
+            beta_1: optimizer.beta_1,
+            beta_2: optimizer.beta_2,
+            epsilon: optimizer.epsilon,
+            weight_decay: if D < 2 { 0.0 } else { optimizer.weight_decay },
+            rate: self.rate * factor(&optimizer.rates, param.id, &path).unwrap_or(1.0),
+            time: 1,
+        };
+        let states = &mut optimizer.states;
         let state = states
             .remove(&path)
-            .map(DynState::downcast::<AdamWState<D>>);
+            .map(|state| state.downcast::<AdamWState<D>>().momentum);
         param.map(|value| {
             let strategy = value.gradient_checkpointing_strategy();
-            let (value, state) = inner.step(
-                rate,
-                value.without_autodiff(),
-                gradient.without_autodiff(),
-                state,
-            );
-            if let Some(state) = state {
-                states.insert(path, DynState::create(state, D));
-            }
+            let value = value.without_autodiff();
+            let moments = match state {
+                Some(state) => {
+                    options.time = state.time as i32 + 1;
+                    [state.moment_1, state.moment_2]
+                }
+                None => [value.zeros_like(), value.zeros_like()],
+            };
+            let [value, first, second] =
+                adamw(value, gradient.without_autodiff(), moments, options);
+            let state = AdaptiveMomentumState::new(options.time as usize, first, second);
+            states.insert(path, DynState::create(AdamWState::new(state), D));
             // Back to the autodiff side as it was there; what had a gradient wants one again.
             let mut value = Tensor::from_inner(value);
             if let Some(strategy) = strategy {
@@ -214,6 +250,9 @@ impl ModuleVisitor for Save<'_> {
             return;
         };
         let momentum = &state.downcast_ref::<AdamWState<D>>().momentum;
+        if momentum.time == 0 {
+            return;
+        }
         let time = TensorData::new(vec![momentum.time as f64], [1]);
         let parts = [
             ("moment_1", momentum.moment_1.clone().into_data()),
@@ -277,6 +316,7 @@ impl ModuleVisitor for Load {
 #[cfg(test)]
 mod tests {
     use burn::nn::{Linear, LinearConfig};
+    use burn::optim::AdamWConfig;
     use burn::tensor::Device;
 
     use super::*;
@@ -317,6 +357,8 @@ mod tests {
                     .with_epsilon(1e-6)
                     .init();
                 let mut optimizer = AdamW::new(&config);
+                optimizer.prepare(&ours);
+                assert!(optimizer.state(&ours).is_empty(), "{name}");
                 for step in 0..6 {
                     let gradient = gradients(&burns, &device, step);
                     burns = reference.step(0.01, burns, gradient);
@@ -332,6 +374,49 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Where a tensor's numbers are, and the tensor back, in the same memory if nothing else holds that.
+    fn place<const D: usize>(tensor: Tensor<D>) -> (usize, Tensor<D>) {
+        let device = tensor.device();
+        let data = tensor.into_data();
+        let place = data.as_bytes().as_ptr() as usize;
+        (place, Tensor::from_data(data, &device))
+    }
+
+    #[test]
+    fn memory_stays_where_it_is() {
+        let device = peft_core::device::device("flex").unwrap().autodiff();
+        let mut model = LinearConfig::new(64, 300).with_bias(false).init(&device);
+        let mut optimizer = AdamW::new(&config());
+        optimizer.prepare(&model);
+        let mut places = Vec::new();
+        for step in 0..3 {
+            let input = Tensor::<2>::full([3, 64], 0.3 + step as f32, &device);
+            let loss = model.forward(input).square().sum();
+            let gradients = GradientsParams::from_grads(loss.backward(), &model);
+            model = optimizer.step(0.01, model, gradients);
+
+            let mut held = Vec::new();
+            let state = optimizer.states.remove("weight").unwrap();
+            let momentum = state.downcast::<AdamWState<2>>().momentum;
+            let moments = [momentum.moment_1, momentum.moment_2].map(|moment| {
+                let (at, moment) = place(moment);
+                held.push(at);
+                moment
+            });
+            let [first, second] = moments;
+            let momentum = AdaptiveMomentumState::new(momentum.time, first, second);
+            let state = DynState::create(AdamWState::new(momentum), 2);
+            optimizer.states.insert("weight".into(), state);
+            model.weight = model.weight.map(|weight| {
+                let (at, weight) = place(weight.without_autodiff());
+                held.push(at);
+                Tensor::from_inner(weight).require_grad()
+            });
+            places.push(held);
+        }
+        assert!(places.iter().all(|held| *held == places[0]), "{places:?}");
     }
 
     #[test]

@@ -193,6 +193,7 @@ impl<'a> Trainer<'a> {
         if let Some(output) = &self.output {
             checkpoint::refuse_others(output, self.resume.as_deref(), state.step)?;
         }
+        optimizer.prepare(&model);
         Ok(Run {
             model,
             optimizer,

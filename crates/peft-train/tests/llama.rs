@@ -2,9 +2,11 @@
 
 mod common;
 
+use burn::module::{Module as _, ModuleMapper, Param};
+use burn::tensor::Tensor;
 use common::{texts, words};
 use peft_core::{Method, PeftModule as _};
-use peft_models::Llama;
+use peft_models::{Llama, LmBatch};
 use peft_reparameterization::LoraConfig;
 use peft_soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
 use peft_train::{Length, TrainConfig, Trainer, evaluate};
@@ -69,4 +71,52 @@ fn checkpointing_changes_no_number_that_matters() {
             }
         }
     }
+}
+
+/// Where the numbers of adapters' parameters are.
+#[derive(Default)]
+struct Places {
+    inside: usize,
+    found: Vec<usize>,
+}
+
+impl ModuleMapper for Places {
+    fn enter_module(&mut self, _name: &str, container: &str) {
+        self.inside += usize::from(container == "Adapter");
+    }
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.inside -= usize::from(container == "Adapter");
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.inside == 0 {
+            return param;
+        }
+        param.map(|value| {
+            let device = value.device().without_autodiff();
+            // A tensor that something else holds as well would be copied here.
+            let data = value.without_autodiff().into_data();
+            self.found.push(data.as_bytes().as_ptr() as usize);
+            Tensor::from_inner(Tensor::from_data(data, &device)).require_grad()
+        })
+    }
+}
+
+#[test]
+fn an_optimizer_finds_adapters_that_nothing_else_holds() {
+    let device = peft_core::device::device("flex").unwrap().autodiff();
+    let lora = LoraConfig::new(4);
+    let mut model = Llama::tiny(&device).attach("mine", &lora).unwrap();
+    let batch = LmBatch::of_text(&[3, 7, 9, 12, 30, 4, 5, 6]);
+    let mut places = Vec::new();
+    for _ in 0..3 {
+        let (_, gradients) = model.loss_and_gradients(&batch, false, 1.0);
+        let mut step = Places::default();
+        model = model.map(&mut step);
+        assert_eq!(step.found.len(), gradients.len());
+        places.push(step.found);
+    }
+    assert!(
+        places.iter().all(|found| *found == places[0]),
+        "{places:x?}"
+    );
 }

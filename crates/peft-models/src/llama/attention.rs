@@ -3,8 +3,8 @@
 use burn::module::Module;
 use burn::nn::{Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
-use peft_core::ops::{AttentionOptions, Rotary, attention, rotary};
-use peft_core::{AdaptedForward, Site, SiteKind, adapted_norm};
+use peft_core::ops::{AttentionInputs, AttentionOptions, Rotary, rotary};
+use peft_core::{Site, SiteKind, adapted_attention, adapted_norm};
 
 use super::LlamaConfig;
 use super::cache::LayerCache;
@@ -91,7 +91,13 @@ impl LlamaAttention {
             causal: true,
             ..AttentionOptions::new(self.heads)
         };
-        self.o_proj
-            .adapted(attention(query, key, value, mask, options))
+        let inputs = AttentionInputs {
+            query,
+            key,
+            value,
+            mask,
+            options,
+        };
+        adapted_attention(&self.o_proj, inputs)
     }
 }

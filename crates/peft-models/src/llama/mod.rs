@@ -190,10 +190,8 @@ impl Llama {
             ))
         });
         let prefix = self.prefix_tokens();
-        let mut positions = batch.positions(prompt);
-        positions
-            .iter_mut()
-            .for_each(|position| *position += prefix);
+        let positions = batch.positions(prompt).into_iter();
+        let positions = positions.map(|position| prefix + position).collect();
         let positions = self.positions(positions, batch.rows, mask, &device);
         (x, positions)
     }

@@ -1,5 +1,6 @@
 //! Kernels on slices of `f32`. No tensor of Burn's appears here.
 
+pub(crate) mod adamw;
 pub(crate) mod attention;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;

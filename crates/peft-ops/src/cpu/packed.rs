@@ -1,5 +1,7 @@
 //! Products with a packed matrix: a panel of its rows is decoded, used and forgotten.
 
+use std::cell::Cell;
+
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, MatrixMut, Mode, multiply};
@@ -9,6 +11,12 @@ use crate::packed::PackedRows;
 const PANEL: usize = 1 << 18;
 /// Numbers that one task decodes.
 const TASK: usize = 1 << 14;
+
+thread_local! {
+    /// The panel, from one product to the next. One that came and went with each would leave holes of its size
+    /// in the heap, between outputs that stay: a twentieth of a model's memory.
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 /// Rows of all panels but the last, which may have fewer.
 pub(crate) fn panel_rows(matrix: &dyn PackedRows) -> usize {
@@ -21,16 +29,20 @@ pub(crate) fn panels(matrix: &dyn PackedRows, mut use_panel: impl FnMut(usize, M
     let [rows, columns] = matrix.shape();
     let count = panel_rows(matrix);
     let task = (TASK / columns.max(1)).max(1);
-    let mut panel = vec![0.0; count * columns];
+    let mut scratch = SCRATCH.take();
+    if scratch.len() < count * columns {
+        scratch = vec![0.0; count * columns];
+    }
     for first in (0..rows).step_by(count) {
         let count = count.min(rows - first);
-        let panel = &mut panel[..count * columns];
+        let panel = &mut scratch[..count * columns];
         panel
             .par_chunks_mut((task * columns).max(1))
             .enumerate()
             .for_each(|(index, part)| matrix.decode(first + index * task, part));
         use_panel(first, Matrix::new(panel, count, columns));
     }
+    SCRATCH.set(scratch);
 }
 
 /// `x Wᵀ`, `[rows, W's rows]`, for `x` of `rows` rows.

@@ -1,7 +1,7 @@
 //! SwiGLU: silu of a gate, times what it gates.
 
 use super::math::{Fma, exp_nonpositive, vectors};
-use super::matrix::{build, build_rows, task_rows};
+use super::matrix::{build_rows, change_rows};
 
 /// 1 / (1 + e⁻ˣ).
 #[inline(always)]
@@ -27,27 +27,34 @@ pub(crate) fn forward(gate: &[f32], up: &[f32]) -> Vec<f32> {
     })
 }
 
-/// Gradients of the gate and of what it gates.
-pub(crate) fn backward(gate: &[f32], up: &[f32], gradient: &[f32]) -> [Vec<f32>; 2] {
-    let block = task_rows(gate.len(), 2);
-    build(gate.len(), [1, 1], block, |first, [of_gate, of_up]| {
-        let range = first..first + of_gate.len();
-        let (of_gate, of_up) = (
-            of_gate.copy(&gate[range.clone()]),
-            of_up.copy(&up[range.clone()]),
-        );
-        let gradient = &gradient[range];
+/// Gradients of the gate and of what it gates, the latter in the memory of `gradient`: two passes, and one
+/// matrix less.
+pub(crate) fn backward(gate: &[f32], up: &[f32], mut gradient: Vec<f32>) -> [Vec<f32>; 2] {
+    let of_gate = build_rows(gate.len(), 1, |first, out| {
+        let range = first..first + out.len();
+        let inputs = gate[range.clone()].iter().zip(&up[range.clone()]);
+        let inputs = inputs.zip(&gradient[range]);
         vectors(
             #[inline(always)]
             |fma| {
-                for ((gate, up), g) in of_gate.iter_mut().zip(of_up.iter_mut()).zip(gradient) {
+                for (out, ((gate, up), g)) in out.iter_mut().zip(inputs) {
                     let sigmoid = sigmoid(fma, *gate);
-                    let silu = *gate * sigmoid;
                     let slope = sigmoid * fma.add(*gate, 1.0 - sigmoid, 1.0);
-                    (*gate, *up) = (g * *up * slope, g * silu);
+                    *out = g * up * slope;
                 }
             },
         );
-        [of_gate, of_up]
-    })
+    });
+    change_rows(&mut gradient, 1, |first, part| {
+        let gate = &gate[first..first + part.len()];
+        vectors(
+            #[inline(always)]
+            |fma| {
+                for (g, gate) in part.iter_mut().zip(gate) {
+                    *g *= gate * sigmoid(fma, *gate);
+                }
+            },
+        );
+    });
+    [of_gate, gradient]
 }

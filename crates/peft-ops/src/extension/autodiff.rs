@@ -16,7 +16,8 @@ use burn::backend::{Autodiff, Flex, TensorMetadata};
 use burn_flex::FlexTensor;
 
 use super::backward::{
-    Added, Attended, Dropped, Gated, Linear, Lost, Normalised, OfGelu, RmsNormalised, Rotated,
+    Added, Attended, Dropped, Gated, Linear, LinearOfAttended, Lost, Normalised, OfGelu,
+    RmsNormalised, Rotated,
 };
 use super::forward::{Input, Weight, add_low_rank, attend, cross_entropy, linear, norm, total};
 use super::tensors::{affine, dense, rows, tensor, vector};
@@ -260,6 +261,74 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
 
     fn column_norms(matrix: Tracked) -> Tracked {
         Tracked::new(Flex::column_norms(matrix.into_primitive()))
+    }
+
+    fn linear_of_attention(
+        query: Tracked,
+        key: Tracked,
+        value: Tracked,
+        mask: Maybe<Self>,
+        weight: Maybe<Self>,
+        bias: Maybe<Self>,
+        down: Maybe<Self>,
+        up: Maybe<Self>,
+        settings: Attention,
+        layer: Layer,
+    ) -> Tracked {
+        let through = query.is_tracked() || key.is_tracked() || value.is_tracked();
+        if !through {
+            // Nothing of it is kept otherwise, so its output, which is smaller, may be.
+            let attended = Self::attention(query, key, value, mask, settings);
+            let absent = || Maybe::Absent;
+            return Self::linear(attended, absent(), absent(), weight, bias, down, up, layer);
+        }
+        let others = [weight, bias, down, up].map(Maybe::get);
+        let there = others.each_ref().map(Option::is_some);
+        let [weight, bias, down, up] = others.map(present);
+        let inputs = [query, key, value, weight, bias, down, up];
+        let of_up = inputs[6].is_tracked();
+        let parts = inputs.map(Tracked::into_parts);
+        let part = |index: usize| there[index - 3].then(|| parts[index].0.clone());
+        let [query, key, value] = [0, 1, 2].map(|index| dense(parts[index].0.clone()));
+        let attended = Attended {
+            query,
+            key,
+            value,
+            mask: mask.get().map(|mask| dense(mask.into_primitive())),
+            settings,
+        };
+        let [bias, down, up] = [4, 5, 6].map(|index| part(index).map(dense));
+        let weight = Weight::new(part(3), layer.packed);
+        let input = attend(&attended);
+        let seen = Input {
+            data: &input,
+            gated: None,
+            gamma: None,
+            gelu: false,
+            epsilon: 0.0,
+            coins: layer.coins,
+        };
+        let factors = down.as_ref().zip(up.as_ref());
+        let (output, through, sizes) = linear(seen, &weight, bias.as_ref(), factors, layer.scale);
+        record::<C, _, 7>(parts.map(|(_, node)| node), output, || LinearOfAttended {
+            linear: Linear {
+                sizes,
+                scale: layer.scale,
+                input_shape: input.shape(),
+                rank: down.as_ref().map_or(0, |down| rows(down).1),
+                gelu: false,
+                input: None,
+                gated: None,
+                gamma: None,
+                epsilon: 0.0,
+                coins: layer.coins,
+                weight: Some(weight),
+                down,
+                up,
+                through: of_up.then_some(through),
+            },
+            attended,
+        })
     }
 
     fn attention(

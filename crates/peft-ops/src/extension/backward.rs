@@ -6,7 +6,7 @@ use burn_flex::FlexTensor;
 
 use super::Fused;
 use super::autodiff::Kept;
-use super::forward::Weight;
+use super::forward::{Weight, attend};
 use super::tensors::{affine, low_rank, mask, matrix, numbers, rotation, tensor, vector};
 use crate::cpu::attention::{Attention, Inputs};
 use crate::cpu::dropout::{self, Coins};
@@ -121,26 +121,32 @@ impl Kept<7> for Linear {
             (None, back)
         };
         let seen = (of_weight || of_down).then(|| self.seen()).flatten();
-        let seen = seen.as_ref().map(numbers);
-        let d_down = seen.zip(back).filter(|_| of_down).map(|(seen, back)| {
-            let dropped = self.coins.map(|coins| {
-                let mut dropped = seen.to_vec();
-                dropout::in_place(&mut dropped, coins);
-                dropped
+        let d_down = seen
+            .as_ref()
+            .map(numbers)
+            .zip(back)
+            .filter(|_| of_down)
+            .map(|(seen, back)| {
+                let dropped = self.coins.map(|coins| {
+                    let mut dropped = seen.to_vec();
+                    dropout::in_place(&mut dropped, coins);
+                    dropped
+                });
+                let seen = dropped.as_deref().unwrap_or(seen);
+                let data = linear::outer(seen, &back, rows, 1.0);
+                tensor(data, [d_in, rank].into())
             });
-            let seen = dropped.as_deref().unwrap_or(seen);
-            let data = linear::outer(seen, &back, rows, 1.0);
-            tensor(data, [d_in, rank].into())
-        });
-        let d_weight = seen.filter(|_| of_weight).map(|seen| {
-            let data = linear::outer(seen, dy, rows, 1.0);
+        let d_weight = seen.as_ref().filter(|_| of_weight).map(|seen| {
+            let data = linear::outer(numbers(seen), dy, rows, 1.0);
             tensor(data, [d_in, d_out].into())
         });
+        // What is to come needs memory of its own.
+        drop(seen);
         let shape = self.input_shape;
         let mut d_gamma = None;
         let [d_input, d_gated] = match (d_seen, &self.input, &self.gated, &self.gamma) {
             (Some(d_seen), Some(input), Some(gated), _) => {
-                swiglu::backward(numbers(input), numbers(gated), &d_seen).map(Some)
+                swiglu::backward(numbers(input), numbers(gated), d_seen).map(Some)
             }
             (Some(mut d_seen), Some(input), None, Some(gamma)) => {
                 let (x, gamma) = (numbers(input), numbers(gamma));
@@ -161,6 +167,37 @@ impl Kept<7> for Linear {
             d_down,
             d_up,
         ]
+    }
+}
+
+/// What a linear layer of attention keeps: what attention keeps, and never its output.
+#[derive(Clone, Debug)]
+pub(super) struct LinearOfAttended {
+    pub(super) attended: Attended,
+    /// Without an input.
+    pub(super) linear: Linear,
+}
+
+impl Kept<7> for LinearOfAttended {
+    /// Of queries, keys, values, W, b, A and B.
+    fn gradients(self, gradient: FlexTensor, wanted: [bool; 7]) -> [Option<FlexTensor>; 7] {
+        let [query, key, value, of_weight, of_bias, of_down, of_up] = wanted;
+        let through = query || key || value;
+        let Self {
+            attended,
+            mut linear,
+        } = self;
+        if of_weight || of_down {
+            linear.input = Some(attend(&attended));
+        }
+        let of_linear = [through, false, false, of_weight, of_bias, of_down, of_up];
+        let [d_attended, _, _, d_weight, d_bias, d_down, d_up] =
+            linear.gradients(gradient, of_linear);
+        let [d_query, d_key, d_value] = match d_attended {
+            Some(gradient) => attended.gradients(gradient, [query, key, value]),
+            None => [None, None, None],
+        };
+        [d_query, d_key, d_value, d_weight, d_bias, d_down, d_up]
     }
 }
 
@@ -285,7 +322,7 @@ impl Kept<2> for Gated {
     /// Of the gate and of what it gates.
     fn gradients(self, gradient: FlexTensor, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let (gate, up) = (numbers(&self.gate), numbers(&self.up));
-        let [d_gate, d_up] = swiglu::backward(gate, up, numbers(&gradient));
+        let [d_gate, d_up] = swiglu::backward(gate, up, numbers(&gradient).to_vec());
         let shaped = |data| tensor(data, self.gate.shape());
         [
             wanted[0].then(|| shaped(d_gate)),

@@ -119,6 +119,23 @@ impl Fused for Flex {
         vector(layer::column_norms(numbers(&matrix), rows(&matrix).1))
     }
 
+    fn linear_of_attention(
+        query: FlexTensor,
+        key: FlexTensor,
+        value: FlexTensor,
+        mask: Maybe<Self>,
+        weight: Maybe<Self>,
+        bias: Maybe<Self>,
+        down: Maybe<Self>,
+        up: Maybe<Self>,
+        settings: Attention,
+        layer: Layer,
+    ) -> FlexTensor {
+        let attended = Self::attention(query, key, value, mask, settings);
+        let absent = || Maybe::Absent;
+        Self::linear(attended, absent(), absent(), weight, bias, down, up, layer)
+    }
+
     fn attention(
         query: FlexTensor,
         key: FlexTensor,

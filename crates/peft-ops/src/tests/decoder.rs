@@ -69,6 +69,54 @@ proptest! {
     }
 
     #[test]
+    fn linear_of_attention_is_its_reference(
+        batch in 1_usize..3, queries in 1_usize..60, more in 0_usize..9, kv_heads in 1_usize..3,
+        group in 1_usize..3, width in 1_usize..12, d_out in 1_usize..40, rank in 1_usize..5,
+        flags: [bool; 4], trained: [bool; 7], seed: u64,
+    ) {
+        let [with_mask, with_bias, with_factors, is_packed] = flags;
+        let (keys, heads) = (queries + more, kv_heads * group);
+        let wide = heads * width;
+        let mut trained = trained;
+        trained[3] &= !is_packed;
+        trained[4] &= with_bias;
+        trained[5] &= with_factors;
+        trained[6] &= with_factors;
+        trained[0] |= !trained.contains(&true);
+        let rows = packed([d_out, wide], seed ^ 9);
+        let options = crate::AttentionOptions {
+            kv_heads, causal: true, ..crate::AttentionOptions::new(heads)
+        };
+        let inputs = || (
+            input([batch, queries, wide], seed, trained[0]),
+            input([batch, keys, kv_heads * width], seed ^ 1, trained[1]),
+            input([batch, keys, kv_heads * width], seed ^ 2, trained[2]),
+            input([wide, d_out], seed ^ 3, trained[3]),
+            input([d_out], seed ^ 4, trained[4]),
+            input([wide, rank], seed ^ 5, trained[5]),
+            input([rank, d_out], seed ^ 6, trained[6]),
+        );
+        let mask = || with_mask.then(|| input([batch, 1, keys], seed ^ 7, false));
+        let extras = |bias: &Tensor<1>, a: &Tensor<2>, b: &Tensor<2>| (
+            with_bias.then(|| bias.clone()),
+            with_factors.then(|| LowRank { down: a.clone(), up: b.clone(), scale: 0.7, dropout: 0.0 }),
+        );
+        compare!(inputs(), [query, key, value, weight, bias, a, b], {
+            let (bias, factors) = extras(&bias, &a, &b);
+            let weight = if is_packed { Weight::from(rows.clone()) } else { weight.clone().into() };
+            let inputs = crate::AttentionInputs {
+                query: query.clone(), key: key.clone(), value: value.clone(), mask: mask(), options,
+            };
+            crate::linear_of_attention(inputs, weight, bias, factors)
+        }, {
+            let (bias, factors) = extras(&bias, &a, &b);
+            let weight = if is_packed { rows.to_tensor(&device()).transpose() } else { weight.clone() };
+            let seen = reference::attention(query.clone(), key.clone(), value.clone(), mask(), options);
+            reference::linear(seen, weight, bias, factors)
+        });
+    }
+
+    #[test]
     fn a_packed_layer_is_that_of_its_values(
         batch in 1_usize..3, seq in 1_usize..40, d_in in 1_usize..60, d_out in 1_usize..60,
         rank in 1_usize..5, seen in 0_usize..3, with_bias: bool, with_factors: bool, trained: [bool; 5], seed: u64,

@@ -1,0 +1,210 @@
+//! Attention, and the linear layer behind it.
+
+use burn::tensor::Tensor;
+#[cfg(feature = "flex")]
+use burn::{backend::Dispatch, tensor::DType};
+
+#[cfg(feature = "flex")]
+use crate::cpu::attention::Attention;
+#[cfg(feature = "flex")]
+use crate::extension::Fused;
+use crate::linear::{LowRank, Weight};
+#[cfg(feature = "flex")]
+use crate::linear::{Parts, thrown};
+use crate::reference;
+#[cfg(feature = "flex")]
+use crate::{coins, fuses};
+
+/// Settings of [`attention`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionOptions {
+    /// Heads of queries; they divide the width.
+    pub heads: usize,
+    /// Heads of keys and values; they divide `heads`, and each serves `heads / kv_heads` neighbours
+    /// (grouped queries, Ainslie et al. 2023).
+    pub kv_heads: usize,
+    /// Whether a query sees no later keys than its own place. Places are counted from the end, so
+    /// queries may be fewer than keys.
+    pub causal: bool,
+    /// Probability of dropping an attention weight on autodiff devices, in [0, 1).
+    pub dropout: f64,
+    /// What scores are multiplied by; `1 / sqrt(width of a head)` if none is given.
+    pub scale: Option<f64>,
+}
+
+impl AttentionOptions {
+    /// As many heads of keys as of queries, every key seen, no dropout.
+    pub fn new(heads: usize) -> Self {
+        Self {
+            heads,
+            kv_heads: heads,
+            causal: false,
+            dropout: 0.0,
+            scale: None,
+        }
+    }
+
+    pub(crate) fn scale(&self, width: usize) -> f64 {
+        self.scale.unwrap_or_else(|| 1.0 / (width as f64).sqrt())
+    }
+}
+
+/// Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
+///
+/// `query` is `[batch, queries, heads · width]`, `key` and `value` are
+/// `[batch, keys, kv_heads · width]`: heads are neighbouring columns, as projections give them.
+/// `mask`, `[batch, 1, keys]` or `[batch, queries, keys]`, is added to the scores and gets no
+/// gradient. Returns `[batch, queries, heads · width]`.
+///
+/// The fused operation keeps no attention weights: the backward pass computes them again.
+///
+/// # Panics
+///
+/// If shapes or settings do not fit.
+pub fn attention(
+    query: Tensor<3>,
+    key: Tensor<3>,
+    value: Tensor<3>,
+    mask: Option<Tensor<3>>,
+    options: AttentionOptions,
+) -> Tensor<3> {
+    let inputs = AttentionInputs {
+        query,
+        key,
+        value,
+        mask,
+        options,
+    };
+    inputs.check();
+    #[cfg(feature = "flex")]
+    if inputs.fuses() {
+        let settings = inputs.settings();
+        return Tensor::from_dispatch(<Dispatch as Fused>::attention(
+            inputs.query.into_dispatch(),
+            inputs.key.into_dispatch(),
+            inputs.value.into_dispatch(),
+            inputs.mask.map(Tensor::into_dispatch).into(),
+            settings,
+        ));
+    }
+    inputs.composed()
+}
+
+/// What [`attention`] is applied to.
+#[derive(Clone, Debug)]
+pub struct AttentionInputs {
+    /// `[batch, queries, heads · width]`.
+    pub query: Tensor<3>,
+    /// `[batch, keys, kv_heads · width]`.
+    pub key: Tensor<3>,
+    /// As the keys.
+    pub value: Tensor<3>,
+    /// Added to the scores, `[batch, 1 or queries, keys]`.
+    pub mask: Option<Tensor<3>>,
+    /// Heads and the like.
+    pub options: AttentionOptions,
+}
+
+/// A linear layer of [`attention`]: `attention(…) W + b + s·(drop(attention(…)) A) B`, as [`linear`](crate::linear).
+///
+/// The backward pass keeps queries, keys and values only: where the layer is trained or adapted, its input is
+/// computed again.
+///
+/// # Panics
+///
+/// If shapes or settings do not fit.
+pub fn linear_of_attention(
+    inputs: AttentionInputs,
+    weight: impl Into<Weight>,
+    bias: Option<Tensor<1>>,
+    low_rank: Option<LowRank>,
+) -> Tensor<3> {
+    inputs.check();
+    let weight = weight.into();
+    #[cfg(feature = "flex")]
+    if inputs.fuses() && weight.fuses() {
+        let coins = low_rank
+            .as_ref()
+            .and_then(|low_rank| thrown(low_rank, &inputs.query));
+        let width = inputs.query.dims()[2];
+        let parts = Parts::new(width, weight, bias, low_rank, coins);
+        let settings = inputs.settings();
+        return Tensor::from_dispatch(<Dispatch as Fused>::linear_of_attention(
+            inputs.query.into_dispatch(),
+            inputs.key.into_dispatch(),
+            inputs.value.into_dispatch(),
+            inputs.mask.map(Tensor::into_dispatch).into(),
+            parts.weight,
+            parts.bias,
+            parts.down,
+            parts.up,
+            settings,
+            parts.layer,
+        ));
+    }
+    let attended = inputs.composed();
+    let weight = weight.dense(&attended);
+    reference::linear(attended, weight, bias, low_rank)
+}
+
+impl AttentionInputs {
+    fn check(&self) {
+        let [batch, queries, wide] = self.query.dims();
+        let [_, keys, narrow] = self.key.dims();
+        let AttentionOptions {
+            heads, kv_heads, ..
+        } = self.options;
+        assert!(
+            heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && wide % heads == 0,
+            "{wide} columns of queries, {heads} heads, {kv_heads} of keys: each must divide the one before",
+        );
+        assert_eq!(narrow, wide / heads * kv_heads, "the width of the keys");
+        for (what, tensor) in [("keys", &self.key), ("values", &self.value)] {
+            assert_eq!(
+                tensor.dims(),
+                [batch, keys, narrow],
+                "the shape of the {what}"
+            );
+        }
+        if let Some(mask) = &self.mask {
+            let [items, rows, columns] = mask.dims();
+            assert!(
+                items == batch && (rows == 1 || rows == queries) && columns == keys,
+                "a mask of [{items}, {rows}, {columns}] for {batch} x {queries} queries and {keys} keys",
+            );
+        }
+        assert!(
+            !self.options.causal || queries <= keys,
+            "{queries} queries and {keys} keys: the first queries would see none"
+        );
+    }
+
+    #[cfg(feature = "flex")]
+    fn fuses(&self) -> bool {
+        let mask = self.mask.as_ref();
+        fuses(&self.query) && mask.is_none_or(|mask| mask.dtype() == DType::F32)
+    }
+
+    #[cfg(feature = "flex")]
+    fn settings(&self) -> Attention {
+        let [batch, queries, wide] = self.query.dims();
+        let options = self.options;
+        let drops = options.dropout > 0.0 && self.query.is_autodiff();
+        let width = wide / options.heads;
+        Attention {
+            batch,
+            queries,
+            keys: self.key.dims()[1],
+            heads: options.heads,
+            kv_heads: options.kv_heads,
+            width,
+            scale: options.scale(width) as f32,
+            causal: options.causal,
+            coins: drops.then(|| coins(&self.query.device(), options.dropout)),
+        }
+    }
+
+    fn composed(self) -> Tensor<3> {
+        reference::attention(self.query, self.key, self.value, self.mask, self.options)
+    }
+}
