@@ -55,6 +55,29 @@ fn logits_are_upstreams() {
 }
 
 #[test]
+fn logits_of_relatives_are_upstreams() {
+    for model in ["llama3", "mistral", "qwen2"] {
+        let folder = Path::new("tests/golden/relatives").join(model);
+        let golden_values = Golden::open(folder.join("io.safetensors"));
+        let expected = golden_values.floats("output");
+        for (name, device) in cpu_devices() {
+            let llama = Llama::load(&folder, &device).unwrap();
+            let (ids, padding) = golden_values.inputs(&device);
+            let error = largest_error(llama.forward(ids, padding), &expected);
+            // Of logits up to 6.
+            assert!(error < 1e-5, "{model} on {name}: {error}");
+            // What is written is such a model again.
+            let dir = tempfile::tempdir().unwrap();
+            llama.export(dir.path(), None).unwrap();
+            let again = Llama::load(dir.path(), &device).unwrap();
+            let (ids, padding) = golden_values.inputs(&device);
+            let error = largest_error(again.forward(ids, padding), &expected);
+            assert!(error < 1e-5, "{model} on {name}, written and read: {error}");
+        }
+    }
+}
+
+#[test]
 fn a_cache_goes_on_where_the_text_ended() {
     for (name, device) in cpu_devices() {
         let llama = Llama::tiny(&device);

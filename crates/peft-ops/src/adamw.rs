@@ -1,8 +1,8 @@
 //! The optimizer's step.
 
-use burn::tensor::Tensor;
 #[cfg(feature = "flex")]
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
+use burn::tensor::{DType, Tensor};
 
 #[cfg(feature = "flex")]
 use crate::{cpu, fuses};
@@ -36,7 +36,8 @@ impl AdamWOptions {
 }
 
 /// A step of AdamW (Loshchilov and Hutter 2019, algorithm 2), with Burn's arithmetic to the last bit: the new
-/// parameter and its two moments, which are zeros before the first step. None of the tensors may be on autodiff.
+/// parameter and its two moments, which are zeros before the first step, and of 32 bits where the parameter has 16.
+/// None of the tensors may be on autodiff.
 ///
 /// On Burn's CPU backend all of it is one pass, on all cores, in the memory that the parameter and the moments have
 /// where nothing else holds it: Burn's own takes a dozen, on one, and moves them in every step, which leaves holes in
@@ -53,6 +54,13 @@ pub fn adamw<const D: usize>(
 ) -> [Tensor<D>; 3] {
     for tensor in [&gradient, &moments[0], &moments[1]] {
         assert_eq!(tensor.dims(), parameter.dims(), "shapes of a step");
+    }
+    let dtype = parameter.dtype();
+    if matches!(dtype, DType::F16 | DType::BF16) {
+        // Computed in the moments' 32 bits, and rounded.
+        let whole = parameter.cast(DType::F32);
+        let [parameter, first, second] = adamw(whole, gradient.cast(DType::F32), moments, options);
+        return [parameter.cast(dtype), first, second];
     }
     #[cfg(feature = "flex")]
     if fuses(&parameter) && moments.iter().all(|moment| moment.dtype() == DType::F32) {

@@ -121,6 +121,7 @@ pub fn linear_of_attention(
 ) -> Tensor<3> {
     inputs.check();
     let weight = weight.into();
+    let low_rank = low_rank.map(|low_rank| low_rank.cast(inputs.query.dtype()));
     #[cfg(feature = "flex")]
     if inputs.fuses() && weight.fuses() {
         let coins = low_rank

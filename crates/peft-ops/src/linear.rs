@@ -1,8 +1,8 @@
 //! Linear layers.
 
-use burn::tensor::Tensor;
 #[cfg(feature = "flex")]
-use burn::{backend::Dispatch, tensor::DType};
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Tensor};
 
 #[cfg(feature = "flex")]
 use crate::cpu::dropout::Coins;
@@ -18,13 +18,33 @@ use crate::reference;
 pub struct LowRank {
     /// A, `[in, r]`.
     pub down: Tensor<2>,
-    /// B, `[r, out]`.
+    /// B, `[r, out]`. Both may be of another number format than the input: they are cast.
     pub up: Tensor<2>,
     /// s.
     pub scale: f64,
     /// Probability with which an element of what A sees is dropped, in [0, 1), as [`dropout`](crate::dropout)
     /// does it: on autodiff devices only. The layer's own weight sees all.
     pub dropout: f64,
+}
+
+impl LowRank {
+    /// The factors as tensors of `dtype`: where they are kept in fewer bits than is computed in.
+    #[must_use]
+    pub fn cast(self, dtype: DType) -> Self {
+        if self.down.dtype() == dtype && self.up.dtype() == dtype {
+            return self;
+        }
+        Self {
+            down: self.down.cast(dtype),
+            up: self.up.cast(dtype),
+            ..self
+        }
+    }
+
+    /// s·A B, `[in, out]`.
+    pub fn product(&self) -> Tensor<2> {
+        (self.down.clone() * self.scale).matmul(self.up.clone())
+    }
 }
 
 /// The weight of a linear layer.
@@ -180,6 +200,15 @@ enum Seen<const D: usize> {
 }
 
 impl<const D: usize> Seen<D> {
+    fn dtype(&self) -> DType {
+        match self {
+            Self::Input(input)
+            | Self::Gelu(input)
+            | Self::SwiGlu(input, _)
+            | Self::RmsNorm(input, _, _) => input.dtype(),
+        }
+    }
+
     #[cfg(feature = "flex")]
     fn fuses(&self) -> bool {
         match self {
@@ -196,6 +225,7 @@ fn layer<const D: usize>(
     bias: Option<Tensor<1>>,
     low_rank: Option<LowRank>,
 ) -> Tensor<D> {
+    let low_rank = low_rank.map(|low_rank| low_rank.cast(seen.dtype()));
     #[cfg(feature = "flex")]
     if weight.fuses() && seen.fuses() {
         return fused(seen, weight, bias, low_rank);
@@ -323,6 +353,7 @@ pub fn add_low_rank<const D: usize>(
     input: Tensor<D>,
     low_rank: LowRank,
 ) -> Tensor<D> {
+    let low_rank = low_rank.cast(input.dtype());
     #[cfg(feature = "flex")]
     if fuses(&output) && input.dtype() == DType::F32 {
         let coins = thrown(&low_rank, &input);

@@ -9,7 +9,8 @@
 //! | bfloat16, float16 | 16 | rounded, for tables and heads | [`HalfRows`] |
 //!
 //! All of them are [`PackedRows`](peft_ops::packed::PackedRows): decoded row by row when they are
-//! needed, on any Burn model. A [`QuantizationConfig`] says which weights of a model are kept how:
+//! needed, on any Burn model. A [`QuantizationConfig`] says which weights of a model are kept how, and a
+//! [`QLoraConfig`] which LoRA trains on them besides:
 //!
 //! ```
 //! use peft_quantization::{FourBit, FourBitKind, FourBitOptions, QuantizationConfig};
@@ -51,6 +52,7 @@ mod half_rows;
 mod loftq;
 mod loftq_model;
 mod parts;
+mod qlora;
 mod report;
 mod requantize;
 mod saved_model;
@@ -65,6 +67,7 @@ pub use half_rows::{FloatFormat, HalfRows};
 pub use loftq::{LoftQ, loftq};
 pub use loftq_model::{LoftQLayer, LoftQPacker, loftq_model};
 pub use peft_core::StoredPart as Part;
+pub use qlora::{AdapterDtype, QLoraConfig, QLoraPacker};
 pub use report::{QuantCase, report};
 pub use requantize::{Requantized, requantize};
 pub use scales::{NESTED_BLOCK, Scales};

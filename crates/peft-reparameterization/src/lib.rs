@@ -108,7 +108,7 @@ pub use miss::{InitMiss, MISS, MissBat, MissConfig, MissLinear};
 pub use oft::{OFT, OftConfig, OftLinear};
 pub use randlora::{RANDLORA, RandLoraConfig, RandLoraLinear};
 pub use said::{SAID, Said, SaidConfig};
-pub use start::start_from;
+pub use start::{cast_factors, start_from};
 pub use vblora::{VBLORA, VbLoraConfig, VbLoraLinear};
 pub use vera::{VERA, VeraConfig, VeraLinear};
 

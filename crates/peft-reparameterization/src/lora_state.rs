@@ -80,10 +80,7 @@ impl LoraLinear {
 
     /// The change of the weight, `[in, out]`, before DoRA's normalisation.
     pub fn delta(&self) -> Tensor<2> {
-        let LowRank {
-            down, up, scale, ..
-        } = self.change();
-        (down * scale).matmul(up)
+        self.change().product()
     }
 
     fn drops(&self) -> bool {
@@ -109,12 +106,14 @@ impl Adapter for LoraLinear {
 impl WeightAdapter for LoraLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
+        let change = self.change().cast(weight.dtype());
+        let delta = change.product();
         let Some(magnitude) = &self.magnitude else {
-            return weight + self.delta().reshape(shape);
+            return weight + delta.reshape(shape);
         };
         let weight: Tensor<2> = weight.reshape([self.lora_a.dims()[0], self.lora_b.dims()[1]]);
-        let factor = magnitude.over(dora::norms(weight.clone(), self.change()));
-        ((weight + self.delta()) * factor.unsqueeze()).reshape(shape)
+        let factor = magnitude.over(dora::norms(weight.clone(), change));
+        ((weight + delta) * factor.unsqueeze()).reshape(shape)
     }
 
     fn low_rank(&self) -> Option<LowRank> {
@@ -140,7 +139,8 @@ impl WeightAdapter for LoraLinear {
                 None => output,
             };
         };
-        let factor = magnitude.over(dora::norms(inner.weight(), self.change()));
+        let change = self.change().cast(input.dtype());
+        let factor = magnitude.over(dora::norms(inner.weight(), change));
         let output = inner.product(input.clone());
         let output = if self.drops() {
             let output = match self.removed() {

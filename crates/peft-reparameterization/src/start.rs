@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::Param;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use peft_core::{Error, PeftModule, Result};
 
 use crate::lora::LORA;
@@ -52,6 +52,55 @@ pub fn start_from<M: PeftModule>(
         let root = state.scale.abs().sqrt();
         state.lora_a = with_value(&state.lora_a, down / root);
         state.lora_b = with_value(&state.lora_b, up / (root * state.scale.signum()));
+    })
+}
+
+/// Keeps A and B of an attached LoRA in another number format: `F32`, or `BF16` for half the memory. Products are
+/// computed in the format of the layer's input, whatever it is; DoRA's magnitudes and biases stay as they are.
+///
+/// # Errors
+///
+/// - [`Error::UnknownAdapter`], [`Error::Merged`].
+/// - [`Error::Config`] for other formats and those that the device lacks, and for an adapter that is not all LoRA of linear layers, or that has taken
+///   its factors out of the base (PiSSA, OLoRA).
+pub fn cast_factors<M: PeftModule>(model: &M, adapter: &str, dtype: DType) -> Result<M> {
+    if !matches!(dtype, DType::F32 | DType::BF16) {
+        return Err(refuse("adapter_dtype", dtype, "F32 or BF16"));
+    }
+    let states = model.adapter_states::<LoraLinear>(adapter)?;
+    let lacks = |state: &LoraLinear| {
+        let device = state.lora_a.val().device().without_autodiff();
+        !device.supports_dtype(dtype)
+    };
+    if states.iter().any(|(_, state)| lacks(state)) {
+        let expected = "F32: the device has no such numbers";
+        return Err(refuse("adapter_dtype", dtype, expected));
+    }
+    let removes = states.iter().find(|(_, state)| state.removed.is_some());
+    if let Some((layer, _)) = removes {
+        let expected = "F32: the factors that were taken out of the base must stay what they are";
+        return Err(refuse(
+            "adapter_dtype",
+            format!("{dtype:?} (`{layer}`)"),
+            expected,
+        ));
+    }
+    let whole = model.summary();
+    let places = whole.adapters.iter().find(|found| found.name == adapter);
+    if places.is_some_and(|found| found.places > states.len()) {
+        let expected = "F32 where an adapter is on more than linear layers";
+        return Err(refuse("adapter_dtype", dtype, expected));
+    }
+    model.edit_adapter::<LoraLinear>(adapter, |_, state| {
+        for factor in [&mut state.lora_a, &mut state.lora_b] {
+            *factor = factor.clone().map(|old| {
+                let trained = old.is_require_grad();
+                let device = old.device();
+                let data = old.into_data().convert_dtype(dtype);
+                // A leaf of the parameter's own device.
+                Tensor::from_data(data, (&device, dtype)).set_require_grad(trained)
+            });
+        }
     })
 }
 

@@ -7,12 +7,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::{Device, Tensor};
 use clap::{Parser, ValueEnum};
 use peft_core::PeftModule as _;
 use peft_models::{GenerateConfig, Llama, LlamaLoader, LlamaTokenizer, Message};
-use peft_quantization::{LoftQPacker, QuantizationConfig};
-use peft_reparameterization::{LoraConfig, start_from};
+use peft_quantization::QLoraConfig;
+use peft_reparameterization::LoraConfig;
 use peft_train::{
     Control, Dataset, Evaluation, Length, Progress, Schedule, TrainConfig, Trainer, Warmup,
     checkpoint, evaluate,
@@ -134,17 +133,29 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         Some(Dataset::load(&arguments.held_out, &tokenizer, &config)?)
     };
 
-    let (base, factors) = load(arguments, &device)?;
+    let mut lora = LoraConfig::new(arguments.rank).with_alpha(2.0 * arguments.rank as f64);
+    if !arguments.targets.is_empty() {
+        lora = lora.with_targets(arguments.targets.clone());
+    }
+    let loftq = matches!(arguments.method, Method::QloraLoftq);
+    let qlora = QLoraConfig::new(arguments.rank)
+        .with_lora(lora.clone())
+        .with_loftq(usize::from(loftq));
+    let packer = qlora.packer()?;
+    let loader = LlamaLoader::new(&arguments.model);
+    let base = match arguments.method {
+        Method::Lora => loader.load(&device)?,
+        Method::Qlora | Method::QloraLoftq => loader.with_packer(&packer).load(&device)?,
+    };
     if let Some(held_out) = &held_out {
         say("before", &evaluate(&base, held_out, arguments.batch_size)?);
     }
     sample("before", arguments, &base, &tokenizer)?;
 
-    let mut lora = LoraConfig::new(arguments.rank).with_alpha(2.0 * arguments.rank as f64);
-    if !arguments.targets.is_empty() {
-        lora = lora.with_targets(arguments.targets.clone());
-    }
-    let model = start_from(&base.attach(ADAPTER, &lora)?, ADAPTER, factors)?;
+    let model = match arguments.method {
+        Method::Lora => base.attach(ADAPTER, &lora)?,
+        Method::Qlora | Method::QloraLoftq => packer.attach(&base, ADAPTER)?,
+    };
     drop(base);
     println!("{}", model.summary());
 
@@ -191,30 +202,6 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         println!("the merged model is in {}", dir.display());
     }
     Ok(())
-}
-
-/// Layers' names, and what their adapters' A and B start from.
-type Factors = Vec<(String, Tensor<2>, Tensor<2>)>;
-
-/// The base, and what the adapter starts from if the method says that.
-fn load(arguments: &Arguments, device: &Device) -> Result<(Llama, Factors), Box<dyn Error>> {
-    let loader = LlamaLoader::new(&arguments.model);
-    let nf4 = QuantizationConfig::nf4().with_double_quantization(true);
-    match arguments.method {
-        Method::Lora => Ok((loader.load(device)?, Vec::new())),
-        Method::Qlora => Ok((loader.with_packer(&nf4).load(device)?, Vec::new())),
-        Method::QloraLoftq => {
-            let adapted = |name: &str| {
-                let targets = &arguments.targets;
-                targets.is_empty() || targets.iter().any(|target| name.ends_with(target))
-            };
-            let packer = LoftQPacker::new(&nf4, arguments.rank, 1, adapted)?;
-            let base = loader.with_packer(&packer).load(device)?;
-            let layers = packer.into_layers(device).into_iter();
-            let factors = layers.map(|layer| (layer.name, layer.down, layer.up));
-            Ok((base, factors.collect()))
-        }
-    }
 }
 
 fn config(arguments: &Arguments) -> TrainConfig {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::{AdamWState, AdaptiveMomentumState, DynState, GradientsParams};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use peft_core::ops::{AdamWOptions, adamw};
 
 use crate::TrainConfig;
@@ -151,6 +151,16 @@ impl ModuleVisitor for Factors<'_> {
     }
 }
 
+/// Moments before the first step. In 16 bits a second moment would never change: what a step adds is less than its
+/// last bit.
+fn no_moments<const D: usize>(value: &Tensor<D>) -> [Tensor<D>; 2] {
+    let dtype = match value.dtype() {
+        DType::F16 | DType::BF16 => DType::F32,
+        dtype => dtype,
+    };
+    [(); 2].map(|()| Tensor::zeros(value.dims(), (&value.device(), dtype)))
+}
+
 struct Prepare<'a> {
     states: &'a mut BTreeMap<String, DynState>,
     path: Vec<String>,
@@ -169,7 +179,8 @@ impl ModuleVisitor for Prepare<'_> {
             return;
         }
         let like = param.base().without_autodiff();
-        let state = AdaptiveMomentumState::new(0, like.zeros_like(), like.zeros_like());
+        let [first, second] = no_moments(&like);
+        let state = AdaptiveMomentumState::new(0, first, second);
         self.states
             .insert(path, DynState::create(AdamWState::new(state), D));
     }
@@ -215,7 +226,7 @@ impl ModuleMapper for Step<'_> {
                     options.time = state.time as i32 + 1;
                     [state.moment_1, state.moment_2]
                 }
-                None => [value.zeros_like(), value.zeros_like()],
+                None => no_moments(&value),
             };
             let [value, first, second] =
                 adamw(value, gradient.without_autodiff(), moments, options);
@@ -417,6 +428,40 @@ mod tests {
             places.push(held);
         }
         assert!(places.iter().all(|held| *held == places[0]), "{places:?}");
+    }
+
+    #[test]
+    fn moments_of_16_bits_have_32() {
+        let device = peft_core::device::device("flex").unwrap();
+        let tensor = |values: &[f32], dtype| {
+            let data = TensorData::new(values.to_vec(), [values.len()]);
+            Tensor::<1>::from_data(data, (&device, dtype))
+        };
+        let options = |time| AdamWOptions {
+            beta_1: 0.9,
+            beta_2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            rate: 1e-2,
+            time,
+        };
+        let values = [0.5, -0.25, 1.0];
+        let (mut whole, mut half) = (tensor(&values, DType::F32), tensor(&values, DType::BF16));
+        let (mut moments, mut of_half) = (no_moments(&whole), no_moments(&half));
+        for time in 1..20 {
+            let gradient = tensor(&[0.3, -0.7, time as f32 / 20.0], DType::F32);
+            let [value, first, second] = adamw(whole, gradient.clone(), moments, options(time));
+            (whole, moments) = (value, [first, second]);
+            let [value, first, second] =
+                adamw(half, gradient.cast(DType::BF16), of_half, options(time));
+            assert_eq!((value.dtype(), second.dtype()), (DType::BF16, DType::F32));
+            (half, of_half) = (value, [first, second]);
+        }
+        let [exact, rounded] = [whole, half.cast(DType::F32)]
+            .map(|tensor| tensor.into_data().try_to_vec::<f32>().unwrap());
+        for (exact, rounded) in exact.iter().zip(&rounded) {
+            assert!((exact - rounded).abs() < 0.02, "{rounded} for {exact}");
+        }
     }
 
     #[test]

@@ -1,0 +1,198 @@
+//! QLoRA in one configuration: the format of a frozen base, and the LoRA on it.
+
+use std::collections::HashSet;
+
+use burn::tensor::DType;
+use peft_core::ops::packed::Packed;
+use peft_core::{ALL_LINEAR, PackedLayer, Packer, PeftModule, Selection};
+use peft_reparameterization::{LoraConfig, LoraLinear, cast_factors, start_from};
+
+use crate::{Error, LoftQPacker, QuantizationConfig, Result};
+
+/// Number format in which an adapter's factors are kept and trained. Products are computed in the base's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AdapterDtype {
+    /// 32 bits.
+    #[default]
+    Float32,
+    /// 16 bits: half the memory of the adapter and of its file. A step of training that is smaller than a
+    /// 256th of a value is lost in it; moments stay in 32 bits.
+    Bfloat16,
+}
+
+impl AdapterDtype {
+    fn dtype(self) -> DType {
+        match self {
+            Self::Float32 => DType::F32,
+            Self::Bfloat16 => DType::BF16,
+        }
+    }
+}
+
+/// QLoRA (Dettmers et al. 2023, sections 3 and 5): LoRA on a frozen base in 4 bits.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use peft_models::LlamaLoader;
+/// use peft_quantization::QLoraConfig;
+///
+/// let device = peft_core::device::device("flex")?.autodiff();
+/// let config = QLoraConfig::new(16).with_loftq(1);
+/// let packer = config.packer()?;
+/// let base = LlamaLoader::new("SmolLM2-135M").with_packer(&packer).load(&device)?;
+/// let model = packer.attach(&base, "austen")?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A model that is there already is packed with `base.pack_weights(&packer)?` in the loader's place.
+#[derive(Clone, Debug)]
+pub struct QLoraConfig {
+    /// The base's format. Default: NF4 in blocks of 64 with double quantization, tables and heads in `bfloat16`.
+    pub quantization: QuantizationConfig,
+    /// The adapter. Default: the rank given, alpha 16, all linear layers but heads.
+    pub lora: LoraConfig,
+    /// Iterations of LoftQ (Li et al. 2023) for the adapter's initial values; 0, the default, for LoRA's own. With
+    /// one the packed weights are those of `quantization` alone; with more they are not, so save the base, too.
+    pub loftq_iterations: usize,
+    /// Number format of the adapter. Default: 32 bits.
+    pub adapter_dtype: AdapterDtype,
+}
+
+impl QLoraConfig {
+    /// As the paper trains, with an adapter of rank `r`.
+    pub fn new(r: usize) -> Self {
+        Self {
+            quantization: QuantizationConfig::nf4().with_double_quantization(true),
+            lora: LoraConfig::new(r).with_alpha(16.0),
+            loftq_iterations: 0,
+            adapter_dtype: AdapterDtype::Float32,
+        }
+    }
+
+    /// Sets the base's format.
+    #[must_use]
+    pub fn with_quantization(mut self, quantization: QuantizationConfig) -> Self {
+        self.quantization = quantization;
+        self
+    }
+
+    /// Sets the adapter.
+    #[must_use]
+    pub fn with_lora(mut self, lora: LoraConfig) -> Self {
+        self.lora = lora;
+        self
+    }
+
+    /// Sets LoftQ's iterations.
+    #[must_use]
+    pub fn with_loftq(mut self, iterations: usize) -> Self {
+        self.loftq_iterations = iterations;
+        self
+    }
+
+    /// Sets the adapter's number format.
+    #[must_use]
+    pub fn with_adapter_dtype(mut self, dtype: AdapterDtype) -> Self {
+        self.adapter_dtype = dtype;
+        self
+    }
+
+    /// What packs the base while it is loaded, and then puts the adapter on it.
+    ///
+    /// # Errors
+    ///
+    /// What the two configurations refuse; [`Error::Setting`] for LoftQ of several iterations where the adapter is
+    /// not on all linear layers, as the others' weights would be changed without a factor that makes up for it.
+    pub fn packer(&self) -> Result<QLoraPacker<'_>> {
+        peft_core::Method::validate(&self.lora)?;
+        self.quantization.validate()?;
+        let targets = &self.lora.targets;
+        let all = match &targets.target_modules {
+            None => true,
+            Some(Selection::Pattern(word)) => word == ALL_LINEAR,
+            Some(Selection::Names(_)) => false,
+        };
+        let all = all && targets.exclude_modules.is_none() && targets.layers_to_transform.is_none();
+        if self.loftq_iterations > 1 && !all {
+            let expected = "at most 1 unless the adapter is on all linear layers";
+            return Err(Error::setting(
+                "loftq_iterations",
+                self.loftq_iterations,
+                expected,
+            ));
+        }
+        let loftq = match self.loftq_iterations {
+            0 => None,
+            iterations => {
+                let every: Wanted = |_| true;
+                let packer = LoftQPacker::new(&self.quantization, self.lora.r, iterations, every)?;
+                Some(packer)
+            }
+        };
+        Ok(QLoraPacker {
+            config: self,
+            loftq,
+        })
+    }
+}
+
+/// Which layers are to have factors, by name.
+type Wanted = fn(&str) -> bool;
+
+/// A [`Packer`] for the base of a [`QLoraConfig`]; of one base, if there is LoftQ.
+pub struct QLoraPacker<'a> {
+    config: &'a QLoraConfig,
+    loftq: Option<LoftQPacker<'a, Wanted>>,
+}
+
+impl QLoraPacker<'_> {
+    /// `base`, which this has packed, with the adapter called `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Model`] with what `attach` refuses; with LoftQ, for a base that it has not packed, and for adapters
+    /// that cannot start from factors (DoRA, PiSSA, OLoRA).
+    pub fn attach<M: PeftModule>(self, base: &M, name: &str) -> Result<M> {
+        let mut model = base.attach(name, &self.config.lora)?;
+        if let Some(loftq) = self.loftq {
+            let (device, _) = base.layout().like();
+            let adapted: HashSet<String> = model
+                .adapter_states::<LoraLinear>(name)?
+                .into_iter()
+                .map(|(layer, _)| layer)
+                .collect();
+            let found = loftq.into_layers(&device).into_iter();
+            let factors: Vec<_> = found
+                .filter(|layer| adapted.contains(&layer.name))
+                .map(|layer| (layer.name, layer.down, layer.up))
+                .collect();
+            if factors.is_empty() {
+                let reason = "LoftQ's packer has not packed any layer that the adapter is on: load the base with it, \
+                              or pack it";
+                return Err(Error::Model(peft_core::Error::Packing {
+                    layer: adapted.into_iter().min().unwrap_or_default(),
+                    reason: reason.to_string(),
+                }));
+            }
+            model = start_from(&model, name, factors)?;
+        }
+        if self.config.adapter_dtype != AdapterDtype::Float32 {
+            model = cast_factors(&model, name, self.config.adapter_dtype.dtype())?;
+        }
+        Ok(model)
+    }
+}
+
+impl Packer for QLoraPacker<'_> {
+    fn pack(&self, layer: PackedLayer<'_>, values: &[f32]) -> peft_core::Result<Option<Packed>> {
+        match &self.loftq {
+            Some(loftq) => loftq.pack(layer, values),
+            None => self.config.quantization.pack(layer, values),
+        }
+    }
+
+    fn wants(&self, layer: PackedLayer<'_>) -> bool {
+        self.config.quantization.wants(layer)
+    }
+}

@@ -1,0 +1,161 @@
+//! QLoRA's configuration: what it packs, attaches and refuses.
+
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use peft_core::PeftModule as _;
+use peft_core::device::cpu_devices;
+use peft_models::{Llama, LlamaLoader, LmBatch};
+use peft_quantization::{AdapterDtype, QLoraConfig};
+use peft_reparameterization::{LoraConfig, LoraLinear, METHODS};
+
+const BASE: &str = "../peft-models/tests/golden/llama/base";
+
+fn text() -> LmBatch {
+    LmBatch::of_text(&[3, 17, 9, 40, 22, 5, 61, 8, 30, 12, 7, 2])
+}
+
+fn logits(model: &Llama, device: &Device) -> TensorData {
+    let ids: Vec<i64> = text().ids.iter().map(|id| i64::from(*id)).collect();
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, 12]), device);
+    model.forward(ids, None).into_data()
+}
+
+fn farthest(a: &TensorData, b: &TensorData) -> f32 {
+    let differences = a.iter::<f32>().zip(b.iter::<f32>());
+    differences.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn loaded(config: &QLoraConfig, device: &Device) -> (Llama, Llama) {
+    let packer = config.packer().unwrap();
+    let base = LlamaLoader::new(BASE)
+        .with_packer(&packer)
+        .load(device)
+        .unwrap();
+    let model = packer.attach(&base, "mine").unwrap();
+    (base, model)
+}
+
+#[test]
+fn a_base_is_packed_while_it_is_loaded_and_gets_the_adapter() {
+    for (name, device) in cpu_devices() {
+        let dense = LlamaLoader::new(BASE).load(&device).unwrap();
+        let wanted = logits(&dense, &device);
+        let (base, model) = loaded(&QLoraConfig::new(4), &device);
+        let packed = base.packed_weights();
+        let four_bits = packed.iter().filter(|(_, rows)| rows.format() == "nf4");
+        assert_eq!(four_bits.count(), 14, "{name}");
+        assert_eq!(model.adapters(), ["mine"]);
+        // LoRA's own initial values change nothing; LoftQ's bring it nearer to the dense model.
+        let plain = farthest(&logits(&model, &device), &wanted);
+        assert_eq!(logits(&model, &device), logits(&base, &device), "{name}");
+        for iterations in [1, 3] {
+            let config = QLoraConfig::new(4).with_loftq(iterations);
+            let (_, model) = loaded(&config, &device);
+            let near = farthest(&logits(&model, &device), &wanted);
+            assert!(near < plain, "{name}: {near} with LoftQ, {plain} without");
+        }
+        // A model that is there is packed in the loader's place.
+        let config = QLoraConfig::new(4).with_loftq(1);
+        let packer = config.packer().unwrap();
+        let there = dense.pack_weights(&packer).unwrap();
+        let there = packer.attach(&there, "mine").unwrap();
+        let (_, while_loading) = loaded(&config, &device);
+        let distance = farthest(&logits(&there, &device), &logits(&while_loading, &device));
+        assert!(distance < 1e-5, "{name}: {distance}");
+    }
+}
+
+#[test]
+fn factors_in_16_bits_compute_in_32_and_train() {
+    for (name, device) in cpu_devices() {
+        let autodiff = device.clone().autodiff();
+        autodiff.seed(3);
+        let lora = LoraConfig::new(4)
+            .with_alpha(16.0)
+            .with_targets(["q_proj", "down_proj"]);
+        let config = QLoraConfig::new(4)
+            .with_lora(lora)
+            .with_loftq(1)
+            .with_adapter_dtype(AdapterDtype::Bfloat16);
+        if !device.supports_dtype(DType::BF16) {
+            let packer = config.packer().unwrap();
+            let loader = LlamaLoader::new(BASE).with_packer(&packer);
+            let base = loader.load(&autodiff).unwrap();
+            let error = packer.attach(&base, "mine").unwrap_err();
+            assert!(error.to_string().contains("the device"), "{name}: {error}");
+            continue;
+        }
+        let (base, mut model) = loaded(&config, &autodiff);
+        let states = model.adapter_states::<LoraLinear>("mine").unwrap();
+        assert_eq!(states.len(), 4, "{name}");
+        for (layer, state) in &states {
+            let dtypes = [state.lora_a.val().dtype(), state.lora_b.val().dtype()];
+            assert_eq!(dtypes, [DType::BF16; 2], "{name}: {layer}");
+        }
+        drop(states);
+        // The same values in 32 bits compute the same.
+        let wide = peft_reparameterization::cast_factors(&model, "mine", DType::F32).unwrap();
+        let valid = |model: &Llama| {
+            use burn::module::Module as _;
+            logits(&model.valid(), &device)
+        };
+        assert_eq!(valid(&model), valid(&wide), "{name}");
+        let merged = model.merge_and_unload().unwrap();
+        assert!(farthest(&valid(&merged), &valid(&wide)) < 1e-4, "{name}");
+
+        // A file of half the bytes, which any reader takes.
+        let dir = tempfile::tempdir().unwrap();
+        let bytes = |model: &Llama| {
+            model.save_adapter("mine", dir.path()).unwrap();
+            std::fs::metadata(dir.path().join("adapter_model.safetensors"))
+                .unwrap()
+                .len()
+        };
+        let (whole, half) = (bytes(&wide), bytes(&model));
+        assert!(half < whole * 6 / 10, "{name}: {half} of {whole} bytes");
+        let again = base.load_adapter("again", dir.path(), METHODS).unwrap();
+        assert_eq!(valid(&again), valid(&model), "{name}");
+
+        let mut optimizer = AdamWConfig::new().init();
+        let mut losses = Vec::new();
+        for _ in 0..12 {
+            let loss = model.loss(&text());
+            losses.push(loss.clone().into_scalar::<f32>());
+            let gradients = GradientsParams::from_grads(loss.backward(), &model);
+            model = optimizer.step(1e-2, model, gradients);
+        }
+        assert!(losses[11] < 0.95 * losses[0], "{name}: {losses:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let (_, device) = cpu_devices().remove(0);
+    let names = LoraConfig::new(4).with_targets(["q_proj"]);
+    let refused = |config: &QLoraConfig| match config.packer() {
+        Ok(_) => panic!("{config:?} was taken"),
+        Err(error) => error.to_string(),
+    };
+    let text = refused(&QLoraConfig::new(4).with_lora(names).with_loftq(2));
+    assert!(
+        text.contains("loftq_iterations") && text.contains("all linear"),
+        "{text}"
+    );
+    let text = refused(&QLoraConfig::new(0));
+    assert!(text.contains("`r`"), "{text}");
+
+    // A base that the packer has not seen.
+    let config = QLoraConfig::new(4).with_loftq(1);
+    let dense = LlamaLoader::new(BASE).load(&device).unwrap();
+    let error = config.packer().unwrap().attach(&dense, "mine").unwrap_err();
+    assert!(error.to_string().contains("LoftQ"), "{error}");
+
+    let pissa = LoraConfig::new(4).with_init("pissa");
+    let config = QLoraConfig::new(4)
+        .with_lora(pissa)
+        .with_adapter_dtype(AdapterDtype::Bfloat16);
+    let packer = config.packer().unwrap();
+    let base = dense.pack_weights(&packer).unwrap();
+    let error = packer.attach(&base, "mine").unwrap_err();
+    assert!(error.to_string().contains("adapter_dtype"), "{error}");
+}
