@@ -81,10 +81,12 @@ impl Adapter for Prefix {
         };
         let mut tensors = Vec::new();
         if let Some(embeddings) = &self.embeddings {
-            tensors.push(own("embeddings", "prompt_embeddings", embeddings.dims()[1]));
+            // Not `dims`, which would draw the values: a file may declare any number of them.
+            let width = embeddings.lazy_shape()[1];
+            tensors.push(own("embeddings", "prompt_embeddings", width));
         }
         if let Some(encoder) = &self.encoder {
-            let width = encoder.outer.dims()[1];
+            let width = encoder.outer.lazy_shape()[1];
             let key = |name: &str| format!("prompt_encoder.{name}");
             tensors.extend([
                 TensorSpec::root("encoder.embeddings", &key("embedding.weight")),
