@@ -10,6 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use crate::erased::{AnyAdapter, ErasedModule, FromDyn};
+use crate::files;
 use crate::layout::{LayerKind, Layout, LayoutParam};
 use crate::method::is_transposed;
 use crate::tensor_spec::{Specs, Stored, Style, specs_by_field, transpose};
@@ -238,7 +239,7 @@ pub(crate) fn wrong(path: &Path, reason: impl Into<String>) -> Error {
 ///
 /// [`Error::Io`], and [`Error::Checkpoint`] if it is no JSON object of a plausible size.
 pub fn read_config(dir: &Path) -> Result<Value> {
-    let path = dir.join(CONFIG_FILE);
+    let path = files::readable(dir, CONFIG_FILE, CONFIG_FILE);
     let size = fs::metadata(&path).map_err(io(&path))?.len();
     if size > MOST_CONFIG_BYTES {
         return Err(wrong(

@@ -15,6 +15,7 @@ use crate::attached::{
     recognised, stacks, strip, survey, unknown, unmerged, with_tensors,
 };
 use crate::checkpoint;
+use crate::files;
 use crate::init::Init;
 use crate::layout::Layout;
 use crate::mechanism::{self, Edits};
@@ -87,7 +88,7 @@ pub trait PeftModule: Module {
             other => other,
         })?;
         let style = Style::of(&config);
-        let path = dir.join(style.file());
+        let path = files::readable(dir, checkpoint::CONFIG_FILE, style.file());
         let mut tensors = checkpoint::read_tensors(&path)?;
         let (found, layout) = survey(self, name)?;
         let mut plan = Plan::new(Init::blank(), false);
@@ -150,8 +151,8 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownAdapter`]; [`Error::Io`]. Both files are complete on the disk before either
-    /// gets its name, so a full disk leaves what was there.
+    /// [`Error::UnknownAdapter`]; [`Error::Io`]. The two files change together ([`files`]): a full disk or a
+    /// kill leaves what was there.
     fn save_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
         self.save_adapter_with(name, dir, Map::new())
     }

@@ -2,20 +2,23 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::io::Write as _;
+use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
-use safetensors::{Dtype, SafeTensorError, View};
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, View};
 use serde_json::Value;
-use tempfile::NamedTempFile;
 
 use crate::Result;
-use crate::checkpoint::{CONFIG_FILE, io, wrong};
+use crate::checkpoint::{CONFIG_FILE, wrong};
+use crate::files::{self, Files, Problem};
 use crate::layout::LayoutParam;
 use crate::packing::StoredPart;
 use crate::tensor_spec::{Style, transpose};
+
+/// Upstream's headers end at a multiple of so many bytes.
+const ALIGNMENT: usize = 8;
 
 /// A tensor of a file. Those of parameters are computed when they are written, one after another, so that
 /// writing a model needs no second one in memory.
@@ -109,36 +112,43 @@ impl View for Written<'_> {
 /// [`Error::Io`](crate::Error::Io), and [`Error::Checkpoint`](crate::Error::Checkpoint) if a tensor holds what
 /// safetensors lacks; a file that was there is as it was.
 pub fn write_file(path: &Path, tensors: Vec<(String, Written<'_>)>) -> Result<()> {
-    let file = prepare(path, tensors)?;
-    file.persist(path).map_err(|error| io(path)(error.error))?;
-    Ok(())
+    files::write_with(path, |file| serialize(file, path, tensors))
+}
+
+/// Adds a safetensors file to a set, as [`Files::stage`] does.
+///
+/// # Errors
+///
+/// As [`write_file`].
+pub fn stage_file(
+    files: &mut Files,
+    name: &str,
+    tensors: Vec<(String, Written<'_>)>,
+) -> Result<()> {
+    files.stage(name, |file| serialize(file, Path::new(name), tensors))
 }
 
 /// [`write_file`] of data.
-pub(crate) fn write_tensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
+///
+/// # Errors
+///
+/// As [`write_file`].
+pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
     write_file(path, all(tensors))
 }
 
-/// Writes a checkpoint folder: both files are complete on the disk before either gets its name.
+/// Writes a checkpoint folder: its two files change together.
 pub(crate) fn write_folder(
     dir: &Path,
     style: Style,
     config: &Value,
     tensors: &BTreeMap<String, TensorData>,
 ) -> Result<()> {
-    fs::create_dir_all(dir).map_err(io(dir))?;
-    let (config_path, model_path) = (dir.join(CONFIG_FILE), dir.join(style.file()));
     let text = serde_json::to_string_pretty(config).expect("JSON values serialize");
-    let model = prepare(&model_path, all(tensors))?;
-    let mut config = temporary(&config_path)?;
-    config
-        .write_all(text.as_bytes())
-        .and_then(|()| config.as_file().sync_all())
-        .map_err(io(&config_path))?;
-    for (file, path) in [(model, &model_path), (config, &config_path)] {
-        file.persist(path).map_err(|error| io(path)(error.error))?;
-    }
-    Ok(())
+    let mut files = Files::new(dir)?;
+    stage_file(&mut files, style.file(), all(tensors))?;
+    files.stage(CONFIG_FILE, |file| file.write_all(text.as_bytes()))?;
+    files.commit()
 }
 
 fn all(tensors: &BTreeMap<String, TensorData>) -> Vec<(String, Written<'_>)> {
@@ -148,35 +158,46 @@ fn all(tensors: &BTreeMap<String, TensorData>) -> Vec<(String, Written<'_>)> {
         .collect()
 }
 
-/// A temporary file beside `path` with all tensors on the disk.
-fn prepare(path: &Path, tensors: Vec<(String, Written<'_>)>) -> Result<NamedTempFile> {
+/// A safetensors file: the length of the header, the header, the tensors one after another.
+///
+/// `safetensors` writes files under names of its own choosing and does not sync them, so only its header is used.
+fn serialize(
+    file: &mut dyn Write,
+    path: &Path,
+    mut tensors: Vec<(String, Written<'_>)>,
+) -> Result<(), Problem> {
     for (key, tensor) in &tensors {
         if let Err(dtype) = tensor.element() {
             let reason = format!("tensor `{key}` is {dtype:?}, which safetensors lacks");
-            return Err(wrong(path, reason));
+            return Err(wrong(path, reason).into());
         }
     }
-    let file = temporary(path)?;
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), file.path()).map_err(|error| {
-        match error {
-            SafeTensorError::IoError(error) => io(path)(error),
-            other => wrong(path, other.to_string()),
-        }
-    })?;
-    file.as_file().sync_all().map_err(io(path))?;
-    Ok(file)
-}
-
-fn temporary(path: &Path) -> Result<NamedTempFile> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".peft-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        // Like any new file, not like a secret: the umask applies.
-        builder.permissions(fs::Permissions::from_mode(0o666));
+    // Wide numbers first, so that each tensor is aligned; then by name.
+    tensors.sort_by(|(name, tensor), (other_name, other)| {
+        (other.dtype().cmp(&tensor.dtype())).then_with(|| name.cmp(other_name))
+    });
+    let mut end = 0;
+    let entries = tensors.iter().map(|(key, tensor)| {
+        let start = end;
+        end += tensor.data_len();
+        let info = TensorInfo {
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            data_offsets: (start, end),
+        };
+        (key.clone(), info)
+    });
+    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let header = Metadata::new(Some(format), entries.collect())
+        .map_err(|error| wrong(path, error.to_string()))?;
+    let mut header = serde_json::to_vec(&header).expect("a header is plain data");
+    header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(&header)?;
+    for (key, tensor) in tensors {
+        let data = tensor.data();
+        debug_assert_eq!(data.len(), tensor.data_len(), "the size of {key}");
+        file.write_all(&data)?;
     }
-    builder.tempfile_in(dir).map_err(io(path))
+    Ok(())
 }
