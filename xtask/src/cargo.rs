@@ -38,14 +38,14 @@ pub(crate) fn cargo<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> 
 
 /// Builds a package's program of the same name and returns the executable's path. Cargo's progress is shown.
 ///
+/// The profile is `release`, which checks as tests do, or `bench` for programs whose times are read.
 /// `selection` says what to build: `-p PACKAGE`, features and the like.
-pub(crate) fn build(package: &str, selection: &[&str]) -> Result<PathBuf, Error> {
-    let mut command = cargo([
-        "build",
-        "--release",
-        "--message-format=json-render-diagnostics",
-    ]);
-    command.args(selection).stdout(Stdio::piped());
+pub(crate) fn build(package: &str, profile: &str, selection: &[&str]) -> Result<PathBuf, Error> {
+    let mut command = cargo(["build", "--message-format=json-render-diagnostics"]);
+    command
+        .args(["--profile", profile])
+        .args(selection)
+        .stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|source| Error::Run {
         command: show(&command),
         source,

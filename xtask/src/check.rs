@@ -133,6 +133,7 @@ impl Step {
     fn compare(self, features: &str) -> Result<(), Error> {
         let executable = cargo::build(
             "peft-compare",
+            "release",
             &["--workspace", "--bins", "--features", features],
         )?;
         let out =

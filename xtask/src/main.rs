@@ -111,7 +111,7 @@ fn build(package: &str, features: Option<&str>) -> Result<std::path::PathBuf, Er
             .into_iter()
             .flat_map(|features| ["--features", features]),
     );
-    cargo::build(package, &selection)
+    cargo::build(package, "bench", &selection)
 }
 
 #[cfg(test)]
