@@ -5,14 +5,21 @@
 //! | extension | read as |
 //! |---|---|
 //! | `.tsv` | tab-separated, quotes are text |
-//! | `.csv` | comma-separated, fields may be quoted |
+//! | `.csv` | separated by commas, or by semicolons or tabs if line 1 is; fields may be quoted and of several lines |
 //! | `.jsonl`, `.ndjson` | one JSON object a line |
 //! | `.tab` | Orange's: tab-separated, lines 2 and 3 describe the columns |
 //! | `.txt` | running text |
 //!
+//! In a `.csv` a quote that begins a field must be closed: a delimiter or a line end follows the closing quote, and a
+//! quote inside the field is written twice. A field of several lines is refused if one of its lines would be a whole
+//! row by itself (as many fields as line 1, with a label that the file has): then the quote may be part of a text, and
+//! rows would get lost.
+//!
 //! A split depends on the seed and the texts alone: not on the order of the rows, the platform, or a library's generator.
 
+mod delimited;
 mod error;
+mod misspelled;
 mod passages;
 mod read;
 mod split;
@@ -23,11 +30,10 @@ pub use passages::Passages;
 pub use split::Split;
 pub use texts::{Document, Texts};
 
-use read::{RawRow, json_lines, table, utf8};
+use read::{RawRow, json_lines, quoted, tab_separated, utf8};
 use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
     fs,
     path::Path,
 };
@@ -87,9 +93,9 @@ impl Dataset {
         let text = utf8(path, content)?;
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         let rows = match extension.to_str() {
-            Some("tsv") => table(path, text, b'\t', 0, columns)?,
-            Some("tab") => table(path, text, b'\t', 2, columns)?,
-            Some("csv") => table(path, text, b',', 0, columns)?,
+            Some("tsv") => tab_separated(path, text, 0, columns)?,
+            Some("tab") => tab_separated(path, text, 2, columns)?,
+            Some("csv") => quoted(path, text, columns)?,
             Some("jsonl" | "ndjson") => json_lines(path, text, columns)?,
             _ => {
                 return Err(DataError::Format {
@@ -146,13 +152,7 @@ impl Dataset {
                 hasher.update(part);
             }
         }
-        hasher
-            .finalize()
-            .iter()
-            .fold(String::new(), |mut hex, byte| {
-                let _ = write!(hex, "{byte:02x}");
-                hex
-            })
+        texts::hex(&hasher.finalize())
     }
 
     fn from_raw(name: &str, path: &Path, raw: Vec<RawRow>) -> Result<Self, DataError> {

@@ -12,9 +12,10 @@ const BURN: &str = "0.22.1";
 pub(crate) fn environment(device: &str) -> Environment {
     Environment {
         device: device.to_string(),
-        threads: std::thread::available_parallelism().map_or(0, Into::into),
+        threads: rayon::current_num_threads(),
         os: std::env::consts::OS.to_string(),
         cpu: measure::cpu(),
+        kernels: measure::kernels(),
         burn: BURN.to_string(),
         peft: env!("CARGO_PKG_VERSION").to_string(),
         rustc: said("rustc", &["--version"]),

@@ -12,7 +12,6 @@ use sha2::{Digest as _, Sha256};
 pub use self::inputs::{ASSETS, EMBEDDED_MODEL, Inputs, model_folder, rows, texts};
 use crate::base::registered;
 use crate::definition::{Kind, MethodEntry, Task};
-use crate::error::io;
 use crate::record::{Counts, Environment, Epoch, Forgetting, Git, Latency, Memory, Rows, StepTime};
 use crate::{Error, Result};
 
@@ -47,6 +46,7 @@ pub struct Outcome {
     /// Rows of each split.
     pub rows: Rows,
     /// Score on test that needs no training: of the majority class, or of the untrained language model.
+    #[serde(deserialize_with = "crate::record::number_or_nan")]
     pub baseline: f64,
     /// Loss and dev score by epoch.
     pub curve: Vec<Epoch>,
@@ -177,7 +177,7 @@ impl Outcome {
     pub fn write(&self, dir: &Path) -> Result<()> {
         let path = Self::path(dir, &self.job.id());
         let json = serde_json::to_string_pretty(self).expect("plain data");
-        crate::record::write_atomically(&path, json.as_bytes()).map_err(io(&path))
+        Ok(peft_core::files::write(path, json)?)
     }
 }
 
@@ -215,6 +215,39 @@ mod tests {
         assert_eq!(llama.to_json()["r"], encoder.to_json()["r"]);
         let base = job("austen-lm", "base").configured().unwrap();
         assert_eq!(base.info().name, crate::report::BASE);
+    }
+
+    #[test]
+    fn the_default_task_has_the_rows_that_it_expects_in_parts_of_their_own() {
+        let definitions = Definitions::load(None).unwrap();
+        let mut task = definitions.task("misspelled").unwrap().clone();
+        assert_eq!(
+            definitions.suite("default").unwrap().tasks,
+            [task.name.clone()]
+        );
+        let (data, split) = rows(&task).unwrap();
+        let sizes = [&split.train, &split.dev, &split.test].map(Vec::len);
+        assert_eq!(sizes.iter().sum::<usize>(), data.rows.len());
+        task.split.train = Some(10);
+        let (_, fewer) = rows(&task).unwrap();
+        assert_eq!(fewer.train, split.train[..10]);
+        assert_eq!((fewer.dev, fewer.test), (split.dev, split.test));
+        task.split.rule = crate::definition::Rule::IndexMod10;
+        assert!(
+            rows(&task)
+                .unwrap_err()
+                .to_string()
+                .contains("movie-reviews")
+        );
+    }
+
+    #[test]
+    fn a_score_that_is_no_number_can_be_read_back() {
+        let record = crate::report::sample::record("lora", 1);
+        let mut json = serde_json::to_value(&record).unwrap();
+        json["baseline"] = Value::Null;
+        let read: crate::record::RunRecord = serde_json::from_value(json).unwrap();
+        assert!(read.baseline.is_nan());
     }
 
     #[test]

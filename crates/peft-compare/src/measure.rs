@@ -63,6 +63,55 @@ pub(crate) fn cpu() -> String {
         .unwrap_or_default()
 }
 
+/// What the processor has of all that CPU kernels are chosen by: instruction sets, and the sizes of its caches, by which
+/// long sums are cut into pieces. Both decide the order in which numbers are added, and so the last digits of sums.
+pub(crate) fn kernels() -> String {
+    let mut words: Vec<String> = instruction_sets().into_iter().map(Into::into).collect();
+    words.extend(caches());
+    words.join(" ")
+}
+
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+fn instruction_sets() -> Vec<&'static str> {
+    use std::arch::is_x86_feature_detected as has;
+    let all = [
+        ("avx2", has!("avx2")),
+        ("fma", has!("fma")),
+        ("avx512f", has!("avx512f")),
+        ("avx512vl", has!("avx512vl")),
+    ];
+    all.iter()
+        .filter(|(_, there)| *there)
+        .map(|(name, _)| *name)
+        .collect()
+}
+
+#[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+fn instruction_sets() -> Vec<&'static str> {
+    vec![std::env::consts::ARCH]
+}
+
+/// Levels and sizes of the first core's caches for data, such as `L2:512K`; none on systems that do not say.
+fn caches() -> Vec<String> {
+    let folder = std::path::Path::new("/sys/devices/system/cpu/cpu0/cache");
+    let said = |index: usize, file: &str| {
+        let path = folder.join(format!("index{index}")).join(file);
+        fs::read_to_string(path)
+            .ok()
+            .map(|text| text.trim().to_string())
+    };
+    (0..8)
+        .filter(|index| said(*index, "type").is_some_and(|kind| kind != "Instruction"))
+        .filter_map(|index| {
+            Some(format!(
+                "L{}:{}",
+                said(index, "level")?,
+                said(index, "size")?
+            ))
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     #[cfg(target_os = "linux")]

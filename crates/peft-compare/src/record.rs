@@ -7,8 +7,6 @@ mod store;
 
 pub use self::store::RecordError;
 
-pub(crate) use self::store::write_atomically;
-
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -63,7 +61,7 @@ pub struct RunRecord {
     pub metric: Metric,
     /// Score on the test split that needs no training: of always answering the majority class, or of the untrained
     /// language model.
-    #[serde(alias = "majority")]
+    #[serde(alias = "majority", deserialize_with = "number_or_nan")]
     pub baseline: f64,
     /// Loss and dev score after every epoch; of language models also before the first, as epoch 0.
     pub curve: Vec<Epoch>,
@@ -144,12 +142,16 @@ pub struct Git {
 pub struct Environment {
     /// Burn device.
     pub device: String,
-    /// Threads of the backend.
+    /// Threads of the backend on a CPU; `RAYON_NUM_THREADS` changes it.
     pub threads: usize,
     /// Operating system.
     pub os: String,
     /// Processor.
     pub cpu: String,
+    /// What the processor has of all that CPU kernels are chosen by, such as `avx2 fma`, and the sizes of its caches.
+    /// Empty in records from before it was kept.
+    #[serde(default)]
+    pub kernels: String,
     /// Version of Burn.
     pub burn: String,
     /// Version of this library.
@@ -176,6 +178,7 @@ pub struct Rows {
 #[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq)]
 pub struct Forgetting {
     /// Of the model as it came.
+    #[serde(deserialize_with = "number_or_nan")]
     pub before: f64,
     /// Of the trained model.
     #[serde(deserialize_with = "number_or_nan")]

@@ -144,7 +144,7 @@ impl Order {
     /// last words of a failed run.
     pub fn run(&self, stop: &AtomicBool) -> Result<Vec<RunRecord>> {
         // Two at once would do the work twice and spoil each other's timings.
-        std::fs::create_dir_all(&self.out).map_err(io(&self.out))?;
+        peft_core::files::create_dir(&self.out)?;
         let path = self.out.join(".lock");
         let lock = std::fs::File::create(&path).map_err(io(&path))?;
         if lock.try_lock().is_err() {

@@ -91,4 +91,28 @@ fn refusals_come_before_any_training() {
         refused.contains("class") || refused.contains("label"),
         "{refused}"
     );
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let refuses = |file: &str| says(&["--data", cases.join(file).to_str().unwrap(), "--dry-run"]);
+    for (file, reason) in [
+        (
+            "eight-rows.csv",
+            "8 rows leave no dev rows; give at least 10",
+        ),
+        (
+            "four-rows.csv",
+            "4 rows leave no dev and no test rows; give at least 10",
+        ),
+        (
+            "stray-quote.csv",
+            "line 12: the quote that opens here is never closed",
+        ),
+        (
+            "stray-quote-two.csv",
+            "line 12: the quote that opens here closes on line 21",
+        ),
+    ] {
+        let said = refuses(file);
+        assert!(said.contains(reason), "{file}: {said}");
+    }
+    assert!(says(&["--train", "0"]).contains("at least 1"));
 }

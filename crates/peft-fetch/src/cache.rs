@@ -4,6 +4,7 @@ use crate::{
     catalog::{Asset, Kind, Source},
     digest,
     error::FetchError,
+    files,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -170,18 +171,16 @@ impl Cache {
         let json =
             serde_json::to_string_pretty(provenance).expect("plain strings and numbers serialize");
         let staged_mark = staged.join(PROVENANCE);
-        fs::write(&staged_mark, json + "\n").map_err(FetchError::io("write", &staged_mark))?;
-        for name in provenance
-            .files
-            .iter()
-            .map(|file| file.name.as_str())
-            .chain([PROVENANCE])
-        {
-            let target = folder.join(name);
-            fs::rename(staged.join(name), &target)
-                .map_err(FetchError::io("move a file to", target))?;
+        files::write(&staged_mark, (json + "\n").as_bytes())?;
+        files::sync_folder(&folder)?;
+        for file in &provenance.files {
+            files::rename(&staged.join(&file.name), &folder.join(&file.name))?;
         }
-        Ok(())
+        // The mark says that the others are there.
+        files::sync_folder(&folder)?;
+        files::rename(&staged_mark, &mark)?;
+        files::sync_folder(&folder)?;
+        files::sync_folder(&self.root)
     }
 
     /// Removes what killed fetches left more than a day ago. Best effort: a failure here harms nobody.

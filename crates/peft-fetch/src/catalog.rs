@@ -108,6 +108,11 @@ impl Source {
         }
     }
 
+    /// Whether `assets.toml` says what every file must be.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.files().iter().all(|spec| spec.sha256.is_some())
+    }
+
     /// Which client fetches it.
     pub(crate) fn client(&self) -> &'static str {
         match self {
@@ -187,11 +192,18 @@ mod tests {
                     if let Some(pin) = &file.sha256 {
                         assert!(is_digest(pin), "{to}: {pin}");
                     }
-                    let pinned = file.sha256.is_some() || matches!(source, Source::Hub(_));
-                    assert!(pinned, "{to} of {} must be pinned", source.id());
                 }
-                if let Source::Pip(pip) = source {
-                    assert!(is_digest(&pip.sha256), "{}", source.id());
+                match source {
+                    Source::Pip(pip) => {
+                        assert!(is_digest(&pip.sha256), "{}", source.id());
+                        assert!(source.is_pinned(), "{} must be pinned", source.id());
+                    }
+                    // A pinned file of a branch would be refused on the day that the branch moves.
+                    Source::Hub(hub) => assert!(
+                        !source.is_pinned() || is_commit(&hub.revision),
+                        "{} must name a commit",
+                        source.id()
+                    ),
                 }
             }
         }
@@ -213,7 +225,15 @@ mod tests {
     }
 
     fn is_digest(text: &str) -> bool {
-        text.len() == 64
+        is_hex(text, 64)
+    }
+
+    fn is_commit(text: &str) -> bool {
+        is_hex(text, 40)
+    }
+
+    fn is_hex(text: &str, digits: usize) -> bool {
+        text.len() == digits
             && text
                 .bytes()
                 .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))

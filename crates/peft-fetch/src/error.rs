@@ -73,6 +73,25 @@ pub(crate) enum FetchError {
     },
 
     #[error(
+        "`{file}` from {origin} has SHA-256\n  {found}, but what came first had\n  {first}: nothing was kept. \
+         The source is not pinned, and its content has changed. If you want the new one, delete the source's entry in\n  {}\n\
+         and fetch again", lock.display()
+    )]
+    Changed {
+        file: String,
+        origin: String,
+        first: String,
+        found: String,
+        lock: PathBuf,
+    },
+
+    #[error(
+        "`{}` cannot be read: {message}. It holds what first came from sources that are not pinned; \
+         put it right, or delete it to take what is there now for the first", path.display()
+    )]
+    Lock { path: PathBuf, message: String },
+
+    #[error(
         "`{asset}` could not be fetched: none of its sources worked ({tried}; each one's reason is above). \
          Check the network, or a proxy's settings, and run it again; without a network, copy the folder\n  {folder}\n\
          with its provenance.json from a machine where the fetch worked"

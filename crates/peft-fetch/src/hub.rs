@@ -5,7 +5,7 @@ use crate::{
     catalog::{FileSpec, HubSource},
     digest,
     error::FetchError,
-    progress,
+    files, progress,
 };
 use hf_hub::{
     Repo, RepoType,
@@ -46,6 +46,9 @@ impl Progress for Reporter {
 
 /// Fetches every file of `source` into `folder`. Returns the records and the hub's commit.
 ///
+/// All files are of one commit: of `commit` where an earlier fetch knows it, else of the one that the first file came
+/// from, whatever happens to the branch meanwhile.
+///
 /// The client keeps its own cache (`HF_HOME`), shared with Python's: a file that is there is not downloaded again.
 ///
 /// # Errors
@@ -53,6 +56,7 @@ impl Progress for Reporter {
 pub(crate) fn fetch(
     source: &HubSource,
     folder: &Path,
+    commit: Option<&str>,
     patience: Duration,
 ) -> Result<(Vec<FileRecord>, Option<String>), FetchError> {
     let api = ApiBuilder::from_env()
@@ -64,14 +68,11 @@ pub(crate) fn fetch(
             message: error.to_string(),
         })?;
     let mut records = Vec::new();
-    let mut commit = None;
+    let mut commit = commit.map(str::to_owned);
     for spec in &source.files {
-        let repo = Repo::with_revision(
-            source.repo.clone(),
-            RepoType::Model,
-            source.revision.clone(),
-        );
-        let path = get(api.repo(repo), source, &spec.from, patience)?;
+        let revision = commit.as_ref().unwrap_or(&source.revision);
+        let repo = Repo::with_revision(source.repo.clone(), RepoType::Model, revision.clone());
+        let path = get(api.repo(repo.clone()), repo, source, &spec.from, patience)?;
         commit = commit.or_else(|| commit_of(&path));
         records.push(take(source, spec, &path, folder)?);
     }
@@ -80,17 +81,13 @@ pub(crate) fn fetch(
 
 /// The file's path in the client's cache, downloaded if need be.
 fn get(
-    repo: ApiRepo,
+    api: ApiRepo,
+    repo: Repo,
     source: &HubSource,
     file: &str,
     patience: Duration,
 ) -> Result<PathBuf, FetchError> {
-    let cache = hf_hub::Cache::from_env().repo(Repo::with_revision(
-        source.repo.clone(),
-        RepoType::Model,
-        source.revision.clone(),
-    ));
-    if let Some(path) = cache.get(file) {
+    if let Some(path) = hf_hub::Cache::from_env().repo(repo).get(file) {
         return Ok(path);
     }
     let (sender, events) = mpsc::channel();
@@ -98,7 +95,7 @@ fn get(
     // The client has no timeouts and cannot be interrupted: when patience ends, the thread is left behind
     // and dies with the program.
     thread::spawn(move || {
-        let result = repo.download_with_progress(&name, Reporter(sender.clone()));
+        let result = api.download_with_progress(&name, Reporter(sender.clone()));
         let _ = sender.send(Event::Done(result.map_err(|error| error.to_string())));
     });
     let bar = progress::bytes(&format!("hub {file}"), 0);
@@ -145,6 +142,7 @@ fn take(
     let mut to = File::create(&target).map_err(FetchError::io("create", &target))?;
     let (bytes, found) =
         digest::copy(&mut from, &mut to).map_err(FetchError::io("write", &target))?;
+    files::sync(&to, &target)?;
     let (expected, by, checked) = match (&spec.sha256, stated_digest(path)) {
         (Some(pin), _) => (Some(pin.clone()), "assets.toml", Checked::Pinned),
         (None, Some(stated)) => (Some(stated), "the hub", Checked::SourceDigest),

@@ -5,7 +5,7 @@ use crate::{
     catalog::PipSource,
     digest,
     error::FetchError,
-    progress, unpack,
+    files, progress, unpack,
 };
 use std::{
     env,
@@ -50,6 +50,7 @@ fn extract(
             let mut to = File::create(&target).map_err(FetchError::io("create", &target))?;
             let (bytes, found) =
                 digest::copy(content, &mut to).map_err(FetchError::io("unpack to", &target))?;
+            files::sync(&to, &target)?;
             match &spec.sha256 {
                 Some(pin) if *pin != found => {
                     return Err(FetchError::Checksum {

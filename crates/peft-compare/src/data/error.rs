@@ -48,6 +48,18 @@ pub enum DataError {
         /// What is missing.
         problem: String,
     },
+    /// A part of a split has no rows.
+    #[error("{name}: {rows} rows leave no {parts} rows; give at least {least}")]
+    EmptyPart {
+        /// The data set.
+        name: String,
+        /// Its rows.
+        rows: usize,
+        /// The empty parts, as in `dev and no test`.
+        parts: String,
+        /// Rows that would do.
+        least: usize,
+    },
     /// A split asks for more than there is.
     #[error(
         "{name} has {rows} rows, too few for a split into {train} train, {dev} dev and {test} test rows: ask for fewer"

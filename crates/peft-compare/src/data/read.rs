@@ -1,7 +1,9 @@
 //! The formats: each becomes rows of a text, a label and a line number.
 
+use super::delimited::{Format, first_record, records};
 use super::{Columns, DataError};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::path::Path;
 
 /// Names that a text column may have, the first found wins.
@@ -28,33 +30,60 @@ pub(super) fn utf8<'a>(path: &Path, content: &'a [u8]) -> Result<&'a str, DataEr
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
-/// Delimited text; `skipped` lines after the header describe columns.
-pub(super) fn table(
+/// Tab-separated text, quotes are text; `skipped` lines after the header describe columns.
+pub(super) fn tab_separated(
     path: &Path,
     text: &str,
-    delimiter: u8,
     skipped: usize,
     columns: &Columns,
 ) -> Result<Vec<RawRow>, DataError> {
-    let mut records = Vec::new();
-    let quoting = delimiter == b',';
-    let mut reader = csv::ReaderBuilder::new();
-    reader
-        .delimiter(delimiter)
-        .quoting(quoting)
-        .has_headers(false)
-        .flexible(true);
-    for record in reader.from_reader(text.as_bytes()).records() {
-        let record = record.map_err(|error| DataError::Content {
-            path: path.to_owned(),
-            problem: error.to_string(),
-        })?;
-        records.push((record.position().map_or(0, csv::Position::line), record));
-    }
-    let Some((_, first)) = records.first() else {
+    let format = Format {
+        delimiter: '\t',
+        quoting: false,
+    };
+    table(path, text, format, skipped, columns)
+}
+
+/// Text whose fields may be quoted, separated by commas, semicolons or tabs, whichever line 1 has: the first that gives
+/// column names we know, or else the first that gives two columns.
+pub(super) fn quoted(path: &Path, text: &str, columns: &Columns) -> Result<Vec<RawRow>, DataError> {
+    let formats = [',', ';', '\t'].map(|delimiter| Format {
+        delimiter,
+        quoting: true,
+    });
+    let names = |format: &Format| -> Vec<String> {
+        let first = first_record(text, *format);
+        first.map_or_else(Vec::new, |first| {
+            let fields = first.fields.iter();
+            fields.map(|field| field.text.trim().to_owned()).collect()
+        })
+    };
+    let known = |format: &&Format| {
+        let names = names(format);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        matches!(choose(path, &names, columns), Ok(Some(_)))
+    };
+    let format = formats
+        .iter()
+        .find(known)
+        .or_else(|| formats.iter().find(|format| names(format).len() > 1))
+        .unwrap_or(&formats[0]);
+    table(path, text, *format, 0, columns)
+}
+
+/// The rows of delimited text.
+fn table(
+    path: &Path,
+    text: &str,
+    format: Format,
+    skipped: usize,
+    columns: &Columns,
+) -> Result<Vec<RawRow>, DataError> {
+    let records = records(path, text, format)?;
+    let Some(first) = records.first() else {
         return Ok(Vec::new());
     };
-    let names: Vec<&str> = first.iter().map(str::trim).collect();
+    let names: Vec<&str> = first.fields.iter().map(|field| field.text.trim()).collect();
     let found = choose(path, &names, columns)?;
     let Some((text, label)) = found.or((names.len() == 2).then_some((0, 1))) else {
         return Err(unclear(
@@ -68,7 +97,7 @@ pub(super) fn table(
         && records.len() > 2
         && !records[1..]
             .iter()
-            .any(|(_, record)| record.get(1) == first.get(1))
+            .any(|record| record.get(1) == first.get(1))
     {
         return Err(unclear(
             path,
@@ -77,22 +106,38 @@ pub(super) fn table(
         ));
     }
     let width = names.len();
-    records
+    let rows = if header {
+        records.get(1 + skipped..).unwrap_or_default()
+    } else {
+        &records[..]
+    };
+    let labels: HashSet<&str> = rows
         .iter()
-        .enumerate()
-        .filter(|(index, _)| !header || *index > skipped)
-        .map(|(_, (line, record))| {
-            match (record.get(text), record.get(label), record.len() == width) {
-                (Some(text), Some(label), true) => Ok(RawRow {
-                    line: *line,
+        .filter_map(|record| record.get(label).map(str::trim))
+        .collect();
+    let wrong = |line, problem| DataError::Line {
+        path: path.to_owned(),
+        line,
+        problem,
+    };
+    rows.iter()
+        .map(|record| {
+            if let Some(found) =
+                record.swallowed(format, width, label, |text| labels.contains(text))
+            {
+                return Err(wrong(found.opened, found.problem));
+            }
+            match (record.get(text), record.get(label)) {
+                (Some(text), Some(label)) if record.fields.len() == width => Ok(RawRow {
+                    line: record.line(),
                     text: text.to_owned(),
                     label: label.to_owned(),
                 }),
-                _ => Err(DataError::Line {
-                    path: path.to_owned(),
-                    line: *line,
-                    problem: format!("{} fields, but line 1 has {width}", record.len()),
-                }),
+                _ => {
+                    let found = record.fields.len();
+                    let problem = format!("{found} fields, but line 1 has {width}");
+                    Err(wrong(record.line(), problem))
+                }
             }
         })
         .collect()
@@ -237,6 +282,75 @@ mod tests {
                 .collect();
             assert_eq!(rows, [("said \"yes, please\"", 1), ("no", 0)], "{content}");
         }
+    }
+
+    #[test]
+    fn a_stray_quote_is_an_error_that_names_its_line_and_no_row_is_lost() {
+        let two = include_str!("../../tests/data/stray-quote-two.csv");
+        let never = include_str!("../../tests/data/stray-quote.csv");
+        // The quote closes behind a word, as an honest one would, and nothing follows it.
+        let behind = two.replace("\"well he did\",0", "well he did\",0");
+        let next = "text,label\nfine,1\n\"the chef said hello,1\nwell he did\",0\nbad,0\n";
+        let label_first = "label,text\n1,fine\n0,\"the chef said hello\n1,well he did\"\n0,bad\n";
+        let in_label = "text,label\nfine,1\ngood,\"1\nbad,0\"\nbad,0\n";
+        for (content, line) in [
+            (two, 12),
+            (never, 12),
+            (behind.as_str(), 12),
+            (next, 3),
+            (label_first, 3),
+            (in_label, 3),
+        ] {
+            for content in [
+                content.to_owned(),
+                content.replace('\n', "\r\n"),
+                content.replace(',', ";"),
+            ] {
+                let found = error("d.csv", &content);
+                let named = format!("line {line}: the quote that opens here");
+                assert!(found.contains(&named), "{content}: {found}");
+            }
+        }
+        // Where quotes are text, all rows are there.
+        let rows = |content: &str| {
+            let data = parse("d.tsv", &content.replace(',', "\t")).unwrap();
+            data.rows.len()
+        };
+        assert_eq!((rows(two), rows(never)), (31, 30));
+    }
+
+    #[test]
+    fn texts_of_several_lines_are_read() {
+        let paragraphs = "First of all, it is cheap.\n\n1, 2, 3 reasons\nand \"more\", good";
+        let quoted = format!("\"{}\"", paragraphs.replace('"', "\"\""));
+        for content in [
+            format!(
+                "text,label\n{quoted},pos\nbad,neg\n\"{quoted2}\",neg\n",
+                quoted2 = "a\nb"
+            ),
+            format!("label,text\npos,{quoted}\nneg,bad\nneg,\"a\nb\"\n"),
+            format!("id;text;label\n1;{quoted};pos\n2;bad;neg\n3;\"a\nb\";neg\n"),
+        ] {
+            let data = parse("d.csv", &content).unwrap();
+            let texts: Vec<&str> = data.rows.iter().map(|row| row.text.as_str()).collect();
+            assert_eq!(texts, [paragraphs, "bad", "a\nb"], "{content}");
+        }
+    }
+
+    #[test]
+    fn semicolons_and_tabs_separate_fields_where_line_1_says_so() {
+        for content in [
+            "text;label\nhot, fresh;1\n\"so; so\";0\n",
+            "\"label\";\"text\"\n1;hot, fresh\n0;\"so; so\"\n",
+            "text\tlabel\nhot, fresh\t1\nso; so\t0\n",
+            "text,label\n\"hot, fresh\",1\nso; so,0\n",
+        ] {
+            let data = parse("d.csv", content).unwrap();
+            let texts: Vec<&str> = data.rows.iter().map(|row| row.text.as_str()).collect();
+            assert_eq!(texts, ["hot, fresh", "so; so"], "{content}");
+        }
+        let data = parse("d.csv", "hot\u{20ac};1\nso;0\nbad;0\n").unwrap();
+        assert_eq!(data.rows.len(), 3, "without column names");
     }
 
     #[test]

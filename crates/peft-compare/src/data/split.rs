@@ -15,6 +15,37 @@ pub struct Split {
     pub test: Vec<usize>,
 }
 
+/// With so many rows every rule leaves some for each part.
+const LEAST_ROWS: usize = 10;
+
+impl Split {
+    /// That every part has rows: nothing can be learned, chosen or reported without.
+    ///
+    /// # Errors
+    /// [`DataError::EmptyPart`].
+    pub fn check(&self, data: &Dataset) -> Result<(), DataError> {
+        let parts = [
+            ("training", &self.train),
+            ("dev", &self.dev),
+            ("test", &self.test),
+        ];
+        let empty: Vec<&str> = parts
+            .iter()
+            .filter(|(_, part)| part.is_empty())
+            .map(|(name, _)| *name)
+            .collect();
+        if empty.is_empty() {
+            return Ok(());
+        }
+        Err(DataError::EmptyPart {
+            name: data.name.clone(),
+            rows: data.rows.len(),
+            parts: empty.join(" and no "),
+            least: LEAST_ROWS,
+        })
+    }
+}
+
 impl Dataset {
     /// Movie review snippets, `id <tab> mean rating <tab> text` a line without a header, with the split that the peer
     /// measurements use (`benches`): rows rated within ±0.5 are left out, the label is the rating's sign; of the rest,
@@ -208,6 +239,28 @@ mod tests {
         );
         let (train, dev, test) = data.default_sizes();
         assert!(data.split(1, train, dev, test).is_ok());
+    }
+
+    #[test]
+    fn a_handful_of_rows_is_refused_and_ten_are_enough() {
+        let checked = |rows: usize| {
+            let mut content = "text\tlabel\n".to_owned();
+            for index in 0..rows {
+                let _ = writeln!(content, "row {index}\t{}", index % 2);
+            }
+            let path = Path::new("few.tsv");
+            let data = Dataset::parse(path, content.as_bytes(), &Columns::default()).unwrap();
+            let (train, dev, test) = data.default_sizes();
+            data.split(0, train, dev, test).unwrap().check(&data)
+        };
+        let said = |rows: usize| checked(rows).unwrap_err().to_string();
+        assert_eq!(said(8), "few: 8 rows leave no dev rows; give at least 10");
+        assert_eq!(
+            said(4),
+            "few: 4 rows leave no dev and no test rows; give at least 10"
+        );
+        assert!(checked(9).is_err());
+        assert!(checked(10).is_ok());
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl Texts {
     }
 
     /// A user's text: its last tenth is held out, from the start of a paragraph on where there is one nearby. What is
-    /// forgotten is measured on the vendored general text.
+    /// forgotten is measured on the vendored general text. Line ends `\r\n` and `\r` become `\n`.
     ///
     /// # Errors
     /// An unreadable file, bytes that are not UTF-8, a text without two words.
@@ -105,7 +105,11 @@ impl Texts {
             path: path.to_owned(),
             source,
         })?;
-        let (train, held_out) = cut(utf8(path, &content)?.trim(), HELD_OUT_SHARE);
+        // Paragraphs are sought by line ends, and a model should not learn those of one system.
+        let text = utf8(path, &content)?
+            .replace("\r\n", "\n")
+            .replace('\r', "\n");
+        let (train, held_out) = cut(text.trim(), HELD_OUT_SHARE);
         if train.is_empty() || held_out.is_empty() {
             return Err(DataError::Content {
                 path: path.to_owned(),
@@ -180,7 +184,8 @@ fn titled(file: &str) -> Vec<Document> {
         .collect()
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Every byte as two digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
@@ -348,10 +353,29 @@ mod tests {
         assert!(texts.train[0].text.ends_with("Paragraph 89."));
         assert!(texts.held_out[0].text.starts_with("Paragraph 90."));
         assert_eq!(texts.general.len(), 77);
+        // As another system writes it, it is the same text.
+        for line_end in ["\r\n", "\r"] {
+            let content = format!("\u{feff}{}\n", paragraphs.join("\n\n"));
+            fs::write(&path, content.replace('\n', line_end)).unwrap();
+            assert_eq!(Texts::load(&path).unwrap(), texts);
+        }
         fs::write(&path, " \n").unwrap();
         let error = Texts::load(&path).unwrap_err().to_string();
         assert!(error.contains("mine.txt"), "{error}");
         assert!(Texts::load(&dir.path().join("none.txt")).is_err());
+    }
+
+    #[test]
+    fn paragraphs_are_found_whatever_the_line_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("crlf.txt");
+        let content = include_str!("../../tests/data/crlf.txt");
+        fs::write(&path, content.repeat(20)).unwrap();
+        let texts = Texts::load(&path).unwrap();
+        let held_out = &texts.held_out[0].text;
+        assert!(held_out.starts_with("A new paragraph."), "{held_out:?}");
+        let all = [&texts.train[0].text, held_out];
+        assert!(all.iter().all(|text| !text.contains('\r')));
     }
 
     #[test]

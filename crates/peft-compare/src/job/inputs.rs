@@ -117,9 +117,13 @@ pub fn rows(task: &Task) -> Result<(Dataset, Split)> {
         DataSource::Vendored { name, .. } if name == "uci-sentiment" => {
             (Dataset::uci_sentiment(), None)
         }
+        DataSource::Vendored { name, .. } if name == "misspelled" => {
+            let (data, split) = Dataset::misspelled();
+            (data, Some((Rule::ByText, split)))
+        }
         DataSource::Vendored { name, .. } => {
             return Err(Error::Missing(format!(
-                "no rows `{name}` are vendored; there is uci-sentiment"
+                "no rows `{name}` are vendored; there are misspelled and uci-sentiment"
             )));
         }
         DataSource::Asset {
@@ -128,7 +132,7 @@ pub fn rows(task: &Task) -> Result<(Dataset, Split)> {
             reader: Reader::MovieReviews,
         } => {
             let (data, split) = Dataset::movie_reviews(&asset(name)?.join(file))?;
-            (data, Some(split))
+            (data, Some((Rule::IndexMod10, split)))
         }
         DataSource::Asset {
             name,
@@ -153,16 +157,6 @@ pub fn rows(task: &Task) -> Result<(Dataset, Split)> {
     check_rows(task, &data)?;
     let rule = &task.split;
     let split = match (rule.rule, given) {
-        (Rule::IndexMod10, Some(split)) => shortened(split, task),
-        (Rule::IndexMod10, None) => {
-            return refuse(
-                task,
-                "the rule index-mod-10 is for the reader movie-reviews",
-            );
-        }
-        (Rule::ByText, _) => {
-            return refuse(task, "the rule by-text is for tasks of kind language-model");
-        }
         (Rule::Stratified, _) => {
             let (train, dev, test) = data.default_sizes();
             data.split(
@@ -172,7 +166,21 @@ pub fn rows(task: &Task) -> Result<(Dataset, Split)> {
                 rule.test.unwrap_or(test),
             )?
         }
+        (wanted, Some((rule, split))) if wanted == rule => shortened(split, task),
+        (Rule::IndexMod10, _) => {
+            return refuse(
+                task,
+                "the rule index-mod-10 is for the reader movie-reviews",
+            );
+        }
+        (Rule::ByText, _) => {
+            return refuse(
+                task,
+                "the rule by-text is for rows that are made of texts, and for tasks of kind language-model",
+            );
+        }
     };
+    split.check(&data)?;
     Ok((data, split))
 }
 

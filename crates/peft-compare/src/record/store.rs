@@ -1,9 +1,10 @@
-//! The folder of records. Files are written atomically: a run that is killed leaves either its whole record or none.
+//! The folder of records. A run that is killed leaves either its whole record or none.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use peft_core::files;
 use serde::Deserialize;
 
 use super::{RunRecord, SCHEMA};
@@ -12,16 +13,17 @@ use super::{RunRecord, SCHEMA};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecordError {
-    /// The operating system refused.
-    #[error("cannot {action} {}: {source}; check that the path exists and that you may {action} it", path.display())]
-    Io {
-        /// `read` or `write`.
-        action: &'static str,
+    /// A file or folder cannot be read.
+    #[error("cannot read {}: {source}; check that the path exists and that you may read it", path.display())]
+    Read {
         /// The file or folder.
         path: PathBuf,
         /// The refusal.
         source: io::Error,
     },
+    /// A record cannot be written.
+    #[error("{0}; check that you may write there and that the disk is not full")]
+    Write(#[source] peft_core::Error),
     /// A JSON file that is not a run record.
     #[error(
         "{} is not a run record ({source}); move it out of the results folder, or point to the folder that the \
@@ -85,8 +87,7 @@ impl RunRecord {
             path: path.into(),
             source,
         };
-        let bytes = fs::read(path).map_err(|source| RecordError::Io {
-            action: "read",
+        let bytes = fs::read(path).map_err(|source| RecordError::Read {
             path: path.into(),
             source,
         })?;
@@ -109,11 +110,8 @@ impl RunRecord {
     /// As [`read`](Self::read), for the first file that fails, in order of paths.
     pub fn load_dir(dir: &Path) -> Result<Vec<Self>, RecordError> {
         let mut paths = Vec::new();
-        collect_json(dir, &mut paths).map_err(|(path, source)| RecordError::Io {
-            action: "read",
-            path,
-            source,
-        })?;
+        collect_json(dir, &mut paths)
+            .map_err(|(path, source)| RecordError::Read { path, source })?;
         paths.sort();
         let mut records = paths
             .iter()
@@ -143,11 +141,7 @@ impl RunRecord {
             })?;
         json.push(b'\n');
         let path = Self::path(dir, &self.id);
-        write_atomically(&path, &json).map_err(|source| RecordError::Io {
-            action: "write",
-            path: path.clone(),
-            source,
-        })?;
+        files::write(&path, &json).map_err(RecordError::Write)?;
         Ok(path)
     }
 
@@ -161,22 +155,6 @@ impl RunRecord {
             &self.id,
         )
     }
-}
-
-/// Writes `bytes` to a temporary file beside `path`, waits until they are on disk, and renames it to `path`.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(dir)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // No `.json` at the end: what a killed run leaves is not read as a record.
-    let temporary = dir.join(format!(".{name}.{}.partial", std::process::id()));
-    let written = File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
 }
 
 fn collect_json(dir: &Path, paths: &mut Vec<PathBuf>) -> Result<(), (PathBuf, io::Error)> {
@@ -253,7 +231,7 @@ mod tests {
 
         assert!(matches!(
             RunRecord::load_dir(&dir.path().join("missing")),
-            Err(RecordError::Io { .. })
+            Err(RecordError::Read { .. })
         ));
     }
 

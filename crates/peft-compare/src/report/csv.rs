@@ -1,5 +1,7 @@
 //! `results.csv`: one row per run, for a spreadsheet or a data frame.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use super::ReportError;
@@ -7,23 +9,23 @@ use super::costs::measured;
 use crate::definition::Kind;
 use crate::record::RunRecord;
 
-/// The columns, in order. Empty cells are values that were not measured.
+/// The columns, in order. Empty cells are values that were not measured, or no numbers.
 #[derive(Serialize)]
 struct Row<'a> {
-    id: &'a str,
-    suite: &'a str,
-    task: &'a str,
+    id: Cow<'a, str>,
+    suite: Cow<'a, str>,
+    task: Cow<'a, str>,
     kind: Kind,
-    model: &'a str,
+    model: Cow<'a, str>,
     model_parameters: u64,
-    method: &'a str,
-    family: &'a str,
+    method: Cow<'a, str>,
+    family: Cow<'a, str>,
     seed: u64,
     learning_rate: f64,
-    metric: &'a str,
+    metric: Cow<'a, str>,
     test: Option<f64>,
     dev: Option<f64>,
-    baseline: f64,
+    baseline: Option<f64>,
     general_before: Option<f64>,
     general_after: Option<f64>,
     forgetting: Option<f64>,
@@ -46,37 +48,38 @@ struct Row<'a> {
     latency_unmerged_ms: Option<f64>,
     latency_merged_ms: Option<f64>,
     wall_s: f64,
-    started_at: &'a str,
-    device: &'a str,
+    started_at: Cow<'a, str>,
+    device: Cow<'a, str>,
     threads: usize,
-    cpu: &'a str,
-    burn: &'a str,
-    peft: &'a str,
-    revision: &'a str,
+    cpu: Cow<'a, str>,
+    kernels: Cow<'a, str>,
+    burn: Cow<'a, str>,
+    peft: Cow<'a, str>,
+    revision: Cow<'a, str>,
     dirty: bool,
-    definition_hash: &'a str,
-    config: String,
-    notes: String,
+    definition_hash: Cow<'a, str>,
+    config: Cow<'a, str>,
+    notes: Cow<'a, str>,
 }
 
 impl<'a> Row<'a> {
     fn new(run: &'a RunRecord) -> Self {
         let score = |value: f64| value.is_finite().then_some(value);
         Self {
-            id: &run.id,
-            suite: &run.suite,
-            task: &run.task,
+            id: text(&run.id),
+            suite: text(&run.suite),
+            task: text(&run.task),
             kind: run.kind,
-            model: &run.model.name,
+            model: text(&run.model.name),
             model_parameters: run.model.parameters,
-            method: &run.method.name,
-            family: &run.method.family,
+            method: text(&run.method.name),
+            family: text(&run.method.family),
             seed: run.seed,
             learning_rate: run.learning_rate,
-            metric: &run.metric.name,
+            metric: text(&run.metric.name),
             test: score(run.test),
             dev: score(run.dev),
-            baseline: run.baseline,
+            baseline: score(run.baseline),
             general_before: run.forgetting.map(|loss| loss.before),
             general_after: run.forgetting.and_then(|loss| score(loss.after)),
             forgetting: run.forgetting.and_then(|loss| score(loss.change())),
@@ -99,18 +102,29 @@ impl<'a> Row<'a> {
             latency_unmerged_ms: measured(run.latency_ms.unmerged),
             latency_merged_ms: run.latency_ms.merged.and_then(measured),
             wall_s: run.wall_s,
-            started_at: &run.started_at,
-            device: &run.environment.device,
+            started_at: text(&run.started_at),
+            device: text(&run.environment.device),
             threads: run.environment.threads,
-            cpu: &run.environment.cpu,
-            burn: &run.environment.burn,
-            peft: &run.environment.peft,
-            revision: &run.git.revision,
+            cpu: text(&run.environment.cpu),
+            kernels: text(&run.environment.kernels),
+            burn: text(&run.environment.burn),
+            peft: text(&run.environment.peft),
+            revision: text(&run.git.revision),
             dirty: run.git.dirty,
-            definition_hash: &run.definition_hash,
-            config: run.method.config.to_string(),
-            notes: run.notes.join("; "),
+            definition_hash: text(&run.definition_hash),
+            config: run.method.config.to_string().into(),
+            notes: text(&run.notes.join("; ")).into_owned().into(),
         }
+    }
+}
+
+/// A text as spreadsheets should take it: as text. What begins like a formula would be computed by them, so it gets an
+/// apostrophe in front. Numbers are never written by this.
+fn text(value: &str) -> Cow<'_, str> {
+    if value.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+        format!("'{value}").into()
+    } else {
+        value.into()
     }
 }
 
@@ -148,5 +162,30 @@ mod tests {
         assert_eq!(&rows[0][column], "");
         assert_eq!(rows[1][column], records[1].test.to_string());
         assert_eq!(rows[0].iter().next_back().unwrap(), "a \"quoted\", note");
+    }
+
+    #[test]
+    fn names_that_look_like_formulas_are_text_and_numbers_stay_numbers() {
+        let mut records = sample::language_model_records(1);
+        records[0].task = "=HYPERLINK(\"x\")".into();
+        records[0].model.name = "@model".into();
+        records[0].method.name = "-lora".into();
+        records[0].notes = vec!["+1".into()];
+        records[0].forgetting = Some(crate::record::Forgetting {
+            before: 3.5,
+            after: 3.25,
+        });
+        records[0].baseline = f64::NAN;
+        let bytes = render(&records).unwrap();
+        let mut reader = ::csv::Reader::from_reader(bytes.as_slice());
+        let names = reader.headers().unwrap().clone();
+        let row = reader.records().next().unwrap().unwrap();
+        let cell = |name: &str| &row[names.iter().position(|found| found == name).unwrap()];
+        assert_eq!(cell("task"), "'=HYPERLINK(\"x\")");
+        assert_eq!(cell("model"), "'@model");
+        assert_eq!(cell("method"), "'-lora");
+        assert_eq!(cell("notes"), "'+1");
+        assert_eq!(cell("forgetting"), "-0.25");
+        assert_eq!(cell("baseline"), "");
     }
 }

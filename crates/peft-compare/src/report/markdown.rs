@@ -110,7 +110,8 @@ fn render_settings(out: &mut String, group: &Group) {
     table(
         out,
         &[
-            "Runs", "Device", "Threads", "CPU", "OS", "Burn", "PEFT", "rustc", "Revision",
+            "Runs", "Device", "Threads", "CPU", "Kernels", "OS", "Burn", "PEFT", "rustc",
+            "Revision",
         ],
         group.settings.iter().map(|setting| {
             let environment = &setting.environment;
@@ -119,6 +120,7 @@ fn render_settings(out: &mut String, group: &Group) {
                 environment.device.clone(),
                 environment.threads.to_string(),
                 environment.cpu.clone(),
+                environment.kernels.clone(),
                 environment.os.clone(),
                 environment.burn.clone(),
                 environment.peft.clone(),

@@ -18,10 +18,11 @@ pub use self::costs::{Axis, Costs};
 pub use self::summary::{Group, MethodSummary, Report, Setting};
 pub use self::verdict::Verdict;
 
-use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::record::{RunRecord, write_atomically};
+use peft_core::files;
+
+use crate::record::RunRecord;
 
 /// Name of the method that trains the task head on the frozen backbone: the floor of classification.
 pub const HEAD_ONLY: &str = "head-only";
@@ -44,14 +45,9 @@ pub enum ReportError {
         "there are no runs to report; run the comparison first or point to the folder of its results"
     )]
     Empty,
-    /// The operating system refused.
-    #[error("cannot write {}: {source}; check that you may write there and that the disk is not full", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The refusal.
-        source: io::Error,
-    },
+    /// A file cannot be written.
+    #[error("{0}; check that you may write there and that the disk is not full")]
+    Write(#[source] peft_core::Error),
     /// The records have no JSON form.
     #[error(
         "the records have no JSON form: {0}; remove what is not plain data from their definitions"
@@ -85,9 +81,9 @@ pub fn write_all(dir: &Path, records: &[RunRecord]) -> Result<Written, ReportErr
     let report = Report::new(records);
     let write = |name: &str, content: &[u8]| {
         let path = dir.join(name);
-        match write_atomically(&path, content) {
+        match files::write(&path, content) {
             Ok(()) => Ok(path),
-            Err(source) => Err(ReportError::Io { path, source }),
+            Err(error) => Err(ReportError::Write(error)),
         }
     };
     Ok(Written {

@@ -267,6 +267,7 @@ fn environment() -> Environment {
         threads: 2,
         os: "linux x86_64".into(),
         cpu: "AMD EPYC".into(),
+        kernels: "avx2 fma".into(),
         burn: "0.22.1".into(),
         peft: "0.1.0".into(),
         rustc: "1.95.0".into(),

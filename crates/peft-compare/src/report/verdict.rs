@@ -263,6 +263,7 @@ pub(super) fn warnings(runs: &[&RunRecord]) -> Vec<String> {
         let environment = &run.environment;
         (&environment.device, environment.threads, &environment.cpu)
     });
+    let kernels = differ(runs, |run| &run.environment.kernels);
     let versions = differ(runs, |run| {
         (
             &run.git.revision,
@@ -279,6 +280,10 @@ pub(super) fn warnings(runs: &[&RunRecord]) -> Vec<String> {
         (
             machines,
             "Runs are from different machines or thread counts: do not compare times and memory.",
+        ),
+        (
+            kernels,
+            "Runs are from processors that sum in different orders: with the same seed their scores differ too.",
         ),
         (versions, "Runs are from different revisions or versions."),
         (
@@ -363,6 +368,7 @@ mod tests {
         let mut records = sample::records(2);
         assert!(Report::new(&records).groups[0].warnings.is_empty());
         records[0].environment.threads = 8;
+        records[0].environment.kernels = "avx2 fma avx512f".into();
         records[0].git.dirty = true;
         records[0].tuning.pop();
         records[1].definition_hash = "0".into();
@@ -370,6 +376,7 @@ mod tests {
         let warnings = Report::new(&records).groups[0].warnings.join("\n");
         for expected in [
             "machines",
+            "different orders",
             "no commit",
             "trials",
             "different definitions",

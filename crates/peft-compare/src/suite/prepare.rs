@@ -64,6 +64,13 @@ impl Order {
                 "epochs and batch_size must be at least 1, max_len at least {least}"
             ));
         }
+        let split = &task.split;
+        if [split.train, split.dev, split.test].contains(&Some(0)) {
+            return self.refuse(&format!(
+                "task {}: train, dev and test must be at least 1 each",
+                task.name
+            ));
+        }
         let positive = [training.learning_rate_factor, training.clip_norm];
         if !positive.iter().all(|value| *value > 0.0) || !(0.0..1.0).contains(&training.warmup) {
             return self

@@ -101,8 +101,11 @@ impl Learnable for Classification<'_> {
 }
 
 impl Classification<'_> {
-    /// Share of rows whose class is the most probable one.
+    /// Share of rows whose class is the most probable one; NaN of no rows.
     fn accuracy(&self, model: &BertClassifier, part: &[usize]) -> f64 {
+        if part.is_empty() {
+            return f64::NAN;
+        }
         let model = model.valid();
         // Rows of like length together: less padding, same answer.
         let mut sorted = part.to_vec();
@@ -120,8 +123,11 @@ impl Classification<'_> {
         right as f64 / part.len() as f64
     }
 
-    /// Share of the most frequent class.
+    /// Share of the most frequent class; NaN of no rows.
     fn majority(&self, part: &[usize], classes: usize) -> f64 {
+        if part.is_empty() {
+            return f64::NAN;
+        }
         let count = |class: usize| {
             part.iter()
                 .filter(|row| self.texts.labels[**row] == class as i64)

@@ -13,11 +13,15 @@ use super::chat::ASSISTANT;
 use crate::error::io;
 use crate::{Error, Result};
 
+/// Bytes that a compressed file may hold: a few kilobytes can hold more than memory does.
+const MOST_UNPACKED: u64 = 1 << 30;
+
 /// Kinds of files that hold records, but not one a line.
 const NOT_READ: [&str; 4] = ["json", "csv", "tsv", "parquet"];
 
 /// Reads a file: `.jsonl` has one record a line (empty lines are skipped), anything else is one text, but for
-/// tables and other kinds of JSON, which are refused. With `.gz` behind its name it is compressed.
+/// tables and other kinds of JSON, which are refused. With `.gz` behind its name it is compressed, and
+/// may hold 1 GiB.
 ///
 /// A line is a JSON object with the fields of one of these; others are ignored:
 ///
@@ -36,10 +40,7 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
     let mut bytes = fs::read(path).map_err(io(path))?;
     let mut name = PathBuf::from(path.file_name().unwrap_or_default());
     if has_extension(&name, "gz") {
-        let mut whole = Vec::new();
-        let mut decoder = MultiGzDecoder::new(bytes.as_slice());
-        decoder.read_to_end(&mut whole).map_err(io(path))?;
-        bytes = whole;
+        bytes = unpacked(path, &bytes, MOST_UNPACKED)?;
         name.set_extension("");
     }
     let wrong = |reason: String| Error::Data {
@@ -152,6 +153,22 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
+/// What a gzip file holds, which may be `most` bytes.
+fn unpacked(path: &Path, bytes: &[u8], most: u64) -> Result<Vec<u8>> {
+    let mut whole = Vec::new();
+    let mut decoder = MultiGzDecoder::new(bytes).take(most + 1);
+    decoder.read_to_end(&mut whole).map_err(io(path))?;
+    if whole.len() as u64 > most {
+        return Err(Error::Data {
+            path: path.into(),
+            reason: format!(
+                "it unpacks to more than {most} bytes; unpack it and split it into files"
+            ),
+        });
+    }
+    Ok(whole)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
@@ -223,6 +240,20 @@ mod tests {
         assert_eq!(written("rows.jsonl.gz", &rows).unwrap(), [emma]);
         let error = written("emma.txt.gz", b"Emma").unwrap_err().to_string();
         assert!(error.contains("emma.txt.gz"), "{error}");
+    }
+
+    #[test]
+    fn a_compressed_file_may_not_hold_more_than_it_should() {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(&[b' '; 10_000]).unwrap();
+        let packed = encoder.finish().unwrap();
+        let path = Path::new("spaces.txt.gz");
+        assert_eq!(unpacked(path, &packed, 10_000).unwrap().len(), 10_000);
+        let error = unpacked(path, &packed, 9_999).unwrap_err().to_string();
+        assert!(
+            error.contains("spaces.txt.gz") && error.contains("9999"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -292,9 +292,9 @@ function tuning(group) {
 }
 
 function settings(group) {
-  return plain('What ran on what', ['Runs', 'Device', 'Threads', 'CPU', 'OS', 'Burn', 'PEFT', 'rustc', 'Revision'],
-    group.settings.map(({ runs, environment: e, git }) => [String(runs), e.device, String(e.threads), e.cpu, e.os, e.burn, e.peft,
-      e.rustc, git.revision + (git.dirty ? ' with uncommitted changes' : '')]));
+  return plain('What ran on what', ['Runs', 'Device', 'Threads', 'CPU', 'Kernels', 'OS', 'Burn', 'PEFT', 'rustc', 'Revision'],
+    group.settings.map(({ runs, environment: e, git }) => [String(runs), e.device, String(e.threads), e.cpu, e.kernels,
+      e.os, e.burn, e.peft, e.rustc, git.revision + (git.dirty ? ' with uncommitted changes' : '')]));
 }
 
 function definitions(group) {
