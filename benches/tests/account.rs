@@ -1,7 +1,6 @@
 //! The account of a training step's memory agrees with what is measured, each case in its own process.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -82,22 +81,9 @@ fn the_account_is_within_15_percent_of_what_is_live_and_resident() {
     }
 }
 
-/// Whether the language model was fetched.
-fn smollm2() -> bool {
-    let cache = std::env::var_os("PEFT_ASSETS")
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/peft")));
-    let there = cache.is_some_and(|cache| cache.join("SmolLM2-135M-Instruct").is_dir());
-    if !there {
-        println!("skipped: `cargo xtask fetch SmolLM2-135M-Instruct` brings the model");
-    }
-    there
-}
-
 #[test]
 fn the_account_of_a_published_llama_is_what_is_live_and_resident() {
-    if !smollm2() {
+    if peft_testing::fetched("SmolLM2-135M-Instruct").is_none() {
         return;
     }
     // The file's header, of some MiB, is live while the model is loaded, and the smallest case has 160.

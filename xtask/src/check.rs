@@ -4,9 +4,11 @@ use crate::{
     cargo::{self, cargo},
     embedded,
     error::Error,
+    skipped,
 };
 use clap::ValueEnum;
 use std::{
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -29,6 +31,12 @@ const BACKEND_CRATES: [&str; 14] = [
     "peft",
 ];
 
+/// What Python libraries wrote: adapters beside their bases, and bitsandbytes' tensors.
+const VENDORED: [&str; 2] = [
+    "crates",
+    "crates/peft-quantization/tests/golden/bitsandbytes.safetensors",
+];
+
 /// One step of the check, in the order in which they run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Step {
@@ -42,6 +50,8 @@ pub(crate) enum Step {
     Test,
     /// The CUDA backend compiles; no GPU is needed
     Cuda,
+    /// Checkpoints of Python libraries, vendored, against what those compute from them
+    Parity,
     /// A short, real run of the comparison suite
     Compare,
 }
@@ -57,22 +67,34 @@ pub(crate) struct Arguments {
     skip_cuda: bool,
 }
 
-/// Runs the steps and stops at the first that fails.
+/// Runs the steps, stops at the first that fails, and ends with the list of what did not run.
 ///
 /// # Errors
 /// The step that failed, or what it needed and could not get.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Error> {
-    let steps: Vec<Step> = Step::value_variants()
-        .iter()
-        .copied()
-        .filter(|step| arguments.only.is_empty() || arguments.only.contains(step))
-        .filter(|step| !(arguments.skip_cuda && *step == Step::Cuda))
-        .collect();
+    let (steps, left_out): (Vec<Step>, Vec<Step>) =
+        Step::value_variants().iter().partition(|step| {
+            let chosen = arguments.only.is_empty() || arguments.only.contains(step);
+            chosen && !(arguments.skip_cuda && **step == Step::Cuda)
+        });
+    let folder =
+        tempfile::tempdir().map_err(Error::io("create a folder in", std::env::temp_dir()))?;
+    let skips = folder.path().join("skips");
+    let outcome = run_steps(&steps, &skips);
+    let left_out: Vec<&str> = left_out.into_iter().map(Step::name).collect();
+    eprintln!("\n{}", skipped::summary(&skips, &left_out)?);
+    let times = outcome?;
+    eprintln!("\nall steps passed: {}", times.join(", "));
+    Ok(())
+}
+
+/// Runs the steps and returns what each took. What does not run in them is appended to the list `skips`.
+fn run_steps(steps: &[Step], skips: &Path) -> Result<Vec<String>, Error> {
     let mut times = Vec::new();
     for (index, step) in steps.iter().enumerate() {
         let start = Instant::now();
         eprintln!("\n[{}/{}] {}", index + 1, steps.len(), step.name());
-        step.run()?;
+        step.run(skips)?;
         eprintln!(
             "[{}/{}] {}: ok, {}",
             index + 1,
@@ -82,8 +104,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Error> {
         );
         times.push(format!("{} {}", step.name(), seconds(start.elapsed())));
     }
-    eprintln!("\nall steps passed: {}", times.join(", "));
-    Ok(())
+    Ok(times)
 }
 
 impl Step {
@@ -94,11 +115,12 @@ impl Step {
             Self::Doc => "doc",
             Self::Test => "test",
             Self::Cuda => "cuda",
+            Self::Parity => "parity",
             Self::Compare => "compare",
         }
     }
 
-    fn run(self) -> Result<(), Error> {
+    fn run(self, skips: &Path) -> Result<(), Error> {
         let features = both_cpu_backends();
         match self {
             Self::Fmt => self.execute(&mut cargo(["fmt", "--all", "--check"])),
@@ -114,7 +136,11 @@ impl Step {
                 let mut command = cargo(["test", "--release", "--workspace", "--no-fail-fast"]);
                 command
                     .args(["--features", &features])
+                    .env(peft_testing::SKIPS, skips)
                     .env(embedded::VARIABLE, embedded::folder()?);
+                if let Some(assets) = cargo::assets() {
+                    command.env("PEFT_ASSETS", assets);
+                }
                 self.execute(&mut command)
             }
             Self::Cuda => {
@@ -125,17 +151,20 @@ impl Step {
                 command.args(BACKEND_CRATES.iter().flat_map(|package| ["-p", *package]));
                 self.execute(command.args(["--features", "cuda"]))
             }
+            Self::Parity => {
+                let executable = built("peft-parity", &features)?;
+                for cases in VENDORED {
+                    let mut command = Command::new(&executable);
+                    self.execute(command.current_dir(cargo::root()).arg(cases))?;
+                }
+                Ok(())
+            }
             Self::Compare => self.compare(&features),
         }
     }
 
-    /// The workspace is built as the tests build it, so that no dependency is compiled twice.
     fn compare(self, features: &str) -> Result<(), Error> {
-        let executable = cargo::build(
-            "peft-compare",
-            "release",
-            &["--workspace", "--bins", "--features", features],
-        )?;
+        let executable = built("peft-compare", features)?;
         let out =
             tempfile::tempdir().map_err(Error::io("create a folder in", std::env::temp_dir()))?;
         let mut command = cargo::ours(&executable)?;
@@ -163,6 +192,12 @@ impl Step {
             })
         }
     }
+}
+
+/// Builds a program. The workspace is built as the tests build it, so that no dependency is compiled twice.
+fn built(program: &str, features: &str) -> Result<std::path::PathBuf, Error> {
+    let selection = ["--workspace", "--bins", "--features", features];
+    cargo::build(program, "release", &selection)
 }
 
 /// `flex` is the default feature of each crate; this adds the other.

@@ -7,6 +7,7 @@ mod cargo;
 mod check;
 mod embedded;
 mod error;
+mod skipped;
 
 use clap::{Parser, Subcommand};
 use error::Error;
@@ -60,7 +61,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Everything that CI checks: formatting, lints, documentation, tests, the CUDA build, a short comparison
+    /// Everything that CI checks: formatting, lints, documentation, tests, the CUDA build, vendored checkpoints of
+    /// Python libraries, a short comparison
     Check(check::Arguments),
 }
 

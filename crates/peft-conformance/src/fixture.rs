@@ -51,9 +51,16 @@ impl Fixture {
     }
 
     /// The model's logits, without autodiff.
-    pub fn outputs(&self, model: &BertClassifier) -> TensorData {
+    ///
+    /// # Errors
+    ///
+    /// If one of them is NaN or infinite: no law holds of such outputs, and two that are equal bit by bit would
+    /// say nothing.
+    pub fn outputs(&self, model: &BertClassifier) -> Result<TensorData, String> {
         let (ids, padding, _) = self.batch(&self.device);
-        model.valid().forward(ids, Some(padding)).into_data()
+        let outputs = model.valid().forward(ids, Some(padding)).into_data();
+        finite("outputs", &outputs)?;
+        Ok(outputs)
     }
 
     /// The loss on the batch, with autodiff.
@@ -123,13 +130,23 @@ pub(crate) fn base_values(model: &BertClassifier) -> Vec<(String, TensorData)> {
         .collect()
 }
 
-/// The largest absolute difference of two outputs.
-pub fn farthest(a: &TensorData, b: &TensorData) -> f32 {
+/// The largest absolute difference of two outputs; NaN where one value is NaN or infinite, which fails every
+/// bound.
+///
+/// # Panics
+///
+/// If they are of different shapes.
+pub fn farthest(a: &TensorData, b: &TensorData) -> f64 {
     assert_eq!(a.shape(), b.shape(), "outputs of different shapes");
-    a.iter::<f32>()
-        .zip(b.iter::<f32>())
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max)
+    peft_testing::farthest(a.iter::<f32>(), b.iter::<f32>())
+}
+
+/// That all values are numbers.
+pub(crate) fn finite(what: &str, data: &TensorData) -> Result<(), String> {
+    match data.iter::<f64>().find(|value| !value.is_finite()) {
+        Some(value) => Err(format!("{what} hold {value}, which is no number")),
+        None => Ok(()),
+    }
 }
 
 /// Adds noise to every trained parameter of the adapter called `name`, as training would.

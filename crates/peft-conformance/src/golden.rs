@@ -14,6 +14,7 @@ use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Bool, Device, Distribution, Gradients, Int, Tensor, TensorData};
 use peft_core::{MethodInfo, PeftModule, checkpoint};
 use peft_models::{Bert, Llama};
+use peft_testing::largest;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -148,12 +149,12 @@ fn farthest(ours: &TensorData, theirs: &TensorData, what: &str) -> Result<f32, P
             theirs.shape()
         )));
     }
-    // `max` would overlook what is no number.
-    Ok(ours
-        .iter::<f32>()
-        .zip(theirs.iter::<f32>())
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, |most, next| if next <= most { most } else { next }))
+    Ok(peft_testing::farthest(ours.iter::<f32>(), theirs.iter::<f32>()) as f32)
+}
+
+/// The largest of some distances; NaN where one of them is.
+fn worst(distances: impl IntoIterator<Item = f32>) -> f32 {
+    largest(distances) as f32
 }
 
 /// What upstream calls something that it trains, where the checkpoint has another name for it.
@@ -180,13 +181,13 @@ pub fn measure(
             let autodiff = device.clone().autodiff();
             let bert = Bert::load(base, &autodiff).map_err(|error| problem(&error))?;
             let run = |bert: &Bert, ids, padding| bert.forward(ids, Some(padding)).hidden;
-            measure_model(&bert, run, case, methods, device)
+            measure_model(&bert, "bert", run, case, methods, device)
         }
         Some("llama" | "mistral" | "qwen2") => {
             let autodiff = device.clone().autodiff();
             let llama = Llama::load(base, &autodiff).map_err(|error| problem(&error))?;
             let run = |llama: &Llama, ids, padding| llama.forward(ids, Some(padding));
-            measure_model(&llama, run, case, methods, device)
+            measure_model(&llama, "llama", run, case, methods, device)
         }
         other => Err(Problem::Unsupported(format!(
             "model_type {}",
@@ -243,6 +244,43 @@ fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Problem> {
 /// Beyond this upstream's merged output is not its unmerged one's.
 const MERGE_ERROR: f32 = 1e-3;
 
+/// Cases whose merged output is upstream's bug, so that its unmerged one says what is right, each with its kind of
+/// model: the table is the head as well, and merging changes both, where the adapter changes one.
+pub const UPSTREAM_MERGES_WRONG: &[(&str, &str)] = &[
+    ("llama", "lora_embedding"),
+    ("llama", "lora_dora_embedding"),
+    ("llama", "lora_tied_head"),
+    ("llama", "lora_weight_tying_head"),
+    ("llama", "lora_weight_tying_targets"),
+];
+
+/// What a merged model must compute: upstream's merged output, or its unmerged one in a case of
+/// [`UPSTREAM_MERGES_WRONG`].
+fn expected_of_merged<'a>(
+    case: &Path,
+    model: &str,
+    [merged, unmerged]: [&'a TensorData; 2],
+) -> Result<&'a TensorData, Problem> {
+    let distance = farthest(merged, unmerged, "upstream's merged output")?;
+    if distance <= MERGE_ERROR {
+        return Ok(merged);
+    }
+    if UPSTREAM_MERGES_WRONG.contains(&(model, name(case))) {
+        return Ok(unmerged);
+    }
+    Err(Problem::new(case)(&format!(
+        "upstream's merged output is {distance:e} from its unmerged one, and the case is not named in \
+         UPSTREAM_MERGES_WRONG"
+    )))
+}
+
+/// The name of a case's folder.
+fn name(case: &Path) -> &str {
+    case.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or("")
+}
+
 /// A loaded case, and what goes into it.
 struct Loaded<'a, M, F> {
     model: M,
@@ -286,10 +324,10 @@ impl<M: PeftModule, F: Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>> Loa
             self.device.seed(seed);
             let model = self.model.clone().map(&mut LastBit);
             let moved = farthest(&self.output(&model), &output, "output")?;
-            rounding.output = rounding.output.max(moved);
+            rounding.output = worst([rounding.output, moved]);
             if let (Some(here), Some(theirs)) = (&here, theirs) {
                 let moved = farthest_of_gradients(&self.gradients(&model)?, here, theirs)?;
-                rounding.gradients = rounding.gradients.max(moved);
+                rounding.gradients = worst([rounding.gradients, moved]);
             }
         }
         Ok(rounding)
@@ -298,11 +336,8 @@ impl<M: PeftModule, F: Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>> Loa
 
 /// Largest difference of those that `keys` has, over the largest that it has.
 fn farthest_of_gradients(a: &Tensors, b: &Tensors, keys: &Tensors) -> Result<f32, Problem> {
-    let largest = keys
-        .values()
-        .flat_map(|data| data.iter::<f32>().map(f32::abs).collect::<Vec<_>>())
-        .fold(0.0, f32::max);
-    let mut worst = 0.0_f32;
+    let largest = worst(keys.values().flat_map(|data| data.iter::<f32>()));
+    let mut distances = Vec::new();
     for key in keys.keys() {
         let renamed = RENAMED.iter().find(|(from, _)| from == key);
         let find = |tensors: &'_ Tensors| {
@@ -311,14 +346,14 @@ fn farthest_of_gradients(a: &Tensors, b: &Tensors, keys: &Tensors) -> Result<f32
         };
         let missing = || Problem::Failed(format!("no gradient for `{key}` here"));
         let (a, b) = (find(a).ok_or_else(missing)?, find(b).ok_or_else(missing)?);
-        let distance = farthest(&a, &b, key)?;
-        worst = if distance <= worst { worst } else { distance };
+        distances.push(farthest(&a, &b, key)?);
     }
-    Ok(worst / largest)
+    Ok(worst(distances) / largest)
 }
 
 fn measure_model<M: PeftModule>(
     base: &M,
+    kind: &str,
     forward: impl Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>,
     case: &Path,
     methods: &[&MethodInfo],
@@ -344,7 +379,7 @@ fn measure_model<M: PeftModule>(
     let mut output = farthest(&loaded.output(&loaded.model), &unmerged, "output")?;
     if let Some(model) = as_trained(base, dir.path(), methods)? {
         let trained = farthest(&loaded.output(&model), &unmerged, "output as trained")?;
-        output = if trained <= output { output } else { trained };
+        output = worst([output, trained]);
         loaded.model = model;
     }
     let mut measured = Measured {
@@ -358,10 +393,7 @@ fn measure_model<M: PeftModule>(
     if let Some(merged) = io.get("merged") {
         let plain = loaded.model.valid().merge_and_unload()?;
         let output = loaded.run(&plain, device).into_data();
-        // Where upstream's merged model computes something else than its unmerged one (embeddings that are the
-        // head as well), the unmerged one is what is right.
-        let wrong = farthest(merged, &unmerged, "upstream's merged output")? > MERGE_ERROR;
-        let expected = if wrong { &unmerged } else { merged };
+        let expected = expected_of_merged(case, kind, [merged, &unmerged])?;
         measured.merged = Some(farthest(&output, expected, "merged output")?);
     }
     let path = case.join("grads.safetensors");
@@ -371,7 +403,7 @@ fn measure_model<M: PeftModule>(
         let ours = loaded.gradients(&loaded.model)?;
         measured.gradients = Some(farthest_of_gradients(&ours, theirs, theirs)?);
     }
-    if !measured.fits(tolerance(&peft_type(case))) {
+    if !measured.fits(tolerance(case)) {
         measured.rounding = Some(loaded.rounding(theirs.as_ref())?);
     }
     Ok(measured)
@@ -384,31 +416,48 @@ pub struct Tolerance {
     pub output: f32,
     /// Of gradients, relative to the largest.
     pub gradients: f32,
+    /// What rounding excuses at most, of outputs and gradients; 0 in a case that is not named in
+    /// [`EXCUSED_BY_ROUNDING`].
+    pub excused: f32,
 }
 
-/// 1e-4, and twice that for methods whose goldens say so: their changes are large.
-pub fn tolerance(peft_type: &str) -> Tolerance {
-    let (output, gradients) = match peft_type {
-        "RANDLORA" | "ADALORA" | "FOURIERFT" => (2e-4, 2e-4),
-        _ => (1e-4, 1e-4),
-    };
-    Tolerance { output, gradients }
-}
+/// Cases in which more than the tolerance is rounding: the last bit of their parameters moves them by nearly that.
+pub const EXCUSED_BY_ROUNDING: &[&str] = &["randlora"];
+
+/// How much of that is excused in such a case: [`ROUNDINGS`] times what [`Rounding`] does, and never more than this.
+pub const MOST_EXCUSED: f32 = 1e-3;
 
 /// Differences of so many times what [`Rounding`] does are rounding.
 pub const ROUNDINGS: f32 = 2.0;
 
+/// 1e-4, and twice that for methods whose goldens say so: their changes are large.
+pub fn tolerance(case: &Path) -> Tolerance {
+    let most = match peft_type(case).as_str() {
+        "RANDLORA" | "ADALORA" | "FOURIERFT" => 2e-4,
+        _ => 1e-4,
+    };
+    let excused = EXCUSED_BY_ROUNDING.contains(&name(case));
+    Tolerance {
+        output: most,
+        gradients: most,
+        excused: if excused { MOST_EXCUSED } else { 0.0 },
+    }
+}
+
 impl Measured {
-    /// Whether nothing is farther from upstream than `tolerance`, or than rounding explains, and the counts are
-    /// equal.
+    /// Whether nothing is farther from upstream than `tolerance`, or than rounding explains where that is an
+    /// excuse, and the counts are equal.
     pub fn fits(&self, tolerance: Tolerance) -> bool {
-        let of = |rounding: fn(&Rounding) -> f32| {
-            self.rounding
-                .as_ref()
-                .map_or(0.0, |all| ROUNDINGS * rounding(all))
+        let allowed = |own: f32, rounding: fn(&Rounding) -> f32| {
+            let explained = self.rounding.as_ref().map(|all| ROUNDINGS * rounding(all));
+            // What is no number explains nothing.
+            match explained.filter(|explained| explained.is_finite()) {
+                Some(explained) => own.max(explained.min(tolerance.excused)),
+                None => own,
+            }
         };
-        let output = tolerance.output.max(of(|all| all.output));
-        let gradients = tolerance.gradients.max(of(|all| all.gradients));
+        let output = allowed(tolerance.output, |all| all.output);
+        let gradients = allowed(tolerance.gradients, |all| all.gradients);
         let outputs = [Some(self.output), self.merged];
         self.trainable == self.expected
             && outputs
@@ -437,11 +486,71 @@ pub fn check(base: &Path, cases: &Path, names: &[&str], methods: &[&MethodInfo])
             let measured = measure(base, &cases.join(name), methods, &device)
                 .unwrap_or_else(|problem| panic!("{name} on {device_name}: {problem}"));
             println!("{name} on {device_name}: {measured:?}");
-            let tolerance = tolerance(&peft_type(&cases.join(name)));
+            let tolerance = tolerance(&cases.join(name));
             assert!(
                 measured.fits(tolerance),
                 "{name} on {device_name}: {measured:?}, wanted {tolerance:?}"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(output: f32, gradients: f32, rounding: Option<f32>) -> Measured {
+        Measured {
+            output,
+            merged: None,
+            gradients: Some(gradients),
+            trainable: 1,
+            expected: 1,
+            rounding: rounding.map(|rounding| Rounding {
+                output: rounding,
+                gradients: rounding,
+            }),
+        }
+    }
+
+    fn allowed(excused: f32) -> Tolerance {
+        Tolerance {
+            output: 1e-4,
+            gradients: 1e-4,
+            excused,
+        }
+    }
+
+    #[test]
+    fn rounding_excuses_named_cases_only_and_not_everything() {
+        let (named, other) = (allowed(MOST_EXCUSED), allowed(0.0));
+        assert!(measured(9e-5, 9e-5, None).fits(other));
+        for (output, gradients) in [(3e-4, 0.0), (0.0, 3e-4)] {
+            let far = measured(output, gradients, Some(2e-4));
+            assert!(far.fits(named), "{far:?}");
+            assert!(!far.fits(other), "{far:?}");
+            assert!(!measured(output, gradients, Some(1e-4)).fits(named));
+            assert!(!measured(output, gradients, None).fits(named));
+        }
+        // A case that rounding moves by everything proves nothing.
+        assert!(!measured(2e-3, 0.0, Some(1.0)).fits(named));
+        assert_eq!(tolerance(Path::new("x/lora")).excused.to_bits(), 0);
+        assert!(tolerance(Path::new("x/randlora")).excused > 0.0);
+    }
+
+    #[test]
+    fn what_is_no_number_does_not_fit() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            for case in [measured(bad, 0.0, None), measured(0.0, bad, None)] {
+                assert!(!case.fits(allowed(MOST_EXCUSED)), "{case:?}");
+            }
+            let mut case = measured(0.0, 0.0, None);
+            case.merged = Some(bad);
+            assert!(!case.fits(allowed(MOST_EXCUSED)), "{case:?}");
+            assert!(!measured(3e-4, 0.0, Some(bad)).fits(allowed(MOST_EXCUSED)));
+        }
+        let data = |value: f32| TensorData::new(vec![1.0, value], [2]);
+        let distance = farthest(&data(f32::NAN), &data(1.0), "output").unwrap();
+        assert!(distance.is_nan());
     }
 }

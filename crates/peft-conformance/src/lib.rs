@@ -65,6 +65,9 @@ pub fn check(law: &Law, cases: &[Case]) {
                 "law `{}`, case `{}`, device {device_name}",
                 law.name, case.name
             );
+            if let Some(why) = law.left_out(&device) {
+                peft_testing::does_not_apply(format!("law `{}` on {device_name}", law.name), why);
+            }
             let verdict = {
                 // A backend has one generator for all threads: with it to itself, a law draws the same noise in
                 // every run.

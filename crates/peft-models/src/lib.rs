@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`Bert`] | `BertModel` checkpoints (`config.json`, `model.safetensors`), sharded or 4-bit packed ones too | [`Embeddings`](peft_core::SiteKind::Embeddings), [`AttentionOutput`](peft_core::SiteKind::AttentionOutput), [`FeedForwardOutput`](peft_core::SiteKind::FeedForwardOutput), [`KeyValue`](peft_core::SiteKind::KeyValue) |
 //! | [`BertClassifier`] | `BertForSequenceClassification` checkpoints, or a fresh head on a [`Bert`] | those of [`Bert`] |
+//! | [`Llama`] | `LlamaForCausalLM`, `MistralForCausalLM` and `Qwen2ForCausalLM` checkpoints, sharded ones too, and GGUF files | [`Embeddings`](peft_core::SiteKind::Embeddings), [`AttentionOutput`](peft_core::SiteKind::AttentionOutput), [`FeedForwardOutput`](peft_core::SiteKind::FeedForwardOutput), [`KeyValue`](peft_core::SiteKind::KeyValue) |
 //!
 //! The models are plain Burn modules: their layers are `burn::nn`'s, called through
 //! [`AdaptedForward`](peft_core::AdaptedForward), so adapters of every place (weight, hidden state,

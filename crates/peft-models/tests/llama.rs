@@ -10,6 +10,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use common::{Golden, largest_error};
 use peft_core::device::cpu_devices;
 use peft_models::{Llama, LlamaConfig, LmBatch, LoadError};
+use peft_testing::{farthest, largest};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama/base")
@@ -27,19 +28,13 @@ fn text(length: usize, seed: u32) -> Vec<u32> {
     (0..length).map(at).collect()
 }
 
-fn close(found: &TensorData, expected: &TensorData, share: f32, what: &str) {
-    let numbers = |data: &TensorData| data.iter::<f32>().collect::<Vec<_>>();
-    let (found, expected) = (numbers(found), numbers(expected));
-    assert_eq!(found.len(), expected.len(), "{what}");
-    let largest = expected
-        .iter()
-        .fold(0.0_f32, |most, value| most.max(value.abs()));
-    for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        assert!(
-            (found - expected).abs() <= share * largest,
-            "{what}, {index}: {found} instead of {expected}, the largest is {largest}"
-        );
-    }
+fn close(found: &TensorData, expected: &TensorData, share: f64, what: &str) {
+    let largest = largest(expected.iter::<f32>());
+    let error = farthest(found.iter::<f32>(), expected.iter::<f32>());
+    assert!(
+        error <= share * largest,
+        "{what}: {error} apart, the largest is {largest}"
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Bool, Device, Int, Tensor};
 use peft_core::device::cpu_devices;
 use peft_models::{Bert, BertClassifier, BertConfig, Pooling};
+use peft_testing::farthest;
 
 /// Seeds are the backend's and not the thread's: tests that draw do so one at a time.
 static DRAWING: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -86,11 +87,7 @@ fn gradient_checkpointing_changes_no_gradient() {
         };
         let plain = gradient(&device.clone().autodiff());
         let checkpointed = gradient(&device.autodiff().gradient_checkpointing());
-        let error = plain
-            .iter()
-            .zip(&checkpointed)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
+        let error = farthest(plain, checkpointed);
         assert!(error < 1e-6, "{name}: {error}");
     }
 }
@@ -108,11 +105,7 @@ fn the_tiny_model_is_the_same_everywhere() {
             );
             let found = values(output.hidden);
             let seen = seen.get_or_insert_with(|| found.clone());
-            let error = found
-                .iter()
-                .zip(seen)
-                .map(|(a, b)| (a - *b).abs())
-                .fold(0.0, f32::max);
+            let error = farthest(found, seen.iter().copied());
             assert!(error < 1e-5, "{name}: {error}");
         }
     }

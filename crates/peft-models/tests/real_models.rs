@@ -8,6 +8,7 @@ use burn::module::Module;
 use common::{Golden, largest_error};
 use peft_core::device::cpu_devices;
 use peft_models::{Bert, Tokenizer};
+use peft_testing::{fetched, skip};
 
 fn golden_file() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/minilm_l6.safetensors")
@@ -20,36 +21,23 @@ fn golden_texts() -> Vec<String> {
     serde_json::from_str(&metadata.metadata().as_ref().unwrap()["texts"]).unwrap()
 }
 
-/// The folder of all-MiniLM-L6-v2, if it was fetched.
-fn minilm_l6() -> Option<PathBuf> {
-    let cache = std::env::var_os("PEFT_ASSETS")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/peft")))?;
-    let dir = cache.join("all-MiniLM-L6-v2");
-    let there = dir.join("model.safetensors").exists();
-    if !there {
-        println!(
-            "skipped: no {}; `cargo xtask fetch` brings it",
-            dir.display()
-        );
-    }
-    there.then_some(dir)
-}
-
 /// The folder with the embedded model's files.
 fn embedded() -> Option<PathBuf> {
     let dir = std::env::var_os("PEFT_EMBEDDED_MODEL").map(PathBuf::from);
     if dir.is_none() {
-        println!("skipped: PEFT_EMBEDDED_MODEL does not name the folder of the embedded model");
+        skip("no embedded model; `cargo xtask check` brings it");
     }
     dir
 }
 
 #[test]
 fn minilm_l6_equals_upstream() {
-    let Some(dir) = minilm_l6() else { return };
+    let Some(weights) = fetched("all-MiniLM-L6-v2/model.safetensors") else {
+        return;
+    };
+    let dir = weights.parent().unwrap();
     let golden = Golden::open(golden_file());
-    let tokenizer = Tokenizer::load(&dir).unwrap();
+    let tokenizer = Tokenizer::load(dir).unwrap();
     let texts = golden_texts();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let batch = tokenizer.encode_batch(&texts, 128).unwrap();
@@ -72,7 +60,7 @@ fn minilm_l6_equals_upstream() {
     );
 
     for (name, device) in cpu_devices() {
-        let bert = Bert::load(&dir, &device).unwrap();
+        let bert = Bert::load(dir, &device).unwrap();
         assert!(bert.pooler.is_some());
         assert_eq!(bert.num_params(), 22_713_216);
         let (ids, padding) = batch.to_device(&device);
@@ -122,7 +110,10 @@ fn the_embedded_model_knows_what_is_similar() {
         // Embeddings that PyTorch computes from the f32 weights: what is left is the packing's.
         let reference = dir.join("../tests/reference.json");
         let Ok(text) = std::fs::read(&reference) else {
-            println!("no {}: not compared", reference.display());
+            skip(format!(
+                "no {}: embeddings are not compared",
+                reference.display()
+            ));
             continue;
         };
         let reference: serde_json::Value = serde_json::from_slice(&text).unwrap();

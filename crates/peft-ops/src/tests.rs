@@ -43,21 +43,16 @@ fn input<const D: usize>(shape: [usize; D], seed: u64, trained: bool) -> Tensor<
 
 fn close(what: &str, found: &TensorData, expected: &TensorData) -> Result<(), TestCaseError> {
     prop_assert_eq!(found.shape(), expected.shape(), "{}", what);
-    let numbers = |data: &TensorData| data.iter::<f64>().collect::<Vec<_>>();
-    let (found, expected) = (numbers(found), numbers(expected));
     // Inputs are of the order of 1; where the largest has itself cancelled, a share of that.
-    let largest = expected.iter().fold(1.0_f64, |most, x| most.max(x.abs()));
-    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        prop_assert!(
-            (found - expected).abs() <= TOLERANCE * largest,
-            "{}, element {}: {} instead of {} (largest {})",
-            what,
-            i,
-            found,
-            expected,
-            largest
-        );
-    }
+    let largest = peft_testing::largest(expected.iter::<f64>().chain([1.0]));
+    let error = peft_testing::farthest(found.iter::<f64>(), expected.iter::<f64>());
+    prop_assert!(
+        error <= TOLERANCE * largest,
+        "{}: {} apart (largest {})",
+        what,
+        error,
+        largest
+    );
     Ok(())
 }
 

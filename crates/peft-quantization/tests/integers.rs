@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use peft_core::device::cpu_devices;
 use peft_ops::packed::{Packed, PackedRows};
 use peft_quantization::{BurnRows, BurnScheme, Error, QuantizationConfig};
+use peft_testing::{farthest, largest};
 
 const SHAPE: [usize; 2] = [10, 96];
 
@@ -85,16 +86,12 @@ fn errors_are_half_a_step_at_most() {
             let mut decoded = vec![0.0; SHAPE[0] * SHAPE[1]];
             rows.decode(0, &mut decoded);
             for (exact, decoded) in values().chunks(32).zip(decoded.chunks(32)) {
-                let largest = exact
-                    .iter()
-                    .fold(0.0, |most: f32, value| most.max(value.abs()));
-                for (exact, decoded) in exact.iter().zip(decoded) {
-                    let error = (exact - decoded).abs();
-                    assert!(
-                        error <= largest / steps * 0.501,
-                        "{backend}: {exact} {decoded}"
-                    );
-                }
+                let largest = largest(exact.iter().copied());
+                let error = farthest(exact.iter().copied(), decoded.iter().copied());
+                assert!(
+                    error <= largest / steps * 0.501,
+                    "{backend}: {error}, {exact:?} {decoded:?}"
+                );
             }
         }
     }

@@ -4,6 +4,7 @@ use peft_ops::packed::PackedRows;
 use peft_quantization::{
     BLOCK_SIZES, FourBit, FourBitKind, FourBitOptions, HalfRows, Part, Scales,
 };
+use peft_testing::{farthest, largest};
 use proptest::prelude::*;
 
 /// Numbers that depend on the seed only: bell-like, now and then far off.
@@ -84,11 +85,10 @@ proptest! {
         let decoded = matrix.to_values();
         let blocks = values.chunks(options.block_size).zip(decoded.chunks(options.block_size));
         for (index, (block, decoded)) in blocks.enumerate() {
-            let largest = block.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
-            prop_assert_eq!(matrix.scales().get(index).to_bits(), largest.to_bits());
-            for (value, decoded) in block.iter().zip(decoded) {
-                prop_assert!((value - decoded).abs() <= share * largest, "{} {}", value, decoded);
-            }
+            let largest = largest(block.iter().copied());
+            prop_assert_eq!(f64::from(matrix.scales().get(index)).to_bits(), largest.to_bits());
+            let error = farthest(block.iter().copied(), decoded.iter().copied());
+            prop_assert!(error <= f64::from(share) * largest, "{} {:?} {:?}", error, block, decoded);
         }
     }
 
@@ -106,12 +106,12 @@ proptest! {
         let Scales::Nested { absmax, .. } = nested.scales() else {
             panic!("scales are not nested");
         };
-        let largest = absmax.iter().copied().fold(0.0, f32::max);
+        let largest = largest(absmax.iter().copied());
         for block in 0..plain.scales().len() {
             let (exact, found) = (plain.scales().get(block), nested.scales().get(block));
             // Half the map's largest gap, and rounding.
-            let tolerance = 0.008 * largest + 1e-6 * exact.abs();
-            prop_assert!((exact - found).abs() <= tolerance, "{} {}", exact, found);
+            let tolerance = 0.008 * largest + 1e-6 * f64::from(exact.abs());
+            prop_assert!(farthest([exact], [found]) <= tolerance, "{} {}", exact, found);
         }
     }
 

@@ -20,9 +20,8 @@ fn logits(model: &Llama, device: &Device) -> TensorData {
     model.forward(ids, None).into_data()
 }
 
-fn farthest(a: &TensorData, b: &TensorData) -> f32 {
-    let differences = a.iter::<f32>().zip(b.iter::<f32>());
-    differences.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+fn farthest(a: &TensorData, b: &TensorData) -> f64 {
+    peft_testing::farthest(a.iter::<f32>(), b.iter::<f32>())
 }
 
 fn loaded(config: &QLoraConfig, device: &Device) -> (Llama, Llama) {

@@ -140,7 +140,10 @@ impl Said {
     /// P z, `[elements]`.
     fn projected(&self, elements: usize) -> Tensor<1> {
         let [count, size] = self.gaussian.dims();
-        let blocks = self.gaussian.clone() * self.mixing.spread(self.z.val());
+        let z = self.z.val();
+        // A model that is cast takes its parameters along, and this is none.
+        let gaussian = self.gaussian.clone().cast(z.dtype());
+        let blocks = gaussian * self.mixing.spread(z);
         let flat: Tensor<1> = self.mixing.hadamard(blocks).reshape([count * size]);
         flat.narrow(0, 0, elements)
     }

@@ -152,14 +152,55 @@ fn checkpoints_of_a_llama_compute_what_upstream_computes() {
         &[
             "lora",
             "lora_all_linear",
+            "lora_rslora",
+            "lora_patterns",
+            "lora_regex_layers",
+            "lora_layers_to_transform",
+            "lora_exclude",
+            "lora_pissa",
             "lora_bias",
             // Merged, it must be what it is unmerged, which upstream's is not.
             "lora_embedding",
             "lora_dora",
             "lora_trainable_tokens",
+            "adalora",
+            "boft",
+            "c3a",
+            "fourierft",
+            "hra",
+            "loha",
+            "lokr",
             "lokr_both",
+            "miss",
+            "oft",
+            "randlora",
+            "vblora",
             "vera",
         ],
         METHODS,
+    );
+}
+
+/// Where upstream's merged output is not its unmerged one, somebody has to say which is right.
+#[test]
+fn a_case_that_is_not_named_has_no_excuse() {
+    let base = Path::new("../peft-models/tests/golden/llama/base");
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let dir = tempfile::tempdir().unwrap();
+    let (named, other) = ("lora_embedding", "another");
+    for name in [named, other] {
+        let case = dir.path().join(name);
+        std::fs::create_dir(&case).unwrap();
+        for file in std::fs::read_dir(Path::new(CASES).join("llama").join(named)).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), case.join(file.file_name())).unwrap();
+        }
+    }
+    let measure = |name: &str| golden::measure(base, &dir.path().join(name), METHODS, device);
+    assert!(measure(named).is_ok());
+    let refused = measure(other).unwrap_err().to_string();
+    assert!(
+        refused.contains(other) && refused.contains("UPSTREAM_MERGES_WRONG"),
+        "{refused}"
     );
 }

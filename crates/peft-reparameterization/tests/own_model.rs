@@ -174,11 +174,8 @@ fn outputs(model: &Captioned, device: &Device) -> TensorData {
         .into_data()
 }
 
-fn farthest(a: &TensorData, b: &TensorData) -> f32 {
-    a.iter::<f32>()
-        .zip(b.iter::<f32>())
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max)
+fn farthest(a: &TensorData, b: &TensorData) -> f64 {
+    peft_testing::farthest(a.iter::<f32>(), b.iter::<f32>())
 }
 
 fn config() -> LoraConfig {

@@ -4,6 +4,7 @@ mod common;
 
 use burn::tensor::Device;
 use common::{Bigram, Letters, VOCABULARY, texts, words};
+use peft_testing::{farthest, largest};
 use peft_train::{
     Control, Dataset, Ending, Error, Event, Length, Record, TrainConfig, TrainOutcome, Trainer,
     checkpoint, evaluate,
@@ -30,16 +31,11 @@ fn train(config: TrainConfig) -> (Bigram, TrainOutcome) {
 }
 
 fn near(found: &[f64], expected: &[f64], tolerance: f64) {
-    assert_eq!(found.len(), expected.len());
-    let largest = expected
-        .iter()
-        .fold(0.0_f64, |most, value| most.max(value.abs()));
-    for (found, expected) in found.iter().zip(expected) {
-        assert!(
-            (found - expected).abs() <= tolerance * largest,
-            "{found} for {expected}"
-        );
-    }
+    let error = farthest(found.iter().copied(), expected.iter().copied());
+    assert!(
+        error <= tolerance * largest(expected.iter().copied()),
+        "{error} apart: {found:?} for {expected:?}"
+    );
 }
 
 #[test]

@@ -28,9 +28,10 @@ pub(super) fn saved(fixture: &Fixture, method: &dyn Method) -> Verdict {
         .base
         .load_adapter("other", &one, &registered(method))
         .map_err(text)?;
-    ensure(fixture.outputs(&loaded) == fixture.outputs(&model), || {
-        "outputs changed".into()
-    })?;
+    ensure(
+        fixture.outputs(&loaded)? == fixture.outputs(&model)?,
+        || "outputs changed".into(),
+    )?;
     let (counts, before) = (loaded.counts(), model.counts());
     let keys = |model: &BertClassifier, name: &str| -> Result<Vec<String>, String> {
         let tensors = model.adapter_tensors(name).map_err(text)?;
@@ -51,7 +52,7 @@ pub(super) fn saved(fixture: &Fixture, method: &dyn Method) -> Verdict {
         .base
         .load_adapter(NAME, &two, &registered(method))
         .map_err(text)?;
-    ensure(fixture.outputs(&again) == fixture.outputs(&model), || {
+    ensure(fixture.outputs(&again)? == fixture.outputs(&model)?, || {
         "a second round changed outputs".into()
     })
 }
@@ -114,15 +115,15 @@ pub(super) fn damaged_files(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let good = fs::read(&path).map_err(|error| error.to_string())?;
     let config_path = dir.path().join(checkpoint::CONFIG_FILE);
     let config = fs::read(&config_path).map_err(|error| error.to_string())?;
-    let state = |model: &BertClassifier| {
-        (
-            fixture.outputs(model),
+    let state = |model: &BertClassifier| -> Result<_, String> {
+        Ok((
+            fixture.outputs(model)?,
             model.counts(),
             model.adapters(),
             base_values(model),
-        )
+        ))
     };
-    let (before, on_disk) = (state(&model), fs::read(&path).ok());
+    let (before, on_disk) = (state(&model)?, fs::read(&path).ok());
 
     let refused = |what: &str, fragments: &[&str]| -> Verdict {
         // Under a new name, on a model that has an adapter already.
@@ -135,7 +136,7 @@ pub(super) fn damaged_files(fixture: &Fixture, method: &dyn Method) -> Verdict {
                 format!("{what}: no `{fragment}` in: {error}")
             })?;
         }
-        ensure(state(&model) == before, || {
+        ensure(state(&model)? == before, || {
             format!("{what} changed the model")
         })
     };
@@ -195,7 +196,7 @@ pub(super) fn damaged_files(fixture: &Fixture, method: &dyn Method) -> Verdict {
         .base
         .load_adapter(NAME, dir.path(), &registered(method))
         .map_err(text)?;
-    ensure(fixture.outputs(&loaded) == before.0, || {
+    ensure(fixture.outputs(&loaded)? == before.0, || {
         "outputs changed".into()
     })
 }
@@ -247,7 +248,7 @@ pub(super) fn devices_agree(fixture: &Fixture, method: &dyn Method) -> Verdict {
             .base
             .load_adapter(NAME, dir.path(), &registered(method))
             .map_err(text)?;
-        let distance = farthest(&there.outputs(&loaded), &fixture.outputs(&model));
+        let distance = farthest(&there.outputs(&loaded)?, &fixture.outputs(&model)?);
         ensure(distance < 1e-4, || {
             format!("outputs on {name} differ by {distance}")
         })?;

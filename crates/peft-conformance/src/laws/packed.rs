@@ -5,6 +5,7 @@ use burn::tensor::{Gradients, Tensor, TensorData};
 use peft_core::ops::packed::{Packed, PackedRows};
 use peft_core::{Error, Method, PackedLayer, Packer, PeftModule};
 use peft_models::BertClassifier;
+use peft_testing::largest;
 
 use super::{NAME, Verdict, ensure, text};
 use crate::fixture::{Fixture, farthest};
@@ -47,10 +48,7 @@ struct InBytes;
 
 impl Packer for InBytes {
     fn pack(&self, layer: PackedLayer<'_>, values: &[f32]) -> peft_core::Result<Option<Packed>> {
-        let largest = values
-            .iter()
-            .fold(0.0_f32, |most, value| most.max(value.abs()));
-        let scale = largest / 127.0;
+        let scale = largest(values.iter().copied()) as f32 / 127.0;
         let codes = values.iter().map(|value| (value / scale).round() as i8);
         Ok(Some(Packed::new(Bytes {
             codes: codes.collect(),
@@ -107,7 +105,7 @@ pub(super) fn packed_base(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let packed = fixture.base.pack_weights(&InBytes).map_err(text)?;
     let count = packed.packed_weights().len();
     ensure(count > 0, || "nothing was packed".into())?;
-    let base = fixture.outputs(&packed);
+    let base = fixture.outputs(&packed)?;
     let dense = Fixture {
         device: fixture.device.clone(),
         base: packed.unpack_weights().map_err(text)?,
@@ -115,7 +113,7 @@ pub(super) fn packed_base(fixture: &Fixture, method: &dyn Method) -> Verdict {
     ensure(dense.base.packed_weights().is_empty(), || {
         "unpacked and packed still".into()
     })?;
-    let distance = farthest(&base, &fixture.outputs(&dense.base));
+    let distance = farthest(&base, &fixture.outputs(&dense.base)?);
     ensure(distance < near, || {
         format!("the packed base is {distance} from its values")
     })?;
@@ -139,7 +137,7 @@ pub(super) fn packed_base(fixture: &Fixture, method: &dyn Method) -> Verdict {
             (load(&packed)?, load(&dense.base)?)
         }
     };
-    let (adapted, expected) = (fixture.outputs(&here), fixture.outputs(&trained));
+    let (adapted, expected) = (fixture.outputs(&here)?, fixture.outputs(&trained)?);
     let distance = farthest(&adapted, &expected);
     ensure(distance < near, || {
         format!("outputs are {distance} from those on the values")
@@ -149,10 +147,7 @@ pub(super) fn packed_base(fixture: &Fixture, method: &dyn Method) -> Verdict {
     ensure(found.len() == expected.len(), || {
         "other gradients than on the values".into()
     })?;
-    let largest = expected
-        .iter()
-        .flat_map(|data| data.iter::<f32>().map(f32::abs).collect::<Vec<_>>())
-        .fold(0.0, f32::max);
+    let largest = largest(expected.iter().flat_map(|data| data.iter::<f32>()));
     for (found, expected) in found.iter().zip(&expected) {
         let distance = farthest(found, expected);
         ensure(distance < 1e-4 * largest, || {
@@ -160,7 +155,7 @@ pub(super) fn packed_base(fixture: &Fixture, method: &dyn Method) -> Verdict {
         })?;
     }
     let off = here.disable_adapters().map_err(text)?;
-    ensure(fixture.outputs(&off) == base, || {
+    ensure(fixture.outputs(&off)? == base, || {
         "disabled outputs are not the packed base's".into()
     })?;
     let bare = here.detach(NAME).map_err(text)?;
@@ -168,7 +163,7 @@ pub(super) fn packed_base(fixture: &Fixture, method: &dyn Method) -> Verdict {
         ensure(bare.packed_weights().len() == count, || {
             "the bare model is not packed".into()
         })?;
-        ensure(fixture.outputs(bare) == base, || {
+        ensure(fixture.outputs(bare)? == base, || {
             "the bare model is another".into()
         })?;
     }
@@ -176,13 +171,13 @@ pub(super) fn packed_base(fixture: &Fixture, method: &dyn Method) -> Verdict {
         let merged = here.merge_adapters().map_err(text)?;
         let plain = here.merge_and_unload().map_err(text)?;
         for merged in [&merged, &plain] {
-            let distance = farthest(&fixture.outputs(merged), &adapted);
+            let distance = farthest(&fixture.outputs(merged)?, &adapted);
             ensure(distance < 1e-4, || {
                 format!("merged outputs differ by {distance}")
             })?;
         }
         let back = merged.unmerge_adapters();
-        ensure(fixture.outputs(&back) == adapted, || {
+        ensure(fixture.outputs(&back)? == adapted, || {
             "unmerged outputs changed".into()
         })?;
     }

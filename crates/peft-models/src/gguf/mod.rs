@@ -164,15 +164,9 @@ mod tests {
     }
 
     /// The published SmolLM2-135M-Instruct, if it was fetched.
+    #[track_caller]
     pub(super) fn smollm2() -> Option<Gguf> {
-        let cache = std::env::var_os("PEFT_ASSETS")
-            .map(PathBuf::from)
-            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/peft")))?;
-        let path = cache.join("SmolLM2-135M-Instruct/SmolLM2-135M-Instruct.Q4_1.gguf");
-        let there = path.exists();
-        if !there {
-            println!("skipped: no {}", path.display());
-        }
-        there.then(|| Gguf::open(path).unwrap())
+        let file = "SmolLM2-135M-Instruct/SmolLM2-135M-Instruct.Q4_1.gguf";
+        peft_testing::fetched(file).map(|path| Gguf::open(path).unwrap())
     }
 }

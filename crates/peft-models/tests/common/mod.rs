@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use peft_testing::farthest;
 use safetensors::{Dtype, SafeTensors, serialize_to_file, tensor::TensorView};
 
 /// A file of golden values in memory.
@@ -50,14 +51,9 @@ impl Golden {
 }
 
 /// The largest absolute difference.
-pub(crate) fn largest_error<const D: usize>(found: Tensor<D>, expected: &[f32]) -> f32 {
+pub(crate) fn largest_error<const D: usize>(found: Tensor<D>, expected: &[f32]) -> f64 {
     let found: Vec<f32> = found.into_data().try_to_vec().unwrap();
-    assert_eq!(found.len(), expected.len());
-    found
-        .iter()
-        .zip(expected)
-        .map(|(f, e)| (f - e).abs())
-        .fold(0.0, f32::max)
+    farthest(found, expected.iter().copied())
 }
 
 /// The folder of the tiny golden BERT.

@@ -17,7 +17,7 @@ impl Python {
     pub(crate) fn find() -> Option<Self> {
         let found = std::env::var_os("PEFT_PYTHON").map(Self);
         if found.is_none() {
-            println!("skipped: PEFT_PYTHON names no Python with torch, transformers and peft");
+            peft_testing::skip("PEFT_PYTHON names no Python with torch, transformers and peft");
         }
         found
     }

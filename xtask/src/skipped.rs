@@ -1,0 +1,71 @@
+//! The list of what did not run.
+
+use crate::error::Error;
+use peft_testing::{Kind, REQUIRE_ALL, Skip};
+use std::{collections::BTreeSet, fmt::Write as _, fs, io, path::Path};
+
+/// What the tests wrote to the list, and which steps were left out, as text.
+///
+/// # Errors
+/// The list is there and cannot be read.
+pub(crate) fn summary(list: &Path, left_out: &[&str]) -> Result<String, Error> {
+    let text = match fs::read_to_string(list) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(Error::io("read", list)(error)),
+    };
+    // Several test programs say the same.
+    let skips: BTreeSet<Skip> = text.lines().filter_map(Skip::from_line).collect();
+    let mut out = String::new();
+    let mut section = |title: &str, kind: Kind| {
+        let skips: Vec<&Skip> = skips.iter().filter(|skip| skip.kind == kind).collect();
+        if !skips.is_empty() {
+            let _ = writeln!(out, "{title}");
+            for skip in skips {
+                let _ = writeln!(out, "  {}: {}", skip.what, skip.why);
+            }
+        }
+    };
+    section(
+        &format!("did not run, for something is missing ({REQUIRE_ALL}=1 makes this a failure):"),
+        Kind::Missing,
+    );
+    section("has no meaning there:", Kind::DoesNotApply);
+    if !left_out.is_empty() {
+        let _ = writeln!(
+            out,
+            "steps that were not asked for: {}",
+            left_out.join(", ")
+        );
+    }
+    if out.is_empty() {
+        out.push_str("nothing was skipped");
+    }
+    Ok(out.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_did_not_run_is_listed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let list = folder.path().join("skips");
+        assert_eq!(summary(&list, &[]).unwrap(), "nothing was skipped");
+        let line = |kind, what: &str, why: &str| {
+            let (what, why) = (what.to_owned(), why.to_owned());
+            Skip { kind, what, why }.to_line() + "\n"
+        };
+        let law = line(Kind::DoesNotApply, "law `a` on ndarray", "no F16");
+        let model = line(Kind::Missing, "a test (a.rs)", "no model");
+        fs::write(&list, format!("{law}{model}{law}")).unwrap();
+        assert_eq!(
+            summary(&list, &["cuda"]).unwrap(),
+            "did not run, for something is missing (PEFT_REQUIRE_ALL=1 makes this a failure):\n  \
+             a test (a.rs): no model\n\
+             has no meaning there:\n  law `a` on ndarray: no F16\n\
+             steps that were not asked for: cuda"
+        );
+    }
+}

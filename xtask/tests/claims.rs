@@ -1,0 +1,239 @@
+//! What the README and the documentation say in figures is what the repository has. Where a sentence is written
+//! anew, its figure is sought here by the words around it.
+
+use cargo_metadata::{DependencyKind, MetadataCommand};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+/// The workspace's root, where cargo runs this: one target folder may serve several checkouts.
+fn root() -> PathBuf {
+    let folder = env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    folder.parent().unwrap().to_owned()
+}
+
+/// A file's text, with one space for every line end.
+fn text(path: &str) -> String {
+    let text = fs::read_to_string(root().join(path)).unwrap();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The figure that stands for `#` in `words`, where they first occur in `text`.
+fn figure<'a>(text: &'a str, words: &str) -> &'a str {
+    let (before, after) = words.split_once('#').unwrap();
+    let mut rest = text;
+    while let Some(at) = rest.find(before) {
+        let found = &rest[at + before.len()..];
+        let length = found
+            .find(|letter: char| !(letter.is_ascii_digit() || ".,".contains(letter)))
+            .unwrap_or(found.len());
+        let number = found[..length].trim_end_matches(['.', ',']);
+        if !number.is_empty() && found[number.len()..].starts_with(after) {
+            return number;
+        }
+        rest = &rest[at + before.len().max(1)..];
+    }
+    panic!("the text does not say `{words}` with a figure for `#`")
+}
+
+fn count(text: &str, words: &str) -> usize {
+    figure(text, words).parse().unwrap()
+}
+
+#[test]
+fn a_figure_is_found_by_the_words_around_it() {
+    let text = "Of 7 laws, and of 12 cases: 3.5 (q, v), 4.";
+    assert_eq!(figure(text, "of # cases"), "12");
+    assert_eq!(figure(text, ": # (q"), "3.5");
+    assert_eq!(figure(text, "), #"), "4");
+}
+
+/// The laws' names, from the one list of them.
+fn laws() -> Vec<String> {
+    let source = text("crates/peft-conformance/src/laws.rs");
+    let (_, list) = source.split_once("$($callback)::+! {").unwrap();
+    let (list, _) = list.split_once('}').unwrap();
+    list.split(',').map(|name| name.trim().to_owned()).collect()
+}
+
+#[test]
+fn the_laws_are_as_many_as_is_said_and_all_are_described() {
+    let laws = laws();
+    assert!(laws.contains(&"low_precision".to_owned()), "{laws:?}");
+    for (file, words) in [
+        ("README.md", "#4-the-battery), # laws"),
+        ("CHANGELOG.md", "battery of # laws"),
+        ("docs/adding-a-method.md", "There are #"),
+        ("docs/architecture.md", "the # laws"),
+        ("docs/introduction.md", "the # laws"),
+    ] {
+        assert_eq!(count(&text(file), words), laws.len(), "{file}");
+    }
+    let guide = text("docs/adding-a-method.md");
+    for law in laws {
+        assert!(guide.contains(&format!("| `{law}` |")), "{law}");
+    }
+}
+
+/// Folders of cases below `folder`, each with the model that the case is of.
+fn cases(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+    let base = folder.join("base");
+    let base = fs::read_to_string(&base).map_or(base, |path| folder.join(path.trim()));
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.is_dir() {
+            continue;
+        }
+        if path.join("adapter_config.json").exists() {
+            let config = fs::read_to_string(base.join("config.json")).unwrap();
+            let kind = ["bert", "llama"].map(|kind| (kind, format!("\"model_type\": \"{kind}\"")));
+            let kind = kind.iter().find(|(_, field)| config.contains(field));
+            found.push((path, kind.unwrap().0.to_owned()));
+        } else {
+            cases(&path, found);
+        }
+    }
+}
+
+#[test]
+fn the_vendored_cases_are_as_many_as_is_said() {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root().join("crates")).unwrap() {
+        let golden = entry.unwrap().path().join("tests/golden");
+        if golden.is_dir() {
+            cases(&golden, &mut found);
+        }
+    }
+    let hub = |path: &Path| path.join("adapter.safetensors").exists();
+    let (of_hub, of_peft): (Vec<_>, Vec<_>) = found.iter().partition(|(path, _)| hub(path));
+    let of = |model: &str| of_peft.iter().filter(|(_, kind)| kind == model).count();
+    let readme = text("README.md");
+    assert_eq!(count(&readme, "The repository has # cases"), of_peft.len());
+    assert_eq!(count(&readme, "0.21 wrote, # on BERT"), of("bert"));
+    assert_eq!(count(&readme, "on BERT and # on Llama, and"), of("llama"));
+    assert_eq!(
+        count(&readme, "on Llama, and # of AdapterHub"),
+        of_hub.len()
+    );
+    let page = text("crates/peft-parity/tests/golden/README.md");
+    assert_eq!(count(&page, "runs all # cases"), found.len());
+    // What is measured is there, and by whom it was written.
+    for (path, _) in &found {
+        assert!(path.join("io.safetensors").exists(), "{}", path.display());
+    }
+    for (path, _) in &of_peft {
+        let grads = path.join("grads.safetensors");
+        assert!(grads.exists(), "{}", grads.display());
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let script = text("crates/peft-parity/tests/golden/generate_hf_peft.py");
+        assert!(
+            script.contains(&format!("\"{name}\"")),
+            "no script writes {name}"
+        );
+    }
+}
+
+#[test]
+fn bitsandbytes_cases_are_as_many_as_is_said() {
+    let file = "crates/peft-quantization/tests/golden/bitsandbytes.safetensors";
+    let bytes = fs::read(root().join(file)).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let header = String::from_utf8_lossy(&bytes[8..8 + usize::try_from(length).unwrap()]);
+    let cases = header.matches(".packed\"").count();
+    assert_eq!(count(&text("README.md"), "bit by bit, # cases"), cases);
+}
+
+/// Every method is compared, but for those that are of another kind of task.
+#[test]
+fn the_comparison_has_as_many_configurations_as_is_said() {
+    let methods = text("benches/compare/methods.toml");
+    let all = methods.matches("[[method]] name").count();
+    let elsewhere = methods.matches("kinds = [\"language-model\"]").count();
+    assert!(all > 20 && elsewhere > 0);
+    let said = count(&text("README.md"), "# configurations, three learning rates");
+    assert_eq!(said, all - elsewhere);
+}
+
+#[test]
+fn crates_depend_on_what_the_architecture_says() {
+    let metadata = MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .unwrap();
+    let short = |name: &str| name.strip_prefix("peft-").unwrap_or(name).to_owned();
+    let mut real: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let names: BTreeSet<&str> = metadata.packages.iter().map(|p| p.name.as_str()).collect();
+    for package in &metadata.packages {
+        let ours = package.dependencies.iter().filter(|dependency| {
+            dependency.kind == DependencyKind::Normal && names.contains(dependency.name.as_str())
+        });
+        let ours = ours.map(|dependency| short(&dependency.name)).collect();
+        real.insert(short(package.name.as_str()), ours);
+    }
+    let page = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let (_, table) = page.split_once("| crate | holds | depends on |").unwrap();
+    let mut said = BTreeMap::new();
+    let mut families = BTreeSet::new();
+    for row in table.lines().skip(2).take_while(|row| row.starts_with('|')) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [crates, _, on] = cells[..] else {
+            panic!("{row}")
+        };
+        let crates: Vec<String> = crates.split('`').skip(1).step_by(2).map(short).collect();
+        if crates.len() > 1 {
+            families.extend(crates.clone());
+        }
+        let words = on.split([',', ';']).map(str::trim);
+        let on: BTreeSet<String> = words
+            .filter(|word| !word.contains("Burn"))
+            .map(short)
+            .collect();
+        for name in crates {
+            said.insert(name, on.clone());
+        }
+    }
+    for on in said.values_mut() {
+        if on.remove("families") {
+            on.extend(families.clone());
+        }
+    }
+    assert_eq!(said, real);
+}
+
+#[test]
+fn the_ratios_of_qlora_are_those_that_were_measured() {
+    let (readme, measured) = (text("README.md"), text("docs/performance.md"));
+    let (_, cell) = readme
+        .split_once("QLoRA over LoRA: peak memory; step | ")
+        .unwrap();
+    let (memory, steps) = cell.split('|').next().unwrap().split_once("; ").unwrap();
+    let (narrow, all) = steps.trim().split_once(", ").unwrap();
+    for (said, row) in [
+        (figure(memory, "# (q, v)"), "QLoRA q, v, peak memory"),
+        (
+            figure(memory, "# (all-linear)"),
+            "QLoRA all-linear, peak memory",
+        ),
+        (narrow, "QLoRA q, v, step"),
+        (all, "QLoRA all-linear, step"),
+    ] {
+        let words = format!("| {row} over LoRA's | # ");
+        assert_eq!(said, figure(&measured, &words), "{row}");
+    }
+}
+
+#[test]
+fn the_versions_that_are_asked_for_are_those_that_are_needed() {
+    let manifest = text("Cargo.toml");
+    let rust = figure(&manifest, "rust-version = \"#\"");
+    let burn = figure(&manifest, "burn = { version = \"=#\"");
+    for file in ["README.md", "CHANGELOG.md"] {
+        let page = text(file);
+        assert_eq!(figure(&page, "Rust #"), rust, "{file}");
+        assert_eq!(figure(&page, "`=#`"), burn, "{file}");
+    }
+}
