@@ -9,7 +9,7 @@ use peft_models::{Llama, LlamaTokenizer, Moment};
 use peft_reparameterization::LoraConfig;
 use peft_train::data::NO_TARGET;
 use peft_train::{
-    ChatTemplate, Control, Dataset, Event, Length, TrainConfig, Trainer, checkpoint, data,
+    ChatTemplate, Control, Dataset, Error, Event, Length, TrainConfig, Trainer, checkpoint, data,
 };
 use serde_json::{Value, json};
 
@@ -199,7 +199,9 @@ fn a_run_on_dated_data_goes_on_another_day() {
     let before = at("2026-11-30T23:50:00+01:00");
     let train = |mut trainer: Trainer, config: &TrainConfig| {
         let trained = trainer.train(model.clone(), &data(config), None);
-        trained.map(|(_, outcome)| outcome.losses)
+        trained
+            .map(|(_, outcome)| outcome.losses)
+            .map_err(Error::from)
     };
     let whole = train(Trainer::new(before.clone()).unwrap(), &before).unwrap();
     let out = dir.path().join("out");

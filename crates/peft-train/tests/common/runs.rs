@@ -35,12 +35,10 @@ impl Whole {
     pub(crate) fn new(steps: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data.jsonl");
-        let lines: String = (0..12)
-            .map(|row| {
-                format!("{{\"prompt\": \"Say {row}.\", \"completion\": \" {row}, said.\"}}\n")
-            })
-            .collect();
-        fs::write(&data, lines).unwrap();
+        let line =
+            |row| format!("{{\"prompt\": \"Say {row}.\", \"completion\": \" {row}, said.\"}}\n");
+        let lines: Vec<String> = (0..12).map(line).collect();
+        fs::write(&data, lines.concat()).unwrap();
         let mut whole = Self {
             dir,
             data,
