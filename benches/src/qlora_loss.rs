@@ -174,6 +174,7 @@ mod tests {
             best: None,
             tokens: 0,
             seconds: 1.0,
+            failed_saves: Vec::new(),
             peak_rss: 0,
         };
         let losses = losses("f32", 42, 4.0, &outcome);

@@ -243,12 +243,18 @@ impl NewFolder {
             // A folder is not renamed over one that has files.
             let place = old.partial.path().join("replaced");
             fs::rename(&path, &place).map_err(io(&path))?;
-            Some(old)
+            Some((old, place))
         } else {
             None
         };
-        let partial = partial.keep();
-        fs::rename(&partial, &path).map_err(io(&path))?;
+        if let Err(error) = fs::rename(partial.path(), &path) {
+            if let Some((_, place)) = &old {
+                fs::rename(place, &path).map_err(io(&path))?;
+            }
+            return Err(io(&path)(error));
+        }
+        // It is elsewhere now, and stays there.
+        let _ = partial.keep();
         folder.sync()?;
         drop(old);
         Ok(())
@@ -274,6 +280,21 @@ pub fn create_dir(dir: &Path) -> Result<()> {
         }
         _ => Folder::open(above.unwrap_or(Path::new(".")))?.sync(),
     }
+}
+
+/// Deletes a folder. It loses its name at once, so that nobody finds half of it under that name.
+///
+/// # Errors
+///
+/// [`Error::Io`].
+pub fn remove_dir(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let process = std::process::id();
+    // A rename needs no room, which a new folder may not find on a full disk.
+    let gone = path.with_file_name(format!(".{name}-{process}{}", NewFolder::SUFFIX));
+    fs::rename(path, &gone).map_err(io(path))?;
+    Folder::open(path.parent().unwrap_or(Path::new(".")))?.sync()?;
+    fs::remove_dir_all(&gone).map_err(io(path))
 }
 
 /// Deletes a file that may be missing.
@@ -525,6 +546,11 @@ mod tests {
         }
         drop(NewFolder::new(&path)?);
         assert_eq!(names(dir.path()), ["checkpoint-3"]);
+        remove_dir(&path)?;
+        assert!(names(dir.path()).is_empty());
+        let error = remove_dir(&path).unwrap_err().to_string();
+        assert!(error.contains("checkpoint-3"), "{error}");
+        assert!(names(dir.path()).is_empty());
         Ok(())
     }
 

@@ -50,5 +50,5 @@ pub use llama::{
     KvCache, Llama, LlamaAttention, LlamaConfig, LlamaLayer, LlamaLoader, LlamaMlp, LlamaModel,
     LmBatch, Rope, RopeScaling,
 };
-pub use llama_tokenizer::{LlamaTokenizer, Message};
+pub use llama_tokenizer::{LlamaTokenizer, Message, Moment};
 pub use tokenizer::{Batch, Tokenizer};

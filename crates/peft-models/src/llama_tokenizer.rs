@@ -2,6 +2,7 @@
 
 mod chat;
 mod load;
+mod moment;
 mod panics;
 mod read;
 
@@ -11,6 +12,7 @@ use crate::LoadError;
 
 pub use chat::Message;
 pub(crate) use load::OneOrMany;
+pub use moment::Moment;
 pub(crate) use panics::caught;
 pub(crate) use read::read;
 
@@ -176,6 +178,21 @@ impl LlamaTokenizer {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, LoadError> {
+        self.apply_chat_template_at(messages, add_generation_prompt, Moment::now())
+    }
+
+    /// [`apply_chat_template`](Self::apply_chat_template) at the moment `now`: templates that write the
+    /// date write that one.
+    ///
+    /// # Errors
+    ///
+    /// As [`apply_chat_template`](Self::apply_chat_template).
+    pub fn apply_chat_template_at(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        now: Moment,
+    ) -> Result<String, LoadError> {
         let Some(template) = &self.chat_template else {
             return Err(LoadError::Tokenizer {
                 path: self.path.clone(),
@@ -189,13 +206,7 @@ impl LlamaTokenizer {
             ("eos_token", self.eos_token.as_deref()),
         ];
         let rendered = caught(&self.path, || {
-            chat::render(
-                template,
-                messages,
-                add_generation_prompt,
-                &special,
-                chat::now,
-            )
+            chat::render(template, messages, add_generation_prompt, &special, now)
         })?;
         rendered.map_err(|error| LoadError::Tokenizer {
             path: self.path.clone(),

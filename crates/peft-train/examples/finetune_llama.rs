@@ -2,16 +2,16 @@
 
 use std::error::Error;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, ValueEnum};
-use peft_core::PeftModule as _;
-use peft_models::{GenerateConfig, Llama, LlamaLoader, LlamaTokenizer, Message};
+use peft_core::{PeftModule as _, files};
+use peft_models::{GenerateConfig, Llama, LlamaLoader, LlamaTokenizer, Message, Moment};
 use peft_quantization::QLoraConfig;
-use peft_reparameterization::LoraConfig;
+use peft_reparameterization::{LoraConfig, METHODS};
 use peft_train::{
     Control, Dataset, Evaluation, Length, Progress, Schedule, TrainConfig, Trainer, Warmup,
     checkpoint, evaluate,
@@ -36,6 +36,9 @@ struct Arguments {
     /// LoRA on the model as it is, or on 4-bit weights
     #[arg(long, value_enum, default_value_t = Method::Lora)]
     method: Method,
+    /// Begin with a saved adapter, in place of a fresh one; it has its own rank and targets
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    adapter: Option<PathBuf>,
     /// Rank of the adapter; its alpha is twice that
     #[arg(long, default_value_t = 16)]
     rank: usize,
@@ -63,6 +66,15 @@ struct Arguments {
     /// Seed of the adapter, of the data's order and of samples
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// The time for chat templates that write one, such as 2026-11-30T08:15:00+01:00; the present if not given
+    #[arg(long, value_name = "TIME")]
+    time: Option<Moment>,
+    /// Steps between checkpoints; a quarter of all if not given
+    #[arg(long, value_name = "STEPS")]
+    save_every: Option<usize>,
+    /// Checkpoints that are kept
+    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    keep: usize,
     /// Where checkpoints and the adapter go
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -116,7 +128,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         )
         .into());
     }
-    let config = config(arguments);
+    let config = config(arguments, newest.as_deref())?;
     let tokenizer = LlamaTokenizer::load(&arguments.model)?;
     let data = Dataset::load(&arguments.data, &tokenizer, &config)?;
     let (rows, targets) = (data.len(), data.targets());
@@ -152,9 +164,10 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     }
     sample("before", arguments, &base, &tokenizer)?;
 
-    let model = match arguments.method {
-        Method::Lora => base.attach(ADAPTER, &lora)?,
-        Method::Qlora | Method::QloraLoftq => packer.attach(&base, ADAPTER)?,
+    let model = match (&arguments.adapter, arguments.method) {
+        (Some(folder), _) => base.load_adapter(ADAPTER, folder, METHODS)?,
+        (None, Method::Lora) => base.attach(ADAPTER, &lora)?,
+        (None, Method::Qlora | Method::QloraLoftq) => packer.attach(&base, ADAPTER)?,
     };
     drop(base);
     println!("{}", model.summary());
@@ -196,7 +209,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     model.save_adapter(ADAPTER, &folder)?;
     println!("the adapter is in {}", folder.display());
     let file = arguments.out.join("outcome.json");
-    std::fs::write(&file, serde_json::to_string_pretty(&outcome)?)?;
+    files::write(&file, serde_json::to_string_pretty(&outcome)?)?;
     if let Some(dir) = &arguments.merge {
         model.merge_and_unload()?.export(dir, Some(&tokenizer))?;
         println!("the merged model is in {}", dir.display());
@@ -204,9 +217,10 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn config(arguments: &Arguments) -> TrainConfig {
-    let every = (arguments.steps / 4).max(1);
-    TrainConfig::new()
+/// The settings; those of a run that goes on from `newest` if there is one.
+fn config(arguments: &Arguments, newest: Option<&Path>) -> Result<TrainConfig, Box<dyn Error>> {
+    let quarter = (arguments.steps / 4).max(1);
+    let mut config = TrainConfig::new()
         .with_length(Length::Steps(arguments.steps))
         .with_batch_size(arguments.batch_size)
         .with_gradient_accumulation(arguments.accumulation)
@@ -218,8 +232,17 @@ fn config(arguments: &Arguments) -> TrainConfig {
         .with_min_lr_ratio(0.1)
         .with_seed(arguments.seed)
         .with_eval_every(arguments.steps)
-        .with_save_every(every)
-        .with_gradient_checkpointing(arguments.checkpointing)
+        .with_save_every(arguments.save_every.unwrap_or(quarter))
+        .with_keep_last(arguments.keep)
+        .with_gradient_checkpointing(arguments.checkpointing);
+    // What the date was when the run began is a part of its data.
+    if let Some(newest) = newest {
+        config = config.with_time(checkpoint::time(newest)?);
+    }
+    if let Some(time) = arguments.time {
+        config = config.with_time(time);
+    }
+    Ok(config)
 }
 
 fn say(when: &str, evaluation: &Evaluation) {

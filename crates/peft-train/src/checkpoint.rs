@@ -9,16 +9,23 @@
 //! | `best.safetensors` | the values with the lowest held-out loss, with `keep_best` |
 //! | `trainer_state.json` | step, losses, evaluations, configuration, rates of groups, digests of base and data |
 //!
-//! A folder gets its name, `checkpoint-<step>`, when all of it is on the disk.
+//! A folder gets its name, `checkpoint-<step>`, when all of it is on the disk, and older ones are deleted after
+//! that: whenever a run is killed, and whatever the disk refuses, the last checkpoint is whole. The output folder
+//! is one run's at a time (`.lock`); what killed runs left unfinished is deleted when the next one begins.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use peft_core::{PeftModule, Training};
+use peft_core::files::{self, NewFolder};
+use peft_core::{PeftModule, Training, write_tensors};
+use peft_models::Moment;
+use serde_json::Value;
 
 use crate::error::io;
 use crate::optimizer::AdamW;
+use crate::output::Output;
+use crate::run::Run;
 use crate::state::State;
 use crate::tensors::{self, Tensors};
 use crate::{Error, Result, trained};
@@ -33,7 +40,7 @@ pub const SCHEDULE_FILE: &str = "schedule.safetensors";
 pub const BEST_FILE: &str = "best.safetensors";
 /// File name of where the run is.
 pub const STATE_FILE: &str = "trainer_state.json";
-const PREFIX: &str = "checkpoint-";
+pub(crate) const PREFIX: &str = "checkpoint-";
 
 /// The checkpoints in `dir` with their steps, oldest first; none if there is no such folder.
 ///
@@ -57,75 +64,82 @@ pub fn list(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
     Ok(found)
 }
 
-/// The checkpoint in `dir` with the most steps, if there is one.
+/// The complete checkpoint in `dir` with the most steps, if there is one. Damaged ones, of which files are
+/// missing or cut off, are passed over.
 ///
 /// # Errors
 ///
 /// [`Error::Io`] if the folder cannot be read.
 pub fn latest(dir: &Path) -> Result<Option<PathBuf>> {
-    Ok(list(dir)?.pop().map(|(_, path)| path))
+    let found = list(dir)?.into_iter().rev();
+    let mut complete = found.filter(|(step, path)| is_complete(path, *step));
+    Ok(complete.next().map(|(_, path)| path))
 }
 
-/// Refuses a folder with checkpoints that are not of this run, which goes on at `step`, from `resumed` if from
-/// any: they would be taken for its own later.
-pub(crate) fn refuse_others(dir: &Path, resumed: Option<&Path>, step: usize) -> Result<()> {
-    let place = resumed.and_then(|path| path.canonicalize().ok());
-    let place = place.as_deref().and_then(Path::parent);
-    let own = place.is_some() && place == dir.canonicalize().ok().as_deref();
-    let mut found = list(dir)?.into_iter().rev();
-    match found.find(|(found, _)| !own || *found > step) {
-        Some((_, path)) => Err(Error::Occupied { path }),
-        None => Ok(()),
-    }
+/// The time that the run of a checkpoint gave to chat templates. Data with dates in them are made anew with it:
+///
+/// ```no_run
+/// # use peft_train::{TrainConfig, checkpoint};
+/// # fn main() -> peft_train::Result<()> {
+/// let mut config = TrainConfig::new();
+/// let newest = checkpoint::latest("runs/mine".as_ref())?;
+/// if let Some(newest) = &newest {
+///     config = config.with_time(checkpoint::time(newest)?);
+/// }
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+///
+/// [`Error::Io`], and [`Error::Resume`] if it is no checkpoint.
+pub fn time(path: &Path) -> Result<Moment> {
+    Ok(state(path)?.time())
 }
 
-/// Writes a checkpoint into `dir` and deletes all but the `keep` newest of those up to it.
+/// Whether all files that a run goes on from are there and as long as they should be.
+pub(crate) fn is_complete(path: &Path, step: usize) -> bool {
+    let text = fs::read(path.join(STATE_FILE)).unwrap_or_default();
+    let told = serde_json::from_slice::<Value>(&text).unwrap_or_default();
+    let best = path.join(BEST_FILE);
+    told["step"] == step
+        && [TRAINED_FILE, OPTIMIZER_FILE, SCHEDULE_FILE]
+            .iter()
+            .all(|name| tensors::is_whole(&path.join(name)))
+        && (!best.exists() || tensors::is_whole(&best))
+}
+
+/// Writes a checkpoint and deletes all but the `keep` newest of those up to it. After an error, those that were
+/// there are there.
 pub(crate) fn save<M: PeftModule>(
-    dir: &Path,
+    output: &Output,
+    run: &Run,
     model: &M,
-    optimizer: &AdamW,
-    training: &Training,
-    best: Option<&Tensors>,
-    state: &State,
     keep: usize,
 ) -> Result<PathBuf> {
-    let step = state.step;
-    let path = dir.join(format!("{PREFIX}{step}"));
-    let partial = dir.join(format!(".{PREFIX}{step}.partial"));
-    remove(&partial)?;
-    fs::create_dir_all(&partial).map_err(io(&partial))?;
+    let step = run.state.step;
+    let path = output.dir().join(format!("{PREFIX}{step}"));
+    let folder = NewFolder::new(&path)?;
+    let place = folder.path();
     let adapters = model.adapters();
     for name in &adapters {
         let folder = if adapters.len() == 1 {
-            partial.clone()
+            place.to_path_buf()
         } else {
-            partial.join(name)
+            place.join(name)
         };
         model.save_adapter(name, folder)?;
     }
-    tensors::write(&partial.join(TRAINED_FILE), &trained::values(model))?;
-    tensors::write(&partial.join(OPTIMIZER_FILE), &optimizer.state(model))?;
-    training.save(partial.join(SCHEDULE_FILE))?;
-    if let Some(best) = best {
-        tensors::write(&partial.join(BEST_FILE), best)?;
+    write_tensors(&place.join(TRAINED_FILE), &trained::values(model))?;
+    write_tensors(&place.join(OPTIMIZER_FILE), &run.optimizer.state(model))?;
+    run.training.save(place.join(SCHEDULE_FILE))?;
+    if let Some(best) = &run.best {
+        write_tensors(&place.join(BEST_FILE), best)?;
     }
-    let text = serde_json::to_string_pretty(state).expect("a state is JSON");
-    tensors::write_bytes(&partial.join(STATE_FILE), text.as_bytes())?;
-    remove(&path)?;
-    fs::rename(&partial, &path).map_err(io(&path))?;
-    let mut own = list(dir)?;
-    own.retain(|(found, _)| *found <= step);
-    for (_, old) in &own[..own.len().saturating_sub(keep)] {
-        remove(old)?;
-    }
+    let text = serde_json::to_string_pretty(&run.state).expect("a state is JSON");
+    files::write(place.join(STATE_FILE), text)?;
+    folder.commit()?;
+    output.thin(step, keep)?;
     Ok(path)
-}
-
-fn remove(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).map_err(io(dir))?;
-    }
-    Ok(())
 }
 
 /// What [`load`] gives.
@@ -136,27 +150,34 @@ pub(crate) struct Loaded<M> {
     pub(crate) best: Option<Tensors>,
 }
 
-/// Puts a checkpoint into `model` and `optimizer`; `fresh` is the run's state before its first step.
+fn wrong(path: &Path, reason: String) -> Error {
+    Error::Resume {
+        path: path.into(),
+        reason,
+    }
+}
+
+fn state(path: &Path) -> Result<State> {
+    let file = path.join(STATE_FILE);
+    let text = fs::read_to_string(&file).map_err(io(&file))?;
+    serde_json::from_str(&text).map_err(|error| wrong(&file, format!("no state of a run: {error}")))
+}
+
+/// A copy of `model` with a checkpoint's values, and `optimizer` with its moments; `fresh` is the run's state
+/// before its first step.
 pub(crate) fn load<M: PeftModule>(
     path: &Path,
-    model: M,
+    model: &M,
     optimizer: &mut AdamW,
     fresh: &State,
 ) -> Result<Loaded<M>> {
-    let wrong = |path: &Path, reason: String| Error::Resume {
-        path: path.into(),
-        reason,
-    };
-    let file = path.join(STATE_FILE);
-    let text = fs::read_to_string(&file).map_err(io(&file))?;
-    let state: State = serde_json::from_str(&text)
-        .map_err(|error| wrong(&file, format!("no state of a run: {error}")))?;
+    let state = state(path)?;
     if let Some(reason) = fresh.conflict(&state) {
         return Err(wrong(path, reason));
     }
     let file = path.join(TRAINED_FILE);
     let values = tensors::read(&file)?;
-    let model = trained::restored(model, &values).map_err(|reason| wrong(&file, reason))?;
+    let model = trained::restored(model.clone(), &values).map_err(|reason| wrong(&file, reason))?;
     let file = path.join(OPTIMIZER_FILE);
     let moments = tensors::read(&file)?;
     optimizer
@@ -181,7 +202,18 @@ pub(crate) fn load<M: PeftModule>(
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::TensorData;
+
     use super::*;
+
+    /// What makes a folder a checkpoint of that step.
+    fn written(path: &Path, step: usize) {
+        let tensors = Tensors::from([("a".into(), TensorData::new(vec![1.0_f32; 3], [3]))]);
+        for name in [TRAINED_FILE, OPTIMIZER_FILE, SCHEDULE_FILE, BEST_FILE] {
+            write_tensors(&path.join(name), &tensors).unwrap();
+        }
+        fs::write(path.join(STATE_FILE), format!("{{\"step\": {step}}}")).unwrap();
+    }
 
     #[test]
     fn checkpoints_are_ordered_by_their_steps() {
@@ -202,8 +234,38 @@ mod tests {
             .map(|(step, _)| step)
             .collect();
         assert_eq!(steps, [9, 10]);
-        let newest = latest(dir.path()).unwrap().unwrap();
-        assert!(newest.ends_with("checkpoint-10"));
+        assert_eq!(latest(dir.path()).unwrap(), None, "they are empty");
         assert_eq!(latest(&dir.path().join("nothing")).unwrap(), None);
+    }
+
+    #[test]
+    fn the_latest_checkpoint_is_one_that_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let [old, new] = [9, 10].map(|step| {
+            let path = dir.path().join(format!("{PREFIX}{step}"));
+            written(&path, step);
+            path
+        });
+        let newest = || latest(dir.path()).unwrap().unwrap();
+        assert_eq!(newest(), new);
+        for name in [
+            TRAINED_FILE,
+            OPTIMIZER_FILE,
+            SCHEDULE_FILE,
+            BEST_FILE,
+            STATE_FILE,
+        ] {
+            let bytes = fs::read(new.join(name)).unwrap();
+            fs::write(new.join(name), &bytes[..bytes.len() - 1]).unwrap();
+            assert_eq!(newest(), old, "{name}");
+            fs::write(new.join(name), &bytes).unwrap();
+            assert_eq!(newest(), new);
+        }
+        // Of another step, or with a file missing.
+        fs::write(new.join(STATE_FILE), "{\"step\": 9}").unwrap();
+        assert_eq!(newest(), old);
+        written(&new, 10);
+        fs::remove_file(new.join(OPTIMIZER_FILE)).unwrap();
+        assert_eq!(newest(), old);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use peft_models::Moment;
 use serde::{Deserialize, Serialize};
 
 use crate::data::ChatTemplate;
@@ -29,6 +30,10 @@ pub struct TrainConfig {
     pub completion_only: bool,
     /// How conversations are written out. Default: none, by the tokenizer's own chat template.
     pub chat: Option<ChatTemplate>,
+    /// The present time for chat templates that write one, as Llama 3.1's do with the date. Default: the second
+    /// in which the configuration was made. A run that goes on takes the time that it began with
+    /// ([`checkpoint::time`](crate::checkpoint::time)).
+    pub time: Moment,
     /// Highest learning rate. Default: 2e-4. Over 0.
     pub learning_rate: f64,
     /// How it falls. Default: linear.
@@ -80,6 +85,7 @@ impl Default for TrainConfig {
             packing: false,
             completion_only: true,
             chat: None,
+            time: Moment::now(),
             learning_rate: 2e-4,
             schedule: Schedule::default(),
             warmup: Warmup::Steps(0),
@@ -130,6 +136,8 @@ setters! {
     with_completion_only(completion_only: bool) => completion_only = completion_only;
     /// Sets how conversations are written out, whatever the tokenizer's template.
     with_chat(template: ChatTemplate) => chat = Some(template);
+    /// Sets the time that chat templates write.
+    with_time(time: Moment) => time = time;
     /// Sets the highest learning rate.
     with_learning_rate(rate: f64) => learning_rate = rate;
     /// Sets how the learning rate falls.
@@ -276,7 +284,8 @@ mod tests {
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<TrainConfig>(&text).unwrap(), config);
         let short = r#"{"length": {"steps": 30}, "warmup": {"ratio": 0.1}, "schedule": "cosine"}"#;
-        assert_eq!(serde_json::from_str::<TrainConfig>(short).unwrap(), config);
+        let short: TrainConfig = serde_json::from_str(short).unwrap();
+        assert_eq!(short.with_time(config.time), config);
         let error = serde_json::from_str::<TrainConfig>(r#"{"lerning_rate": 1}"#).unwrap_err();
         assert!(error.to_string().contains("lerning_rate"), "{error}");
     }

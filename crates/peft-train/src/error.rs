@@ -94,7 +94,7 @@ pub enum Error {
     /// The loss or its gradient is no number any more.
     #[error(
         "step {step}: the {what} is {value}. Try a lower `learning_rate`, a longer `warmup` or a lower \
-         `max_grad_norm`, or go on from an earlier checkpoint"
+         `max_grad_norm`; the adapter of an earlier checkpoint can be loaded and trained on with these"
     )]
     Diverged {
         /// The step, counted from 1.
@@ -120,6 +120,15 @@ pub enum Error {
     )]
     Occupied {
         /// The checkpoint.
+        path: PathBuf,
+    },
+    /// Another run writes into the output folder.
+    #[error(
+        "another run writes its checkpoints into {path}: wait for its end, or give another folder",
+        path = path.display()
+    )]
+    InUse {
+        /// The folder.
         path: PathBuf,
     },
     /// A file could not be read or written.

@@ -29,6 +29,14 @@ pub enum Event {
         /// Its folder.
         path: PathBuf,
     },
+    /// A checkpoint could not be written: the disk is full, say. The run goes on with those that are there,
+    /// and tries again at its next checkpoint. Of the last one nothing is told: its error ends the run.
+    SaveFailed {
+        /// Steps done.
+        step: usize,
+        /// Why not.
+        reason: String,
+    },
 }
 
 /// One step.

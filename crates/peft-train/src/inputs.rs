@@ -58,7 +58,7 @@ impl Inputs {
         })
     }
 
-    /// Why a run with these cannot go on from one with `saved`; none if it can.
+    /// Why a run with these cannot go on from one with `saved`, apart from the data; none if it can.
     pub(crate) fn conflict(&self, saved: &Self) -> Option<String> {
         if let Some(name) = differing(&self.adapters, &saved.adapters) {
             return Some(format!(
@@ -89,12 +89,15 @@ impl Inputs {
                  `with_rate` as for that run"
             ));
         }
-        let files = "use the same files in the same order";
+        None
+    }
+
+    /// Which data differ from those of `saved`; none if none do.
+    pub(crate) fn other_data(&self, saved: &Self) -> Option<&'static str> {
         if self.data != saved.data {
-            return Some(format!("that run had other training data; {files}"));
+            return Some("training");
         }
-        (self.held_out != saved.held_out)
-            .then(|| format!("that run had other held-out data; {files}"))
+        (self.held_out != saved.held_out).then_some("held-out")
     }
 }
 

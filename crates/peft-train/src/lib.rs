@@ -31,7 +31,8 @@
 //! | [`checkpoint`] | folders that a run goes on from, with the same numbers to the last bit |
 //! | [`AdamW`], [`clip_by_norm`] | the optimizer and clipping, for loops of one's own |
 //!
-//! A model is trained through [`CausalLm`]; `peft_models::Llama` implements it.
+//! A model is trained through [`CausalLm`]; `peft_models::Llama` implements it. Whatever goes wrong, the model comes
+//! back with the error: [`Interrupted`].
 
 mod check;
 pub mod checkpoint;
@@ -43,12 +44,15 @@ mod evaluate;
 mod event;
 mod gradients;
 mod inputs;
+mod interrupted;
 mod llama;
 mod memory;
 mod model;
 mod optimizer;
 mod outcome;
+mod output;
 mod progress;
+mod run;
 mod schedule;
 mod state;
 mod tensors;
@@ -61,9 +65,10 @@ pub use error::{Error, Result};
 pub use evaluate::evaluate;
 pub use event::{Control, Event, StepReport};
 pub use gradients::clip_by_norm;
+pub use interrupted::Interrupted;
 pub use model::{CausalLm, Limits};
 pub use optimizer::AdamW;
-pub use outcome::{Ending, Evaluation, TrainOutcome};
+pub use outcome::{Ending, Evaluation, FailedSave, TrainOutcome};
 pub use progress::Progress;
 pub use schedule::{Length, Schedule, Warmup};
 pub use trainer::Trainer;

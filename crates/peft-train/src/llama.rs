@@ -2,7 +2,7 @@
 
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use peft_models::{Llama, LlamaTokenizer, LmBatch, LoadError, Message};
+use peft_models::{Llama, LlamaTokenizer, LmBatch, LoadError, Message, Moment};
 
 use crate::data::Tokenize;
 use crate::model::{CausalLm, Limits};
@@ -44,7 +44,7 @@ impl Tokenize for LlamaTokenizer {
         LlamaTokenizer::eos(self).first().copied()
     }
 
-    fn chat(&self, messages: &[Message], reply: bool) -> Result<String, LoadError> {
-        self.apply_chat_template(messages, reply)
+    fn chat(&self, messages: &[Message], reply: bool, now: Moment) -> Result<String, LoadError> {
+        self.apply_chat_template_at(messages, reply, now)
     }
 }

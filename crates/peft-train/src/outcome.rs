@@ -30,6 +30,17 @@ pub enum Ending {
     EarlyStopped,
     /// The observer asked for it; the run can go on from its last checkpoint.
     Stopped,
+    /// An error ended it: [`Interrupted`](crate::Interrupted).
+    Failed,
+}
+
+/// A checkpoint that could not be written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedSave {
+    /// Steps done.
+    pub step: usize,
+    /// Why not.
+    pub reason: String,
 }
 
 /// What came out of a run, earlier parts of it included where it went on from a checkpoint.
@@ -49,6 +60,26 @@ pub struct TrainOutcome {
     pub tokens: usize,
     /// Seconds of training, evaluations included, checkpoints not.
     pub seconds: f64,
+    /// Checkpoints that could not be written while the run went on.
+    #[serde(default)]
+    pub failed_saves: Vec<FailedSave>,
     /// The highest number of resident bytes during this part of the run; 0 where it cannot be read.
     pub peak_rss: u64,
+}
+
+impl TrainOutcome {
+    /// Of a run that did not begin.
+    pub(crate) fn none() -> Self {
+        Self {
+            steps: 0,
+            ending: Ending::Failed,
+            losses: Vec::new(),
+            evaluations: Vec::new(),
+            best: None,
+            tokens: 0,
+            seconds: 0.0,
+            failed_saves: Vec::new(),
+            peak_rss: 0,
+        }
+    }
 }

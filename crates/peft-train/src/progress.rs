@@ -57,6 +57,11 @@ impl Progress {
                 ));
             }
             Event::Saved { path } => self.say(&format!("saved {}", path.display())),
+            Event::SaveFailed { step, reason } => {
+                self.say(&format!(
+                    "step {step} could not be saved, going on: {reason}"
+                ));
+            }
         }
     }
 

@@ -1,14 +1,18 @@
 //! Where a run is, apart from what the model learned.
 
+use peft_models::Moment;
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use crate::TrainConfig;
 use crate::inputs::Inputs;
-use crate::outcome::{Ending, Evaluation, TrainOutcome};
+use crate::outcome::{Ending, Evaluation, FailedSave, TrainOutcome};
 
 /// Version of the file.
 const VERSION: u32 = 1;
+/// The way out where a run cannot go on as it was.
+const ANEW: &str = "to train on with this, load the adapter that the checkpoint holds with `load_adapter` and \
+                    start a new run from it";
 
 /// All of a run that is neither model nor optimizer. The order of the rows, the learning rate and the
 /// seeds of dropout follow from the step and the configuration, so there is no more to keep.
@@ -28,6 +32,9 @@ pub(crate) struct State {
     pub(crate) best: Option<Evaluation>,
     pub(crate) tokens: usize,
     pub(crate) seconds: f64,
+    /// Checkpoints that could not be written.
+    #[serde(default)]
+    pub(crate) failed_saves: Vec<FailedSave>,
     config: TrainConfig,
     inputs: Inputs,
 }
@@ -46,6 +53,7 @@ impl State {
             best: None,
             tokens: 0,
             seconds: 0.0,
+            failed_saves: Vec::new(),
             config: config.clone(),
             inputs,
         }
@@ -58,7 +66,8 @@ impl State {
 
     /// Why this run, told by a state before its first step, cannot go on from `saved`; none if it can.
     ///
-    /// Settings that only say when something is written may differ.
+    /// Settings that only say when something is written may differ, and so may the time as long as the data do
+    /// not.
     pub(crate) fn conflict(&self, saved: &Self) -> Option<String> {
         if saved.version != VERSION {
             let found = saved.version;
@@ -70,6 +79,7 @@ impl State {
             let config = TrainConfig {
                 save_every: None,
                 keep_last: 1,
+                time: saved.config.time,
                 ..config.clone()
             };
             serde_json::to_value(config).expect("a configuration is JSON")
@@ -78,11 +88,31 @@ impl State {
         let mut names = ours.as_object().into_iter().flat_map(Map::keys);
         if let Some(name) = names.find(|name| ours[*name] != theirs[*name]) {
             return Some(format!(
-                "that run has {} for `{name}`, this one {}; use the same configuration, or start a new run",
+                "that run has {} for `{name}`, this one {}; use the same configuration to go on; {ANEW}",
                 theirs[name], ours[name]
             ));
         }
-        self.inputs.conflict(&saved.inputs)
+        if let Some(reason) = self.inputs.conflict(&saved.inputs) {
+            return Some(reason);
+        }
+        let what = self.inputs.other_data(&saved.inputs)?;
+        let (began, time) = (saved.config.time, self.config.time);
+        let hint = if began == time {
+            String::new()
+        } else {
+            format!(
+                "; if the chat template writes the time, give the configuration the run's, {began}, as \
+                 `checkpoint::time` does"
+            )
+        };
+        Some(format!(
+            "that run had other {what} data; use the same files in the same order to go on{hint}; {ANEW}"
+        ))
+    }
+
+    /// When the run began.
+    pub(crate) fn time(&self) -> Moment {
+        self.config.time
     }
 
     /// Whether there are values of a best evaluation, which the run ends with.
@@ -122,6 +152,7 @@ impl State {
             best: self.best,
             tokens: self.tokens,
             seconds: self.seconds,
+            failed_saves: self.failed_saves,
             peak_rss,
         }
     }
@@ -143,10 +174,12 @@ mod tests {
         assert_eq!(state(&other).conflict(&saved), None);
         let other = config.clone().with_learning_rate(1e-3);
         let conflict = state(&other).conflict(&saved).unwrap();
-        assert!(
-            conflict.contains("learning_rate") && conflict.contains("0.0002"),
-            "{conflict}"
-        );
+        for part in ["learning_rate", "0.0002", "`load_adapter`"] {
+            assert!(conflict.contains(part), "{conflict}");
+        }
+        // The time decides nothing by itself.
+        let other = config.clone().with_time("2001-01-01".parse().unwrap());
+        assert_eq!(state(&other).conflict(&saved), None);
         let version = State {
             version: VERSION + 1,
             ..saved

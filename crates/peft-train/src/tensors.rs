@@ -1,12 +1,12 @@
 //! Safetensors files of the loop's own: exact, in the tensors' own number formats.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::Read as _;
 use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 
 use crate::error::io;
 use crate::{Error, Result};
@@ -29,32 +29,6 @@ fn wrong(path: &Path, reason: String) -> Error {
     }
 }
 
-/// Writes `bytes` to a file, and waits until they are on the disk.
-pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = File::create(path).map_err(io(path))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(io(path))
-}
-
-pub(crate) fn write(path: &Path, tensors: &Tensors) -> Result<()> {
-    let mut views = Vec::with_capacity(tensors.len());
-    for (name, data) in tensors {
-        let found = DTYPES.iter().find(|(burn, _)| *burn == data.dtype());
-        let Some((_, dtype)) = found else {
-            let reason = format!("`{name}` is {:?}, which is not written", data.dtype());
-            return Err(wrong(path, reason));
-        };
-        let view = TensorView::new(*dtype, data.shape().to_vec(), data.as_bytes())
-            .map_err(|error| wrong(path, format!("`{name}`: {error}")))?;
-        views.push((name.as_str(), view));
-    }
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let bytes = safetensors::serialize(views, Some(metadata))
-        .map_err(|error| wrong(path, error.to_string()))?;
-    write_bytes(path, &bytes)
-}
-
 pub(crate) fn read(path: &Path) -> Result<Tensors> {
     let bytes = fs::read(path).map_err(io(path))?;
     let file = SafeTensors::deserialize(&bytes)
@@ -72,6 +46,25 @@ pub(crate) fn read(path: &Path) -> Result<Tensors> {
     Ok(tensors)
 }
 
+/// Whether the file is as long as its header says: what a look at its beginning can tell.
+pub(crate) fn is_whole(path: &Path) -> bool {
+    let whole = || {
+        let mut file = File::open(path).ok()?;
+        let size = file.metadata().ok()?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length).ok()?;
+        let length = u64::from_le_bytes(length);
+        if length > size {
+            return None;
+        }
+        let mut header = Vec::new();
+        file.take(length).read_to_end(&mut header).ok()?;
+        let header: Metadata = serde_json::from_slice(&header).ok()?;
+        Some(8 + length + header.data_len() as u64 == size)
+    };
+    whole().unwrap_or(false)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,12 +76,18 @@ mod tests {
         let whole = TensorData::new(vec![1.5_f32, -2.0e-30, 0.1, 3.0, 4.0, 5.0], [2, 3]);
         let half = whole.clone().convert_dtype(DType::BF16);
         let tensors = Tensors::from([("a.b".into(), whole), ("c".into(), half)]);
-        write(&path, &tensors).unwrap();
+        peft_core::write_tensors(&path, &tensors).unwrap();
         assert_eq!(read(&path).unwrap(), tensors);
+        assert!(is_whole(&path));
 
         let bytes = fs::read(&path).unwrap();
-        fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-        let error = read(&path).unwrap_err().to_string();
-        assert!(error.contains("tensors.safetensors"), "{error}");
+        for length in [bytes.len() - 1, bytes.len() / 2, 8, 3, 0] {
+            fs::write(&path, &bytes[..length]).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains("tensors.safetensors"), "{error}");
+            assert!(!is_whole(&path), "{length} bytes");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(!is_whole(&path));
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use crate::tensors::Tensors;
 
@@ -78,6 +78,13 @@ pub(crate) fn values<M: Module>(model: &M) -> Tensors {
     let mut read = Read::default();
     model.visit(&mut read);
     read.values
+}
+
+/// Whether all values are numbers.
+pub(crate) fn finite<M: Module>(model: &M) -> bool {
+    let values = values(model);
+    let finite = |data: &TensorData| data.iter::<f64>().all(f64::is_finite);
+    values.values().all(finite)
 }
 
 struct Fill<'a> {
@@ -193,6 +200,11 @@ mod tests {
         );
         assert_eq!(count(&given), 2);
         assert_ne!(values(&other), values_given);
+        assert!(finite(&given));
+        let mut broken = values_given.clone();
+        let data = broken.values_mut().last().unwrap();
+        data.as_mut_slice::<f32>().unwrap()[1] = f32::NAN;
+        assert!(!finite(&restored(given.clone(), &broken).unwrap()));
         let restored = restored(other, &values_given).unwrap();
         assert_eq!(values(&restored), values_given);
         assert_eq!(count(&restored), 2, "they still get gradients");

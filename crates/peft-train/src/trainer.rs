@@ -1,12 +1,10 @@
 //! The loop.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::module::ParamGroup;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::Device;
-use peft_core::Training;
 
 use crate::check::check;
 use crate::data::Dataset;
@@ -14,12 +12,14 @@ use crate::evaluate::measure;
 use crate::event::{Control, Event, StepReport};
 use crate::gradients::clip_by_norm;
 use crate::inputs::Inputs;
+use crate::interrupted::Interrupted;
 use crate::model::CausalLm;
 use crate::optimizer::AdamW;
-use crate::outcome::TrainOutcome;
+use crate::outcome::{Ending, FailedSave, TrainOutcome};
+use crate::output::Output;
+use crate::run::{Learned, Run};
 use crate::schedule::{Plan, mix};
 use crate::state::State;
-use crate::tensors::Tensors;
 use crate::{Error, Result, TrainConfig, checkpoint, memory, trained};
 
 /// Who is told of a run.
@@ -31,29 +31,16 @@ type Observer<'a> = Box<dyn FnMut(&Event) -> Control + 'a>;
 /// common norm and lets AdamW take them. Order of the rows, dropout and learning rate follow from the
 /// step's number and the configuration, so a run that goes on from a checkpoint computes what it would
 /// have computed anyway.
+///
+/// Dropout draws from the device's generator, and all CPU devices of a process have one. Runs with dropout that are
+/// to be repeatable are therefore not run at the same time in two threads of one process, nor beside anything else
+/// that draws there; in two processes they may.
 pub struct Trainer<'a> {
     config: TrainConfig,
     output: Option<PathBuf>,
     resume: Option<PathBuf>,
     rates: Vec<(ParamGroup, f64)>,
     observer: Option<Observer<'a>>,
-}
-
-/// What a run carries from step to step.
-struct Run<M> {
-    model: M,
-    optimizer: AdamW,
-    /// What the adapters' methods do besides being trained.
-    training: Training,
-    state: State,
-    /// Values of the best evaluation, with `keep_best`.
-    best: Option<Tensors>,
-    plan: Plan,
-    /// The model's, for seeds.
-    device: Device,
-    /// The rows of `epoch`, in its order.
-    order: Vec<usize>,
-    epoch: Option<usize>,
 }
 
 impl<'a> Trainer<'a> {
@@ -73,8 +60,12 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Writes checkpoints into `dir`, one at the end at least. Without it none are written. The folder may hold
-    /// checkpoints only of the run that is gone on with, and none of later steps.
+    /// Writes checkpoints into `dir`, one at the end at least, and one where a step goes wrong, of the steps before
+    /// it. Without it none are written. The folder may hold checkpoints only of the run that is gone on with, and
+    /// none of later steps; it is locked as long as the run writes there.
+    ///
+    /// A checkpoint that cannot be written, because the disk is full, say, ends no run: the observer is told, and
+    /// the next one is tried. The error of the last one comes back with the model.
     #[must_use]
     pub fn with_output(mut self, dir: impl Into<PathBuf>) -> Self {
         self.output = Some(dir.into());
@@ -115,56 +106,80 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::NothingToTrain`], [`Error::NotActive`], [`Error::NoTargets`]; [`Error::TooLong`] and
-    /// [`Error::UnknownToken`] for data that do not fit the model; [`Error::Config`] for settings that need
-    /// held-out data, and for a warmup as long as the run; [`Error::Resume`] for a checkpoint of another
-    /// run; [`Error::Occupied`] for an output folder that holds one; [`Error::Diverged`] as soon as a number
-    /// is none; [`Error::Io`], [`Error::Peft`].
+    /// [`Interrupted`], which gives the model back, for: [`Error::NothingToTrain`], [`Error::NotActive`],
+    /// [`Error::NoTargets`]; [`Error::TooLong`] and [`Error::UnknownToken`] for data that do not fit the model;
+    /// [`Error::Config`] for settings that need held-out data, and for a warmup as long as the run;
+    /// [`Error::Resume`] for a checkpoint of another run; [`Error::Occupied`] for an output folder that holds one,
+    /// [`Error::InUse`] for one that another run writes into; [`Error::Diverged`] as soon as a number is none;
+    /// [`Error::Io`], [`Error::Peft`].
     pub fn train<M: CausalLm>(
         &mut self,
         model: M,
         data: &Dataset,
         held_out: Option<&Dataset>,
-    ) -> Result<(M, TrainOutcome)> {
-        check(&self.config, &model, data, held_out)?;
+    ) -> Result<(M, TrainOutcome), Interrupted<M>> {
         memory::reset_peak();
-        let mut run = self.begin(model, data, held_out)?;
+        let (mut model, mut run) = match self.begin(&model, data, held_out) {
+            Ok((restored, run)) => (restored.unwrap_or(model), run),
+            Err(source) => return Err(Interrupted::at_start(model, source)),
+        };
         let steps = run.plan.steps;
         let done = run.state.step;
         let mut go_on = self.tell(&Event::Start { steps, done });
         while run.state.step < steps && !run.state.early_stopped && go_on {
-            run = self.step(run, data, &mut go_on)?;
+            let learned = match self.learn(&mut run, &model, data) {
+                Ok(learned) => learned,
+                Err(source) => {
+                    self.rescue(&mut run, &model);
+                    return Err(run.interrupted(model, Some(Ending::Failed), source));
+                }
+            };
+            let rate = learned.report.learning_rate;
+            model = run.optimizer.step(rate, model, learned.gradients);
+            model = (run.training.after_step(model))
+                .expect("the adapters are those that `before_step` found");
+            go_on = self.stepped(&mut run, learned.start, learned.report);
             let step = run.state.step;
             let due = |every: Option<usize>| every.is_some_and(|every| step.is_multiple_of(every));
             let last = step == steps;
             if let Some(held_out) = held_out
                 && (due(self.config.eval_every) || last)
             {
-                go_on &= self.evaluate(&mut run, held_out)?;
+                match self.evaluate(&mut run, &model, held_out) {
+                    Ok(wanted) => go_on &= wanted,
+                    Err(source) => {
+                        return Err(run.interrupted(model, Some(Ending::Failed), source));
+                    }
+                }
             }
             let ends = last || run.state.early_stopped || !go_on;
-            if due(self.config.save_every) || ends {
-                go_on &= self.save(&run)?;
+            if !ends && !due(self.config.save_every) {
+                continue;
+            }
+            match self.save(&mut run, &model, self.config.keep_last) {
+                Ok(wanted) => go_on &= wanted,
+                Err(source) => {
+                    go_on = !ends && self.save_failed(&mut run, &source);
+                    if !go_on {
+                        return Err(run.interrupted(model, None, source));
+                    }
+                }
             }
         }
-        let Run {
-            mut model,
-            state,
-            best,
-            ..
-        } = run;
-        if let Some(best) = &best {
+        if let Some(best) = &run.best {
             model = trained::restored(model, best).expect("the values are this model's");
         }
-        Ok((model, state.outcome(memory::peak())))
+        Ok((model, run.state.outcome(memory::peak())))
     }
 
+    /// The run before its first step, and the model of the checkpoint that it goes on from.
     fn begin<M: CausalLm>(
         &self,
-        model: M,
+        model: &M,
         data: &Dataset,
         held_out: Option<&Dataset>,
-    ) -> Result<Run<M>> {
+    ) -> Result<(Option<M>, Run)> {
+        check(&self.config, model, data, held_out)?;
         let plan = Plan::new(&self.config, data.len());
         let device = model.layout().like().0;
         let mut optimizer = AdamW::new(&self.config);
@@ -178,24 +193,26 @@ impl<'a> Trainer<'a> {
             }
             optimizer = optimizer.with_rate(group.clone(), *factor);
         }
-        let inputs = Inputs::new(&model, &optimizer, data, held_out)?;
+        let output = self.output.as_deref().map(Output::take).transpose()?;
+        let inputs = Inputs::new(model, &optimizer, data, held_out)?;
         let fresh = State::new(&self.config, plan.steps, inputs);
-        let (model, training, state, best) = match &self.resume {
-            None => {
-                let training = model.training(plan.steps)?;
-                (model, training, fresh, None)
-            }
+        let (restored, training, state, best) = match &self.resume {
+            None => (None, model.training(plan.steps)?, fresh, None),
             Some(path) => {
                 let loaded = checkpoint::load(path, model, &mut optimizer, &fresh)?;
-                (loaded.model, loaded.training, loaded.state, loaded.best)
+                let model = Some(loaded.model);
+                (model, loaded.training, loaded.state, loaded.best)
             }
         };
-        if let Some(output) = &self.output {
-            checkpoint::refuse_others(output, self.resume.as_deref(), state.step)?;
+        if let Some(output) = &output {
+            output.refuse_others(self.resume.as_deref(), state.step)?;
+            output.clean()?;
+            output.thin(state.step, self.config.keep_last)?;
         }
-        optimizer.prepare(&model);
-        Ok(Run {
-            model,
+        optimizer.prepare(restored.as_ref().unwrap_or(model));
+        let run = Run {
+            output,
+            saved: state.step,
             optimizer,
             training,
             state,
@@ -204,15 +221,12 @@ impl<'a> Trainer<'a> {
             device,
             order: Vec::new(),
             epoch: None,
-        })
+        };
+        Ok((restored, run))
     }
 
-    fn step<M: CausalLm>(
-        &mut self,
-        mut run: Run<M>,
-        data: &Dataset,
-        go_on: &mut bool,
-    ) -> Result<Run<M>> {
+    /// All of a step but the change of the model, which is as it was after an error.
+    fn learn<M: CausalLm>(&self, run: &mut Run, model: &M, data: &Dataset) -> Result<Learned> {
         let start = Instant::now();
         let done = run.state.step;
         let epoch = run.plan.epoch(done);
@@ -223,7 +237,7 @@ impl<'a> Trainer<'a> {
         let rows = &run.order[run.plan.range(done)];
         let (tokens, targets) = data.sizes(rows);
 
-        let (nll, gradients) = self.gradients(&run, data, rows, targets)?;
+        let (nll, gradients) = self.gradients(run, model, data, rows, targets)?;
         let loss = nll / targets as f64;
         let diverged = |what, value| Error::Diverged {
             step: done + 1,
@@ -233,34 +247,39 @@ impl<'a> Trainer<'a> {
         if !loss.is_finite() {
             return Err(diverged("loss", loss));
         }
-        let (mut gradients, norm) = clip_by_norm(gradients, &run.model, self.config.max_grad_norm);
+        let (mut gradients, norm) = clip_by_norm(gradients, model, self.config.max_grad_norm);
         if !norm.is_finite() {
             return Err(diverged("gradient norm", norm));
         }
-        let rate = self.config.learning_rate_at(done, run.plan.steps);
-        run.training.before_step(&run.model, &mut gradients)?;
-        run.model = run.optimizer.step(rate, run.model, gradients);
-        run.model = run.training.after_step(run.model)?;
+        run.training.before_step(model, &mut gradients)?;
+        Ok(Learned {
+            gradients,
+            start,
+            report: StepReport {
+                step: done + 1,
+                steps: run.plan.steps,
+                epoch: epoch + 1,
+                loss,
+                learning_rate: self.config.learning_rate_at(done, run.plan.steps),
+                gradient_norm: norm,
+                tokens,
+                seconds: 0.0,
+                resident: 0,
+            },
+        })
+    }
+
+    /// Takes a step into the state; false if the observer wants an end.
+    fn stepped(&mut self, run: &mut Run, start: Instant, mut report: StepReport) -> bool {
         // A device that works on its own is waited for; one that fails says so at the next value read.
         let _ = run.device.sync();
-
-        let seconds = start.elapsed().as_secs_f64();
+        report.seconds = start.elapsed().as_secs_f64();
+        report.resident = memory::resident();
         run.state.step += 1;
-        run.state.losses.push(loss);
-        run.state.tokens += tokens;
-        run.state.seconds += seconds;
-        *go_on = self.tell(&Event::Step(StepReport {
-            step: run.state.step,
-            steps: run.plan.steps,
-            epoch: epoch + 1,
-            loss,
-            learning_rate: rate,
-            gradient_norm: norm,
-            tokens,
-            seconds,
-            resident: memory::resident(),
-        }));
-        Ok(run)
+        run.state.losses.push(report.loss);
+        run.state.tokens += report.tokens;
+        run.state.seconds += report.seconds;
+        self.tell(&Event::Step(report))
     }
 
     /// Sum of the negative log likelihoods, and the gradients of their mean over all of the step's
@@ -268,7 +287,8 @@ impl<'a> Trainer<'a> {
     /// penalty, which counts once a step, are among them.
     fn gradients<M: CausalLm>(
         &self,
-        run: &Run<M>,
+        run: &Run,
+        model: &M,
         data: &Dataset,
         rows: &[usize],
         targets: usize,
@@ -283,37 +303,65 @@ impl<'a> Trainer<'a> {
             run.device.seed(mix(self.config.seed, index));
             let batch = data.batch(rows);
             let checkpointing = self.config.gradient_checkpointing;
-            let (nll, part) = run.model.nll_gradients(&batch, checkpointing, scale);
+            let (nll, part) = model.nll_gradients(&batch, checkpointing, scale);
             sum += nll;
-            gradients.accumulate(&run.model, part);
+            gradients.accumulate(model, part);
         }
-        if let Some(penalty) = run.training.penalty(&run.model)? {
-            let part = GradientsParams::from_grads(penalty.backward(), &run.model);
-            gradients.accumulate(&run.model, part);
+        if let Some(penalty) = run.training.penalty(model)? {
+            let part = GradientsParams::from_grads(penalty.backward(), model);
+            gradients.accumulate(model, part);
         }
         Ok((sum, gradients.grads()))
     }
 
     /// False if the observer wants an end.
-    fn evaluate<M: CausalLm>(&mut self, run: &mut Run<M>, held_out: &Dataset) -> Result<bool> {
+    fn evaluate<M: CausalLm>(
+        &mut self,
+        run: &mut Run,
+        model: &M,
+        held_out: &Dataset,
+    ) -> Result<bool> {
         let start = Instant::now();
         let (rows, step) = (self.config.batch_size, run.state.step);
-        let evaluation = measure(&run.model.valid(), held_out, rows, step)?;
+        let evaluation = measure(&model.valid(), held_out, rows, step)?;
         let best = run.state.evaluated(evaluation);
         if best && self.config.keep_best {
-            run.best = Some(trained::values(&run.model));
+            run.best = Some(trained::values(model));
         }
         run.state.seconds += start.elapsed().as_secs_f64();
         Ok(self.tell(&Event::Evaluated { evaluation, best }))
     }
 
     /// False if the observer wants an end.
-    fn save<M: CausalLm>(&mut self, run: &Run<M>) -> Result<bool> {
-        let Some(dir) = self.output.as_deref() else {
+    fn save<M: CausalLm>(&mut self, run: &mut Run, model: &M, keep: usize) -> Result<bool> {
+        let Some(output) = &run.output else {
             return Ok(true);
         };
-        let path = save_run(dir, run, self.config.keep_last)?;
+        let path = checkpoint::save(output, run, model, keep)?;
+        run.saved = run.state.step;
         Ok(self.tell(&Event::Saved { path }))
+    }
+
+    /// Takes in that a checkpoint could not be written; false if the observer wants an end.
+    fn save_failed(&mut self, run: &mut Run, error: &Error) -> bool {
+        let step = run.state.step;
+        let reason = error.to_string();
+        run.state.failed_saves.push(FailedSave {
+            step,
+            reason: reason.clone(),
+        });
+        self.tell(&Event::SaveFailed { step, reason })
+    }
+
+    /// Writes a checkpoint of the steps before one that went wrong, beside those that are there.
+    fn rescue<M: CausalLm>(&mut self, run: &mut Run, model: &M) {
+        let new = run.saved < run.state.step;
+        if new && run.output.is_some() && trained::finite(model) {
+            // What went wrong first is what the caller hears of; that the run ends is settled.
+            if let Err(error) = self.save(run, model, usize::MAX) {
+                self.save_failed(run, &error);
+            }
+        }
     }
 
     fn tell(&mut self, event: &Event) -> bool {
@@ -321,10 +369,4 @@ impl<'a> Trainer<'a> {
             .as_mut()
             .is_none_or(|observer| observer(event) == Control::Continue)
     }
-}
-
-fn save_run<M: CausalLm>(dir: &Path, run: &Run<M>, keep: usize) -> Result<PathBuf> {
-    let best = run.best.as_ref();
-    let (model, optimizer) = (&run.model, &run.optimizer);
-    checkpoint::save(dir, model, optimizer, &run.training, best, &run.state, keep)
 }

@@ -36,7 +36,7 @@ fn refusal<M: CausalLm>(
     config: TrainConfig,
 ) -> Error {
     let mut trainer = Trainer::new(config).unwrap();
-    trainer.train(model, data, held_out).unwrap_err()
+    trainer.train(model, data, held_out).unwrap_err().source
 }
 
 #[test]

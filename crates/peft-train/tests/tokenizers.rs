@@ -156,7 +156,7 @@ fn conversations_begin_as_generation_does() {
         let whole = tokenizer.encode(&whole, true).unwrap();
 
         let config = TrainConfig::new();
-        let (ids, targets) = row(Record::Chat(messages.clone()), &tokenizer, &config);
+        let (ids, targets) = row(Record::chat(messages.clone()), &tokenizer, &config);
         assert_eq!(ids, whole[..whole.len() - 1]);
         assert_eq!(ids[..given.len()], given);
         let reply = [i64::from(id("▁hello")), i64::from(EOS)];
@@ -174,7 +174,7 @@ fn conversations_begin_as_generation_does() {
             let text = template.render(asked, false);
             let config = TrainConfig::new().with_chat(template);
             let (ids, _) = row(
-                Record::Chat(vec![messages[0].clone(), messages[1].clone()]),
+                Record::chat(vec![messages[0].clone(), messages[1].clone()]),
                 &tokenizer,
                 &config,
             );

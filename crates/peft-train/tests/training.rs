@@ -155,7 +155,8 @@ fn another_run_is_not_gone_on_with() {
             trainer = trainer.with_output(dir.path());
         }
         let model = Bigram::new(0.0, &device());
-        trainer.train(model, data, None).map(|(_, outcome)| outcome)
+        let (_, outcome) = trainer.train(model, data, None)?;
+        Ok::<_, Error>(outcome)
     };
     run(config(2), &data).unwrap();
     assert_eq!(run(config(2), &data).unwrap().steps, 2, "it is at its end");
@@ -172,7 +173,7 @@ fn what_cannot_be_trained_is_refused_with_the_way_out() {
     let data = texts(&words(), &config);
     let refusal = |model: Bigram, data: &Dataset, config: &TrainConfig| {
         let mut trainer = Trainer::new(config.clone()).unwrap();
-        trainer.train(model, data, None).unwrap_err()
+        trainer.train(model, data, None).unwrap_err().source
     };
     let nan = refusal(Bigram::new(f32::NAN, &device()), &data, &config);
     assert!(matches!(nan, Error::Diverged { step: 1, .. }), "{nan}");

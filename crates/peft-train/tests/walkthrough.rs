@@ -1,12 +1,17 @@
 //! Every command of `docs/finetune-llama.md` runs: on a tiny model, with short texts, for a few steps.
 #![cfg(unix)]
 
+#[path = "common/example.rs"]
+mod example;
+
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+
+use example::{example, model};
 
 /// Makes the commands quick: later arguments replace earlier ones.
 const QUICK: &str = "--steps 3 --batch-size 2 --max-length 24 --rank 2";
@@ -30,19 +35,6 @@ fn commands(text: &str) -> Vec<String> {
         }
     }
     commands
-}
-
-/// The example, which `cargo test` builds beside the tests.
-fn example() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let folder = test.parent().and_then(Path::parent).unwrap();
-    let example = folder.join("examples/finetune_llama");
-    assert!(
-        example.exists(),
-        "{} is not there: `cargo test` of the whole crate builds it",
-        example.display()
-    );
-    example
 }
 
 #[test]
@@ -99,7 +91,6 @@ fn every_command_of_the_walk_through_runs() {
             .unwrap();
         }
     }
-    let model = root.join("crates/peft-models/tests/golden/generate/model");
     for command in runs {
         let (_, arguments) = command.split_once(" -- ").unwrap();
         let script = format!("\"$EXAMPLE\" {arguments} {QUICK}");
@@ -107,7 +98,7 @@ fn every_command_of_the_walk_through_runs() {
             .args(["-c", &script])
             .current_dir(dir.path())
             .env("EXAMPLE", example())
-            .env("MODEL", model.canonicalize().unwrap())
+            .env("MODEL", model())
             .env("NOVELS", &novels)
             .output()
             .unwrap();

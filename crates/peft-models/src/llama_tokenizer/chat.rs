@@ -1,13 +1,13 @@
 //! Chat templates: from messages to the text that a model was trained on.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
-use chrono::Local;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::{Deserialize, Serialize};
+
+use super::Moment;
 
 /// Instructions that a template may run. Published ones take some tens for a message.
 const FUEL: u64 = 10_000_000;
@@ -56,14 +56,14 @@ impl Message {
 /// The text of a chat, by a template in Jinja's language with upstream's settings.
 ///
 /// `special` are the special tokens that the template can name; one that is none is not defined.
-/// `now` writes the present time in a format of `strftime`. A template that runs for long is stopped; one
+/// `now` is what `strftime_now` takes for the present time. A template that runs for long is stopped; one
 /// whose few instructions ask for much memory is not.
 pub(super) fn render(
     template: &str,
     messages: &[Message],
     add_generation_prompt: bool,
     special: &[(&'static str, Option<&str>)],
-    now: fn(&str) -> Result<String, Error>,
+    now: Moment,
 ) -> Result<String, Error> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder()
@@ -82,7 +82,12 @@ pub(super) fn render(
     );
     environment.add_function(
         "strftime_now",
-        move |format: String| -> Result<String, Error> { now(&format) },
+        move |format: String| -> Result<String, Error> {
+            now.format(&format).ok_or_else(|| {
+                let reason = format!("strftime_now: `{format}` is not a format of dates");
+                Error::new(ErrorKind::InvalidOperation, reason)
+            })
+        },
     );
     let messages: Vec<Value> = messages.iter().map(Message::value).collect();
     let mut context = BTreeMap::from([
@@ -97,18 +102,6 @@ pub(super) fn render(
         }
     }
     environment.render_named_str("the chat template", template, Value::from(context))
-}
-
-/// The present time, where this machine is.
-pub(super) fn now(format: &str) -> Result<String, Error> {
-    let mut text = String::new();
-    match write!(text, "{}", Local::now().format(format)) {
-        Ok(()) => Ok(text),
-        Err(_) => Err(Error::new(
-            ErrorKind::InvalidOperation,
-            format!("strftime_now: `{format}` is not a format of dates"),
-        )),
-    }
 }
 
 #[cfg(test)]
@@ -143,16 +136,14 @@ mod tests {
             ("eos_token", Some("<|end|>")),
             ("pad_token", None),
         ];
+        let now: Moment = "2026-03-07T08:00:00+00:00".parse().unwrap();
         for case in golden.cases {
             let found = render(
                 &golden.templates[&case.template],
                 &case.messages,
                 case.prompt,
                 &special,
-                |format| {
-                    assert_eq!(format, "%d %b %Y");
-                    Ok("07 Mar 2026".to_string())
-                },
+                now,
             );
             match (found, case.rendered, case.error) {
                 (Ok(found), Some(expected), None) => assert_eq!(found, expected, "{}", case.name),
@@ -166,35 +157,28 @@ mod tests {
     }
 
     #[test]
-    fn the_time_is_written_as_asked_for() {
-        let day = now("%d %b %Y").unwrap();
-        let parts: Vec<&str> = day.split(' ').collect();
-        let [day, month, year] = parts[..] else {
-            panic!("{day}");
-        };
-        assert!((1..=31).contains(&day.parse::<u32>().unwrap()));
-        assert!(month.chars().all(char::is_alphabetic) && month.len() == 3);
-        assert!(year.parse::<u32>().unwrap() >= 2026);
-        let error = now("%Q").unwrap_err().to_string();
-        assert!(error.contains("`%Q`"), "{error}");
+    fn a_format_that_is_none_is_named() {
+        let template = "{{ strftime_now('%Q') }}";
+        let error = render(template, &[], true, &[], Moment::now()).unwrap_err();
+        assert!(error.to_string().contains("`%Q`"), "{error}");
     }
 
     #[test]
     fn a_template_that_does_not_end_is_stopped() {
         let loops =
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
-        let error = render(loops, &[], true, &[], now).unwrap_err();
+        let error = render(loops, &[], true, &[], Moment::now()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::OutOfFuel);
         // What a chat takes is far below.
         let each = "{% for message in messages %}{{ message.content }}{% endfor %}";
         let messages = vec![Message::user("Hi. "); 10_000];
-        let text = render(each, &messages, true, &[], now).unwrap();
+        let text = render(each, &messages, true, &[], Moment::now()).unwrap();
         assert_eq!(text.len(), 40_000);
     }
 
     #[test]
     fn a_damaged_template_is_named_with_its_line() {
-        let error = render("a\n{% if %}", &[], true, &[], now).unwrap_err();
+        let error = render("a\n{% if %}", &[], true, &[], Moment::now()).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("the chat template:2"), "{error}");
     }

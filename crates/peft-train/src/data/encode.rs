@@ -1,6 +1,6 @@
 //! From records to token ids, with what is learned marked.
 
-use super::chat::{self, Piece};
+use super::chat::{self, Part, Piece};
 use super::{NO_TARGET, Record, Row, Tokenize};
 use crate::{Error, Result, TrainConfig};
 
@@ -27,19 +27,24 @@ struct Tokens {
 }
 
 impl Tokens {
-    /// Of `pieces`, where the learned ones begin marked; all are learned if `all`.
+    /// Of `pieces`, where the learned ones begin marked; those that are given are learned too if `all`.
     fn of(pieces: &[Piece], all: bool, tokenizer: &impl Tokenize) -> Result<Self> {
         let mut tokens = Self::default();
         let mut text = String::new();
         let mut before = Vec::new();
         for piece in pieces {
-            if piece.learned {
+            if piece.part == Part::Learned {
                 tokens.head = tokens.ids.len();
             }
             text += &piece.text;
             let with = tokenizer.encode(&text, false)?;
             let ids = added(&before, &with, &piece.text, tokenizer)?;
-            tokens.push(&ids, all || piece.learned);
+            let learned = match piece.part {
+                Part::Given => all,
+                Part::Learned => true,
+                Part::Excluded => false,
+            };
+            tokens.push(&ids, learned);
             before = with;
         }
         Ok(tokens)
@@ -147,21 +152,24 @@ fn pieces(
     tokenizer: &impl Tokenize,
     config: &TrainConfig,
 ) -> Result<Vec<Piece>> {
-    let piece = |text: &String, learned| Piece {
+    let piece = |text: &String, part| Piece {
         text: text.clone(),
-        learned,
+        part,
     };
-    let pieces = match (record, &config.chat) {
-        (Record::Text(text), _) => Ok(vec![piece(text, true)]),
-        (Record::Completion { prompt, completion }, _) => {
-            Ok(vec![piece(prompt, false), piece(completion, true)])
-        }
-        (Record::Chat(messages), None) => {
-            chat::pieces(messages, |messages, reply| tokenizer.chat(messages, reply))
-        }
-        (Record::Chat(messages), Some(template)) => chat::pieces(messages, |messages, reply| {
-            Ok::<_, Error>(template.render(messages, reply))
-        }),
+    let pieces = match record {
+        Record::Text(text) => Ok(vec![piece(text, Part::Learned)]),
+        Record::Completion { prompt, completion } => Ok(vec![
+            piece(prompt, Part::Given),
+            piece(completion, Part::Learned),
+        ]),
+        Record::Chat { messages, excluded } => match &config.chat {
+            None => chat::pieces(messages, excluded, |messages, reply| {
+                tokenizer.chat(messages, reply, config.time)
+            }),
+            Some(template) => chat::pieces(messages, excluded, |messages, reply| {
+                Ok::<_, Error>(template.render(messages, reply))
+            }),
+        },
     };
     pieces.map_err(|reason| Error::Chat { number, reason })
 }
@@ -184,7 +192,7 @@ pub(super) fn encode(
         }
         tokens.open(&opening, all);
         // A conversation's template ends its turns itself.
-        if !matches!(record, Record::Chat(_)) {
+        if !matches!(record, Record::Chat { .. }) {
             tokens.push(&end, true);
         }
         if text {
@@ -200,7 +208,7 @@ pub(super) fn encode(
 
 #[cfg(test)]
 mod tests {
-    use peft_models::{LoadError, Message};
+    use peft_models::{LoadError, Message, Moment};
 
     use super::super::ChatTemplate;
     use super::super::tests::Bytes;
@@ -255,7 +263,7 @@ mod tests {
     #[test]
     fn of_a_conversation_all_answers_are_learned() {
         let chat = || {
-            Record::Chat(vec![
+            Record::chat(vec![
                 Message::user("a"),
                 Message::assistant("b"),
                 Message::user("c"),
@@ -272,9 +280,28 @@ mod tests {
     }
 
     #[test]
+    fn excluded_answers_are_learned_in_no_case() {
+        let mut chat = Record::chat(vec![
+            Message::user("a"),
+            Message::assistant("b"),
+            Message::user("c"),
+            Message::assistant("d"),
+        ]);
+        if let Record::Chat { excluded, .. } = &mut chat {
+            excluded.push(1);
+        }
+        let config = TrainConfig::new().with_chat(ChatTemplate::new("/", "<e>"));
+        let (row, _) = one(chat.clone(), &config);
+        assert_eq!(letters(&row), "^/a$/b$/c$/d");
+        assert_eq!(learned(&row), "..........d$");
+        let (row, _) = one(chat, &config.with_completion_only(false));
+        assert_eq!(learned(&row), "/a$/../c$/d$");
+    }
+
+    #[test]
     fn what_begins_a_text_is_there_once() {
         let template = ChatTemplate::new("<b>/", "<e>");
-        let chat = Record::Chat(vec![Message::assistant("b")]);
+        let chat = Record::chat(vec![Message::assistant("b")]);
         let (row, _) = one(chat, &TrainConfig::new().with_chat(template));
         assert_eq!((letters(&row), learned(&row)), ("^/b".into(), ".b$".into()));
         let (row, _) = one(completion("<b>ab", "cd"), &TrainConfig::new());
@@ -299,8 +326,13 @@ mod tests {
             Some(0)
         }
 
-        fn chat(&self, messages: &[Message], reply: bool) -> Result<String, LoadError> {
-            Bytes.chat(messages, reply)
+        fn chat(
+            &self,
+            messages: &[Message],
+            reply: bool,
+            now: Moment,
+        ) -> Result<String, LoadError> {
+            Bytes.chat(messages, reply, now)
         }
     }
 

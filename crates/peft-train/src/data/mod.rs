@@ -14,12 +14,13 @@
 
 mod chat;
 mod encode;
+mod line;
 mod pack;
 mod read;
 
 use std::path::Path;
 
-use peft_models::{LmBatch, LoadError, Message};
+use peft_models::{LmBatch, LoadError, Message, Moment};
 use sha2::{Digest as _, Sha256};
 
 pub use chat::ChatTemplate;
@@ -46,12 +47,13 @@ pub trait Tokenize {
     fn eos(&self) -> Option<u32>;
 
     /// A conversation written out as the model knows it; with `reply`, the beginning of the assistant's next
-    /// turn behind. The tokens that begin a text are put in front where they are not written out.
+    /// turn behind. The tokens that begin a text are put in front where they are not written out. `now` is the
+    /// present time for templates that write one.
     ///
     /// # Errors
     ///
     /// That there is no template, or what it refuses.
-    fn chat(&self, messages: &[Message], reply: bool) -> Result<String, LoadError>;
+    fn chat(&self, messages: &[Message], reply: bool, now: Moment) -> Result<String, LoadError>;
 }
 
 /// One text or instruction.
@@ -69,7 +71,22 @@ pub enum Record {
     },
     /// A conversation, written out by the tokenizer's chat template or by
     /// [`TrainConfig::chat`](crate::TrainConfig::chat); what the assistant says is learned.
-    Chat(Vec<Message>),
+    Chat {
+        /// Who says what.
+        messages: Vec<Message>,
+        /// Which of the messages, counted from 0, are never learned, though the assistant says them.
+        excluded: Vec<usize>,
+    },
+}
+
+impl Record {
+    /// A conversation of which all that the assistant says is learned.
+    pub fn chat(messages: Vec<Message>) -> Self {
+        Self::Chat {
+            messages,
+            excluded: Vec::new(),
+        }
+    }
 }
 
 /// One row: a position's id, the token that follows it, and which text of the row it belongs to.
@@ -297,7 +314,12 @@ pub(crate) mod tests {
             Some(256)
         }
 
-        fn chat(&self, messages: &[Message], reply: bool) -> Result<String, LoadError> {
+        fn chat(
+            &self,
+            messages: &[Message],
+            reply: bool,
+            _now: Moment,
+        ) -> Result<String, LoadError> {
             Ok(ChatTemplate::new("{role}:", "<e>").render(messages, reply))
         }
     }

@@ -5,11 +5,8 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
-use peft_models::Message;
-use serde_json::{Map, Value};
 
-use super::Record;
-use super::chat::ASSISTANT;
+use super::{Record, line};
 use crate::error::io;
 use crate::{Error, Result};
 
@@ -21,16 +18,22 @@ const NOT_READ: [&str; 4] = ["json", "csv", "tsv", "parquet"];
 
 /// Reads a file: `.jsonl` has one record a line (empty lines are skipped), anything else is one text, but for
 /// tables and other kinds of JSON, which are refused. With `.gz` behind its name it is compressed, and
-/// may hold 1 GiB.
+/// may hold 1 GiB. The lines of a text end with `\n`: `\r\n` and `\r` become that.
 ///
-/// A line is a JSON object with the fields of one of these; others are ignored:
+/// A line is a JSON object with the fields of one of these:
 ///
 /// | fields | record |
 /// |---|---|
 /// | `text` | a text |
 /// | `prompt`, `completion` | an instruction, taken as it is |
-/// | `instruction`, `output`, optionally `input` | a conversation: the user says `instruction`, an empty line and `input`, the assistant `output` |
-/// | `messages`, a list of `{"role", "content"}` | a conversation; roles are `system`, `user` and `assistant`, who has the last word |
+/// | `instruction`, `output`, optionally `input`, `system`, `history` | a conversation: the user says `instruction`, an empty line and `input`, the assistant `output`. `system` comes before, then the pairs of `history`, a question and an answer each, which is learned as well |
+/// | `messages`, a list of `{"role", "content"}`, optionally `system` | a conversation; roles are `system`, `user` and `assistant`, who has the last word |
+///
+/// A message with `"weight": 0` is not learned; 1 is as if it were not there, other weights are refused.
+/// `train`, `training` and `loss` (true or false, 1 or 0) are read alike. Refused is what cannot be learned so:
+/// `tools`, `functions` and `images` of a conversation, `tool_calls`, `function_call`, `reasoning_content`,
+/// `thinking`, `images` and `audio` of a message, and `system` or `history` beside fields that they do not go with.
+/// Fields without a value, and all others, are ignored.
 ///
 /// # Errors
 ///
@@ -56,15 +59,16 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
     let text = String::from_utf8(bytes).map_err(|error| wrong(format!("not UTF-8: {error}")))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     if !has_extension(&name, "jsonl") {
-        return Ok(vec![Record::Text(text.to_string())]);
+        let text = text.replace("\r\n", "\n").replace('\r', "\n");
+        return Ok(vec![Record::Text(text)]);
     }
     let lines = (1..).zip(text.lines());
     lines
         .filter(|(_, text)| !text.trim().is_empty())
-        .map(|(line, text)| {
-            parse(text).map_err(|reason| Error::Line {
+        .map(|(number, text)| {
+            line::parse(text).map_err(|reason| Error::Line {
                 path: path.into(),
-                line,
+                line: number,
                 reason,
             })
         })
@@ -74,83 +78,6 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
 fn has_extension(name: &Path, expected: &str) -> bool {
     let extension = name.extension();
     extension.is_some_and(|extension| extension.eq_ignore_ascii_case(expected))
-}
-
-fn parse(line: &str) -> Result<Record, String> {
-    let fields: Map<String, Value> =
-        serde_json::from_str(line).map_err(|error| format!("no JSON object: {error}"))?;
-    let string = |name: &str| match &fields[name] {
-        Value::String(text) => Ok(text.clone()),
-        other => Err(format!("`{name}` is {}, but must be a string", kind(other))),
-    };
-    let filled = |name: &str| match string(name)? {
-        text if text.is_empty() => Err(format!("`{name}` is empty: there is nothing to learn")),
-        text => Ok(text),
-    };
-    let has = |name: &str| fields.contains_key(name);
-    if has("messages") {
-        return conversation(&fields["messages"]).map(Record::Chat);
-    }
-    if has("prompt") && has("completion") {
-        return Ok(Record::Completion {
-            prompt: string("prompt")?,
-            completion: filled("completion")?,
-        });
-    }
-    if has("instruction") && has("output") {
-        let mut asked = string("instruction")?;
-        if fields.get("input").is_some_and(|input| !input.is_null()) {
-            let input = string("input")?;
-            if !input.is_empty() {
-                asked = format!("{asked}\n\n{input}");
-            }
-        }
-        let answer = filled("output")?;
-        let messages = vec![Message::user(asked), Message::assistant(answer)];
-        return Ok(Record::Chat(messages));
-    }
-    if has("text") {
-        return string("text").map(Record::Text);
-    }
-    let names: Vec<&str> = fields.keys().map(String::as_str).collect();
-    Err(format!(
-        "the fields are {names:?}; expected `text`, `prompt` and `completion`, `instruction` and `output`, or \
-         `messages`"
-    ))
-}
-
-fn conversation(messages: &Value) -> Result<Vec<Message>, String> {
-    let Value::Array(list) = messages else {
-        let found = kind(messages);
-        return Err(format!("`messages` is {found}, but must be a list"));
-    };
-    let parsed: Result<Vec<Message>, String> = (1..)
-        .zip(list)
-        .map(|(number, message)| {
-            serde_json::from_value(message.clone()).map_err(|error| {
-                format!("message {number}: {error}; expected {{\"role\": …, \"content\": …}}")
-            })
-        })
-        .collect();
-    let parsed = parsed?;
-    match parsed.last() {
-        None => Err("`messages` is empty".into()),
-        Some(last) if last.role != ASSISTANT => {
-            Err("the last message must be the assistant's: it is what is learned".into())
-        }
-        Some(_) => Ok(parsed),
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// What a gzip file holds, which may be `most` bytes.
@@ -175,6 +102,7 @@ mod tests {
 
     use flate2::Compression;
     use flate2::write::GzEncoder;
+    use peft_models::Message;
 
     use super::*;
 
@@ -201,7 +129,7 @@ mod tests {
         let (prompt, completion) = ("1 + 1 =".into(), " 2".into());
         assert_eq!(records[1], Record::Completion { prompt, completion });
         let chat = |asked: &str, answer: &str| {
-            Record::Chat(vec![Message::user(asked), Message::assistant(answer)])
+            Record::chat(vec![Message::user(asked), Message::assistant(answer)])
         };
         assert_eq!(records[2], chat("Add.\n\n1 1", "2"));
         assert_eq!(records[3], chat("Sing.", "La"));
@@ -212,6 +140,10 @@ mod tests {
     fn other_files_are_one_text() {
         let records = written("emma.txt", b"One.\n\nTwo.\n").unwrap();
         assert_eq!(records, [Record::Text("One.\n\nTwo.\n".into())]);
+        // Windows' and old ends of lines.
+        for other in [&b"One.\r\n\r\nTwo.\r\n"[..], b"One.\r\rTwo.\r"] {
+            assert_eq!(written("emma.txt", other).unwrap(), records);
+        }
         let error = written("emma.txt", &[b'a', 0xff]).unwrap_err().to_string();
         assert!(error.contains("emma.txt: not UTF-8"), "{error}");
     }
@@ -258,35 +190,11 @@ mod tests {
 
     #[test]
     fn what_is_no_record_is_told_with_its_line() {
-        let cases = [
-            ("nonsense", "no JSON object"),
-            ("[1]", "no JSON object"),
-            ("{\"question\": 1}", "question"),
-            ("{\"prompt\": \"a\"}", "`completion`"),
-            (
-                "{\"prompt\": 1, \"completion\": \"a\"}",
-                "`prompt` is a number",
-            ),
-            (
-                "{\"prompt\": \"a\", \"completion\": \"\"}",
-                "`completion` is empty",
-            ),
-            ("{\"messages\": \"a\"}", "`messages` is a string"),
-            ("{\"messages\": []}", "`messages` is empty"),
-            ("{\"messages\": [{\"role\": \"user\"}]}", "message 1"),
-            (
-                "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}",
-                "the last message",
-            ),
-        ];
-        for (line, expected) in cases {
+        for line in ["nonsense", "{\"messages\": []}", "{\"prompt\": \"a\"}"] {
             let content = format!("{{\"text\": \"fine\"}}\n{line}\n");
             let error = written("rows.jsonl", content.as_bytes()).unwrap_err();
             let error = error.to_string();
-            assert!(
-                error.contains("rows.jsonl, line 2") && error.contains(expected),
-                "{line}: {error}"
-            );
+            assert!(error.contains("rows.jsonl, line 2"), "{line}: {error}");
         }
     }
 }

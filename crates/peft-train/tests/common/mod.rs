@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::nn::Embedding;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_models::{LmBatch, LoadError, Message};
+use peft_models::{LmBatch, LoadError, Message, Moment};
 use peft_train::data::NO_TARGET;
 use peft_train::{CausalLm, Dataset, Record, Tokenize, TrainConfig};
 
@@ -29,7 +29,7 @@ impl Tokenize for Letters {
         Some(1)
     }
 
-    fn chat(&self, messages: &[Message], _reply: bool) -> Result<String, LoadError> {
+    fn chat(&self, messages: &[Message], _reply: bool, _now: Moment) -> Result<String, LoadError> {
         Ok(messages
             .iter()
             .map(|message| message.content.as_str())

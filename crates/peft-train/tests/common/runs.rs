@@ -1,0 +1,180 @@
+//! Runs of the walk-through's program that are disturbed, beside one that is not.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use peft_train::checkpoint;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use serde_json::Value;
+
+use super::example::{example, model};
+
+/// Files of a checkpoint that are the same in every run.
+const FILES: [&str; 5] = [
+    checkpoint::TRAINED_FILE,
+    checkpoint::OPTIMIZER_FILE,
+    checkpoint::SCHEDULE_FILE,
+    "adapter_model.safetensors",
+    "adapter_config.json",
+];
+
+/// What a run without disturbances gives, with a checkpoint of every step.
+pub(crate) struct Whole {
+    dir: tempfile::TempDir,
+    data: PathBuf,
+    steps: usize,
+    pub(crate) took: Duration,
+}
+
+impl Whole {
+    pub(crate) fn new(steps: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data.jsonl");
+        let line =
+            |row| format!("{{\"prompt\": \"Say {row}.\", \"completion\": \" {row}, said.\"}}\n");
+        let lines: Vec<String> = (0..12).map(line).collect();
+        fs::write(&data, lines.concat()).unwrap();
+        let mut whole = Self {
+            dir,
+            data,
+            steps,
+            took: Duration::ZERO,
+        };
+        let mut command = whole.command(&whole.out());
+        command.args(["--keep", "1000"]);
+        let start = Instant::now();
+        finish(command);
+        whole.took = start.elapsed();
+        assert_eq!(checkpoint::list(&whole.out()).unwrap().len(), steps);
+        whole
+    }
+
+    pub(crate) fn out(&self) -> PathBuf {
+        self.dir.path().join("out")
+    }
+
+    /// The program, as it is called for a run into `out`: a checkpoint every step. It goes on where there is one.
+    pub(crate) fn command(&self, out: &Path) -> Command {
+        let mut command = Command::new(example());
+        command.args(self.arguments(out));
+        command
+    }
+
+    pub(crate) fn arguments(&self, out: &Path) -> Vec<String> {
+        let mut arguments = vec![
+            "--model".to_string(),
+            model().display().to_string(),
+            "--data".to_string(),
+            self.data.display().to_string(),
+            "--out".to_string(),
+            out.display().to_string(),
+        ];
+        let settings = format!(
+            "--steps {} --batch-size 2 --max-length 24 --rank 1 --targets q_proj --save-every 1",
+            self.steps
+        );
+        arguments.extend(settings.split(' ').map(String::from));
+        if checkpoint::latest(out).unwrap().is_some() {
+            arguments.push("--resume".into());
+        }
+        arguments
+    }
+
+    /// Whatever happened in `out`: all checkpoints are whole, and those of the undisturbed run. Gives the steps of
+    /// the last one.
+    pub(crate) fn is_as_far_as(&self, out: &Path) -> usize {
+        let found = checkpoint::list(out).unwrap();
+        for (step, path) in &found {
+            let name = path.file_name().unwrap();
+            let expected = self.out().join(name);
+            for file in FILES {
+                let [ours, theirs] =
+                    [path, &expected].map(|dir| fs::read(dir.join(file)).unwrap_or_default());
+                assert!(ours == theirs, "{}/{file} differs", path.display());
+            }
+            assert_eq!(state(path)["step"], *step);
+            assert_eq!(state(path)["losses"], state(&expected)["losses"]);
+        }
+        let last = found.last().map(|(step, _)| *step);
+        let latest = checkpoint::latest(out).unwrap();
+        assert_eq!(latest, found.last().map(|(_, path)| path.clone()));
+        last.unwrap_or(0)
+    }
+
+    /// Lets the run in `out` end: the numbers are those of the undisturbed one.
+    pub(crate) fn ends_alike(&self, out: &Path) {
+        finish(self.command(out));
+        assert_eq!(self.is_as_far_as(out), self.steps);
+        let outcome = |out: &Path| json(&out.join("outcome.json"));
+        let [ours, theirs] = [outcome(out), outcome(&self.out())];
+        for field in ["steps", "ending", "losses", "tokens"] {
+            assert_eq!(ours[field], theirs[field], "{field}");
+        }
+        assert_eq!(ours["losses"].as_array().unwrap().len(), self.steps);
+        let adapter = |out: &Path| fs::read(out.join("adapter/adapter_model.safetensors")).unwrap();
+        assert!(adapter(out) == adapter(&self.out()));
+        // Nothing is left of what was begun, but for a file that a kill may have left beside the checkpoints.
+        let entries = fs::read_dir(out).unwrap();
+        let names: BTreeSet<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !name.starts_with(".peft-"))
+            .collect();
+        let expected = [
+            ".lock".into(),
+            "adapter".into(),
+            "outcome.json".into(),
+            format!("checkpoint-{}", self.steps - 1),
+            format!("checkpoint-{}", self.steps),
+        ];
+        assert_eq!(names, BTreeSet::from(expected));
+    }
+}
+
+/// Runs a command that must succeed.
+pub(crate) fn finish(mut command: Command) {
+    let output = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}\n{errors}");
+}
+
+pub(crate) fn json(file: &Path) -> Value {
+    serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+}
+
+fn state(checkpoint: &Path) -> Value {
+    json(&checkpoint.join(checkpoint::STATE_FILE))
+}
+
+/// Says nothing.
+pub(crate) fn silent(command: &mut Command) -> &mut Command {
+    command.stdout(Stdio::null()).stderr(Stdio::null())
+}
+
+/// Other numbers in every run of the tests; the seed is printed.
+pub(crate) fn random() -> StdRng {
+    let seed = std::env::var("PEFT_SEED")
+        .ok()
+        .map(|seed| seed.parse().unwrap());
+    let seed: u64 = seed.unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        u64::from(now.subsec_nanos())
+    });
+    println!("PEFT_SEED={seed}");
+    StdRng::seed_from_u64(seed)
+}
+
+/// How often a test is repeated: `PEFT_ROUNDS` times, or `default` times.
+pub(crate) fn rounds(default: usize) -> usize {
+    let rounds = std::env::var("PEFT_ROUNDS").ok();
+    rounds.map_or(default, |rounds| rounds.parse().unwrap())
+}
+
+/// A moment of the time that a run takes.
+pub(crate) fn moment(random: &mut StdRng, whole: Duration) -> Duration {
+    whole.mul_f64(random.random_range(0.0..1.0))
+}

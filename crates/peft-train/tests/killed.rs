@@ -1,0 +1,82 @@
+//! A run that is killed at any moment goes on from a whole checkpoint, and ends with the numbers that it would
+//! have had.
+#![cfg(unix)]
+
+#[path = "common/example.rs"]
+mod example;
+#[path = "common/runs.rs"]
+mod runs;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use runs::{Whole, json, moment, random, rounds, silent};
+
+const STEPS: usize = 24;
+/// Kills of a run, before it may end.
+const KILLS: usize = 4;
+
+#[test]
+fn a_run_that_is_killed_at_any_moment_ends_with_the_same_numbers() {
+    let whole = Whole::new(STEPS);
+    let mut random = random();
+    let (mut kills, mut lost) = (0, 0);
+    for round in 0..rounds(5) {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let mut step = 0;
+        for _ in 0..KILLS {
+            let mut command = whole.command(&out);
+            let mut child = silent(&mut command).spawn().unwrap();
+            std::thread::sleep(moment(&mut random, whole.took));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let reached = whole.is_as_far_as(&out);
+            assert!(reached >= step, "{reached} after {step}");
+            println!("round {round}: killed after step {reached}");
+            step = reached;
+            kills += usize::from(step > 0 && step < STEPS);
+            let entries = fs::read_dir(&out).into_iter().flatten();
+            lost += entries
+                .filter(|entry| {
+                    let name = entry.as_ref().unwrap().file_name();
+                    name.to_string_lossy().ends_with(".partial")
+                })
+                .count();
+        }
+        whole.ends_alike(&out);
+    }
+    println!("{kills} kills between the first step and the last, {lost} folders left unfinished");
+    assert!(kills > 0, "no kill came while the run was on its way");
+}
+
+#[test]
+fn a_second_process_is_refused_while_the_first_one_writes() {
+    let whole = Whole::new(STEPS);
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let mut command = whole.command(&out);
+    let mut first = silent(&mut command).spawn().unwrap();
+    let start = Instant::now();
+    while peft_train::checkpoint::list(&out).unwrap().is_empty() {
+        assert!(start.elapsed() < Duration::from_mins(2));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // Stopped as a process can be stopped: it holds the folder.
+    let signal = |name: &str| {
+        let id = first.id().to_string();
+        let status = std::process::Command::new("kill")
+            .args([name, &id])
+            .status();
+        assert!(status.unwrap().success());
+    };
+    signal("-STOP");
+    let second = whole.command(&out).output().unwrap();
+    signal("-CONT");
+    let errors = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success());
+    assert!(errors.contains("another run writes"), "{errors}");
+    assert!(first.wait().unwrap().success());
+    assert_eq!(whole.is_as_far_as(&out), STEPS);
+    assert_eq!(json(&out.join("outcome.json"))["steps"], STEPS);
+}
