@@ -3,8 +3,6 @@
 #![cfg(target_os = "linux")]
 
 mod common;
-#[path = "common/skipped.rs"]
-mod skipped;
 #[path = "common/trace.rs"]
 mod trace;
 
@@ -17,7 +15,6 @@ use peft_core::PeftModule as _;
 use peft_models::{Llama, LlamaTokenizer};
 use peft_reparameterization::{LoraConfig, METHODS};
 use peft_train::{Length, TrainConfig, Trainer, checkpoint};
-use skipped::skipped;
 
 /// Where the traced process writes.
 const FOLDER: &str = "PEFT_TRACED_FOLDER";
@@ -76,7 +73,7 @@ fn files_are_on_the_disk_before_they_have_their_names() {
         .env(FOLDER, &dir);
     let threads = match trace::traced(&mut writer, &dir) {
         Ok(threads) => threads,
-        Err(why) => return skipped("the order of writes", &why),
+        Err(why) => return peft_testing::skip(why),
     };
     let threads = threads.iter();
     let names: BTreeSet<String> = threads

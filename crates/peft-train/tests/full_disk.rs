@@ -6,8 +6,6 @@
 mod example;
 #[path = "common/runs.rs"]
 mod runs;
-#[path = "common/skipped.rs"]
-mod skipped;
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +14,6 @@ use std::process::{Command, Output};
 use peft_train::checkpoint;
 use rand::RngExt as _;
 use runs::{Whole, random, rounds};
-use skipped::skipped;
 
 fn size(file: &Path) -> u64 {
     fs::metadata(file).unwrap().len()
@@ -108,14 +105,13 @@ fn a_disk_that_fills_up_costs_no_checkpoint_that_was_there() {
             .args(whole.arguments(&disk.join("out")))
             .output();
         let Ok(output) = output else {
-            return skipped("a full disk", "there is no `unshare`");
+            return peft_testing::skip("a full disk needs `unshare`");
         };
         let errors = String::from_utf8_lossy(&output.stderr);
         if output.status.code() == Some(NOT_MOUNTED) || errors.starts_with("unshare:") {
-            return skipped(
-                "a full disk",
-                &format!("no file system can be mounted: {errors}"),
-            );
+            return peft_testing::skip(format!(
+                "a full disk needs a file system that can be mounted: {errors}"
+            ));
         }
         let failed = errors.matches("No space left on device").count();
         refused += failed;
