@@ -19,8 +19,8 @@ pub trait Adapter: Module + Sync + 'static {
 
     /// How the state's parameters are called and laid out in a checkpoint.
     ///
-    /// Every parameter must be listed, or saving panics: a checkpoint that silently lacks a tensor
-    /// is worse.
+    /// Every parameter must be listed, or [`Error::UnlistedTensor`](crate::Error::UnlistedTensor) refuses to attach
+    /// the adapter: its checkpoint would silently lack a tensor.
     fn tensors(&self) -> Vec<TensorSpec>;
 
     /// The state as a file holds it, where that is not what is trained: what a prompt's encoder computes, in the

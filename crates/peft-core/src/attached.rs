@@ -9,11 +9,12 @@ use burn::tensor::TensorData;
 use serde_json::Value;
 
 use crate::checkpoint;
-use crate::erased::{AnyAdapter, AnyTensor};
+use crate::erased::{AnyAdapter, AnyTensor, with_rank};
 use crate::layout::Layout;
 use crate::mechanism::{self, Edits, Found};
 use crate::method::{AttachedMethod, Method, MethodInfo, Plan};
 use crate::model::PeftModule;
+use crate::rows::Names;
 use crate::saved::MODULE;
 use crate::stack::{Entry, Stack};
 use crate::tensor_spec::Style;
@@ -138,6 +139,11 @@ pub(crate) fn stacks(layout: &Layout) -> impl Iterator<Item = (&str, &Stack)> {
         .iter()
         .map(|site| (site.path.as_str(), &site.stack));
     params.chain(sites)
+}
+
+/// The adapters of a batch's rows, if rows have adapters of their own.
+pub(crate) fn rows_of(layout: &Layout) -> Option<Names> {
+    stacks(layout).find_map(|(_, stack)| Some(stack.rows.as_ref()?.names.clone()))
 }
 
 /// The upstream name of the layer or site at a field path.
@@ -315,8 +321,8 @@ pub(crate) fn merged(layout: &Layout) -> Result<HashMap<String, Stack>> {
     Ok(merged)
 }
 
-pub(crate) fn is_finite(value: &AnyTensor) -> bool {
-    value.to_data().iter::<f64>().all(f64::is_finite)
+fn is_finite(value: &AnyTensor) -> bool {
+    with_rank!(value.rank(), D => value.get::<D>().is_finite().all().into_scalar::<bool>())
 }
 
 /// Names of the layers whose weights an adapter changes; those that it saves whole and rows are not among them.
@@ -351,6 +357,14 @@ pub(crate) fn exported(
     tensors
 }
 
+/// The names of an adapter's tensors in memory: Hugging Face PEFT's, whatever its files have.
+pub(crate) fn in_memory(layout: &Layout, name: &str) -> Style {
+    let origin = origins(layout).remove(name);
+    origin.map_or(Style::HuggingFace, |origin| {
+        Style::upstream(origin.method.as_ref())
+    })
+}
+
 /// The stacks with `tensors`, as [`exported`] gives them as they are trained, in the place of the adapter's own.
 pub(crate) fn with_tensors(
     layout: &Layout,
@@ -359,13 +373,13 @@ pub(crate) fn with_tensors(
 ) -> Result<HashMap<String, Stack>, String> {
     let mut edited = HashMap::new();
     let mut used = Vec::new();
+    let style = in_memory(layout, name);
     for (path, stack) in stacks(layout) {
         let mut stack = stack.clone();
         let place = place_name(layout, path);
         for entry in &mut stack.entries {
             if entry.name == name {
                 let adapter = &mut entry.adapter;
-                let style = Style::HuggingFace;
                 checkpoint::fill(adapter, style, &place, name, &mut tensors, &mut used)?;
             }
         }

@@ -1,5 +1,7 @@
 //! A layer seen from one of its adapters: everything below it, callable and readable.
 
+use std::sync::{Arc, OnceLock};
+
 use burn::tensor::module::{conv2d, embedding};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
@@ -26,6 +28,25 @@ fn unpacked(base: &Tensor<2>, packed: Option<&PackedBase>) -> Tensor<2> {
     }
 }
 
+/// Norms of a base's columns, computed when they are first asked for. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BaseNorms(Arc<OnceLock<Tensor<1>>>);
+
+impl BaseNorms {
+    fn get(&self, base: impl FnOnce() -> Tensor<2>, like: &Tensor<2>) -> Tensor<1> {
+        let norms = self
+            .0
+            .get_or_init(|| peft_ops::column_norms(base()).without_autodiff())
+            .clone()
+            .cast(like.dtype());
+        if like.is_autodiff() {
+            Tensor::from_inner(norms)
+        } else {
+            norms
+        }
+    }
+}
+
 /// A linear layer with its bias, below one adapter.
 pub struct InnerLinear<'a> {
     /// The parameter's own tensor.
@@ -33,6 +54,7 @@ pub struct InnerLinear<'a> {
     /// What it stands in for, if the base is packed.
     pub(crate) packed: Option<&'a PackedBase>,
     pub(crate) bias: Option<Tensor<1>>,
+    pub(crate) norms: &'a BaseNorms,
     pub(crate) below: &'a [&'a dyn ErasedWeight],
 }
 
@@ -69,6 +91,7 @@ impl InnerLinear<'_> {
             base: self.base.clone(),
             packed: self.packed,
             bias,
+            norms: self.norms,
             below,
         };
         let output = adapter.linear(input.clone(), &inner);
@@ -95,6 +118,15 @@ impl InnerLinear<'_> {
     /// The effective weight below, `[in, out]`. Costs a dense matrix where adapters lie below.
     pub fn weight(&self) -> Tensor<2> {
         composed(&unpacked(&self.base, self.packed), self.below)
+    }
+
+    /// Norms of the columns of the base, `[out]`, if that is all that is below; no gradient goes through them. They
+    /// are computed once for all forward passes between two changes of the model, and once at all where the base is
+    /// packed.
+    pub fn base_norms(&self) -> Option<Tensor<1>> {
+        let base = || unpacked(&self.base, self.packed);
+        let alone = self.below.is_empty();
+        alone.then(|| self.norms.get(base, &self.base))
     }
 }
 

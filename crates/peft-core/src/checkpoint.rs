@@ -9,11 +9,12 @@ use burn::tensor::{DType, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::Value;
 
+use crate::attached::place_name;
 use crate::erased::{AnyAdapter, ErasedModule, FromDyn};
 use crate::files;
 use crate::layout::{LayerKind, Layout, LayoutParam};
-use crate::method::is_transposed;
-use crate::tensor_spec::{Specs, Stored, Style, specs_by_field, transpose};
+use crate::method::{PlannedAdapter, is_transposed};
+use crate::tensor_spec::{Specs, Stored, Style, field_names, specs_by_field, transpose};
 use crate::{Error, Result};
 
 /// The configuration's file name.
@@ -57,11 +58,15 @@ pub(crate) fn is_base_table(
     let Some(param) = layout.params.iter().find(table).or_else(tied) else {
         return Ok(false);
     };
-    // A packed table has the values of its format.
-    let near = if param.packed_format().is_some() {
-        1e-2
-    } else {
-        1e-6
+    // A packed table has the values of its format, and a file of 16 bits those of its own.
+    let packed = param.packed_format().is_some();
+    let last_place = last_place(data.dtype()).max(last_place(param.dtype()));
+    let near = |own: f32| {
+        if packed {
+            1e-2 * own.abs().max(1.0)
+        } else {
+            last_place * own.abs() + 1e-6
+        }
     };
     let own = param.stored().to_data();
     let own = if is_transposed(layout, param) {
@@ -73,7 +78,7 @@ pub(crate) fn is_base_table(
         && own
             .iter::<f32>()
             .zip(data.iter::<f32>())
-            .all(|(own, stored)| (own - stored).abs() <= near * own.abs().max(1.0));
+            .all(|(own, stored)| (own - stored).abs() <= near(own));
     if same {
         Ok(true)
     } else {
@@ -85,11 +90,78 @@ pub(crate) fn is_base_table(
 }
 
 /// Where the parameter at `path` of a state is stored.
+///
+/// # Panics
+///
+/// If [`refuse_unlisted`] was not asked first.
 fn stored<'a>(specs: &'a Specs, path: &[String]) -> &'a Stored {
     let field = path.join(".");
     specs
         .get(&field)
         .unwrap_or_else(|| panic!("the adapter's `tensors()` does not list `{field}`"))
+}
+
+/// Names the fields of a state that are parameters.
+#[derive(Default)]
+struct Fields {
+    path: Vec<String>,
+    found: Vec<String>,
+}
+
+impl ModuleVisitor for Fields {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+    fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
+        self.found.push(self.path.join("."));
+    }
+}
+
+fn fields(adapter: &dyn ErasedModule) -> Vec<String> {
+    let mut fields = Fields::default();
+    adapter.visit(&mut FromDyn(&mut fields));
+    fields.found
+}
+
+/// Refuses states with a parameter that their `tensors()` do not list: it would be missing in every file.
+pub(crate) fn refuse_unlisted(layout: &Layout, planned: &[PlannedAdapter]) -> Result<()> {
+    for PlannedAdapter { path, adapter } in planned {
+        let adapter = adapter.module();
+        let listed = field_names(&adapter.tensors());
+        if let Some(field) = fields(adapter)
+            .iter()
+            .find(|field| !listed.contains(*field))
+        {
+            return Err(Error::UnlistedTensor {
+                method: adapter.method(),
+                place: place_name(layout, path),
+                field: field.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The keys that a state at `layer` is looked for under, each with the number of segments that lead to its layer;
+/// without, for a parameter of the model's that is saved whole.
+pub(crate) fn keys(
+    adapter: &dyn ErasedModule,
+    style: Style,
+    layer: &str,
+    name: &str,
+) -> Vec<(String, Option<usize>)> {
+    let fields = fields(adapter);
+    let specs = adapter.tensors().into_iter();
+    specs
+        .filter(|spec| fields.contains(&spec.field))
+        .filter_map(|spec| {
+            let key = spec.key(style, layer, name)?;
+            Some((key, spec.segments_to_layer(style, layer)))
+        })
+        .collect()
 }
 
 /// Reads the parameters of one adapter's state.
@@ -231,6 +303,35 @@ pub(crate) fn wrong(path: &Path, reason: impl Into<String>) -> Error {
         path: path.into(),
         reason: reason.into(),
     }
+}
+
+/// What the last place of a format is of a number, at most.
+fn last_place(dtype: DType) -> f32 {
+    match dtype {
+        DType::BF16 => 1.0 / 128.0,
+        DType::F16 => 1.0 / 1024.0,
+        _ => 1e-6,
+    }
+}
+
+/// Files that Python wrote by pickling: they can run whatever they like, and are not read.
+const PICKLED: &[&str] = &["adapter_model.bin", "pytorch_adapter.bin"];
+
+/// Refuses a folder that has only a pickled file, with the way out.
+pub(crate) fn refuse_pickled(dir: &Path, style: Style) -> Result<()> {
+    let wanted = style.file();
+    let pickled = PICKLED.iter().find(|name| dir.join(name).exists());
+    let Some(pickled) = pickled.filter(|_| !dir.join(wanted).exists()) else {
+        return Ok(());
+    };
+    Err(wrong(
+        &dir.join(pickled),
+        format!(
+            "the folder has no `{wanted}`, only this pickled file, which is not read, as it can run any program. \
+             Convert it with Python, in the folder: `import torch, safetensors.torch; \
+             safetensors.torch.save_file(torch.load(\"{pickled}\", weights_only=True), \"{wanted}\")`"
+        ),
+    ))
 }
 
 /// Reads a configuration file.

@@ -59,6 +59,22 @@ pub enum Error {
         available: String,
     },
 
+    /// Keys of a `rank_pattern` or its like fit no adapted layer.
+    #[error(
+        "{method}: `{field}` has {missing}, which fits the name of no adapted layer. Adapted layers:\n{available}\n\
+         A key is a regular expression for the end of the name, from the start or after a dot"
+    )]
+    UnusedPattern {
+        /// Method.
+        method: &'static str,
+        /// Field, as it is called in `adapter_config.json`.
+        field: &'static str,
+        /// The keys.
+        missing: String,
+        /// The adapted layers, one a line.
+        available: String,
+    },
+
     /// A selected layer is of a kind that the method cannot adapt.
     #[error(
         "{method} cannot adapt `{layer}`, a {kind}; it adapts {supported}. Narrow the targets or exclude that layer"
@@ -182,6 +198,20 @@ pub enum Error {
         adapters: String,
     },
 
+    /// A method's state has a parameter that no file would hold: a mistake in the method.
+    #[error(
+        "{method} at `{place}`: the state has the parameter `{field}`, and its `Adapter::tensors` does not list it; \
+         list it there, as `TensorSpec::unsaved` if the configuration says all about it"
+    )]
+    UnlistedTensor {
+        /// The method.
+        method: &'static str,
+        /// Where the state is.
+        place: String,
+        /// The parameter's field.
+        field: String,
+    },
+
     /// Tensors that an adapter cannot take up.
     #[error("tensors for adapter `{adapter}`: {reason}")]
     Tensors {
@@ -256,4 +286,34 @@ impl Error {
             expected: expected.into(),
         }
     }
+
+    /// Keys of a field that fit none of `layers`, of which long lists are cut.
+    pub fn unused_pattern<'a>(
+        method: &'static str,
+        field: &'static str,
+        keys: Vec<&str>,
+        layers: impl Iterator<Item = &'a str>,
+    ) -> Self {
+        let keys: Vec<_> = keys.into_iter().map(|key| format!("`{key}`")).collect();
+        Self::UnusedPattern {
+            method,
+            field,
+            missing: keys.join(", "),
+            available: listing(layers.map(str::to_string)),
+        }
+    }
+}
+
+/// A list for an error message, one a line; long ones are cut.
+pub(crate) fn listing(lines: impl Iterator<Item = String>) -> String {
+    const MOST: usize = 40;
+    let mut lines = lines.map(|line| format!("  {line}"));
+    let mut listed: Vec<_> = lines.by_ref().take(MOST).collect();
+    let more = lines.count();
+    if more > 0 {
+        listed.push(format!(
+            "  … and {more} more; print `model.layout()` for all"
+        ));
+    }
+    listed.join("\n")
 }

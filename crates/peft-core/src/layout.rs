@@ -1,11 +1,10 @@
 //! What a model consists of, as adapters see it: layers, parameters and sites, by upstream name.
 
-use std::fmt::Write as _;
-
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::Error;
 use crate::erased::AnyTensor;
+use crate::error::listing;
 use crate::mechanism::{Found, FoundParam, Trainable};
 use crate::packing;
 use crate::site::SiteKind;
@@ -256,20 +255,8 @@ impl Layout {
 
     /// The layers as a list for error messages: name, kind, weight shape; long lists are cut.
     pub(crate) fn listing(&self) -> String {
-        const MOST: usize = 40;
-        let mut text = String::new();
-        for layer in self.layers.iter().take(MOST) {
-            let _ = writeln!(text, "  {} ({})", layer.name, layer.kind);
-        }
-        if self.layers.len() > MOST {
-            let _ = writeln!(
-                text,
-                "  … and {} more; print `model.layout()` for all",
-                self.layers.len() - MOST
-            );
-        }
-        text.pop();
-        text
+        let line = |layer: &Layer| format!("{} ({})", layer.name, layer.kind);
+        listing(self.layers.iter().map(line))
     }
 }
 

@@ -32,6 +32,7 @@ mod erased;
 mod error;
 pub mod files;
 mod init;
+mod keys;
 mod layout;
 mod mechanism;
 mod method;
@@ -39,6 +40,7 @@ mod model;
 mod names;
 mod nn;
 mod packing;
+mod patterns;
 mod rows;
 mod saved;
 mod schedule;
@@ -50,6 +52,7 @@ mod tensor_spec;
 mod tied;
 mod tokens;
 mod training;
+mod transpose;
 mod written;
 
 pub use adapter::{
@@ -70,15 +73,18 @@ pub use nn::{
     adapted_swiglu, dropout_rate,
 };
 pub use packing::{PackedLayer, Packer, StoredPart};
+pub use patterns::Patterns;
 pub use peft_ops as ops;
 pub use peft_ops::gelu;
 pub use saved::TrainedBias;
 pub use schedule::{Schedule, States};
 pub use shared::Shared;
 pub use site::{Site, SiteKind};
-pub use targets::{ALL_LINEAR, OneOrMany, Selection, Targets, pattern_value};
+pub use stack::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
+pub use targets::{ALL_LINEAR, OneOrMany, Selection, Targets};
 pub use tensor_spec::TensorSpec;
 pub use tied::TiedHead;
 pub use tokens::TrainedRows;
 pub use training::Training;
+pub use transpose::transposed;
 pub use written::{Written, stage_file, write_file, write_tensors};

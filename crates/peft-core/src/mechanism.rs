@@ -267,11 +267,35 @@ pub(crate) fn is_trainable<const D: usize>(param: &Param<Tensor<D>>) -> bool {
     trained
 }
 
+/// Empties what visitors and modules meet in: ordinary visitors leave reports behind that nobody took, and a
+/// panic in the middle of a traversal leaves what was on its way.
+fn forget() {
+    swap(Slot::Closed);
+    NAMES.with(|cell| cell.borrow_mut().take());
+    TIED.with(|cell| cell.borrow_mut().take());
+    UNTIED.with(|cell| cell.borrow_mut().take());
+    SITE_HEAD.with(|cell| cell.borrow_mut().take());
+}
+
+/// Nothing is on its way before and after it, whether a traversal ends or panics.
+struct Clean;
+
+impl Clean {
+    fn begin() -> Self {
+        forget();
+        Self
+    }
+}
+
+impl Drop for Clean {
+    fn drop(&mut self) {
+        forget();
+    }
+}
+
 /// Copies of all that adapters care about in `module`.
 pub(crate) fn gather<M: Module>(module: &M) -> Found {
-    // Ordinary visitors leave reports behind that nobody took.
-    NAMES.with(|cell| cell.borrow_mut().take());
-    SITE_HEAD.with(|cell| cell.borrow_mut().take());
+    let _clean = Clean::begin();
     let mut gather = Gather::default();
     module.visit(&mut gather);
     gather.found
@@ -339,6 +363,7 @@ impl ModuleMapper for Replace<'_> {
 
 /// A copy of `module` with `edits` made. Stacks for places that do not exist are ignored.
 pub(crate) fn place<M: Module>(module: &M, mut edits: Edits) -> M {
+    let _clean = Clean::begin();
     let _placing = Placing::begin();
     let module = module.clone().map(&mut Replace {
         path: Vec::new(),
@@ -346,4 +371,65 @@ pub(crate) fn place<M: Module>(module: &M, mut edits: Edits) -> M {
     });
     // Whatever is left belongs to parameters without a stack.
     module.apply_reparameterization(Attach(&mut edits))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use burn::module::{Devices, Module};
+    use burn::tensor::Device;
+
+    use super::*;
+
+    /// A module that panics where an adapter would be.
+    #[derive(Clone, Debug)]
+    struct Broken;
+
+    impl Module for Broken {
+        fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+            visitor.enter_module(SEGMENT, REPARAMETERIZATION);
+            panic!("in the middle");
+        }
+        fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+            mapper.enter_module(SEGMENT, tied::TIED);
+            panic!("in the middle");
+        }
+        fn collect_devices(&self, devices: Devices) -> Devices {
+            devices
+        }
+        fn to_device(self, _device: &Device) -> Self {
+            self
+        }
+        fn fork(self, _device: &Device) -> Self {
+            self
+        }
+        fn train(self) -> Self {
+            self
+        }
+        fn valid(&self) -> Self {
+            self.clone()
+        }
+        fn materialize(self) -> Self {
+            self
+        }
+    }
+
+    fn is_clean() -> bool {
+        let closed = SLOT.with(|cell| matches!(*cell.borrow(), Slot::Closed));
+        closed && UNTIED.with(|cell| cell.borrow().is_none()) && !PLACING.get()
+    }
+
+    #[test]
+    fn a_panic_in_a_traversal_leaves_nothing_behind() {
+        let gathered = catch_unwind(AssertUnwindSafe(|| gather(&Broken)));
+        assert!(gathered.is_err() && is_clean());
+        let table = AnyTensor::new(Tensor::<2>::zeros([1, 1], &Device::default()));
+        let edits = Edits {
+            untied: HashMap::from([(String::new(), table)]),
+            ..Edits::default()
+        };
+        let placed = catch_unwind(AssertUnwindSafe(|| place(&Broken, edits)));
+        assert!(placed.is_err() && is_clean());
+    }
 }

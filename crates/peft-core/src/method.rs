@@ -14,7 +14,7 @@ use crate::layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
 use crate::saved::SavedParam;
 use crate::schedule::{Schedule, States};
 use crate::site::SiteKind;
-use crate::targets::is_suffix;
+use crate::targets::{NO_EMPTY_TEXT, is_suffix};
 use crate::tokens::TrainedRows;
 use crate::{Error, Result};
 
@@ -110,6 +110,13 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     /// configuration bounds it below the weight's own.
     fn rank_of_change(&self) -> Option<usize> {
         None
+    }
+
+    /// Whether upstream counts the method as prompt learning, where no tuner is around the model: the model's
+    /// parameters are then `base_model.<name>` in files, and `base_model.model.<name>` otherwise. Default: soft
+    /// prompts are.
+    fn is_prompt_learning(&self) -> bool {
+        self.info().family == Family::SoftPrompt
     }
 
     /// What the method does in a training loop of `steps` steps besides being trained: a penalty, a schedule
@@ -431,6 +438,10 @@ impl Plan {
     pub(crate) fn save_modules(&mut self, method: &dyn Method, layout: &Layout) -> Result<()> {
         let common = method.common();
         let named = common.modules_to_save.as_deref().unwrap_or_default();
+        if named.iter().any(String::is_empty) {
+            let (title, field) = (method.info().title, "modules_to_save");
+            return Err(Error::config(title, field, named, NO_EMPTY_TEXT));
+        }
         let mut unmatched = Vec::new();
         for name in named {
             let mut found = false;

@@ -11,12 +11,13 @@ use serde_json::{Map, Value};
 use crate::accounting::{AdapterSummary, Counts, Summary, count, tally};
 use crate::adapter::Adapter;
 use crate::attached::{
-    adapted_layers, edit, exported, install, is_merged, merged, names, origins, place_name,
-    recognised, stacks, strip, survey, unknown, unmerged, with_tensors,
+    adapted_layers, edit, exported, in_memory, install, is_merged, merged, names, origins,
+    place_name, recognised, rows_of, stacks, strip, survey, unknown, unmerged, with_tensors,
 };
 use crate::checkpoint;
 use crate::files;
 use crate::init::Init;
+use crate::keys;
 use crate::layout::Layout;
 use crate::mechanism::{self, Edits};
 use crate::method::{Method, MethodInfo, Plan, is_transposed};
@@ -58,6 +59,7 @@ pub trait PeftModule: Module {
         let mut plan = Plan::new(Init::from_device(&device), true);
         plan.save_modules(method, &layout)?;
         method.plan(&layout, &mut plan)?;
+        checkpoint::refuse_unlisted(&layout, &plan.adapters)?;
         packing::refuse_trained(&layout, &plan)?;
         Ok(install(self, found, name, method, plan))
     }
@@ -87,24 +89,40 @@ pub trait PeftModule: Module {
             },
             other => other,
         })?;
-        let style = Style::of(&config);
+        let style = Style::of(&config, method.as_ref());
+        checkpoint::refuse_pickled(dir, style)?;
         let path = files::readable(dir, checkpoint::CONFIG_FILE, style.file());
-        let mut tensors = checkpoint::read_tensors(&path)?;
-        let (found, layout) = survey(self, name)?;
-        let mut plan = Plan::new(Init::blank(), false);
-        let shapes = tensors
-            .iter()
-            .map(|(key, data)| (key.clone(), data.shape().to_vec()));
-        plan.stored = shapes.collect();
-        plan.save_modules(method.as_ref(), &layout)?;
-        method.plan(&layout, &mut plan)?;
-        packing::refuse_trained(&layout, &plan)?;
-
-        let stored_name = config["name"].as_str().unwrap_or(name).to_string();
         let wrong = |reason| Error::Checkpoint {
             path: path.clone(),
             reason,
         };
+        let tensors = checkpoint::read_tensors(&path)?;
+        let mut tensors = keys::of_compiled(tensors).map_err(wrong)?;
+        let (found, layout) = survey(self, name)?;
+        let planned = |tensors: &BTreeMap<String, TensorData>| -> Result<Plan> {
+            let mut plan = Plan::new(Init::blank(), false);
+            let shapes = tensors
+                .iter()
+                .map(|(key, data)| (key.clone(), data.shape().to_vec()));
+            plan.stored = shapes.collect();
+            plan.save_modules(method.as_ref(), &layout)?;
+            method.plan(&layout, &mut plan)?;
+            checkpoint::refuse_unlisted(&layout, &plan.adapters)?;
+            packing::refuse_trained(&layout, &plan)?;
+            Ok(plan)
+        };
+        let stored_name = config["name"].as_str().unwrap_or(name).to_string();
+        let mut plan = planned(&tensors)?;
+        let renames = keys::renames(&tensors, &plan.adapters, &layout, style, &stored_name);
+        let renames = renames.map_err(wrong)?;
+        if !renames.is_empty() {
+            for (key, expected) in renames {
+                let data = tensors.remove(&key);
+                tensors.extend(data.map(|data| (expected, data)));
+            }
+            // A method may go by the shapes that the file has.
+            plan = planned(&tensors)?;
+        }
         let mut used = Vec::new();
         for planned in &mut plan.adapters {
             let place = place_name(&layout, &planned.path);
@@ -188,7 +206,7 @@ pub trait PeftModule: Module {
                 config.insert("target_modules".into(), layers.into());
             }
         }
-        let style = Style::of(&config);
+        let style = Style::of(&config, origin.method.as_ref());
         if style == Style::AdapterHub
             && let Some(fields) = config.as_object_mut()
         {
@@ -267,8 +285,8 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// As [`detach`](Self::detach) and [`load_adapter`](Self::load_adapter); the model keeps the old one
-    /// then.
+    /// As [`detach`](Self::detach) and [`load_adapter`](Self::load_adapter); [`Error::RowAdapter`] if rows of the
+    /// batch have `name`, and the new adapter cannot differ from row to row. The model keeps the old one then.
     fn swap_adapter(
         &self,
         name: &str,
@@ -278,7 +296,10 @@ pub trait PeftModule: Module {
         let before = unmerged(self)?;
         let new = self.detach(name)?.load_adapter(name, dir, methods)?;
         let layout = new.layout();
-        let rows = stacks(&before).find_map(|(_, stack)| stack.rows.clone());
+        let rows = rows_of(&before);
+        if let Some(rows) = &rows {
+            rows::check(&layout, rows)?;
+        }
         let edited = stacks(&layout)
             .map(|(path, stack)| {
                 let mut stack = stack.clone();
@@ -293,7 +314,7 @@ pub trait PeftModule: Module {
                 stack
                     .entries
                     .sort_by_key(|entry| place(entry).unwrap_or(usize::MAX));
-                stack.rows.clone_from(&rows);
+                stack.rows = rows.as_ref().map(|rows| Rows::new(rows, &stack.entries));
                 for entry in &mut stack.entries {
                     entry.active = stacks(&before)
                         .filter_map(|(_, stack)| stack.entry(&entry.name))
@@ -331,20 +352,20 @@ pub trait PeftModule: Module {
             return Err(unknown(name, &layout));
         }
         // Rows that had this adapter have none.
-        let others = |rows: &Rows| -> Rows {
+        let rows = rows_of(&layout).map(|names| -> rows::Names {
             let other = |row: &Option<String>| row.clone().filter(|row| row != name);
-            rows.iter().map(other).collect()
-        };
-        let keep = |stack: &Stack| Stack {
-            entries: stack
-                .entries
-                .iter()
-                .filter(|entry| entry.name != name)
-                .cloned()
-                .collect(),
-            merged: None,
-            packed: stack.packed.clone(),
-            rows: stack.rows.as_ref().map(others),
+            names.iter().map(other).collect()
+        });
+        let keep = |stack: &Stack| {
+            let entries = stack.entries.iter().filter(|entry| entry.name != name);
+            let entries: Vec<Entry> = entries.cloned().collect();
+            Stack {
+                rows: rows.as_ref().map(|rows| Rows::new(rows, &entries)),
+                entries,
+                merged: None,
+                packed: stack.packed.clone(),
+                norms: stack.norms.clone(),
+            }
         };
         let kept = stacks(&layout)
             .map(|(path, stack)| (path.to_string(), keep(stack)))
@@ -564,7 +585,8 @@ pub trait PeftModule: Module {
         if !origins(&layout).contains_key(name) {
             return Err(unknown(name, &layout));
         }
-        Ok(exported(&layout, name, Style::HuggingFace, true))
+        let style = in_memory(&layout, name);
+        Ok(exported(&layout, name, style, true))
     }
 
     /// Puts tensors into an adapter, all of those that [`adapter_tensors`](Self::adapter_tensors) gives: from another

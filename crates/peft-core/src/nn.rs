@@ -4,7 +4,7 @@ use burn::module::Param;
 use burn::nn::conv::Conv2d;
 use burn::nn::{Dropout, Embedding, Linear, PaddingConfig2d, RmsNorm};
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use peft_ops::{AttentionInputs, LowRank, Weight};
 
 use crate::chain::{InnerConv2d, InnerEmbedding, InnerLinear};
@@ -67,6 +67,9 @@ trait Seen<const D: usize> {
 
     /// What the layer sees, whole.
     fn whole(self) -> Tensor<D>;
+
+    /// The number format of what the layer sees.
+    fn dtype(&self) -> DType;
 }
 
 impl<const D: usize> Seen<D> for Tensor<D> {
@@ -81,6 +84,10 @@ impl<const D: usize> Seen<D> for Tensor<D> {
 
     fn whole(self) -> Tensor<D> {
         self
+    }
+
+    fn dtype(&self) -> DType {
+        Tensor::dtype(self)
     }
 }
 
@@ -99,6 +106,10 @@ impl<const D: usize> Seen<D> for Gelu<D> {
     fn whole(self) -> Tensor<D> {
         peft_ops::gelu(self.0)
     }
+
+    fn dtype(&self) -> DType {
+        self.0.dtype()
+    }
 }
 
 struct SwiGlu<const D: usize>(Tensor<D>, Tensor<D>);
@@ -115,6 +126,10 @@ impl<const D: usize> Seen<D> for SwiGlu<D> {
 
     fn whole(self) -> Tensor<D> {
         peft_ops::swiglu(self.0, self.1)
+    }
+
+    fn dtype(&self) -> DType {
+        self.0.dtype()
     }
 }
 
@@ -134,6 +149,10 @@ impl<const D: usize> Seen<D> for Normalised<'_, D> {
     fn whole(self) -> Tensor<D> {
         self.1.adapted(self.0)
     }
+
+    fn dtype(&self) -> DType {
+        self.0.dtype()
+    }
 }
 
 impl Seen<3> for AttentionInputs {
@@ -148,6 +167,10 @@ impl Seen<3> for AttentionInputs {
 
     fn whole(self) -> Tensor<3> {
         peft_ops::attention(self.query, self.key, self.value, self.mask, self.options)
+    }
+
+    fn dtype(&self) -> DType {
+        self.query.dtype()
     }
 }
 
@@ -169,7 +192,8 @@ fn linear<const D: usize>(layer: &Linear, seen: impl Seen<D>) -> Tensor<D> {
         .collect();
     if let Some(factors) = factors {
         let weight = packing::weight(Some(stack), layer.weight.base());
-        return seen.fused(weight, bias, side_by_side(factors));
+        let dtype = seen.dtype();
+        return seen.fused(weight, bias, side_by_side(factors, dtype));
     }
     let input = seen.whole();
     let mut shape = input.dims();
@@ -179,19 +203,21 @@ fn linear<const D: usize>(layer: &Linear, seen: impl Seen<D>) -> Tensor<D> {
         base: layer.weight.base(),
         packed: stack.packed.as_ref(),
         bias,
+        norms: &stack.norms,
         below: &adapters,
     };
     shape[D - 1] = d_out;
     inner.forward(rows).reshape(shape)
 }
 
-/// Low-rank additions as one, scales folded in.
-fn side_by_side(mut factors: Vec<LowRank>) -> Option<LowRank> {
+/// Low-rank additions as one, scales folded in, in the input's number format: each adapter has its own.
+fn side_by_side(mut factors: Vec<LowRank>, dtype: DType) -> Option<LowRank> {
     if factors.len() < 2 {
         return factors.pop();
     }
     let (down, up) = factors
         .into_iter()
+        .map(|factors| factors.cast(dtype))
         .map(
             |LowRank {
                  down, up, scale, ..

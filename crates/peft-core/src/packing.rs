@@ -9,11 +9,12 @@ use peft_ops::packed::Packed;
 use safetensors::Dtype;
 use serde_json::Value;
 
+use crate::chain::BaseNorms;
 use crate::erased::AnyTensor;
 use crate::layout::{LayerKind, Layout};
 use crate::mechanism::{self, Edits};
 use crate::method::Plan;
-use crate::stack::Stack;
+use crate::stack::{self, Stack};
 use crate::{Error, Result};
 
 /// A matrix that a [`Packer`] is asked about.
@@ -154,13 +155,13 @@ struct Replace {
 }
 
 impl ModuleMapper for Replace {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.inside += usize::from(name == mechanism::SEGMENT);
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.inside += usize::from(stack::is_adapter(container));
         self.path.push(name.to_string());
     }
 
-    fn exit_module(&mut self, name: &str, _container: &str) {
-        self.inside -= usize::from(name == mechanism::SEGMENT);
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.inside -= usize::from(stack::is_adapter(container));
         self.path.pop();
     }
 
@@ -191,6 +192,7 @@ pub(crate) fn place<M: Module>(module: M, packed: HashMap<String, PackedBase>) -
         let packed = packed.get(&param.path)?.clone();
         let stack = Stack {
             packed: Some(packed),
+            norms: BaseNorms::default(),
             ..param.stack.clone().unwrap_or_default()
         };
         Some((param.path.clone(), stack))
@@ -274,6 +276,7 @@ pub(crate) fn unpack<M: Module>(module: &M, layout: &Layout) -> M {
         bases.insert(param.path.clone(), Some(dense(Some(stack), &param.base)));
         let stack = Stack {
             packed: None,
+            norms: BaseNorms::default(),
             ..stack.clone()
         };
         stacks.insert(param.path.clone(), stack);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use peft_ops::LowRank;
 
 use crate::attached::{origins, stacks, unknown};
@@ -13,26 +13,72 @@ use crate::erased::{AnyAdapter, ErasedWeight};
 use crate::layout::{LayerKind, Layout};
 use crate::mechanism::{self, Edits};
 use crate::packing;
-use crate::stack::Stack;
+use crate::stack::{Entry, Stack};
 use crate::{Error, Result};
 
 /// The adapter of each row of a batch, by name; `None` for the base model.
-pub(crate) type Rows = Arc<[Option<String>]>;
+pub(crate) type Names = Arc<[Option<String>]>;
 
-/// Rows with the same adapter at one layer; without a name, those with none.
-struct Group<'a> {
-    name: Option<&'a str>,
-    adapter: Option<&'a dyn ErasedWeight>,
+/// The adapters of a batch's rows at one place, grouped once for all forward passes.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    /// As they were asked for.
+    pub(crate) names: Names,
+    groups: Vec<Group>,
+    /// The group of each row.
+    group_of: Vec<i64>,
+}
+
+/// Rows with the same adapter at one place.
+#[derive(Debug)]
+struct Group {
+    /// Index of the adapter's entry; rows without one have none at this place.
+    entry: Option<usize>,
     rows: Vec<i64>,
 }
 
-/// A copy of the model in which row i of a batch has the adapter `rows[i]`.
-pub(crate) fn activate<M: Module>(model: &M, layout: &Layout, rows: &[Option<&str>]) -> Result<M> {
-    let attached = origins(layout);
-    let named = || rows.iter().flatten();
-    if let Some(name) = named().find(|name| !attached.contains_key(**name)) {
-        return Err(unknown(name, layout));
+impl Rows {
+    /// Those of a place with these adapters.
+    pub(crate) fn new(names: &Names, entries: &[Entry]) -> Arc<Self> {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut group_of = Vec::with_capacity(names.len());
+        for (row, name) in names.iter().enumerate() {
+            let named = |entry: &Entry| Some(&entry.name) == name.as_ref();
+            let entry = entries.iter().position(named);
+            let found = groups.iter().position(|group| group.entry == entry);
+            let group = found.unwrap_or_else(|| {
+                let rows = Vec::new();
+                groups.push(Group { entry, rows });
+                groups.len() - 1
+            });
+            groups[group].rows.push(index(row));
+            group_of.push(index(group));
+        }
+        Arc::new(Self {
+            names: names.clone(),
+            groups,
+            group_of,
+        })
     }
+
+    /// Whether a row has an adapter at this place.
+    pub(crate) fn use_any(&self) -> bool {
+        self.groups.iter().any(|group| group.entry.is_some())
+    }
+
+    /// Whether a row has the adapter at this index of the place's.
+    pub(crate) fn use_entry(&self, entry: usize) -> bool {
+        self.groups.iter().any(|group| group.entry == Some(entry))
+    }
+}
+
+/// As a tensor of indices holds it.
+fn index(at: usize) -> i64 {
+    at.cast_signed() as i64
+}
+
+/// Refuses rows with adapters that cannot differ from row to row.
+pub(crate) fn check(layout: &Layout, names: &[Option<String>]) -> Result<()> {
     let is_weight_of_linear = |path: &str| {
         layout.params.iter().any(|param| {
             param.path == path
@@ -41,8 +87,8 @@ pub(crate) fn activate<M: Module>(model: &M, layout: &Layout, rows: &[Option<&st
         })
     };
     for (path, stack) in stacks(layout) {
-        let asked = |name: &String| named().any(|asked| asked == name);
-        if let Some(entry) = stack.entries.iter().find(|entry| asked(&entry.name))
+        let asked = |entry: &&Entry| names.iter().flatten().any(|name| *name == entry.name);
+        if let Some(entry) = stack.entries.iter().find(asked)
             && !is_weight_of_linear(path)
         {
             return Err(Error::RowAdapter {
@@ -52,14 +98,25 @@ pub(crate) fn activate<M: Module>(model: &M, layout: &Layout, rows: &[Option<&st
             });
         }
     }
-    let rows: Rows = rows.iter().map(|name| name.map(str::to_string)).collect();
+    Ok(())
+}
+
+/// A copy of the model in which row i of a batch has the adapter `rows[i]`.
+pub(crate) fn activate<M: Module>(model: &M, layout: &Layout, rows: &[Option<&str>]) -> Result<M> {
+    let attached = origins(layout);
+    let mut named = rows.iter().flatten();
+    if let Some(name) = named.find(|name| !attached.contains_key(**name)) {
+        return Err(unknown(name, layout));
+    }
+    let names: Names = rows.iter().map(|name| name.map(str::to_string)).collect();
+    check(layout, &names)?;
     let edited = stacks(layout)
         .map(|(path, stack)| {
             let mut stack = stack.clone();
             for entry in &mut stack.entries {
                 entry.active = false;
             }
-            stack.rows = Some(rows.clone());
+            stack.rows = Some(Rows::new(&names, &stack.entries));
             (path.to_string(), stack)
         })
         .collect();
@@ -83,38 +140,28 @@ pub(crate) fn linear<const D: usize>(
     input: Tensor<D>,
 ) -> Tensor<D> {
     let shape = input.dims();
+    let count = rows.names.len();
     assert!(
-        D > 1 && shape[0] == rows.len(),
-        "the model was told the adapters of {} rows, and the batch has {} ({shape:?})",
-        rows.len(),
+        D > 1 && shape[0] == count,
+        "the model was told the adapters of {count} rows, and the batch has {} ({shape:?})",
         shape[0],
     );
     let [d_in, d_out] = layer.weight.dims();
     let mut output_shape = shape;
     output_shape[D - 1] = d_out;
-    let input = input.reshape([rows.len() as isize, -1, d_in as isize]);
+    let input = input.reshape([count as isize, -1, d_in as isize]);
     let bias = layer.bias.as_ref().map(Param::val);
-    // Each adapter once, with its rows.
-    let mut groups: Vec<Group<'_>> = Vec::new();
-    for (row, name) in rows.iter().enumerate() {
-        let entry = name.as_deref().and_then(|name| stack.entry(name));
-        let name = entry.map(|entry| entry.name.as_str());
-        let row = row.cast_signed() as i64;
-        match groups.iter_mut().find(|group| group.name == name) {
-            Some(group) => group.rows.push(row),
-            None => groups.push(Group {
-                name,
-                adapter: entry.and_then(|entry| match &entry.adapter {
-                    AnyAdapter::Weight(adapter) => Some(adapter.as_ref()),
-                    _ => None,
-                }),
-                rows: vec![row],
-            }),
-        }
-    }
-    let factors: Option<Vec<Option<LowRank>>> = groups
+    let adapters: Vec<Option<&dyn ErasedWeight>> = rows
+        .groups
         .iter()
-        .map(|group| match group.adapter {
+        .map(|group| match &stack.entries[group.entry?].adapter {
+            AnyAdapter::Weight(adapter) => Some(adapter.as_ref()),
+            _ => None,
+        })
+        .collect();
+    let factors: Option<Vec<Option<LowRank>>> = adapters
+        .iter()
+        .map(|adapter| match adapter {
             None => Some(None),
             Some(adapter) => {
                 let factors = adapter.low_rank();
@@ -124,84 +171,80 @@ pub(crate) fn linear<const D: usize>(
         .collect();
     let base = layer.weight.base();
     let packed = stack.packed.as_ref();
-    let output = if let Some(factors) = factors {
+    let output = if let Some(mut factors) = factors {
         let weight = packing::weight(Some(stack), base);
+        if factors.len() < 2 {
+            return peft_ops::linear(input, weight, bias, factors.pop().flatten())
+                .reshape(output_shape);
+        }
         let output = peft_ops::linear(input.clone(), weight, bias, None);
-        match per_row(&groups, &factors, rows.len()) {
+        match per_row(&factors, &rows.group_of, input.dtype()) {
             Some((down, up)) => output + input.matmul(down).matmul(up),
             None => output,
         }
     } else {
         let device = input.device();
         let mut order = Vec::new();
-        let parts = groups.iter().map(|group| {
+        let parts = rows.groups.iter().zip(&adapters).map(|(group, adapter)| {
             let index = Tensor::<1, Int>::from_data(group.rows.as_slice(), &device);
             order.extend_from_slice(&group.rows);
             let part = input.clone().select(0, index);
-            let [count, tokens, _] = part.dims();
-            let below: Vec<&dyn ErasedWeight> = group.adapter.into_iter().collect();
+            let [rows, tokens, _] = part.dims();
+            let below: Vec<&dyn ErasedWeight> = adapter.iter().copied().collect();
             let inner = InnerLinear {
                 base: base.clone(),
                 packed,
                 bias: bias.clone(),
+                norms: &stack.norms,
                 below: &below,
             };
             inner
-                .forward(part.reshape([count * tokens, d_in]))
-                .reshape([count, tokens, d_out])
+                .forward(part.reshape([rows * tokens, d_in]))
+                .reshape([rows, tokens, d_out])
         });
         let parts = Tensor::cat(parts.collect(), 0);
-        let mut back = vec![0_i64; rows.len()];
+        let mut back = vec![0_i64; count];
         for (place, row) in order.iter().enumerate() {
-            back[*row as usize] = place.cast_signed() as i64;
+            back[*row as usize] = index(place);
         }
         parts.select(0, Tensor::<1, Int>::from_data(back.as_slice(), &device))
     };
     output.reshape(output_shape)
 }
 
-/// Factors of every row, `[rows, in, r]` and `[rows, r, out]`: scales folded in, ranks filled up with
-/// zeros. `None` if no row has an adapter here.
+/// Factors of every row, `[rows, in, r]` and `[rows, r, out]`, in the input's number format: scales folded in,
+/// ranks filled up with zeros. `None` if no row has an adapter here.
 fn per_row(
-    groups: &[Group<'_>],
     factors: &[Option<LowRank>],
-    rows: usize,
+    group_of: &[i64],
+    dtype: DType,
 ) -> Option<(Tensor<3>, Tensor<3>)> {
-    let first = factors.iter().flatten().next()?;
-    let rank = factors
-        .iter()
-        .flatten()
-        .map(|factors| factors.down.dims()[1])
-        .max()?;
+    let given = || factors.iter().flatten();
+    let first = given().next()?;
+    let rank = given().map(|factors| factors.down.dims()[1]).max()?;
     let ([d_in, _], [_, d_out]) = (first.down.dims(), first.up.dims());
-    let options = (&first.down.device(), first.down.dtype());
-    let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, options);
-    let mut downs = vec![None; rows];
-    let mut ups = vec![None; rows];
-    for (group, factors) in groups.iter().zip(factors) {
-        let (down, up) = match factors {
-            None => (zeros([d_in, rank]), zeros([rank, d_out])),
-            Some(LowRank {
+    let device = first.down.device();
+    let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (&device, dtype));
+    let (downs, ups): (Vec<_>, Vec<_>) = factors
+        .iter()
+        .map(|factors| {
+            let Some(factors) = factors else {
+                return (zeros([d_in, rank]), zeros([rank, d_out]));
+            };
+            let LowRank {
                 down, up, scale, ..
-            }) => {
-                let missing = rank - down.dims()[1];
-                let (down, up) = (down.clone(), up.clone() * *scale);
-                if missing == 0 {
-                    (down, up)
-                } else {
-                    (
-                        Tensor::cat(vec![down, zeros([d_in, missing])], 1),
-                        Tensor::cat(vec![up, zeros([missing, d_out])], 0),
-                    )
-                }
+            } = factors.clone().cast(dtype);
+            let up = up * scale;
+            match rank - down.dims()[1] {
+                0 => (down, up),
+                missing => (
+                    Tensor::cat(vec![down, zeros([d_in, missing])], 1),
+                    Tensor::cat(vec![up, zeros([missing, d_out])], 0),
+                ),
             }
-        };
-        for row in &group.rows {
-            downs[*row as usize] = Some(down.clone().unsqueeze::<3>());
-            ups[*row as usize] = Some(up.clone().unsqueeze::<3>());
-        }
-    }
-    let stacked =
-        |parts: Vec<Option<Tensor<3>>>| Tensor::cat(parts.into_iter().flatten().collect(), 0);
-    Some((stacked(downs), stacked(ups)))
+        })
+        .unzip();
+    let rows = Tensor::<1, Int>::from_data(group_of, &device);
+    let of_rows = |groups: Vec<Tensor<2>>| Tensor::stack::<3>(groups, 0).select(0, rows.clone());
+    Some((of_rows(downs), of_rows(ups)))
 }

@@ -13,7 +13,7 @@ use burn::tensor::{Device, Tensor};
 /// What the first handle of a group was changed to, on its way to the others.
 struct HandedOn {
     group: Weak<()>,
-    /// How often the group was changed before.
+    /// How often the first handle was changed before.
     generation: u64,
     param: Box<dyn Any>,
 }
@@ -38,9 +38,10 @@ fn forget(group: &Arc<()>) {
 /// the other handles follow.
 ///
 /// Give the handles out in the order of the model's layers, one to each state, and all of them: the
-/// first is the one that is visited. A traversal that changes a model must go over the whole of it, as
-/// those of optimizers, devices, `train` and `valid` do; otherwise it panics rather than let the
-/// handles part.
+/// first is the one that is visited. In a traversal that changes the whole model, as those of optimizers,
+/// devices, `train` and `valid` do, the others follow it. In one that changes a part without the first handle
+/// (`model.layers[1].clone().no_grad()`), those of the part are changed by themselves, so that the part is
+/// right by itself; put back into the model, they follow the first again from the next traversal of the whole on.
 #[derive(Clone, Debug)]
 pub struct Shared<const D: usize> {
     param: Param<Tensor<D>>,
@@ -49,7 +50,7 @@ pub struct Shared<const D: usize> {
     /// Of this handle, in the order of traversal, and how many there are.
     index: usize,
     count: usize,
-    /// How often this handle was changed; all handles of one model agree.
+    /// How often this handle followed the first one, or was changed as such.
     generation: u64,
 }
 
@@ -85,7 +86,7 @@ impl<const D: usize> Shared<D> {
             count,
             generation,
         } = self;
-        let param = if index == 0 {
+        let (param, generation) = if index == 0 {
             forget(&group);
             let param = change(param);
             HANDED_ON.with_borrow_mut(|all| {
@@ -95,18 +96,21 @@ impl<const D: usize> Shared<D> {
                     param: Box::new(param.clone()),
                 });
             });
-            param
+            (param, generation + 1)
         } else {
+            // What an older state of the model left behind, of which a part was changed, is none to follow.
             let ours = |handed: &&HandedOn| {
-                handed.group.as_ptr() == Arc::as_ptr(&group) && handed.generation == generation
+                handed.group.as_ptr() == Arc::as_ptr(&group) && handed.generation >= generation
             };
-            let handed_on: Option<Param<Tensor<D>>> = HANDED_ON.with_borrow(|all| {
+            let handed_on: Option<(Param<Tensor<D>>, u64)> = HANDED_ON.with_borrow(|all| {
                 let handed = all.iter().find(ours)?;
-                handed.param.downcast_ref().cloned()
+                Some((handed.param.downcast_ref().cloned()?, handed.generation + 1))
             });
-            handed_on.expect(
-                "a model with shared parameters is changed as a whole, in the order of its layers",
-            )
+            match handed_on {
+                Some(followed) => followed,
+                // A part of a model: there is none to follow.
+                None => (change(param), generation),
+            }
         };
         if index + 1 == count {
             forget(&group);
@@ -116,7 +120,7 @@ impl<const D: usize> Shared<D> {
             group,
             index,
             count,
-            generation: generation + 1,
+            generation,
         }
     }
 }

@@ -5,11 +5,24 @@ use std::sync::Arc;
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Reparameterization};
 use burn::tensor::{Device, Tensor};
 
+use crate::chain::BaseNorms;
 use crate::erased::{AnyAdapter, AnyTensor, ErasedWeight, FromDyn};
 use crate::mechanism;
 use crate::method::AttachedMethod;
 use crate::packing::{self, PackedBase};
 use crate::rows::Rows;
+
+/// What visitors and mappers are told, in `enter_module` and `exit_module`, to be the container of an adapter that
+/// takes part in the forward pass. The name is the adapter's.
+pub const ACTIVE_ADAPTER: &str = "Adapter";
+
+/// The same of an adapter that is attached and inactive: it gets no gradients.
+pub const INACTIVE_ADAPTER: &str = "InactiveAdapter";
+
+/// Whether a visitor enters an adapter.
+pub(crate) fn is_adapter(container: &str) -> bool {
+    container == ACTIVE_ADAPTER || container == INACTIVE_ADAPTER
+}
 
 /// One named adapter at one place.
 #[derive(Clone, Debug)]
@@ -33,7 +46,9 @@ pub(crate) struct Stack {
     /// The base, if it is packed: the parameter's own tensor then only stands in for its shape.
     pub(crate) packed: Option<PackedBase>,
     /// The adapter of each row of the batch, if rows have adapters of their own; then none is active.
-    pub(crate) rows: Option<Rows>,
+    pub(crate) rows: Option<Arc<Rows>>,
+    /// Of the base.
+    pub(crate) norms: BaseNorms,
 }
 
 impl Stack {
@@ -43,6 +58,16 @@ impl Stack {
 
     pub(crate) fn active(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(|entry| entry.active)
+    }
+
+    /// What the entry at this index reports to visitors.
+    fn container(&self, index: usize) -> &'static str {
+        let in_rows = || self.rows.as_ref().is_some_and(|rows| rows.use_entry(index));
+        if self.entries[index].active || in_rows() {
+            ACTIVE_ADAPTER
+        } else {
+            INACTIVE_ADAPTER
+        }
     }
 
     pub(crate) fn active_weights(&self) -> Vec<&dyn ErasedWeight> {
@@ -70,7 +95,7 @@ impl Reparameterization for Stack {
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         assert!(
-            self.rows.is_none() || self.entries.is_empty(),
+            self.rows.as_ref().is_none_or(|rows| !rows.use_any()),
             "rows of the batch have adapters of their own, so this weight is no single one: call its \
              layer through `peft_core::AdaptedForward`, or `activate` adapters for all rows"
         );
@@ -94,10 +119,11 @@ impl Module for Stack {
         if mechanism::hand_out(self) {
             return;
         }
-        for entry in &self.entries {
-            visitor.enter_module(&entry.name, "Adapter");
+        for (index, entry) in self.entries.iter().enumerate() {
+            let container = self.container(index);
+            visitor.enter_module(&entry.name, container);
             entry.adapter.module().visit(&mut FromDyn(visitor));
-            visitor.exit_module(&entry.name, "Adapter");
+            visitor.exit_module(&entry.name, container);
         }
     }
 
@@ -105,10 +131,16 @@ impl Module for Stack {
         match mechanism::placed(self) {
             Ok(placed) => placed,
             Err(mut stack) => {
-                for entry in &mut stack.entries {
-                    mapper.enter_module(&entry.name, "Adapter");
+                // The mapper may have changed the base, but not a packed one.
+                if stack.packed.is_none() {
+                    stack.norms = BaseNorms::default();
+                }
+                for index in 0..stack.entries.len() {
+                    let container = stack.container(index);
+                    let entry = &mut stack.entries[index];
+                    mapper.enter_module(&entry.name, container);
                     entry.adapter.module_mut().map(&mut FromDyn(mapper));
-                    mapper.exit_module(&entry.name, "Adapter");
+                    mapper.exit_module(&entry.name, container);
                 }
                 stack
             }
@@ -126,6 +158,7 @@ impl Module for Stack {
             entry.adapter.module_mut().to_device(device);
         }
         self.merged = self.merged.map(|merged| merged.to_device(device));
+        self.norms = BaseNorms::default();
         self
     }
 
@@ -134,6 +167,7 @@ impl Module for Stack {
             entry.adapter.module_mut().fork(device);
         }
         self.merged = self.merged.map(|merged| merged.to_device(device));
+        self.norms = BaseNorms::default();
         self
     }
 

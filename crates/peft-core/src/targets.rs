@@ -29,9 +29,28 @@ impl<S: Into<String>, const N: usize> From<[S; N]> for Selection {
     }
 }
 
-impl From<Vec<String>> for Selection {
-    fn from(names: Vec<String>) -> Self {
-        Self::Names(names)
+impl From<String> for Selection {
+    fn from(pattern: String) -> Self {
+        Self::Pattern(pattern)
+    }
+}
+
+impl<S: Into<String>> From<Vec<S>> for Selection {
+    fn from(names: Vec<S>) -> Self {
+        Self::Names(names.into_iter().map(Into::into).collect())
+    }
+}
+
+impl<S: AsRef<str>> From<&[S]> for Selection {
+    fn from(names: &[S]) -> Self {
+        let names = names.iter().map(|name| name.as_ref().to_string());
+        Self::Names(names.collect())
+    }
+}
+
+impl<S: AsRef<str>, const N: usize> From<&[S; N]> for Selection {
+    fn from(names: &[S; N]) -> Self {
+        Self::from(&names[..])
     }
 }
 
@@ -39,10 +58,26 @@ impl std::fmt::Display for Selection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Pattern(pattern) => write!(f, "`{pattern}`"),
+            Self::Names(names) if names.is_empty() => f.write_str("an empty list"),
             Self::Names(names) => {
                 let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
                 f.write_str(&names.join(", "))
             }
+        }
+    }
+}
+
+impl Selection {
+    /// Whether it is the word `all-linear`, in whatever case, as upstream compares it.
+    pub fn is_all_linear(&self) -> bool {
+        matches!(self, Self::Pattern(word) if word.eq_ignore_ascii_case(ALL_LINEAR))
+    }
+
+    /// Whether an empty text is given, alone or in a list.
+    fn has_empty_text(&self) -> bool {
+        match self {
+            Self::Pattern(pattern) => pattern.is_empty(),
+            Self::Names(names) => names.iter().any(String::is_empty),
         }
     }
 }
@@ -75,13 +110,14 @@ pub struct Targets {
     /// Layers to adapt. Default: what the method says.
     #[serde(default)]
     pub target_modules: Option<Selection>,
-    /// Layers to leave out, although selected. Default: none.
+    /// Layers to leave out, although selected: names or a pattern, not `all-linear`. Default: none.
     #[serde(default)]
     pub exclude_modules: Option<Selection>,
     /// Indices of the blocks to adapt, with a list of `target_modules` only. Default: all.
     #[serde(default)]
     pub layers_to_transform: Option<OneOrMany<usize>>,
-    /// What the list of blocks is called, as in `layer` or `layers`. Default: any name.
+    /// What the list of blocks is called, as in `layer` or `layers`, with `layers_to_transform` only. Default:
+    /// any name; an empty text or list says the same.
     #[serde(default)]
     pub layers_pattern: Option<OneOrMany<String>>,
 }
@@ -95,13 +131,58 @@ impl Targets {
         }
     }
 
+    /// Refuses what upstream refuses, and, where `strict`, what can only be meant otherwise.
+    fn check(&self, method: &'static str, targets: &Selection, strict: bool) -> Result<()> {
+        let regex = matches!(targets, Selection::Pattern(_));
+        let blocks = self.layers_to_transform.as_ref();
+        let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
+            Err(Error::config(method, field, value, expected))
+        };
+        if let Some(blocks) = blocks.filter(|_| regex) {
+            let expected = "leave it out: it needs target_modules to be a list; select blocks in the pattern instead";
+            return refuse("layers_to_transform", &blocks.as_slice(), expected);
+        }
+        let pattern = self.layers_pattern.as_ref().map(OneOrMany::as_slice);
+        if let Some(pattern) = pattern.filter(|pattern| !is_any(pattern)) {
+            if regex {
+                let expected = "leave it out: it needs target_modules to be a list; select blocks in the pattern instead";
+                return refuse("layers_pattern", &pattern, expected);
+            }
+            if blocks.is_none_or(|blocks| blocks.as_slice().is_empty()) {
+                let expected = "leave it out, or say which of these blocks in layers_to_transform";
+                return refuse("layers_pattern", &pattern, expected);
+            }
+            if strict && pattern.iter().any(String::is_empty) {
+                return refuse("layers_pattern", &pattern, NO_EMPTY_TEXT);
+            }
+        }
+        if !strict {
+            return Ok(());
+        }
+        if targets.has_empty_text() {
+            return refuse("target_modules", &format_args!("{targets}"), NO_EMPTY_TEXT);
+        }
+        match &self.exclude_modules {
+            Some(excluded) if excluded.is_all_linear() => {
+                let expected = "names or a pattern: the word stands for layers in target_modules only, and excludes none here";
+                refuse("exclude_modules", &format_args!("{excluded}"), expected)
+            }
+            Some(Selection::Names(names)) if names.iter().any(String::is_empty) => {
+                refuse("exclude_modules", names, NO_EMPTY_TEXT)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The layers selected, in the model's order. `default` stands in for absent
-    /// `target_modules`; `strict` makes a listed name without a match an error.
+    /// `target_modules`; `strict`, for configurations of a user's, makes a listed name without a match an
+    /// error, and so what upstream takes to select nothing: empty texts, `all-linear` as exclusion.
     ///
     /// # Errors
     ///
     /// [`Error::NoTarget`], [`Error::PartialTarget`], [`Error::Pattern`], and [`Error::Config`]
-    /// for `layers_to_transform` with a pattern.
+    /// for `layers_to_transform` or `layers_pattern` with a pattern, and for `layers_pattern` without
+    /// `layers_to_transform`.
     pub fn select<'a>(
         &self,
         layout: &'a Layout,
@@ -110,15 +191,8 @@ impl Targets {
         strict: bool,
     ) -> Result<Vec<&'a Layer>> {
         let targets = self.target_modules.as_ref().unwrap_or(default);
-        if self.layers_to_transform.is_some() && matches!(targets, Selection::Pattern(_)) {
-            return Err(Error::config(
-                method,
-                "layers_to_transform",
-                self.layers_to_transform.as_ref().map(OneOrMany::as_slice),
-                "leave it out: it needs target_modules to be a list; select blocks in the pattern instead",
-            ));
-        }
-        let wanted = Matcher::new(targets)?;
+        self.check(method, targets, strict)?;
+        let wanted = Matcher::targets(targets)?;
         let excluded = self
             .exclude_modules
             .as_ref()
@@ -172,6 +246,14 @@ impl Targets {
     }
 }
 
+/// What is right where an empty text is given.
+pub(crate) const NO_EMPTY_TEXT: &str = "names of modules: an empty text names none";
+
+/// Whether names of block lists say "any", as upstream reads them: an empty text or list.
+fn is_any(pattern: &[String]) -> bool {
+    pattern.iter().all(String::is_empty) && pattern.len() < 2
+}
+
 /// Whether `name` is `wanted` or ends in `.wanted`.
 pub(crate) fn is_suffix(name: &str, wanted: &str) -> bool {
     name == wanted
@@ -185,7 +267,7 @@ pub(crate) fn full_match(pattern: &str) -> Result<Regex> {
     Regex::new(&format!("^(?:{pattern})$")).map_err(|error| pattern_error(pattern, &error))
 }
 
-fn pattern_error(pattern: &str, error: &fancy_regex::Error) -> Error {
+pub(crate) fn pattern_error(pattern: &str, error: &fancy_regex::Error) -> Error {
     Error::Pattern {
         pattern: pattern.to_string(),
         reason: error.to_string(),
@@ -199,9 +281,17 @@ enum Matcher<'a> {
 }
 
 impl<'a> Matcher<'a> {
+    /// As `target_modules`, where a word stands for many layers.
+    fn targets(selection: &'a Selection) -> Result<Self> {
+        if selection.is_all_linear() {
+            Ok(Self::AllLinear)
+        } else {
+            Self::new(selection)
+        }
+    }
+
     fn new(selection: &'a Selection) -> Result<Self> {
         Ok(match selection {
-            Selection::Pattern(word) if word == ALL_LINEAR => Self::AllLinear,
             Selection::Pattern(pattern) => Self::Pattern(pattern, Box::new(full_match(pattern)?)),
             Selection::Names(names) => Self::Names(names),
         })
@@ -231,7 +321,7 @@ impl<'a> Blocks<'a> {
             .as_ref()
             .map(OneOrMany::as_slice)
             .unwrap_or_default();
-        let patterns = if named.is_empty() {
+        let patterns = if is_any(named) {
             vec![r"^.*?\.[^.]*\.(\d+)\.".to_string()]
         } else {
             named
@@ -270,142 +360,5 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// The first entry of a `rank_pattern` or `alpha_pattern` whose key fits the layer's name, as
-/// upstream matches it: the key is a regular expression for the name's end.
-///
-/// # Errors
-///
-/// [`Error::Pattern`] if a key does not compile.
-pub fn pattern_value<T: Copy>(patterns: &[(String, T)], name: &str) -> Result<Option<T>> {
-    for (key, value) in patterns {
-        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$"))
-            .map_err(|error| pattern_error(key, &error))?;
-        if regex
-            .is_match(name)
-            .map_err(|error| pattern_error(key, &error))?
-        {
-            return Ok(Some(*value));
-        }
-    }
-    Ok(None)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn layout() -> Layout {
-        let layer = |name: &str, kind: LayerKind, head| Layer {
-            name: name.to_string(),
-            kind,
-            params: Vec::new(),
-            head,
-        };
-        Layout {
-            params: Vec::new(),
-            sites: Vec::new(),
-            tied: Vec::new(),
-            layers: vec![
-                layer("embeddings.word_embeddings", LayerKind::Embedding, false),
-                layer("encoder.layer.0.query", LayerKind::Linear, false),
-                layer("encoder.layer.0.subquery", LayerKind::Linear, false),
-                layer("encoder.layer.1.query", LayerKind::Linear, false),
-                layer("encoder.layer.10.query", LayerKind::Linear, false),
-                layer("classifier", LayerKind::Linear, true),
-            ],
-        }
-    }
-
-    fn names(targets: &Targets) -> Result<Vec<String>> {
-        let layout = layout();
-        let selected = targets.select(&layout, "test", &Selection::from(["query"]), true)?;
-        Ok(selected
-            .into_iter()
-            .map(|layer| layer.name.clone())
-            .collect())
-    }
-
-    #[test]
-    fn a_name_matches_whole_segments_only() {
-        let found = names(&Targets::new(["query"])).unwrap();
-        assert_eq!(
-            found,
-            [
-                "encoder.layer.0.query",
-                "encoder.layer.1.query",
-                "encoder.layer.10.query"
-            ]
-        );
-    }
-
-    #[test]
-    fn a_pattern_matches_the_whole_name() {
-        assert_eq!(
-            names(&Targets::new(r".*layer\.1\..*")).unwrap(),
-            ["encoder.layer.1.query"]
-        );
-        assert!(matches!(
-            names(&Targets::new("query")),
-            Err(Error::NoTarget { .. })
-        ));
-        // Python's lookahead, as Hugging Face users write it.
-        assert_eq!(
-            names(&Targets::new(r"(?!.*sub).*\.0\..*query")).unwrap(),
-            ["encoder.layer.0.query"]
-        );
-    }
-
-    #[test]
-    fn all_linear_skips_the_head() {
-        let found = names(&Targets::new(ALL_LINEAR)).unwrap();
-        assert_eq!(found.len(), 4);
-        assert!(!found.contains(&"classifier".to_string()));
-    }
-
-    #[test]
-    fn layers_to_transform_selects_blocks_not_prefixes() {
-        let mut targets = Targets::new(["query"]);
-        targets.layers_to_transform = Some(OneOrMany::One(1));
-        assert_eq!(names(&targets).unwrap(), ["encoder.layer.1.query"]);
-        targets.layers_pattern = Some(OneOrMany::One("blocks".into()));
-        assert!(matches!(names(&targets), Err(Error::NoTarget { .. })));
-        let mut pattern = Targets::new(".*query");
-        pattern.layers_to_transform = Some(OneOrMany::Many(vec![0]));
-        assert!(matches!(names(&pattern), Err(Error::Config { .. })));
-    }
-
-    #[test]
-    fn exclusion_and_missing_names() {
-        let mut targets = Targets::new(ALL_LINEAR);
-        targets.exclude_modules = Some(Selection::from(["query"]));
-        assert_eq!(names(&targets).unwrap(), ["encoder.layer.0.subquery"]);
-        let error = names(&Targets::new(["query", "valeu"]))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("`valeu`") && error.contains("encoder.layer.0.query"),
-            "{error}"
-        );
-        assert!(matches!(
-            names(&Targets::new("(")),
-            Err(Error::Pattern { .. })
-        ));
-    }
-
-    #[test]
-    fn patterns_match_the_end_of_a_name() {
-        let patterns = vec![("query".to_string(), 3), (r"layer\.1\..*".to_string(), 4)];
-        assert_eq!(
-            pattern_value(&patterns, "encoder.layer.1.query").unwrap(),
-            Some(3)
-        );
-        assert_eq!(
-            pattern_value(&patterns, "encoder.layer.1.value").unwrap(),
-            Some(4)
-        );
-        assert_eq!(
-            pattern_value(&patterns, "encoder.layer.0.subquery").unwrap(),
-            None
-        );
-    }
-}
+mod tests;

@@ -8,29 +8,62 @@ use serde_json::Value;
 
 use crate::checkpoint::{ADAPTERHUB_FILE, MODEL_FILE};
 use crate::erased::ErasedModule;
+use crate::method::Method;
+use crate::transpose::transposed_bytes;
 
 /// Whose names a checkpoint uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Style {
     HuggingFace,
+    /// Hugging Face PEFT's for soft prompts, where the model is in no tuner.
+    HuggingFacePrompt,
     AdapterHub,
 }
 
+/// In front of the names of models, in Hugging Face PEFT's files.
+const PREFIX: &str = "base_model.model.";
+/// The same for soft prompts.
+const PROMPT_PREFIX: &str = "base_model.";
+
 impl Style {
-    pub(crate) fn of(config: &Value) -> Self {
+    pub(crate) fn of(config: &Value, method: &dyn Method) -> Self {
         let adapterhub = config["version"]
             .as_str()
             .is_some_and(|v| v.starts_with("adapters."));
         if adapterhub {
             Self::AdapterHub
         } else {
+            Self::upstream(method)
+        }
+    }
+
+    /// Hugging Face PEFT's for a method.
+    pub(crate) fn upstream(method: &dyn Method) -> Self {
+        if method.is_prompt_learning() {
+            Self::HuggingFacePrompt
+        } else {
             Self::HuggingFace
         }
     }
 
+    /// In front of the model's names.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::HuggingFace => PREFIX,
+            Self::HuggingFacePrompt => PROMPT_PREFIX,
+            Self::AdapterHub => "",
+        }
+    }
+
+    /// What a key stands for that this crate wrote before it knew upstream's prefix for soft prompts.
+    pub(crate) fn former_spelling(self, key: &str) -> Option<String> {
+        let name = key.strip_prefix(PREFIX)?;
+        (self == Self::HuggingFacePrompt).then(|| format!("{PROMPT_PREFIX}{name}"))
+    }
+
     pub(crate) fn file(self) -> &'static str {
         match self {
-            Self::HuggingFace => MODEL_FILE,
+            Self::HuggingFace | Self::HuggingFacePrompt => MODEL_FILE,
             Self::AdapterHub => ADAPTERHUB_FILE,
         }
     }
@@ -51,7 +84,7 @@ enum Key {
 /// How one parameter of an adapter is called and laid out in a checkpoint.
 #[derive(Clone, Debug)]
 pub struct TensorSpec {
-    field: String,
+    pub(crate) field: String,
     key: Key,
     transposed: bool,
     columns: Option<Columns>,
@@ -75,7 +108,8 @@ impl TensorSpec {
         Self::new(field, Key::Layer(key.into()))
     }
 
-    /// The field as the parameter called `name` in the model: `base_model.model.<name>`.
+    /// The field as the parameter called `name` in the model: `base_model.model.<name>`, and
+    /// `base_model.<name>` for soft prompts.
     pub fn named(field: &str, name: &str) -> Self {
         Self::new(field, Key::Named(name.into()))
     }
@@ -120,17 +154,30 @@ impl TensorSpec {
         Self::new("", key).key(style, layer, adapter)
     }
 
+    /// How many segments of the key lead to the layer; none where the key names a parameter of the model.
+    pub(crate) fn segments_to_layer(&self, style: Style, layer: &str) -> Option<usize> {
+        match &self.key {
+            Key::Named(_) => None,
+            Key::Root(_) | Key::Unsaved => Some(0),
+            Key::Layer(_) => Some(format!("{}{layer}", style.prefix()).split('.').count()),
+        }
+    }
+
     /// The key for a state at `layer` of the adapter `adapter`.
     pub(crate) fn key(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
         Some(match (&self.key, style) {
             (Key::Unsaved, _) => return None,
             (Key::Root(key), _) => key.clone(),
-            (Key::Named(name), Style::HuggingFace) => format!("base_model.model.{name}"),
-            (Key::Named(name), Style::AdapterHub) => name.clone(),
-            (Key::Layer(key), Style::HuggingFace) => format!("base_model.model.{layer}.{key}"),
+            (Key::Named(name), style) => format!("{}{name}", style.prefix()),
             (Key::Layer(key), Style::AdapterHub) => format!("{layer}.adapters.{adapter}.{key}"),
+            (Key::Layer(key), style) => format!("{}{layer}.{key}", style.prefix()),
         })
     }
+}
+
+/// The fields that are listed.
+pub(crate) fn field_names(specs: &[TensorSpec]) -> HashSet<String> {
+    specs.iter().map(|spec| spec.field.clone()).collect()
 }
 
 /// The fields that no file holds.
@@ -236,15 +283,13 @@ impl Stored {
 /// The last two axes of row-major data, swapped.
 pub(crate) fn transpose(data: TensorData) -> TensorData {
     let [rows, columns] = [data.shape()[0], data.shape()[1]];
-    let size = data.dtype().size();
-    let source = data.as_bytes();
-    let mut bytes = Vec::with_capacity(source.len());
-    for column in 0..columns {
-        for row in 0..rows {
-            let at = (row * columns + column) * size;
-            bytes.extend_from_slice(&source[at..at + size]);
-        }
-    }
+    let (source, shape) = (data.as_bytes(), [rows, columns]);
+    let bytes = match data.dtype().size() {
+        2 => transposed_bytes::<2>(source, shape),
+        4 => transposed_bytes::<4>(source, shape),
+        8 => transposed_bytes::<8>(source, shape),
+        size => unreachable!("no float tensor has elements of {size} bytes"),
+    };
     TensorData::from_bytes_vec(bytes, vec![columns, rows], data.dtype())
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use burn::tensor::DType;
 use peft_core::ops::packed::Packed;
-use peft_core::{ALL_LINEAR, PackedLayer, Packer, PeftModule, Selection};
+use peft_core::{PackedLayer, Packer, PeftModule};
 use peft_reparameterization::{LoraConfig, LoraLinear, cast_factors, start_from};
 
 use crate::{Error, LoftQPacker, QuantizationConfig, Result};
@@ -110,8 +110,7 @@ impl QLoraConfig {
         let targets = &self.lora.targets;
         let all = match &targets.target_modules {
             None => true,
-            Some(Selection::Pattern(word)) => word == ALL_LINEAR,
-            Some(Selection::Names(_)) => false,
+            Some(targets) => targets.is_all_linear(),
         };
         let all = all && targets.exclude_modules.is_none() && targets.layers_to_transform.is_none();
         if self.loftq_iterations > 1 && !all {

@@ -13,7 +13,8 @@ use serde_json::{Map, Value};
 use crate::adalora_schedule::{AdaLoraSchedule, prune};
 use crate::adalora_state::AdaLora;
 use crate::family::{
-    Bias, LINEAR_AND_CONV2D, patterns, refuse_unsupported, select, target_builders, train_biases,
+    Bias, LINEAR_AND_CONV2D, read_patterns, refuse_unsupported, select, target_builders,
+    train_biases,
 };
 use crate::lora_config::InitLora;
 
@@ -232,7 +233,7 @@ impl AdaLoraConfig {
             mask.collect::<Option<Vec<bool>>>()
                 .filter(|mask| mask.len() == self.init_r)
         };
-        let found = patterns(fields, (&ADALORA, "rank_pattern"), &expected, read)?;
+        let found = read_patterns(fields, (&ADALORA, "rank_pattern"), &expected, read)?;
         Ok(found
             .into_iter()
             // The adapter's name may follow.
@@ -302,6 +303,14 @@ impl Method for AdaLoraConfig {
         }
         let targets = select(&self.targets, layout, plan, &ADALORA, LINEAR_AND_CONV2D)?;
         let masks = self.masks()?;
+        let names = || targets.iter().map(|(layer, _)| layer.name.as_str());
+        let used = |key: &&str| names().any(|name| name == *key);
+        let unused: Vec<_> = masks.keys().map(String::as_str).collect();
+        let unused: Vec<_> = unused.into_iter().filter(|key| !used(key)).collect();
+        if plan.strict() && !unused.is_empty() {
+            let field = "rank_pattern";
+            return Err(Error::unused_pattern(ADALORA.title, field, unused, names()));
+        }
         for &(layer, weight) in &targets {
             let rank = match masks.get(&layer.name) {
                 Some(mask) => mask.iter().filter(|kept| **kept).count(),

@@ -3,14 +3,15 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo, Plan, Result, Targets,
-    TensorSpec, WeightAdapter, by_peft_type, config_from_json, ops, pattern_value,
+    Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo, Patterns, Plan,
+    Result, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json, ops,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::family::{
-    Bias, LINEAR, at_least_one, common_method, patterns, select, target_builders, train_biases,
+    Bias, LINEAR, at_least_one, common_method, patterns, refuse_unused, select, target_builders,
+    train_biases,
 };
 
 /// C3A's registration.
@@ -201,7 +202,7 @@ impl C3aConfig {
         self
     }
 
-    fn sizes(&self) -> Result<Vec<(String, usize)>> {
+    fn sizes(&self) -> Result<Patterns<usize>> {
         let field = (&C3A, "block_size_pattern");
         let expected = "a whole number of at least 1";
         patterns(&self.block_size_pattern, field, expected, at_least_one)
@@ -227,12 +228,13 @@ impl Method for C3aConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let targets = select(&self.targets, layout, plan, &C3A, LINEAR)?;
         let sizes = self.sizes()?;
+        refuse_unused(&sizes, &targets, plan)?;
         for &(layer, weight) in &targets {
             // A file's own size counts: upstream matches patterns otherwise.
             let stored = plan.stored_shape(layer, "c3a_kernel");
             let size = match stored.and_then(|shape| shape.get(2)) {
                 Some(size) => (*size).max(1),
-                None => pattern_value(&sizes, &layer.name)?.unwrap_or(self.block_size),
+                None => sizes.get(&layer.name)?.unwrap_or(self.block_size),
             };
             let shape = weight.shape();
             let (d_in, out) = (shape[0], shape[1]);

@@ -2,6 +2,8 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use peft_core::InnerLinear;
+use peft_core::device::is_cpu;
 use peft_core::ops::{LowRank, column_norms};
 
 /// The trained length of each output's weights: those of `W' = m ⊙ (W + s·AB) / ‖W + s·AB‖`.
@@ -22,35 +24,48 @@ impl<const D: usize> Magnitude<D> {
 /// sum of the matrices: below, rounding of the shares would show.
 const CANCELLED: f32 = 0.05;
 
+/// Norms of the columns of `W + s·AB`, `[out]`, without a gradient: W is what lies below.
+pub(crate) fn norms_below(inner: &InnerLinear<'_>, change: &LowRank) -> Tensor<1> {
+    let base = has_parts(change).then(|| inner.base_norms()).flatten();
+    let product = |rows: Tensor<2>| inner.product(rows);
+    base.and_then(|base| norms_by_parts(change, base, product))
+        .unwrap_or_else(|| norms(inner.weight(), change))
+}
+
 /// Norms of the columns of `W + s·AB`, `[out]`, without a gradient.
-///
-/// `‖w‖² + 2s⟨w, Ab⟩ + s²‖Ab‖²` for each column needs no matrix of W's size; where its terms nearly
-/// cancel for some column, the matrix is made all the same.
-pub(crate) fn norms(weight: Tensor<2>, change: LowRank) -> Tensor<1> {
+pub(crate) fn norms(weight: Tensor<2>, change: &LowRank) -> Tensor<1> {
     let weight = weight.detach();
-    let LowRank {
-        down, up, scale, ..
-    } = change;
-    let (down, up) = (down.detach(), up.detach());
-    let direct = || column_norms(weight.clone() + (down.clone() * scale).matmul(up.clone()));
-    let [d_in, rank] = down.dims();
-    if rank > d_in.min(up.dims()[1]) {
-        return direct();
-    }
-    let of_weight = column_norms(weight.clone()).powi_scalar(2);
+    let base = has_parts(change).then(|| column_norms(weight.clone()));
+    let product = |rows: Tensor<2>| rows.matmul(weight.clone());
+    base.and_then(|base| norms_by_parts(change, base, product))
+        .unwrap_or_else(|| column_norms(weight.clone() + change.product().detach()))
+}
+
+/// Whether [`norms_by_parts`] is less work than a matrix of W's size: not on devices where its question would mean
+/// to wait for all that they have to do.
+fn has_parts(change: &LowRank) -> bool {
+    let ([d_in, rank], [_, d_out]) = (change.down.dims(), change.up.dims());
+    rank <= d_in.min(d_out) && is_cpu(&change.down.device())
+}
+
+/// Norms of the columns of `W + s·AB` from those of W, and from its product with rows:
+/// `‖w‖² + 2s⟨w, Ab⟩ + s²‖Ab‖²` for each column needs no matrix of W's size. `None` where its terms nearly cancel
+/// for some column.
+fn norms_by_parts(
+    change: &LowRank,
+    base: Tensor<1>,
+    product: impl Fn(Tensor<2>) -> Tensor<2>,
+) -> Option<Tensor<1>> {
+    let (down, up) = (change.down.clone().detach(), change.up.clone().detach());
     let sum = |product: Tensor<2>| product.sum_dim(0).reshape([-1]);
-    let across: Tensor<1> = sum(down.clone().transpose().matmul(weight.clone()) * up.clone());
-    let gram = down.clone().transpose().matmul(down.clone());
-    let of_change: Tensor<1> = sum(gram.matmul(up.clone()) * up.clone()) * (scale * scale);
-    let parts = of_weight + of_change;
-    let squares = parts.clone() + across * (2.0 * scale);
+    let across: Tensor<1> = sum(product(down.clone().transpose()).detach() * up.clone());
+    let gram = down.clone().transpose().matmul(down);
+    let of_change: Tensor<1> = sum(gram.matmul(up.clone()) * up);
+    let parts = base.powi_scalar(2) + of_change * (change.scale * change.scale);
+    let squares = parts.clone() + across * (2.0 * change.scale);
     let share: f32 = (squares.clone() / parts).min().into_scalar();
-    // Also where a share is no number.
-    if share > CANCELLED {
-        squares.sqrt()
-    } else {
-        direct()
-    }
+    // Not where a share is no number, either.
+    (share > CANCELLED).then(|| squares.sqrt())
 }
 
 /// Norms of the rows of a matrix, `[rows]`.
@@ -83,7 +98,7 @@ mod tests {
                 let sum = weight.clone() + down.clone().matmul(up.clone()) * 2.0;
                 let direct = sum.powi_scalar(2).sum_dim(0).sqrt().reshape([20]);
                 let direct: Tensor<1> = direct;
-                norms(weight, change)
+                norms(weight, &change)
                     .into_data()
                     .assert_approx_eq(&direct.into_data(), Tolerance::<f32>::relative(2e-5));
             }

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Tensor};
 use peft_core::{
     Adapter, Common, Error, InnerLinear, Layout, Method, MethodInfo, PeftModule, Plan, Result,
-    TensorSpec, WeightAdapter, pattern_value,
+    TensorSpec, WeightAdapter,
 };
 use serde_json::Value;
 
@@ -179,7 +179,7 @@ pub fn eva<M: PeftModule>(
             let expected = "every target's layer run through `AdaptedForward` in `look`";
             return refuse("target_modules", layer, expected);
         };
-        let rank = pattern_value(&ranks, layer)?.unwrap_or(config.r);
+        let rank = ranks.get(layer)?.unwrap_or(config.r);
         // Of a symmetric matrix, singular vectors are eigenvectors.
         let Some(svd) = linalg::svd(moments) else {
             return refuse("target_modules", layer, "a layer with finite inputs");
@@ -222,7 +222,7 @@ fn distribute<M: PeftModule>(
         if count == 0 {
             continue;
         }
-        let alpha = pattern_value(&alphas, layer)?.unwrap_or(config.lora_alpha);
+        let alpha = alphas.get(layer)?.unwrap_or(config.lora_alpha);
         let divisor = |rank: usize| {
             if config.use_rslora {
                 (rank as f64).sqrt()

@@ -1,8 +1,8 @@
 //! What the methods of this family have in common: which layers, which biases, patterns.
 
 use peft_core::{
-    ALL_LINEAR, Error, Layer, LayerKind, Layout, LayoutParam, MethodInfo, Plan, Result, Selection,
-    Targets, config_to_json,
+    ALL_LINEAR, Error, Layer, LayerKind, Layout, LayoutParam, MethodInfo, Patterns, Plan, Result,
+    Selection, Targets, config_to_json,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -108,12 +108,27 @@ pub(crate) fn train_biases(bias: Bias, layout: &Layout, adapted: &[Target<'_>], 
     }
 }
 
-/// The values of `rank_pattern` and its like.
+/// The values of `rank_pattern` and its like, compiled.
+///
+/// # Errors
+///
+/// As [`read_patterns`], and [`Error::Pattern`] for a key that is no regular expression.
+pub(crate) fn patterns<T: Copy>(
+    fields: &Map<String, Value>,
+    (info, field): (&MethodInfo, &'static str),
+    expected: &str,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<Patterns<T>> {
+    let values = read_patterns(fields, (info, field), expected, read)?;
+    Patterns::new(info.title, field, values)
+}
+
+/// The entries of a field by pattern, as they are read.
 ///
 /// # Errors
 ///
 /// [`Error::Config`] naming the field and the pattern whose value `read` does not take.
-pub(crate) fn patterns<T>(
+pub(crate) fn read_patterns<T>(
     fields: &Map<String, Value>,
     (info, field): (&MethodInfo, &'static str),
     expected: &str,
@@ -135,6 +150,23 @@ pub(crate) fn patterns<T>(
             Ok((pattern.clone(), value))
         })
         .collect()
+}
+
+/// Refuses keys of patterns that fit no target, in a configuration of a user's.
+///
+/// # Errors
+///
+/// As [`Patterns::refuse_unused`].
+pub(crate) fn refuse_unused<T: Copy>(
+    patterns: &Patterns<T>,
+    targets: &[Target<'_>],
+    plan: &Plan,
+) -> Result<()> {
+    if plan.strict() {
+        patterns.refuse_unused(targets.iter().map(|(layer, _)| layer.name.as_str()))
+    } else {
+        Ok(())
+    }
 }
 
 /// For [`patterns`] of ranks: a whole number of at least 1.
@@ -213,6 +245,21 @@ macro_rules! target_builders {
         #[must_use]
         pub fn with_excluded(mut self, excluded: impl Into<peft_core::Selection>) -> Self {
             self.targets.exclude_modules = Some(excluded.into());
+            self
+        }
+
+        /// Adapts layers of these blocks only, by their indices in the model's list; with a list of targets.
+        #[must_use]
+        pub fn with_layers_to_transform(mut self, blocks: impl Into<Vec<usize>>) -> Self {
+            self.targets.layers_to_transform = Some(peft_core::OneOrMany::Many(blocks.into()));
+            self
+        }
+
+        /// Says what the list of blocks is called, as in `layers`, for a model that has several lists; with
+        /// `layers_to_transform`.
+        #[must_use]
+        pub fn with_layers_pattern(mut self, pattern: impl Into<String>) -> Self {
+            self.targets.layers_pattern = Some(peft_core::OneOrMany::One(pattern.into()));
             self
         }
     };

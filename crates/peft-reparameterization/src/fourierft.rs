@@ -7,14 +7,14 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use peft_core::ops::LowRank;
 use peft_core::{
-    Adapter, Common, Error, Family, Layout, Method, MethodInfo, Plan, Result, Targets, TensorSpec,
-    WeightAdapter, by_peft_type, config_from_json, pattern_value,
+    Adapter, Common, Error, Family, Layout, Method, MethodInfo, Patterns, Plan, Result, Targets,
+    TensorSpec, WeightAdapter, by_peft_type, config_from_json,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::family::{
-    Bias, LINEAR, at_least_one, common_method, patterns, refuse_unsupported, select,
+    Bias, LINEAR, at_least_one, common_method, patterns, refuse_unsupported, refuse_unused, select,
     target_builders, train_biases,
 };
 use crate::torch_random::TorchGenerator;
@@ -284,7 +284,7 @@ impl FourierFtConfig {
         self
     }
 
-    fn counts(&self) -> Result<Vec<(String, usize)>> {
+    fn counts(&self) -> Result<Patterns<usize>> {
         let field = (&FOURIERFT, "n_frequency_pattern");
         let expected = "a whole number of at least 1";
         patterns(&self.n_frequency_pattern, field, expected, at_least_one)
@@ -310,13 +310,14 @@ impl Method for FourierFtConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let targets = select(&self.targets, layout, plan, &FOURIERFT, LINEAR)?;
         let counts = self.counts()?;
+        refuse_unused(&counts, &targets, plan)?;
         let mut drawn: Vec<([usize; 3], Device, Frequencies)> = Vec::new();
         for &(layer, weight) in &targets {
             // A file's own number counts: it bounds what is drawn, and upstream matches patterns otherwise.
             let stored = plan.stored_shape(layer, "fourierft_spectrum");
             let count = match stored.and_then(|shape| shape.first()) {
                 Some(count) => *count,
-                None => pattern_value(&counts, &layer.name)?.unwrap_or(self.n_frequency),
+                None => counts.get(&layer.name)?.unwrap_or(self.n_frequency),
             };
             let (shape, device) = (weight.shape(), weight.device());
             let (d_in, out) = (shape[0], shape[1]);

@@ -7,13 +7,15 @@ use burn::tensor::{Int, Tensor};
 use peft_core::ops::linear;
 use peft_core::{
     AdaptedForward, Adapter, Common, Error, Family, Init, InnerConv2d, InnerEmbedding, InnerLinear,
-    LayerKind, Layout, LayoutParam, Method, MethodInfo, Plan, Result, Targets, TensorSpec,
-    WeightAdapter, by_peft_type, config_from_json, dropout_rate, pattern_value,
+    LayerKind, Layout, LayoutParam, Method, MethodInfo, Patterns, Plan, Result, Targets,
+    TensorSpec, WeightAdapter, by_peft_type, config_from_json, dropout_rate,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::family::{at_least_one, common_method, patterns, select, target_builders};
+use crate::family::{
+    at_least_one, common_method, patterns, refuse_unused, select, target_builders,
+};
 use crate::lora_config::InitLora;
 
 /// HiRA's registration.
@@ -244,7 +246,7 @@ impl HiraConfig {
 
     target_builders!();
 
-    fn ranks(&self) -> Result<Vec<(String, usize)>> {
+    fn ranks(&self) -> Result<Patterns<usize>> {
         let expected = "a whole number of at least 1";
         patterns(
             &self.rank_pattern,
@@ -300,15 +302,17 @@ impl Method for HiraConfig {
             &[LayerKind::Linear, LayerKind::Embedding, LayerKind::Conv2d][..],
             "Linear, Embedding and Conv2d",
         );
+        let targets = select(&self.targets, layout, plan, &HIRA, kinds)?;
         let ranks = self.ranks()?;
-        for (layer, weight) in select(&self.targets, layout, plan, &HIRA, kinds)? {
+        refuse_unused(&ranks, &targets, plan)?;
+        for (layer, weight) in targets {
             // Upstream writes its `rank_pattern`, and does not go by it: a file's own ranks count.
             let stored = ["hira_A", "hira_embedding_A"]
                 .into_iter()
                 .find_map(|key| plan.stored_shape(layer, key)?.first().copied());
             let rank = match stored {
                 Some(rank) => rank,
-                None => pattern_value(&ranks, &layer.name)?.unwrap_or(self.r),
+                None => ranks.get(&layer.name)?.unwrap_or(self.r),
             };
             let shape = weight.shape();
             let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>());

@@ -5,14 +5,16 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::ops::{self, LowRank};
 use peft_core::{
-    AdaptedForward, Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo, Plan,
-    Result, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json, dropout_rate,
-    pattern_value,
+    AdaptedForward, Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo,
+    Patterns, Plan, Result, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json,
+    dropout_rate,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::family::{LINEAR, at_least_one, common_method, patterns, select, target_builders};
+use crate::family::{
+    LINEAR, Target, at_least_one, common_method, patterns, refuse_unused, select, target_builders,
+};
 
 /// LoHa's registration.
 pub static LOHA: MethodInfo = MethodInfo {
@@ -188,13 +190,13 @@ pub(crate) struct LycorisFields<'a> {
 
 impl LycorisFields<'_> {
     /// Ranks by pattern.
-    pub(crate) fn ranks(&self) -> Result<Vec<(String, usize)>> {
+    pub(crate) fn ranks(&self) -> Result<Patterns<usize>> {
         let field = (self.info, "rank_pattern");
         let expected = "a whole number of at least 1";
         patterns(self.rank_pattern, field, expected, at_least_one)
     }
 
-    fn alphas(&self) -> Result<Vec<(String, f64)>> {
+    fn alphas(&self) -> Result<Patterns<f64>> {
         let field = (self.info, "alpha_pattern");
         patterns(self.alpha_pattern, field, "a number", Value::as_f64)
     }
@@ -220,10 +222,31 @@ impl LycorisFields<'_> {
         self.alphas().map(|_| ())
     }
 
+    /// Ranks and scales of the targets.
+    pub(crate) fn sizes(&self, targets: &[Target<'_>], plan: &Plan) -> Result<LycorisSizes> {
+        let (ranks, alphas) = (self.ranks()?, self.alphas()?);
+        refuse_unused(&ranks, targets, plan)?;
+        refuse_unused(&alphas, targets, plan)?;
+        Ok(LycorisSizes {
+            ranks,
+            alphas,
+            default: (self.r, self.alpha),
+        })
+    }
+}
+
+/// Ranks and scales by layer.
+pub(crate) struct LycorisSizes {
+    ranks: Patterns<usize>,
+    alphas: Patterns<f64>,
+    default: (usize, f64),
+}
+
+impl LycorisSizes {
     /// Rank of the layer called `name`, and its scale, alpha / r.
     pub(crate) fn of(&self, name: &str) -> Result<(usize, f64)> {
-        let rank = pattern_value(&self.ranks()?, name)?.unwrap_or(self.r);
-        let alpha = pattern_value(&self.alphas()?, name)?.unwrap_or(self.alpha);
+        let rank = self.ranks.get(name)?.unwrap_or(self.default.0);
+        let alpha = self.alphas.get(name)?.unwrap_or(self.default.1);
         Ok((rank, alpha / rank as f64))
     }
 }
@@ -360,8 +383,9 @@ impl Method for LohaConfig {
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let targets = select(&self.targets, layout, plan, &LOHA, LINEAR)?;
+        let sizes = self.fields().sizes(&targets, plan)?;
         for (layer, weight) in targets {
-            let (rank, scale) = self.fields().of(&layer.name)?;
+            let (rank, scale) = sizes.of(&layer.name)?;
             let shape = weight.shape();
             let (d_in, out) = (shape[0], shape[1]);
             let most = d_in.min(out);
@@ -389,7 +413,8 @@ impl Method for LohaConfig {
     }
 
     fn rank_of_change(&self) -> Option<usize> {
-        let others = self.fields().ranks().ok()?.into_iter().map(|(_, r)| r);
+        let ranks = self.fields().ranks().ok()?;
+        let others = ranks.values();
         let most = others.chain([self.r]).max()?;
         most.checked_mul(most)
     }

@@ -410,8 +410,10 @@ impl Method for LokrConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let zero_1 = self.init_weights == InitLokr::Default(true);
         let zero_2 = matches!(self.init_weights, InitLokr::Named(_));
-        for (layer, weight) in select(&self.targets, layout, plan, &LOKR, LINEAR)? {
-            let (rank, scale) = self.fields().of(&layer.name)?;
+        let targets = select(&self.targets, layout, plan, &LOKR, LINEAR)?;
+        let sizes = self.fields().sizes(&targets, plan)?;
+        for (layer, weight) in targets {
+            let (rank, scale) = sizes.of(&layer.name)?;
             let shape = weight.shape();
             let [in_1, in_2] = split(shape[0], self.decompose_factor);
             let [mut out_1, mut out_2] = split(shape[1], self.decompose_factor);

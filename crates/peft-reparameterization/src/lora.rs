@@ -5,14 +5,15 @@ use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device, Tensor};
 use peft_core::ops::column_norms;
 use peft_core::{
-    Error, Family, Init, Layer, LayerKind, Layout, LayoutParam, Method, MethodInfo, Plan, Result,
-    by_peft_type, config_from_json, pattern_value,
+    Error, Family, Init, Layer, LayerKind, Layout, LayoutParam, Method, MethodInfo, Patterns, Plan,
+    Result, by_peft_type, config_from_json,
 };
 use serde_json::Value;
 
 use crate::dora::{Magnitude, norms_of_rows};
 use crate::family::{
-    Bias, Target, at_least_one, common_method, patterns, refuse_unsupported, select, train_biases,
+    Bias, Target, at_least_one, common_method, patterns, refuse_unsupported, refuse_unused, select,
+    train_biases,
 };
 use crate::lora_config::{LoraConfig, TokenRows};
 use crate::lora_init::{Start, orthogonal};
@@ -53,7 +54,7 @@ struct Size {
 }
 
 impl LoraConfig {
-    pub(crate) fn ranks(&self) -> Result<Vec<(String, usize)>> {
+    pub(crate) fn ranks(&self) -> Result<Patterns<usize>> {
         let expected = "a whole number of at least 1";
         patterns(
             &self.rank_pattern,
@@ -63,7 +64,7 @@ impl LoraConfig {
         )
     }
 
-    pub(crate) fn alphas(&self) -> Result<Vec<(String, f64)>> {
+    pub(crate) fn alphas(&self) -> Result<Patterns<f64>> {
         patterns(
             &self.alpha_pattern,
             (&LORA, "alpha_pattern"),
@@ -291,8 +292,12 @@ impl LoraConfig {
             Err(Error::config(LORA.title, field, value, expected))
         };
         let most = rows.min(columns);
-        if size.rank > most {
-            let expected = format!("`{}` has shape {shape:?}, so at most {most}", layer.name);
+        // A decomposition gives so many directions. Others may be more, as upstream has it: no use, but harmless.
+        if start.takes_out() && size.rank > most {
+            let expected = format!(
+                "`{}` has shape {shape:?}, so at most {most} with init_lora_weights {:?}",
+                layer.name, self.init_lora_weights
+            );
             return refuse("r", &size.rank, expected);
         }
         if start == Start::Orthogonal && size.rank % 2 == 1 {
@@ -329,10 +334,7 @@ impl Method for LoraConfig {
         }
         let start = self.init_lora_weights.start()?;
         let alphas = self.alphas()?;
-        let mut all = alphas
-            .iter()
-            .map(|(_, alpha)| *alpha)
-            .chain([self.lora_alpha]);
+        let mut all = alphas.values().chain([self.lora_alpha]);
         if start.takes_out() && !all.all(|alpha| alpha > 0.0) {
             return refuse(
                 "lora_alpha",
@@ -351,8 +353,7 @@ impl Method for LoraConfig {
             return refuse("lora_bias", &true, "false with `bias` or `use_dora`");
         }
         refuse_unsupported(&self.common.unknown, &LORA, UNSUPPORTED)?;
-        self.ranks()?;
-        self.alphas().map(|_| ())
+        self.ranks().map(|_| ())
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
@@ -373,9 +374,11 @@ impl Method for LoraConfig {
         );
         let targets = select(&self.targets, layout, plan, &LORA, kinds)?;
         let (ranks, alphas) = (self.ranks()?, self.alphas()?);
+        refuse_unused(&ranks, &targets, plan)?;
+        refuse_unused(&alphas, &targets, plan)?;
         for &(layer, weight) in &targets {
-            let rank = pattern_value(&ranks, &layer.name)?.unwrap_or(self.r);
-            let alpha = pattern_value(&alphas, &layer.name)?.unwrap_or(self.lora_alpha);
+            let rank = ranks.get(&layer.name)?.unwrap_or(self.r);
+            let alpha = alphas.get(&layer.name)?.unwrap_or(self.lora_alpha);
             let divisor = if self.use_rslora {
                 (rank as f64).sqrt()
             } else {
@@ -413,8 +416,7 @@ impl Method for LoraConfig {
             .start()
             .ok()
             .filter(|_| !self.use_dora)?;
-        let others = self.ranks().ok()?.into_iter().map(|(_, rank)| rank);
-        let rank = others.chain([self.r]).max()?;
+        let rank = self.ranks().ok()?.values().chain([self.r]).max()?;
         // What is taken out is of that rank, too.
         Some(if start.takes_out() { 2 * rank } else { rank })
     }

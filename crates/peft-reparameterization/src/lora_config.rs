@@ -59,7 +59,8 @@ impl From<&str> for InitLora {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(clippy::struct_excessive_bools)] // Upstream's fields.
 pub struct LoraConfig {
-    /// Rank. Default: 8. At least 1, at most the layer's smaller side.
+    /// Rank. Default: 8. At least 1. More than the layer's smaller side adds parameters, not what the change can
+    /// be; "pissa" and "olora" refuse it.
     #[serde(default = "default_rank")]
     pub r: usize,
     /// Scaling numerator. Default: 8.

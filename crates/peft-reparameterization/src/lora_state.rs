@@ -112,7 +112,7 @@ impl WeightAdapter for LoraLinear {
             return weight + delta.reshape(shape);
         };
         let weight: Tensor<2> = weight.reshape([self.lora_a.dims()[0], self.lora_b.dims()[1]]);
-        let factor = magnitude.over(dora::norms(weight.clone(), change));
+        let factor = magnitude.over(dora::norms(weight.clone(), &change));
         ((weight + delta) * factor.unsqueeze()).reshape(shape)
     }
 
@@ -140,7 +140,7 @@ impl WeightAdapter for LoraLinear {
             };
         };
         let change = self.change().cast(input.dtype());
-        let factor = magnitude.over(dora::norms(inner.weight(), change));
+        let factor = magnitude.over(dora::norms_below(inner, &change));
         let output = inner.product(input.clone());
         let output = if self.drops() {
             let output = match self.removed() {
@@ -204,7 +204,7 @@ impl WeightAdapter for LoraEmbedding {
         match &self.magnitude {
             None => table,
             Some(magnitude) => {
-                let factor = magnitude.over(dora::norms(weight, self.change()));
+                let factor = magnitude.over(dora::norms(weight, &self.change()));
                 table * factor.unsqueeze()
             }
         }
@@ -218,7 +218,7 @@ impl WeightAdapter for LoraEmbedding {
         match &self.magnitude {
             None => rows,
             Some(magnitude) => {
-                let factor = magnitude.over(dora::norms(inner.weight(), self.change()));
+                let factor = magnitude.over(dora::norms(inner.weight(), &self.change()));
                 rows * factor.unsqueeze()
             }
         }

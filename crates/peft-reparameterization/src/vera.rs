@@ -7,7 +7,7 @@ use peft_core::ops::{LowRank, add_low_rank};
 use peft_core::{
     AdaptedForward, Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo, Plan,
     Result, Shared, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json,
-    dropout_rate,
+    dropout_rate, transposed,
 };
 use serde::{Deserialize, Serialize};
 
@@ -355,15 +355,6 @@ fn drawn(key: u64, rank: usize, [d_in, d_out]: [usize; 2]) -> [Vec<f32>; 2] {
         let bound = 3.0_f64.sqrt() * (2.0_f64.sqrt() / (fan_in as f64).sqrt());
         generator.uniform(rows * fan_in, -bound as f32, bound as f32)
     })
-}
-
-/// A row-major matrix with its axes swapped.
-fn transposed(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
-    let mut swapped = Vec::with_capacity(values.len());
-    for column in 0..columns {
-        swapped.extend((0..rows).map(|row| values[row * columns + column]));
-    }
-    swapped
 }
 
 #[cfg(test)]

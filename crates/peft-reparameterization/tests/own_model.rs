@@ -286,7 +286,8 @@ fn refusals_say_what_would_be_right() {
     assert!(refusal(&LoraConfig::new(2).with_targets(["query", "keyy"])).contains("`keyy`"));
     assert!(refusal(&LoraConfig::new(2).with_targets(["norm_1"])).contains("Norm"));
     assert!(refusal(&LoraConfig::new(0)).contains("at least 1"));
-    assert!(refusal(&LoraConfig::new(17).with_targets(["mix"])).contains("at most 16"));
+    let wide = LoraConfig::new(17).with_init("pissa");
+    assert!(refusal(&wide.with_targets(["mix"])).contains("at most 16"));
     assert!(refusal(&LoraConfig::new(2).with_modules_to_save(["pooler"])).contains("`pooler`"));
     assert!(matches!(
         model.attach("a b", &LoraConfig::new(2)),

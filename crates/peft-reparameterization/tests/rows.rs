@@ -2,10 +2,10 @@
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use peft_core::device::cpu_devices;
 use peft_core::{AdaptedForward, ConfigExt as _, Error, Method, PeftModule};
-use peft_reparameterization::{InitLora, LoraConfig, LoraLinear};
+use peft_reparameterization::{Bias, InitLora, LoraConfig, LoraLinear, METHODS, cast_factors};
 
 #[derive(Module, Debug)]
 struct Net {
@@ -69,6 +69,132 @@ fn each_row_is_that_of_its_adapter() {
         let again = mixed.activate(&["a"]).unwrap().forward(x.clone());
         let expected = model.activate(&["a"]).unwrap().forward(x);
         assert_eq!(again.into_data(), expected.into_data(), "{name}");
+    }
+}
+
+/// Adapter "a" as `adapted` has it, in another number format.
+fn with_a_in(model: &Net, dtype: DType) -> Net {
+    cast_factors(model, "a", dtype).unwrap()
+}
+
+/// The largest difference; what is no number is larger than all.
+fn farthest(one: Tensor<3>, other: Tensor<3>) -> f32 {
+    let differences = (one - other).abs().into_data();
+    let differences = differences.iter::<f32>();
+    differences.fold(0.0, |most, next| if next <= most { most } else { next })
+}
+
+#[test]
+fn factors_of_16_bits_lie_beside_others() {
+    for (name, device) in cpu_devices() {
+        if !device.supports_dtype(DType::BF16) {
+            continue;
+        }
+        let device = device.autodiff();
+        let narrow = with_a_in(&adapted(&device), DType::BF16);
+        // The same values in 32 bits.
+        let wide = with_a_in(&narrow, DType::F32);
+        let x = Tensor::<3>::random([6, 4, 6], Distribution::Default, &device);
+        let both = |model: &Net| model.activate(&["a", "b"]).unwrap().forward(x.clone());
+        let error = farthest(both(&narrow), both(&wide));
+        assert!(error <= 1e-6, "{name}: {error}");
+        let rows = |model: &Net| model.activate_rows(&ROWS).unwrap().forward(x.clone());
+        let error = farthest(rows(&narrow), rows(&wide));
+        assert!(error <= 1e-6, "{name}: {error}");
+        let moved = farthest(rows(&narrow), rows(&adapted(&device)));
+        assert!(moved > 1e-4, "{name}: the adapters change nothing");
+        let gradients = rows(&narrow).sum().backward();
+        let model = narrow.activate(&["a", "b"]).unwrap();
+        let of_both = both(&narrow).sum().backward();
+        for gradients in [gradients, of_both] {
+            let states = model.adapter_states::<LoraLinear>("a").unwrap();
+            for (place, state) in states {
+                let gradient = state.lora_b.val().grad(&gradients);
+                let Some(gradient) = gradient else { continue };
+                let sum = gradient.cast(DType::F32).abs().sum().into_scalar::<f32>();
+                assert!(sum > 0.0, "{name}, {place}");
+            }
+        }
+    }
+    let (_, flex) = cpu_devices().remove(0);
+    assert!(flex.supports_dtype(DType::BF16), "flex has them");
+}
+
+#[test]
+fn the_same_adapter_in_all_rows_is_that_adapter() {
+    for (name, device) in cpu_devices() {
+        let model = adapted(&device);
+        let x = Tensor::<3>::random([3, 4, 6], Distribution::Default, &device);
+        for adapter in [Some("b"), None] {
+            let rows = model.activate_rows(&[adapter; 3]).unwrap();
+            let names: Vec<&str> = adapter.into_iter().collect();
+            let alone = model.activate(&names).unwrap();
+            let error = farthest(rows.forward(x.clone()), alone.forward(x.clone()));
+            assert!(error <= 1e-6, "{name}: {error}");
+        }
+    }
+}
+
+#[test]
+fn an_adapter_is_swapped_while_rows_are_mixed() {
+    for (name, device) in cpu_devices() {
+        let model = adapted(&device);
+        let other = model
+            .unload()
+            .unwrap()
+            .attach("new", &lora(4, ["first", "second"]))
+            .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        other.save_adapter("new", dir.path()).unwrap();
+        let x = Tensor::<3>::random([6, 4, 6], Distribution::Default, &device);
+        let mixed = model.activate_rows(&ROWS).unwrap();
+        let swapped = mixed.swap_adapter("a", dir.path(), METHODS).unwrap();
+        let found = swapped.forward(x.clone());
+        let before = mixed.forward(x.clone());
+        for (row, adapter) in ROWS.iter().enumerate() {
+            let expected = match adapter {
+                Some("a") => other.forward(x.clone()),
+                _ => before.clone(),
+            };
+            let row = |output: &Tensor<3>| output.clone().narrow(0, row, 1);
+            let error = farthest(row(&found), row(&expected));
+            assert!(error <= 1e-5, "{name}, {adapter:?}: {error}");
+        }
+        // Without it, its rows have none.
+        let without = swapped.detach("a").unwrap().forward(x.clone());
+        let base = model.disable_adapters().unwrap().forward(x.clone());
+        let error = farthest(without.narrow(0, 2, 1), base.narrow(0, 2, 1));
+        assert!(error <= 1e-6, "{name}: {error}");
+    }
+}
+
+#[test]
+fn what_cannot_be_mixed_is_not_swapped_in() {
+    let (_, device) = cpu_devices().remove(0);
+    let model = adapted(&device);
+    let base = model.unload().unwrap();
+    let x = Tensor::<3>::random([6, 4, 6], Distribution::Default, &device);
+    let mixed = model.activate_rows(&ROWS).unwrap();
+    let before = mixed.forward(x.clone()).into_data();
+    let refused: [LoraConfig; 3] = [
+        lora(2, ["first"]).with_modules_to_save(["table"]),
+        lora(2, ["first"]).with_bias(Bias::All),
+        lora(2, ["table"]),
+    ];
+    for config in refused {
+        let other = base.attach("new", &config).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        other.save_adapter("new", dir.path()).unwrap();
+        let error = mixed.swap_adapter("a", dir.path(), METHODS).unwrap_err();
+        assert!(matches!(error, Error::RowAdapter { .. }), "{error}");
+        assert_eq!(mixed.forward(x.clone()).into_data(), before);
+        assert_eq!(mixed.adapters(), model.adapters());
+        // Where no row has it, it is no matter.
+        let rows = [Some("b"), None, None, Some("b"), None, None];
+        let others = model.activate_rows(&rows).unwrap();
+        let swapped = others.swap_adapter("a", dir.path(), METHODS).unwrap();
+        let error = farthest(swapped.forward(x.clone()), others.forward(x.clone()));
+        assert!(error <= 1e-6, "{error}");
     }
 }
 

@@ -9,6 +9,7 @@ use peft_core::ops::{AdamWOptions, adamw};
 
 use crate::TrainConfig;
 use crate::tensors::Tensors;
+use crate::trained::Place;
 
 /// AdamW (Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2).
 ///
@@ -50,13 +51,13 @@ impl AdamW {
         self
     }
 
-    /// Makes room for the moments of all that is trained. Optional; before the first step it keeps them together in
+    /// Makes room for the moments of all that is trained, inactive adapters not among it. Optional; before the first step it keeps them together in
     /// memory, where they would lie between what the first step has freed and come in the way of the next ones: a
     /// fortieth of a small model's.
     pub fn prepare<M: Module>(&mut self, model: &M) {
         model.visit(&mut Prepare {
             states: &mut self.states,
-            path: Vec::new(),
+            place: Place::default(),
         });
     }
 
@@ -163,19 +164,19 @@ fn no_moments<const D: usize>(value: &Tensor<D>) -> [Tensor<D>; 2] {
 
 struct Prepare<'a> {
     states: &'a mut BTreeMap<String, DynState>,
-    path: Vec<String>,
+    place: Place,
 }
 
 impl ModuleVisitor for Prepare<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.place.enter(name, container);
     }
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.place.exit(container);
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
-        if !param.is_require_grad() || self.states.contains_key(&path) {
+        let path = self.place.path();
+        if !self.place.trains(param) || self.states.contains_key(&path) {
             return;
         }
         let like = param.base().without_autodiff();

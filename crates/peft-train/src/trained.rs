@@ -1,42 +1,75 @@
 //! The values that training changes, by their paths in the model.
 //!
 //! Parameter ids are drawn anew in every process, paths are not: they are what checkpoints go by. All
-//! parameters of adapters are among them, the frozen ones too (LoRA-FA's A, random projections), so that
-//! a run goes on from the same numbers whatever the seed of the process that goes on.
+//! parameters of active adapters are among them, the frozen ones too (LoRA-FA's A, random projections), so that
+//! a run goes on from the same numbers whatever the seed of the process that goes on. Those of inactive ones are
+//! not: training does not change them.
 
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
+use peft_core::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
 
 use crate::tensors::Tensors;
 
-/// Path segment between a parameter or site and its adapters.
-const ADAPTERS: &str = "peft";
+/// Where a traversal of a model is.
+#[derive(Default)]
+pub(crate) struct Place {
+    path: Vec<String>,
+    /// How many adapters it is inside of that take part in the forward pass, and that do not.
+    active: usize,
+    inactive: usize,
+}
 
-fn belongs<const D: usize>(path: &[String], param: &Param<Tensor<D>>) -> bool {
-    param.is_require_grad() || path.iter().any(|segment| segment == ADAPTERS)
+impl Place {
+    pub(crate) fn enter(&mut self, name: &str, container: &str) {
+        self.path.push(name.to_string());
+        self.active += usize::from(container == ACTIVE_ADAPTER);
+        self.inactive += usize::from(container == INACTIVE_ADAPTER);
+    }
+
+    pub(crate) fn exit(&mut self, container: &str) {
+        self.path.pop();
+        self.active -= usize::from(container == ACTIVE_ADAPTER);
+        self.inactive -= usize::from(container == INACTIVE_ADAPTER);
+    }
+
+    /// The path of what is visited.
+    pub(crate) fn path(&self) -> String {
+        self.path.join(".")
+    }
+
+    /// Whether training changes the parameter that is visited.
+    pub(crate) fn trains<const D: usize>(&self, param: &Param<Tensor<D>>) -> bool {
+        param.is_require_grad() && self.inactive == 0
+    }
+
+    /// Whether the parameter that is visited is one of those that a run goes on from.
+    fn belongs<const D: usize>(&self, param: &Param<Tensor<D>>) -> bool {
+        self.trains(param) || self.active > 0
+    }
 }
 
 #[derive(Default)]
 struct Survey {
-    path: Vec<String>,
+    place: Place,
     shapes: BTreeMap<String, Vec<usize>>,
     trained: usize,
 }
 
 impl ModuleVisitor for Survey {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.place.enter(name, container);
     }
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.place.exit(container);
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.trained += usize::from(param.is_require_grad());
-        if belongs(&self.path, param) {
+        self.trained += usize::from(self.place.trains(param));
+        if self.place.belongs(param) {
             let shape = param.lazy_shape().to_vec();
-            self.shapes.insert(self.path.join("."), shape);
+            self.shapes.insert(self.place.path(), shape);
         }
     }
 }
@@ -54,20 +87,20 @@ pub(crate) fn count<M: Module>(model: &M) -> usize {
 
 #[derive(Default)]
 struct Read {
-    path: Vec<String>,
+    place: Place,
     values: Tensors,
 }
 
 impl ModuleVisitor for Read {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.place.enter(name, container);
     }
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.place.exit(container);
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if belongs(&self.path, param) {
-            let path = self.path.join(".");
+        if self.place.belongs(param) {
+            let path = self.place.path();
             self.values.insert(path, param.base().into_data());
         }
     }
@@ -208,6 +241,49 @@ mod tests {
         let restored = restored(other, &values_given).unwrap();
         assert_eq!(values(&restored), values_given);
         assert_eq!(count(&restored), 2, "they still get gradients");
+    }
+
+    #[test]
+    fn inactive_adapters_are_not_among_the_values() {
+        let names = |model: &Model| values(model).into_keys().collect::<Vec<_>>();
+        let second = LoraConfig::new(3).with_init(false).with_targets(["second"]);
+        let both = model(2).attach("other", &second).unwrap();
+        let other = [
+            "second.weight.peft.other.lora_a",
+            "second.weight.peft.other.lora_b",
+        ];
+        assert_eq!(names(&both), other);
+        assert_eq!(count(&both), 2);
+        let mine = both.activate(&["mine"]).unwrap();
+        assert_eq!(names(&mine), names(&model(2)));
+        let all = both.activate(&["mine", "other"]).unwrap();
+        assert_eq!(names(&all).len(), 4);
+        // Rows of a batch have both.
+        let rows = both.activate_rows(&[Some("mine"), Some("other")]).unwrap();
+        assert_eq!(names(&rows).len(), 4);
+        assert_eq!(count(&both.disable_adapters().unwrap()), 0);
+    }
+
+    #[derive(Module, Debug)]
+    struct Named {
+        peft: Linear,
+        other: Linear,
+    }
+
+    #[test]
+    fn a_field_of_the_users_that_is_called_peft_is_no_adapter() {
+        let (_, device) = peft_core::device::cpu_devices().remove(0);
+        let device = device.autodiff();
+        let layer = || LinearConfig::new(4, 4).init(&device);
+        let model = Named {
+            peft: layer(),
+            other: layer(),
+        };
+        let lora = LoraConfig::new(2).with_targets(["peft"]);
+        let model = model.attach("mine", &lora).unwrap();
+        let names: Vec<_> = values(&model).into_keys().collect();
+        let expected = ["lora_a", "lora_b"].map(|factor| format!("peft.weight.peft.mine.{factor}"));
+        assert_eq!(names, expected);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
 use peft_core::ops::give_back_freed_memory;
 use peft_core::ops::packed::Packed;
-use peft_core::{LayerKind, Names, PackedLayer, Packer, PeftModule};
+use peft_core::{LayerKind, Names, PackedLayer, Packer, PeftModule, transposed};
 
 use super::Source;
 use crate::LoadError;
@@ -192,7 +192,7 @@ impl ModuleMapper for Fill<'_> {
             }
         };
         if self.path.is_linear_weight() {
-            values = transposed(&values, shape[1], shape[0]);
+            values = transposed(&values, [shape[1], shape[0]]);
         }
         let data = TensorData::new(values, shape);
         let tensor =
@@ -228,41 +228,5 @@ pub(crate) fn fill<M: Module>(
         None if mapper.packed.is_empty() => Ok(module),
         None => Ok(module.with_packed_weights(mapper.packed)),
         Some(error) => Err(error),
-    }
-}
-
-/// A `[rows, columns]` matrix as `[columns, rows]`, both row-major.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    /// Side of the squares that are turned one after another, so that both matrices' lines stay
-    /// in the first cache.
-    const TILE: usize = 32;
-    let mut turned = vec![0.0; values.len()];
-    for top in (0..rows).step_by(TILE) {
-        for left in (0..columns).step_by(TILE) {
-            for column in left..columns.min(left + TILE) {
-                for row in top..rows.min(top + TILE) {
-                    turned[column * rows + row] = values[row * columns + column];
-                }
-            }
-        }
-    }
-    turned
-}
-
-#[cfg(test)]
-mod tests {
-    use super::transposed;
-
-    #[test]
-    fn a_matrix_larger_than_a_tile_is_turned() {
-        let (rows, columns) = (33, 70);
-        let values: Vec<f32> = (0..rows * columns).map(|value| value as f32).collect();
-        let turned = transposed(&values, rows, columns);
-        for row in 0..rows {
-            for column in 0..columns {
-                let (here, there) = (turned[column * rows + row], values[row * columns + column]);
-                assert!((here - there).abs() < f32::EPSILON);
-            }
-        }
     }
 }

@@ -61,6 +61,30 @@ fn steps_are_those_of_burn_and_go_on_in_another_process() {
     }
 }
 
+#[test]
+fn inactive_adapters_have_no_moments() {
+    use peft_core::PeftModule as _;
+    use peft_reparameterization::LoraConfig;
+
+    let (_, device) = peft_core::device::cpu_devices().remove(0);
+    let device = device.autodiff();
+    let base = LinearConfig::new(4, 4).with_bias(false).init(&device);
+    let lora = |rank| LoraConfig::new(rank).with_targets(".*").with_init(false);
+    let model = base.attach("first", &lora(2)).unwrap();
+    let mut model = model.attach("second", &lora(3)).unwrap();
+    let mut optimizer = AdamW::new(&config());
+    optimizer.prepare(&model);
+    let names = |optimizer: &AdamW| optimizer.states.keys().cloned().collect::<Vec<_>>();
+    let expected = ["lora_a", "lora_b"].map(|factor| format!("weight.peft.second.{factor}"));
+    assert_eq!(names(&optimizer), expected);
+    for step in 0..2 {
+        let gradient = gradients(&model, &device, step);
+        model = optimizer.step(0.01, model, gradient);
+    }
+    assert_eq!(names(&optimizer), expected);
+    assert_eq!(optimizer.state(&model).len(), 6);
+}
+
 /// Where a tensor's numbers are, and the tensor back, in the same memory if nothing else holds that.
 fn place<const D: usize>(tensor: Tensor<D>) -> (usize, Tensor<D>) {
     let device = tensor.device();
