@@ -182,17 +182,13 @@ impl Llama {
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
         let (x, _) = self.embed(ids, None);
         let prompt = self.model.prompt.virtual_tokens();
-        let mask = batch.mask(prompt).map(|values| {
-            let shape = [batch.rows, prompt + batch.length, prompt + batch.length];
-            hidden(Tensor::<3, Bool>::from_data(
-                TensorData::new(values, shape),
-                &device,
-            ))
-        });
         let prefix = self.prefix_tokens();
         let positions = batch.positions(prompt).into_iter();
         let positions = positions.map(|position| prefix + position).collect();
-        let positions = self.positions(positions, batch.rows, mask, &device);
+        let positions = Positions {
+            segments: batch.visible(),
+            ..self.positions(positions, batch.rows, None, &device)
+        };
         (x, positions)
     }
 
@@ -237,6 +233,7 @@ impl Llama {
         Positions {
             angles: Rotary::new(&positions, rows, &frequencies, 1.0, device),
             mask,
+            segments: None,
         }
     }
 
