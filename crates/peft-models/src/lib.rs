@@ -46,8 +46,8 @@ pub use bert::{
 pub use error::LoadError;
 pub use generate::{GenerateConfig, GenerateError, Generated, StoppedBy};
 pub use llama::{
-    KvCache, Llama, LlamaAttention, LlamaConfig, LlamaLayer, LlamaLoader, LlamaMlp, LlamaModel,
-    LmBatch, Rope, RopeScaling,
+    ExportConfig, ExportDtype, KvCache, Llama, LlamaAttention, LlamaConfig, LlamaLayer,
+    LlamaLoader, LlamaMlp, LlamaModel, LmBatch, Rope, RopeScaling,
 };
-pub use llama_tokenizer::{LlamaTokenizer, Message};
+pub use llama_tokenizer::{ChatTemplate, LlamaTokenizer, Message};
 pub use tokenizer::{Batch, Tokenizer};

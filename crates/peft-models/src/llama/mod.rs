@@ -11,19 +11,22 @@ mod load;
 mod rope;
 mod tiny;
 
+use std::sync::Arc;
+
 use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft_core::ops::{Rotary, linear_cross_entropy};
 use peft_core::{AdaptedForward, Names, Site, SiteKind, TiedHead, adapted_cross_entropy};
+use serde_json::Value;
 
 pub use attention::LlamaAttention;
 pub use batch::LmBatch;
 pub use cache::KvCache;
 pub use config::LlamaConfig;
 pub use layer::{LlamaLayer, LlamaMlp};
-pub use load::LlamaLoader;
 pub(crate) use load::gguf_file;
+pub use load::{ExportConfig, ExportDtype, LlamaLoader};
 pub use rope::{Rope, RopeScaling};
 
 use attention::Positions;
@@ -50,6 +53,9 @@ pub struct Llama {
     pub names: Names,
     #[module(skip)]
     config: LlamaConfig,
+    /// The `config.json` that the model was loaded with; an object, or null.
+    #[module(skip)]
+    source: Arc<Value>,
 }
 
 /// What is below the head.
@@ -90,6 +96,7 @@ impl LlamaConfig {
             tied_head: tied.then(|| TiedHead::new("model.embed_tokens")),
             names: Names::new(RENAMES).with_heads(&["lm_head", "tied_head"]),
             config: self.clone(),
+            source: Arc::default(),
         }
     }
 }
