@@ -6,7 +6,7 @@ use burn::module::{Lora, Module as _};
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft::core::PeftModule as _;
-use peft_models::{Llama, LlamaLoader, LlamaTokenizer, LmBatch};
+use peft_models::{ExportConfig, ExportDtype, Llama, LlamaLoader, LlamaTokenizer, LmBatch};
 use peft_quantization::QuantizationConfig;
 use peft_train::{AdamW, Record, TrainConfig};
 
@@ -147,7 +147,8 @@ pub(crate) fn text() -> Result<String, Failure> {
 pub(crate) fn export(device: &str, folder: &Path) -> Result<(), Failure> {
     let device = peft::core::device::device(device)?;
     let source = assets::llama()?;
-    Llama::load(&source, &device)?.export(folder, None)?;
+    let config = ExportConfig::new().with_dtype(ExportDtype::F32);
+    Llama::load(&source, &device)?.export_with(folder, None, &config)?;
     let batch = batch(&source)?;
     let json = serde_json::json!({ "ids": batch.ids, "targets": batch.targets });
     let path = folder.join(BATCH);

@@ -280,6 +280,14 @@ pub trait PeftModule: Module {
         rows::activate(self, &layout, rows)
     }
 
+    /// The adapter of each row, as [`activate_rows`](Self::activate_rows) was told them; nothing if all rows have
+    /// the same adapters.
+    fn adapter_rows(&self) -> Option<Vec<Option<String>>> {
+        let layout = self.layout();
+        let rows = stacks(&layout).find_map(|(_, stack)| stack.rows.clone());
+        rows.map(|rows| rows.to_vec())
+    }
+
     /// Puts the adapter in `dir` in the place of `name`: it is active where that was, and where it lay among
     /// others on the same weights. The base is not touched.
     ///

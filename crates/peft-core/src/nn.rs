@@ -166,7 +166,7 @@ impl Seen<3> for AttentionInputs {
     }
 
     fn whole(self) -> Tensor<3> {
-        peft_ops::attention(self.query, self.key, self.value, self.mask, self.options)
+        self.attention()
     }
 
     fn dtype(&self) -> DType {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{DType, FloatDType, TensorData, bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, View};
 use serde_json::Value;
@@ -38,6 +38,13 @@ pub enum Written<'a> {
         /// Whether the matrix is transposed.
         transposed: bool,
     },
+    /// Another one in another number format: [`Written::cast`].
+    Cast {
+        /// What is converted.
+        of: Box<Written<'a>>,
+        /// The format in the file: f32, f16 or bf16.
+        dtype: Dtype,
+    },
 }
 
 impl<'a> Written<'a> {
@@ -54,10 +61,30 @@ impl<'a> Written<'a> {
         }
     }
 
+    /// This in the number format `dtype`, rounded to the nearest value. One that the format cannot hold (beyond
+    /// 65,504 in f16) is an error when it is written.
+    #[must_use]
+    pub fn cast(self, dtype: FloatDType) -> Self {
+        let dtype = match dtype {
+            FloatDType::F64 => Dtype::F64,
+            FloatDType::F32 | FloatDType::Flex32 => Dtype::F32,
+            FloatDType::F16 => Dtype::F16,
+            FloatDType::BF16 => Dtype::BF16,
+        };
+        if self.element() == Ok(dtype) {
+            return self;
+        }
+        Self::Cast {
+            of: Box::new(self),
+            dtype,
+        }
+    }
+
     fn element(&self) -> std::result::Result<Dtype, DType> {
         let dtype = match self {
             Self::Data(data) => data.dtype(),
             Self::Part(part) => return Ok(part.dtype),
+            Self::Cast { of, dtype } => return of.element().map(|_| *dtype),
             Self::Param { param, .. } => param.dtype(),
         };
         match dtype {
@@ -79,6 +106,7 @@ impl View for Written<'_> {
         match self {
             Self::Data(data) => data.shape(),
             Self::Part(StoredPart { shape, .. }) | Self::Param { shape, .. } => shape,
+            Self::Cast { of, .. } => of.shape(),
         }
     }
 
@@ -86,6 +114,7 @@ impl View for Written<'_> {
         match self {
             Self::Data(data) => Cow::Borrowed(data.as_bytes()),
             Self::Part(part) => Cow::Borrowed(&part.bytes),
+            Self::Cast { of, dtype } => Cow::Owned(converted(&of.data(), of.dtype(), *dtype)),
             Self::Param {
                 param, transposed, ..
             } => {
@@ -101,8 +130,40 @@ impl View for Written<'_> {
             Self::Data(data) => data.as_bytes().len(),
             Self::Part(part) => part.bytes.len(),
             Self::Param { param, .. } => param.elements() * param.dtype().size(),
+            Self::Cast { of, dtype } => {
+                let elements: usize = of.shape().iter().product();
+                elements * (dtype.bitsize() / 8)
+            }
         }
     }
+}
+
+/// Numbers of one format as those of another.
+fn converted(bytes: &[u8], from: Dtype, to: Dtype) -> Vec<u8> {
+    let mut found = Vec::with_capacity(bytes.len() / (from.bitsize() / 8) * (to.bitsize() / 8));
+    let mut push = |value: f64| match to {
+        Dtype::F64 => found.extend(value.to_le_bytes()),
+        Dtype::F16 => found.extend(f16::from_f64(value).to_le_bytes()),
+        Dtype::BF16 => found.extend(bf16::from_f64(value).to_le_bytes()),
+        _ => found.extend((value as f32).to_le_bytes()),
+    };
+    match from {
+        Dtype::F64 => (bytes.as_chunks().0.iter()).for_each(|b| push(f64::from_le_bytes(*b))),
+        Dtype::F16 => {
+            (bytes.as_chunks().0.iter()).for_each(|b| push(f16::from_le_bytes(*b).to_f64()));
+        }
+        Dtype::BF16 => {
+            (bytes.as_chunks().0.iter()).for_each(|b| push(bf16::from_le_bytes(*b).to_f64()));
+        }
+        _ => (bytes.as_chunks().0.iter()).for_each(|b| push(f64::from(f32::from_le_bytes(*b)))),
+    }
+    found
+}
+
+/// Whether all are finite.
+fn all_finite(bytes: &[u8], dtype: Dtype) -> bool {
+    let wide = converted(bytes, dtype, Dtype::F64);
+    (wide.as_chunks().0.iter()).all(|bytes| f64::from_le_bytes(*bytes).is_finite())
 }
 
 /// Writes tensors to a safetensors file, whole or not at all.
@@ -197,7 +258,38 @@ fn serialize(
     for (key, tensor) in tensors {
         let data = tensor.data();
         debug_assert_eq!(data.len(), tensor.data_len(), "the size of {key}");
+        if let Written::Cast { dtype, .. } = &tensor
+            && !all_finite(&data, *dtype)
+        {
+            let reason = format!("tensor `{key}` has a value that is not finite in {dtype}");
+            return Err(wrong(path, reason).into());
+        }
         file.write_all(&data)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_rounded_and_what_does_not_fit_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let write = |values: &[f32], dtype| {
+            let data = TensorData::new(values.to_vec(), [values.len()]);
+            write_file(&path, vec![("a".into(), Written::Data(&data).cast(dtype))])
+        };
+        write(&[1.0, -0.1, 3e38], FloatDType::BF16).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = file.tensor("a").unwrap();
+        assert_eq!(tensor.dtype(), Dtype::BF16);
+        // 1; -205 / 2048, the nearest to -0.1 with 8 bits; 3e38.
+        assert_eq!(tensor.data(), [0x80, 0x3f, 0xcd, 0xbd, 0x62, 0x7f]);
+        let error = write(&[1.0, 65_520.0], FloatDType::F16).unwrap_err();
+        assert!(error.to_string().contains("`a`"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
 }

@@ -17,6 +17,16 @@ pub enum LoadError {
         /// What the operating system says.
         source: std::io::Error,
     },
+    /// A folder holds what is needed in a form that is not read.
+    #[error("there is no {path}, but {found}, which is not read: {advice}")]
+    Absent {
+        /// The file that is missing.
+        path: PathBuf,
+        /// Names of the files that are there in its place.
+        found: String,
+        /// How to get the file from them.
+        advice: &'static str,
+    },
     /// A JSON file is damaged, or lacks a field that has no default.
     #[error("cannot use {path}: {source}")]
     Json {

@@ -47,8 +47,8 @@ pub use bert::{
 pub use error::LoadError;
 pub use generate::{GenerateConfig, GenerateError, Generated, StoppedBy};
 pub use llama::{
-    KvCache, Llama, LlamaAttention, LlamaConfig, LlamaLayer, LlamaLoader, LlamaMlp, LlamaModel,
-    LmBatch, Rope, RopeScaling,
+    ExportConfig, ExportDtype, KvCache, Llama, LlamaAttention, LlamaConfig, LlamaLayer,
+    LlamaLoader, LlamaMlp, LlamaModel, LmBatch, Rope, RopeScaling,
 };
-pub use llama_tokenizer::{LlamaTokenizer, Message, Moment};
+pub use llama_tokenizer::{ChatTemplate, LlamaTokenizer, Message, Moment};
 pub use tokenizer::{Batch, Tokenizer};

@@ -1,10 +1,13 @@
 //! From texts and chats to a Llama's token ids, and back.
 
 mod chat;
+mod jinja;
 mod load;
 mod moment;
 mod panics;
 mod read;
+mod save;
+mod turns;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +18,9 @@ pub(crate) use load::OneOrMany;
 pub use moment::Moment;
 pub(crate) use panics::caught;
 pub(crate) use read::read;
+pub use turns::ChatTemplate;
+
+use save::Kept;
 
 /// The tokenizer of a model that generates text, checked against the model's vocabulary.
 ///
@@ -47,6 +53,8 @@ pub struct LlamaTokenizer {
     bos_token: Option<String>,
     /// What chat templates call `eos_token`.
     eos_token: Option<String>,
+    /// What else its folder says.
+    kept: Kept,
 }
 
 impl LlamaTokenizer {
@@ -57,8 +65,9 @@ impl LlamaTokenizer {
     ///
     /// # Errors
     ///
-    /// [`LoadError::TokenId`] if a token, `bos`, `eos` or a token that is put around texts is not below
-    /// `vocab_size`; [`LoadError::Tokenizer`] if the tokenizer fails on the empty text.
+    /// [`LoadError::TokenId`] if `bos`, `eos` or a token that is put around texts is not below `vocab_size` (of
+    /// other tokens, [`encode`](Self::encode) refuses the texts that hold them); [`LoadError::Tokenizer`] if the
+    /// tokenizer fails on the empty text.
     pub fn from_parts(
         mut inner: tokenizers::Tokenizer,
         path: PathBuf,
@@ -79,10 +88,7 @@ impl LlamaTokenizer {
         let around = caught(&path, || inner.encode_fast("", true))?;
         let around = around.map_err(|reason| failed(&path, reason))?;
         let around = around.get_ids().iter();
-        let beyond = inner
-            .get_vocab(true)
-            .into_iter()
-            .chain(bos.map(|id| named("bos_token_id", id)))
+        let beyond = (bos.map(|id| named("bos_token_id", id)).into_iter())
             .chain(eos.iter().map(|&id| named("eos_token_id", id)))
             .chain(around.map(|&id| named("post_processor", id)))
             .filter(|(_, id)| *id as usize >= vocab_size)
@@ -106,21 +112,30 @@ impl LlamaTokenizer {
             chat_template,
             bos_token,
             eos_token,
+            kept: Kept::default(),
         })
     }
 
-    /// Token ids of a text. Special tokens that are written out in it become those tokens.
+    /// Token ids of a text. Special tokens that are written out in it become those tokens, as upstream has it:
+    /// a user's message with `<|im_end|>` in it ends its turn. Take such marks out of texts that you do not trust.
     ///
     /// `add_special` adds what the tokenizer puts around texts, for most models a BOS token in
     /// front or nothing. Chats rendered by [`chat`](Self::chat) have theirs already.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Tokenizer`] if the tokenizer fails.
+    /// [`LoadError::TokenId`] if the text holds a token that the model has no embedding for, as tokenizers with
+    /// added tokens can have; [`LoadError::Tokenizer`] if the tokenizer fails.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, LoadError> {
         let encoding = caught(&self.path, || self.inner.encode_fast(text, add_special))?;
         let encoding = encoding.map_err(|reason| failed(&self.path, reason))?;
+        self.check_ids(encoding.get_ids())?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Refuses tokens that the model has no embedding for.
+    fn check_ids(&self, ids: &[u32]) -> Result<(), LoadError> {
+        check_ids(&self.path, &self.inner, self.vocab_size, ids)
     }
 
     /// Text of token ids. Ids of the model that the tokenizer has no token for, as padded
@@ -161,12 +176,14 @@ impl LlamaTokenizer {
     /// `add_generation_prompt` adds the header of a reply.
     ///
     /// Templates have what upstream gives them: `messages`, `add_generation_prompt`, `bos_token`,
-    /// `eos_token`, `raise_exception`, `strftime_now`, and `tools` and `documents`, which are none.
-    /// The `generation` tag, which marks replies for training, and the filter `tojson` are not
-    /// known.
+    /// `eos_token`, `raise_exception`, `strftime_now`, the filter `tojson`, and `tools` and `documents`, which are
+    /// none. `generation` tags, which mark replies for training, do nothing.
     ///
-    /// A template is a program: it is stopped after ten million instructions, but may take as much memory as it
-    /// likes: render those of
+    /// A message is put into the text as it is: special tokens that it spells out become special tokens when the
+    /// text is encoded, as upstream has it. Take them out of messages that you do not trust.
+    ///
+    /// A template is a program. It is refused beyond 1 MiB, and stopped after ten million instructions or 16 MiB of
+    /// text besides the messages. It may still build long texts that it does not write: render the templates of
     /// models that you trust.
     ///
     /// # Errors
@@ -219,7 +236,7 @@ impl LlamaTokenizer {
         self.bos
     }
 
-    /// The tokens that end texts.
+    /// The tokens that end texts: [`generate`](crate::Llama::generate) stops at them.
     pub fn eos(&self) -> &[u32] {
         &self.eos
     }
@@ -238,6 +255,24 @@ impl LlamaTokenizer {
     pub(crate) fn begins_with_bos(&self, text: &str) -> bool {
         let token = self.bos.and_then(|id| self.inner.id_to_token(id));
         token.is_some_and(|token| !token.is_empty() && text.starts_with(&token))
+    }
+}
+
+/// Refuses tokens that a model of `vocab` embeddings lacks.
+pub(crate) fn check_ids(
+    path: &Path,
+    inner: &tokenizers::Tokenizer,
+    vocab: usize,
+    ids: &[u32],
+) -> Result<(), LoadError> {
+    match ids.iter().find(|id| **id as usize >= vocab) {
+        None => Ok(()),
+        Some(&id) => Err(LoadError::TokenId {
+            path: path.to_path_buf(),
+            token: inner.id_to_token(id).unwrap_or_default(),
+            id,
+            vocab,
+        }),
     }
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use tokenizers::TruncationDirection;
 
-use crate::llama_tokenizer::caught;
-use crate::{BertConfig, LoadError};
+use crate::llama_tokenizer::{caught, check_ids};
+use crate::{BertConfig, LoadError, checkpoint};
 
 /// The tokenizer of a model folder: `tokenizer.json`, checked against `config.json`.
 ///
@@ -20,6 +20,8 @@ pub struct Tokenizer {
     special: usize,
     pad: u32,
     positions: usize,
+    /// Number of embeddings of the model.
+    vocab_size: usize,
 }
 
 /// Texts of one batch as token ids, each row filled up to the longest.
@@ -41,12 +43,19 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`LoadError::Tokenizer`] for a damaged file, [`LoadError::TokenId`] for a tokenizer that
-    /// knows tokens, or puts some around texts, that the model has no embedding for, and what
+    /// [`LoadError::Tokenizer`] for a damaged file, [`LoadError::Absent`] for a folder with a tokenizer in another
+    /// form, [`LoadError::TokenId`] for a tokenizer that puts tokens around texts that the model has no embedding
+    /// for (of other tokens, [`encode`](Self::encode) refuses the texts that hold them), and what
     /// [`BertConfig::load`] reports.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self, LoadError> {
         let config = BertConfig::load(&dir)?;
         let path = dir.as_ref().join("tokenizer.json");
+        checkpoint::advise(
+            dir.as_ref(),
+            &path,
+            &["vocab.txt", "tokenizer.model", "spiece.model", "vocab.json"],
+            "`AutoTokenizer.from_pretrained(folder).save_pretrained(folder)` of Python's transformers writes it",
+        )?;
         let bad = |reason: tokenizers::Error| LoadError::Tokenizer {
             path: path.clone(),
             reason: reason.to_string(),
@@ -58,21 +67,7 @@ impl Tokenizer {
         // Post-processors have ids of their own, which need not be in the vocabulary.
         let around = caught(&path, || inner.encode_fast("", true))?.map_err(bad)?;
         let special = around.len();
-        let around = around.get_ids().iter();
-        let beyond = inner
-            .get_vocab(true)
-            .into_iter()
-            .chain(around.map(|&id| ("post_processor".to_string(), id)))
-            .filter(|(_, id)| *id as usize >= config.vocab_size)
-            .min_by_key(|(_, id)| *id);
-        if let Some((token, id)) = beyond {
-            return Err(LoadError::TokenId {
-                path,
-                token,
-                id,
-                vocab: config.vocab_size,
-            });
-        }
+        check_ids(&path, &inner, config.vocab_size, around.get_ids())?;
         let pad = config.pad_token_id.unwrap_or(0);
         if pad as usize >= config.vocab_size {
             return Err(LoadError::Config {
@@ -88,6 +83,7 @@ impl Tokenizer {
             special,
             pad,
             positions: config.max_position_embeddings,
+            vocab_size: config.vocab_size,
         })
     }
 
@@ -97,7 +93,8 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`LoadError::Setting`] if `max_len` leaves no room for text between the special tokens, or
-    /// is more than the model has positions for; [`LoadError::Tokenizer`] if the tokenizer fails.
+    /// is more than the model has positions for; [`LoadError::TokenId`] if a text holds a token that the model
+    /// has no embedding for; [`LoadError::Tokenizer`] if the tokenizer fails.
     pub fn encode(&self, texts: &[&str], max_len: usize) -> Result<Vec<Vec<u32>>, LoadError> {
         if !(self.special + 1..=self.positions).contains(&max_len) {
             return Err(LoadError::Setting {
@@ -121,7 +118,9 @@ impl Tokenizer {
                     encoding.truncate(max_len - self.special, 0, TruncationDirection::Right);
                     self.inner.post_process(encoding, None, true)
                 })?;
-                Ok(whole.map_err(bad)?.get_ids().to_vec())
+                let whole = whole.map_err(bad)?;
+                check_ids(&self.path, &self.inner, self.vocab_size, whole.get_ids())?;
+                Ok(whole.get_ids().to_vec())
             })
             .collect()
     }
@@ -218,5 +217,30 @@ mod tests {
                 "{said}"
             );
         }
+    }
+
+    #[test]
+    fn texts_with_a_token_that_the_model_lacks_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let config =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bert/base/config.json");
+        let vocab = BertConfig::load(config.parent().unwrap())
+            .unwrap()
+            .vocab_size;
+        std::fs::copy(config, dir.path().join("config.json")).unwrap();
+        let file = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null, "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null,
+            "decoder": null,
+            "model": { "type": "WordLevel", "vocab": { "a": 0, "new": vocab }, "unk_token": "a" }
+        });
+        std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
+        assert_eq!(tokenizer.encode(&["a b"], 8).unwrap(), [[0, 0]]);
+        let error = tokenizer
+            .encode(&["a", "a new"], 8)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("`new`"), "{error}");
     }
 }

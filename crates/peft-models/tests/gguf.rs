@@ -322,7 +322,7 @@ fn tensors_that_cannot_be() {
         ),
         (one(&[8], F32, 16), ["`a`", "alignment, 32"]),
         (one(&[33], Q8_0, 0), ["rows of 33", "blocks of 32"]),
-        (one(&[32], 20, 0), ["IQ4_NL (20)", "Q4_K"]),
+        (one(&[32], 19, 0), ["IQ1_S (19)", "Q4_K"]),
         (one(&[32], 99, 0), ["type 99", "Q4_K"]),
         (two("a", 128), ["two tensors", "`a`"]),
         (two("b", 96), ["`a` and `b`", "overlap"]),

@@ -1,5 +1,7 @@
 //! Attention, and the linear layer behind it.
 
+mod segments;
+
 use burn::tensor::Tensor;
 #[cfg(feature = "flex")]
 use burn::{backend::Dispatch, tensor::DType};
@@ -14,6 +16,8 @@ use crate::linear::{Parts, thrown};
 use crate::reference;
 #[cfg(feature = "flex")]
 use crate::{coins, fuses};
+
+pub use segments::Segments;
 
 /// Settings of [`attention`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,21 +77,10 @@ pub fn attention(
         key,
         value,
         mask,
+        segments: None,
         options,
     };
-    inputs.check();
-    #[cfg(feature = "flex")]
-    if inputs.fuses() {
-        let settings = inputs.settings();
-        return Tensor::from_dispatch(<Dispatch as Fused>::attention(
-            inputs.query.into_dispatch(),
-            inputs.key.into_dispatch(),
-            inputs.value.into_dispatch(),
-            inputs.mask.map(Tensor::into_dispatch).into(),
-            settings,
-        ));
-    }
-    inputs.composed()
+    inputs.attention()
 }
 
 /// What [`attention`] is applied to.
@@ -101,6 +94,8 @@ pub struct AttentionInputs {
     pub value: Tensor<3>,
     /// Added to the scores, `[batch, 1 or queries, keys]`.
     pub mask: Option<Tensor<3>>,
+    /// The documents of the last keys, of which each sees itself only; in the place of a mask.
+    pub segments: Option<Segments>,
     /// Heads and the like.
     pub options: AttentionOptions,
 }
@@ -135,6 +130,7 @@ pub fn linear_of_attention(
             inputs.key.into_dispatch(),
             inputs.value.into_dispatch(),
             inputs.mask.map(Tensor::into_dispatch).into(),
+            inputs.segments,
             parts.weight,
             parts.bias,
             parts.down,
@@ -149,6 +145,28 @@ pub fn linear_of_attention(
 }
 
 impl AttentionInputs {
+    /// [`attention`] of these.
+    ///
+    /// # Panics
+    ///
+    /// If shapes or settings do not fit.
+    pub fn attention(self) -> Tensor<3> {
+        self.check();
+        #[cfg(feature = "flex")]
+        if self.fuses() {
+            let settings = self.settings();
+            return Tensor::from_dispatch(<Dispatch as Fused>::attention(
+                self.query.into_dispatch(),
+                self.key.into_dispatch(),
+                self.value.into_dispatch(),
+                self.mask.map(Tensor::into_dispatch).into(),
+                self.segments,
+                settings,
+            ));
+        }
+        self.composed()
+    }
+
     fn check(&self) {
         let [batch, queries, wide] = self.query.dims();
         let [_, keys, narrow] = self.key.dims();
@@ -172,6 +190,18 @@ impl AttentionInputs {
             assert!(
                 items == batch && (rows == 1 || rows == queries) && columns == keys,
                 "a mask of [{items}, {rows}, {columns}] for {batch} x {queries} queries and {keys} keys",
+            );
+        }
+        if let Some(segments) = &self.segments {
+            let length = segments.length();
+            assert!(
+                segments.rows() == batch && length <= keys,
+                "segments of {} x {length} places for {batch} x {keys} keys",
+                segments.rows(),
+            );
+            assert!(
+                queries <= keys && self.mask.is_none(),
+                "segments are told of {keys} keys for {queries} queries, and there is no mask beside them"
             );
         }
         assert!(
@@ -206,6 +236,12 @@ impl AttentionInputs {
     }
 
     fn composed(self) -> Tensor<3> {
-        reference::attention(self.query, self.key, self.value, self.mask, self.options)
+        let mask = self.segments.map(|segments| {
+            let [_, queries, _] = self.query.dims();
+            let keys = self.key.dims()[1];
+            segments.mask([queries, keys], &self.query.device())
+        });
+        let mask = mask.or(self.mask);
+        reference::attention(self.query, self.key, self.value, mask, self.options)
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 
+use crate::attention::Segments;
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
 use crate::packed::Packed;
@@ -131,6 +132,7 @@ pub(crate) trait Fused: Backend {
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         #[extension_type] mask: Maybe<Self>,
+        segments: Option<Segments>,
         #[extension_type] weight: Maybe<Self>,
         #[extension_type] bias: Maybe<Self>,
         #[extension_type] down: Maybe<Self>,
@@ -145,6 +147,7 @@ pub(crate) trait Fused: Backend {
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         #[extension_type] mask: Maybe<Self>,
+        segments: Option<Segments>,
         settings: Attention,
     ) -> FloatTensor<Self>;
 }

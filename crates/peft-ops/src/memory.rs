@@ -11,11 +11,14 @@
 /// the memory of the one before, and resident memory stays within a few percent of what is live (an
 /// allocator like mimalloc is as fast, but needs a quarter more).
 ///
+/// The setting is the process's: it holds for all threads and libraries in it.
+///
 /// The program's memory is given back when it ends, or with [`give_back_freed_memory`].
 pub fn keep_freed_memory() -> bool {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        // SAFETY: sets two integers of the allocator, under its own lock.
+        // SAFETY: sets two integers of the allocator, under its own lock. They hold for the whole process, also for
+        // what other libraries in it allocate.
         unsafe {
             libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30) == 1
                 && libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX) == 1

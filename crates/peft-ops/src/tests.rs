@@ -297,7 +297,7 @@ proptest! {
         compare!(inputs(), [query, key, value],
             Tensor::<3>::from_dispatch(<Dispatch as Fused>::attention(
                 query.clone().into_dispatch(), key.clone().into_dispatch(), value.clone().into_dispatch(),
-                None.into(), settings,
+                None.into(), None, settings,
             )),
             {
                 let scores = split(query.clone()).matmul(split(key.clone()).transpose()) * 0.5;

@@ -15,7 +15,7 @@ use common::python::{Python, write_io};
 use peft::core::{ConfigExt as _, Method, PeftModule as _};
 use peft::reparameterization::{LohaConfig, LoraConfig, VeraConfig};
 use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
-use peft_models::{Llama, LmBatch};
+use peft_models::{ExportConfig, ExportDtype, Llama, LmBatch};
 
 const BASE: &str = "../peft-models/tests/golden/llama/base";
 
@@ -113,7 +113,11 @@ fn python_computes_the_logits_that_we_computed() {
         model.save_adapter("trained", case.join("adapter")).unwrap();
         // A bias that the layer does not have, and prompts, cannot be merged.
         if let Ok(merged) = model.merge_and_unload() {
-            merged.export(case.join("merged"), None).unwrap();
+            // What is compared is not to be rounded.
+            let config = ExportConfig::new().with_dtype(ExportDtype::F32);
+            merged
+                .export_with(case.join("merged"), None, &config)
+                .unwrap();
         }
         let io = case.join("io.safetensors");
         write_io(&io, &[("input_ids", &ids)], [1, ids.len()], &output);

@@ -1,11 +1,12 @@
 //! QLoRA in one configuration: the format of a frozen base, and the LoRA on it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use burn::tensor::DType;
 use peft_core::ops::packed::Packed;
-use peft_core::{PackedLayer, Packer, PeftModule};
+use peft_core::{PackedLayer, Packer, PeftModule, StoredPart};
 use peft_reparameterization::{LoraConfig, LoraLinear, cast_factors, start_from};
+use serde_json::Value;
 
 use crate::{Error, LoftQPacker, QuantizationConfig, Result};
 
@@ -140,6 +141,9 @@ impl QLoraConfig {
 type Wanted = fn(&str) -> bool;
 
 /// A [`Packer`] for the base of a [`QLoraConfig`]; of one base, if there is LoftQ.
+///
+/// It reads checkpoints whose weights are in 4 bits already, and writes them
+/// (`Llama::export_packed` of peft-models), as the configuration's [`QuantizationConfig`] does. LoftQ, which starts from dense weights, is refused for those.
 pub struct QLoraPacker<'a> {
     config: &'a QLoraConfig,
     loftq: Option<LoftQPacker<'a, Wanted>>,
@@ -193,5 +197,33 @@ impl Packer for QLoraPacker<'_> {
 
     fn wants(&self, layer: PackedLayer<'_>) -> bool {
         self.config.quantization.wants(layer)
+    }
+
+    fn read_parts(
+        &self,
+        layer: PackedLayer<'_>,
+        parts: &BTreeMap<String, StoredPart>,
+    ) -> peft_core::Result<Option<Packed>> {
+        if self.loftq.is_some() {
+            return Err(peft_core::Error::Packing {
+                layer: layer.name.to_string(),
+                reason: "LoftQ starts from dense weights, and the checkpoint holds this one in 4 bits: take \
+                         `with_loftq(0)`, or a checkpoint of the dense model"
+                    .to_string(),
+            });
+        }
+        self.config.quantization.read_parts(layer, parts)
+    }
+
+    fn write_parts(
+        &self,
+        layer: &str,
+        rows: &Packed,
+    ) -> peft_core::Result<Option<BTreeMap<String, StoredPart>>> {
+        self.config.quantization.write_parts(layer, rows)
+    }
+
+    fn quantization_config(&self, dense: &[String]) -> Option<Value> {
+        self.config.quantization.quantization_config(dense)
     }
 }

@@ -38,7 +38,8 @@ impl QuantizationConfig {
     /// [`Error::Io`]; [`Error::File`] if there is none, or one of another method; those of
     /// [`validate`](Self::validate).
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
-        let path = dir.as_ref().join("config.json");
+        // Also where writing the folder was interrupted.
+        let path = peft_core::files::readable(dir.as_ref(), "config.json", "config.json");
         let wrong = |reason: String| Error::File {
             path: path.clone(),
             reason,

@@ -5,10 +5,12 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use peft_core::PeftModule as _;
 use peft_core::device::cpu_devices;
 use peft_models::{Llama, LlamaLoader, LmBatch};
-use peft_quantization::{AdapterDtype, QLoraConfig};
+use peft_quantization::{AdapterDtype, QLoraConfig, QuantizationConfig};
 use peft_reparameterization::{LoraConfig, LoraLinear, METHODS};
 
 const BASE: &str = "../peft-models/tests/golden/llama/base";
+/// A model that transformers saved in bitsandbytes' NF4.
+const PACKED: &str = "tests/golden/llama_nf4";
 
 fn text() -> LmBatch {
     LmBatch::of_text(&[3, 17, 9, 40, 22, 5, 61, 8, 30, 12, 7, 2])
@@ -157,4 +159,48 @@ fn what_cannot_be_is_refused() {
     let base = dense.pack_weights(&packer).unwrap();
     let error = packer.attach(&base, "mine").unwrap_err();
     assert!(error.to_string().contains("adapter_dtype"), "{error}");
+}
+
+/// By the calls of the README's program.
+#[test]
+fn a_base_that_is_packed_already_is_read_and_written() {
+    let device = cpu_devices().remove(0).1.autodiff();
+    let logits = |model: &Llama| {
+        let ids = Tensor::<1, Int>::from_data([3_i64, 17, 9, 40, 22, 5, 52, 8], &device);
+        model.forward(ids.reshape([1, 8]), None).into_data()
+    };
+    let upstreams = QuantizationConfig::load(PACKED).unwrap();
+    let expected = LlamaLoader::new(PACKED)
+        .with_packer(&upstreams)
+        .load(&device)
+        .unwrap();
+    let expected = logits(&expected);
+
+    let qlora = QLoraConfig::new(4);
+    let packer = qlora.packer().unwrap();
+    let base = LlamaLoader::new(PACKED)
+        .with_packer(&packer)
+        .load(&device)
+        .unwrap();
+    let model = packer.attach(&base, "mine").unwrap();
+    assert_eq!(model.adapters(), ["mine"]);
+    assert_eq!(logits(&model), expected);
+
+    let dir = tempfile::tempdir().unwrap();
+    let packer = qlora.packer().unwrap();
+    model.export_packed(dir.path(), None, &packer).unwrap();
+    let written = QuantizationConfig::load(dir.path()).unwrap();
+    assert_eq!(written, qlora.quantization);
+    let again = LlamaLoader::new(dir.path())
+        .with_packer(&written)
+        .load(&device)
+        .unwrap();
+    assert_eq!(again.packed_weights().len(), base.packed_weights().len());
+    assert_eq!(logits(&again), expected);
+
+    let loftq = qlora.clone().with_loftq(1);
+    let packer = loftq.packer().unwrap();
+    let refused = LlamaLoader::new(PACKED).with_packer(&packer).load(&device);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("with_loftq(0)"), "{refused}");
 }

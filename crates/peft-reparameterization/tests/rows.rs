@@ -5,6 +5,7 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use peft_core::device::cpu_devices;
 use peft_core::{AdaptedForward, ConfigExt as _, Error, Method, PeftModule};
+use peft_models::{GenerateConfig, GenerateError, Llama};
 use peft_reparameterization::{Bias, InitLora, LoraConfig, LoraLinear, METHODS, cast_factors};
 
 #[derive(Module, Debug)]
@@ -284,4 +285,25 @@ fn a_weight_used_by_itself_is_refused() {
     let (_, device) = cpu_devices().remove(0);
     let mixed = adapted(&device).activate_rows(&[Some("a"), None]).unwrap();
     mixed.first.forward(Tensor::<3>::zeros([2, 4, 6], &device));
+}
+
+/// Generation is of one text: more rows are an error that says so, not a panic.
+#[test]
+fn a_text_is_generated_with_one_row_only() {
+    let (_, device) = cpu_devices().remove(0);
+    let lora = lora(2, ["q_proj", "v_proj"]);
+    let model = Llama::tiny(&device).attach("a", &lora).unwrap();
+    let config = GenerateConfig::default()
+        .with_max_new_tokens(5)
+        .with_eos_token_id([]);
+    let mixed = model.activate_rows(&[Some("a"), None]).unwrap();
+    assert_eq!(mixed.adapter_rows(), Some(vec![Some("a".into()), None]));
+    let error = mixed.generate_ids(&[1, 5, 7], &config).unwrap_err();
+    assert!(matches!(error, GenerateError::Rows { rows: 2 }), "{error}");
+    let alone = model.activate_rows(&[Some("a")]).unwrap();
+    assert_eq!(model.adapter_rows(), None);
+    assert_eq!(
+        alone.generate_ids(&[1, 5, 7], &config).unwrap(),
+        model.generate_ids(&[1, 5, 7], &config).unwrap()
+    );
 }

@@ -134,7 +134,9 @@ setters! {
     with_packing(packing: bool) => packing = packing;
     /// Sets whether only completions are learned.
     with_completion_only(completion_only: bool) => completion_only = completion_only;
-    /// Sets how conversations are written out, whatever the tokenizer's template.
+    /// Sets how conversations are written out, whatever the tokenizer's template. For a base model give it to the
+    /// tokenizer ([`LlamaTokenizer::with_chat`](peft_models::LlamaTokenizer::with_chat)) instead: generation then
+    /// ends where a turn ends, and an exported folder has the template.
     with_chat(template: ChatTemplate) => chat = Some(template);
     /// Sets the time that chat templates write.
     with_time(time: Moment) => time = time;

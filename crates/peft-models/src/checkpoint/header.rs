@@ -11,8 +11,19 @@ use serde::Deserialize;
 use super::{Encoding, Shard, Slice, Stored};
 use crate::LoadError;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const SINGLE: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// Weights in forms that are not read.
+const OTHERS: [&str; 7] = [
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "consolidated.00.pth",
+    "consolidated.safetensors",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "model.onnx",
+];
 
 /// The format's own bound on a header, so that a hostile length cannot ask for all memory.
 const MAX_HEADER: u64 = 100_000_000;
@@ -26,8 +37,18 @@ struct Index {
 
 /// The checkpoint's files and their tensors, and what to call the whole in messages.
 pub(super) fn open(dir: &Path) -> Result<(PathBuf, Vec<Shard>, Vec<Stored>), LoadError> {
-    let index = dir.join(INDEX);
-    let single = dir.join(SINGLE);
+    let index = super::place(dir, INDEX);
+    let single = super::place(dir, SINGLE);
+    if !index.exists() {
+        super::advise(
+            dir,
+            &single,
+            &OTHERS,
+            "`AutoModel.from_pretrained(folder).save_pretrained(new_folder)` of Python's transformers writes it \
+             (of the model's own class, as AutoModelForCausalLM, to keep the head)",
+        )?;
+    }
+    // As upstream: one file comes before an index of several.
     let (path, files) = if single.exists() || !index.exists() {
         (single.clone(), vec![single])
     } else {
@@ -43,7 +64,8 @@ pub(super) fn open(dir: &Path) -> Result<(PathBuf, Vec<Shard>, Vec<Stored>), Loa
     Ok((path, shards, tensors))
 }
 
-fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadError> {
+/// The files that an index names.
+pub(crate) fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let parsed: Index = super::read_json(index)?;
     let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
     for name in &names {

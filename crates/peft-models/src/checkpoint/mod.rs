@@ -3,6 +3,7 @@
 //! Nothing is mapped into memory (that needs `unsafe`) and no file is held whole: a tensor is
 //! streamed from its place in the file into its `f32` values.
 
+mod files;
 mod fill;
 mod header;
 mod packed;
@@ -20,10 +21,15 @@ use safetensors::Dtype;
 
 use crate::LoadError;
 
+pub(crate) use files::{CONFIG, advise, place, read_bounded, remove, written};
 pub(crate) use fill::{fill, wanted};
+pub(crate) use header::{INDEX, SINGLE, shard_files};
 
 /// Bytes read at a time; a multiple of every element size.
 const CHUNK: usize = 1 << 16;
+
+/// The largest JSON file that is read, in bytes: an index of a thousand shards has some MB.
+const MOST_JSON: u64 = 1 << 26;
 
 /// How many names an error lists before it stops.
 const LISTED: usize = 12;
@@ -326,10 +332,7 @@ pub(crate) fn listed(names: &[&str]) -> String {
 
 /// A JSON file as a `T`.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, LoadError> {
-    let text = std::fs::read(path).map_err(|source| LoadError::Io {
-        path: path.to_path_buf(),
-        source,
-    })?;
+    let text = read_bounded(path, MOST_JSON)?;
     serde_json::from_slice(&text).map_err(|source| LoadError::Json {
         path: path.to_path_buf(),
         source,

@@ -52,6 +52,15 @@ pub enum GenerateError {
         /// The first such value.
         value: f64,
     },
+    /// The rows of a batch have adapters of their own, and a text is generated in a batch of one.
+    #[error(
+        "the model was told the adapters of {rows} rows (`activate_rows`), but a text is generated alone: \
+         call `activate` with its adapter, or `activate_rows` with one row"
+    )]
+    Rows {
+        /// Number of rows that the model was told of.
+        rows: usize,
+    },
     /// The tokenizer failed on the prompt or on the tokens generated.
     #[error(transparent)]
     Tokenizer(#[from] LoadError),

@@ -42,7 +42,7 @@ impl GenerateConfig {
     /// [`LoadError::Config`] for a value out of range, and for a setting that is not supported (beam
     /// search, say) unless its value changes nothing.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self, LoadError> {
-        let path = dir.as_ref().join("generation_config.json");
+        let path = checkpoint::place(dir.as_ref(), "generation_config.json");
         let mut fields: Map<String, Value> = checkpoint::read_json(&path)?;
         fields.retain(|_, value| !value.is_null());
         for &(field, neutral) in UNSUPPORTED {

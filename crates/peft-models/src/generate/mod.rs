@@ -11,6 +11,7 @@ use std::borrow::Cow;
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
+use peft_core::PeftModule as _;
 
 use self::decode::Limits;
 use self::stream::TextStream;
@@ -55,7 +56,8 @@ impl Llama {
     /// the prompt begins with the text of its BOS token, as rendered chats of many models do. (To
     /// have none, encode the prompt and call [`generate_from`](Self::generate_from).)
     ///
-    /// Active adapters take part. A model on an autodiff device generates by `self.valid()`: no
+    /// Active adapters take part. Texts are generated one at a time: where rows have adapters of their own
+    /// ([`activate_rows`](peft_core::PeftModule::activate_rows)), there must be one row. A model on an autodiff device generates by `self.valid()`: no
     /// graph is built, and there is no dropout.
     ///
     /// ```no_run
@@ -77,7 +79,7 @@ impl Llama {
     ///
     /// # Errors
     ///
-    /// [`GenerateError::Setting`] for a configuration that is out of range; an error about the
+    /// [`GenerateError::Setting`] for a configuration that is out of range; [`GenerateError::Rows`]; an error about the
     /// prompt if it is empty (and the model has no BOS token), longer than the context, or has
     /// tokens beyond the model's vocabulary; [`GenerateError::NotFinite`] if the model computes NaN
     /// or infinity; [`GenerateError::Tokenizer`] if the tokenizer fails.
@@ -207,6 +209,10 @@ impl Llama {
         found: impl FnMut(u32) -> Result<bool, GenerateError>,
     ) -> Result<(Vec<u32>, StoppedBy), GenerateError> {
         config.check()?;
+        let rows = self.adapter_rows().map_or(1, |rows| rows.len());
+        if rows != 1 {
+            return Err(GenerateError::Rows { rows });
+        }
         let valid;
         let model = if self.device().is_autodiff() {
             valid = self.valid();

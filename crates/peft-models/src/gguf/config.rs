@@ -1,5 +1,7 @@
 //! A model's configuration from the header of a GGUF file.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use super::Gguf;
@@ -10,6 +12,18 @@ const ARCHITECTURES: [&str; 2] = ["llama", "qwen2"];
 
 /// The tensor of the factors that rotary frequencies are divided by.
 const FACTORS: &str = "rope_freqs.weight";
+
+/// Names of tokens that end a turn or a text, of the families that llama.cpp knows (`llama-vocab.cpp`).
+const END_TOKENS: [&str; 8] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<EOT>",
+];
 
 /// The configuration with the fields of Hugging Face's `config.json`.
 ///
@@ -66,14 +80,37 @@ pub(crate) fn config_json(gguf: &Gguf) -> Result<Value, LoadError> {
     }
     for (key, field) in [
         ("tokenizer.ggml.bos_token_id", "bos_token_id"),
-        ("tokenizer.ggml.eos_token_id", "eos_token_id"),
         ("tokenizer.ggml.padding_token_id", "pad_token_id"),
     ] {
         if let Some(id) = gguf.u32(key)? {
             config[field] = json!(id);
         }
     }
+    match end_tokens(gguf)?.as_slice() {
+        [] => {}
+        [one] => config["eos_token_id"] = json!(one),
+        several => config["eos_token_id"] = json!(several),
+    }
     Ok(config)
+}
+
+/// Tokens that end a text or a turn: those that the header names, and those that are called so. Older files of
+/// chat models do not name the token that ends a turn.
+fn end_tokens(gguf: &Gguf) -> Result<Vec<u32>, LoadError> {
+    let mut ends = Vec::new();
+    for name in ["eos", "eot", "eom"] {
+        ends.extend(gguf.u32(&format!("tokenizer.ggml.{name}_token_id"))?);
+    }
+    let tokens = gguf.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
+    let called = tokens
+        .iter()
+        .enumerate()
+        .filter(|(_, token)| END_TOKENS.contains(&token.as_str()))
+        .filter_map(|(id, _)| u32::try_from(id).ok());
+    ends.extend(called);
+    let mut seen = BTreeSet::new();
+    ends.retain(|id| seen.insert(*id));
+    Ok(ends)
 }
 
 /// Values of the architecture.
@@ -272,7 +309,8 @@ mod tests {
             "attention_bias": false,
             "rope_scaling": { "rope_type": "factors", "factors": [1.0, 8.1] },
             "bos_token_id": 1,
-            "eos_token_id": 2,
+            // <|im_end|>, and <|endoftext|> by its name.
+            "eos_token_id": [2, 0],
         });
         assert_eq!(config_json(&gguf).unwrap(), expected);
 
@@ -287,6 +325,38 @@ mod tests {
             config_json(&gguf).unwrap()["rope_scaling"],
             json!({ "rope_type": "linear", "factor": 4.0 })
         );
+    }
+
+    #[test]
+    fn tokens_that_end_turns_are_ends_too() {
+        let mut gguf = Gguf::open(golden("types.gguf")).unwrap();
+        let ends = |gguf: &Gguf| config_json(gguf).unwrap()["eos_token_id"].clone();
+        let key = |name: &str| format!("tokenizer.ggml.{name}_token_id");
+        gguf.metadata.insert(key("eot"), int(5));
+        gguf.metadata.insert(key("eom"), int(2));
+        assert_eq!(ends(&gguf), json!([2, 5, 0]));
+        // By their names, as in files that do not say it.
+        for name in ["eos", "eot", "eom"] {
+            gguf.metadata.remove(&key(name));
+        }
+        let mut tokens = gguf
+            .strings("tokenizer.ggml.tokens")
+            .unwrap()
+            .unwrap()
+            .to_vec();
+        tokens[7] = "<|eot_id|>".to_string();
+        let set = |gguf: &mut Gguf, tokens: &[String]| {
+            let key = "tokenizer.ggml.tokens".to_string();
+            gguf.metadata.insert(key, Found::Texts(tokens.to_vec()));
+        };
+        set(&mut gguf, &tokens);
+        assert_eq!(ends(&gguf), json!([0, 2, 7]));
+        let config = crate::LlamaConfig::from_json(&config_json(&gguf).unwrap(), gguf.path());
+        assert_eq!(config.unwrap().eos_token_ids, [0, 2, 7]);
+        tokens[0] = "a".to_string();
+        tokens[2] = "b".to_string();
+        set(&mut gguf, &tokens);
+        assert_eq!(ends(&gguf), 7);
     }
 
     #[test]
@@ -308,7 +378,8 @@ mod tests {
             "tie_word_embeddings": true,
             "attention_bias": false,
             "bos_token_id": 1,
-            "eos_token_id": 2,
+            // <|im_end|>, and <|endoftext|> by its name.
+            "eos_token_id": [2, 0],
             "pad_token_id": 2,
         });
         assert_eq!(config_json(&gguf).unwrap(), expected);

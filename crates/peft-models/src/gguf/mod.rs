@@ -29,7 +29,7 @@ const CHUNK: usize = 1 << 16;
 /// An opened GGUF file: the header is read and checked, the values are not read yet.
 ///
 /// Tensors are known by llama.cpp's names (`blk.0.attn_q.weight`). Types that are read: F32, F16,
-/// BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K and Q6_K.
+/// BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL and IQ4_XS.
 pub struct Gguf {
     path: PathBuf,
     file: Mutex<File>,

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::nn::{Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
-use peft_core::ops::{AttentionInputs, AttentionOptions, Rotary, rotary};
+use peft_core::ops::{AttentionInputs, AttentionOptions, Rotary, Segments, rotary};
 use peft_core::{Site, SiteKind, adapted_attention, adapted_norm};
 
 use super::LlamaConfig;
@@ -32,6 +32,8 @@ pub(super) struct Positions {
     pub(super) angles: Rotary,
     /// Added to the scores, `[batch, 1 or queries, keys]`.
     pub(super) mask: Option<Tensor<3>>,
+    /// In the place of a mask.
+    pub(super) segments: Option<Segments>,
 }
 
 impl LlamaAttention {
@@ -96,6 +98,7 @@ impl LlamaAttention {
             key,
             value,
             mask,
+            segments: positions.segments.clone(),
             options,
         };
         adapted_attention(&self.o_proj, inputs)

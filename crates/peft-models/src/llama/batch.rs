@@ -1,5 +1,7 @@
 //! Tokens to learn from.
 
+use peft_core::ops::Segments;
+
 /// A batch for [`Llama::loss`](super::Llama::loss): rows of equally many tokens, filled up where a text is
 /// shorter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,9 +85,9 @@ impl LmBatch {
         positions
     }
 
-    /// Where a query must not see a key, `[rows, prompt + length, prompt + length]`, besides those after it.
-    /// Virtual tokens are seen by all.
-    pub(super) fn mask(&self, prompt: usize) -> Option<Vec<bool>> {
+    /// The document of each token, where some must not see all tokens before them. Virtual tokens in front are
+    /// seen by all.
+    pub(super) fn visible(&self) -> Option<Segments> {
         let rows = |row: usize| row * self.length..(row + 1) * self.length;
         // At the end of a row padding is after everything that could see it.
         let padded = !self.padding.is_empty()
@@ -100,22 +102,11 @@ impl LmBatch {
         if !padded && !several {
             return None;
         }
-        let count = prompt + self.length;
-        let mut mask = vec![false; self.rows * count * count];
-        for row in 0..self.rows {
-            let token = |place: usize| row * self.length + place;
-            for query in 0..self.length {
-                let from = (row * count + prompt + query) * count + prompt;
-                let keys = &mut mask[from..from + self.length];
-                for (key, hidden) in keys.iter_mut().enumerate() {
-                    let other = self
-                        .segments
-                        .as_ref()
-                        .is_some_and(|segments| segments[token(query)] != segments[token(key)]);
-                    *hidden = other || padded && self.padding[token(key)];
-                }
-            }
-        }
-        Some(mask)
+        let ids = (0..self.rows * self.length).map(|at| {
+            let filler = padded && self.padding[at];
+            let segment = self.segments.as_ref().map_or(0, |segments| segments[at]);
+            (!filler).then_some(segment)
+        });
+        Some(Segments::new(ids, self.length))
     }
 }

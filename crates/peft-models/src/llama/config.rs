@@ -147,9 +147,14 @@ impl LlamaConfig {
         if let Some(file) = gguf_file(path)? {
             return Self::of_gguf(&Gguf::open(file)?);
         }
-        let path = path.join("config.json");
+        Ok(Self::of_folder(path)?.0)
+    }
+
+    /// The configuration of a folder, and the whole content of its `config.json`.
+    pub(super) fn of_folder(dir: &Path) -> Result<(Self, Value), LoadError> {
+        let path = checkpoint::place(dir, checkpoint::CONFIG);
         let json = checkpoint::read_json(&path)?;
-        Self::from_json(&json, &path)
+        Ok((Self::from_json(&json, &path)?, json))
     }
 
     /// The configuration in the header of a GGUF file.
@@ -226,23 +231,58 @@ impl LlamaConfig {
         })
     }
 
-    /// The content of `config.json`, as upstream reads it.
-    pub(super) fn to_json(&self, tied: bool) -> Value {
-        let architecture = match self.model_type.as_str() {
+    /// The content of `config.json`, as upstream reads it. Fields of `source`, the one that was read, stay: those
+    /// that are not known here as they are, and the others too where they still say the same.
+    pub(super) fn to_json(&self, source: &Value, tied: bool, dtype: &str) -> Value {
+        let read = Self::from_json(source, Path::new(checkpoint::CONFIG));
+        let said = read.is_ok_and(|read| read == *self);
+        let mut json = match source {
+            Value::Object(_) => source.clone(),
+            _ => json!({}),
+        };
+        if let Value::Object(own) = self.own_json()
+            && !said
+        {
+            let fields = json.as_object_mut().expect("an object");
+            fields.remove("rope_parameters");
+            fields.extend(own);
+        }
+        json["architectures"] = json!([self.architecture()]);
+        json["tie_word_embeddings"] = tied.into();
+        let fields = json.as_object_mut().expect("an object");
+        // Versions before 5 of transformers call it `torch_dtype`.
+        let names = ["dtype", "torch_dtype"];
+        let there = |name: &&str| fields.get(*name).is_some_and(|value| !value.is_null());
+        let mut there: Vec<&str> = names.into_iter().filter(there).collect();
+        if there.is_empty() {
+            there.extend(names);
+        }
+        for name in there {
+            fields.insert(name.to_string(), dtype.into());
+        }
+        // Said by those that write such weights.
+        fields.remove("quantization_config");
+        json
+    }
+
+    fn architecture(&self) -> &'static str {
+        match self.model_type.as_str() {
             "mistral" => "MistralForCausalLM",
             "qwen2" => "Qwen2ForCausalLM",
             _ => "LlamaForCausalLM",
-        };
+        }
+    }
+
+    /// All fields that are known here.
+    fn own_json(&self) -> Value {
         let eos = match self.eos_token_ids.as_slice() {
             [] => Value::Null,
             [one] => json!(one),
             many => json!(many),
         };
         let mut json = json!({
-            "architectures": [architecture],
             "attention_dropout": 0.0,
             "bos_token_id": self.bos_token_id,
-            "dtype": "float32",
             "eos_token_id": eos,
             "head_dim": self.head_dim,
             "hidden_act": "silu",
@@ -257,9 +297,6 @@ impl LlamaConfig {
             "rms_norm_eps": self.rms_norm_eps,
             "rope_scaling": self.rope.scaling_json(),
             "rope_theta": self.rope.theta,
-            "tie_word_embeddings": tied,
-            // What versions before 5 of transformers call `dtype`.
-            "torch_dtype": "float32",
             "use_cache": true,
             "vocab_size": self.vocab_size,
         });

@@ -4,14 +4,18 @@ mod export;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use peft_core::{Names, Packer};
+use serde_json::{Value, json};
 
 use super::{Llama, LlamaConfig, RENAMES};
 use crate::LoadError;
 use crate::checkpoint::{self, Checkpoint, Source, fill, wanted};
 use crate::gguf::{self, Gguf};
+
+pub use export::{ExportConfig, ExportDtype};
 
 /// Loads a [`Llama`], with settings: [`Llama::load`] is the short form.
 ///
@@ -77,7 +81,7 @@ impl<'a> LlamaLoader<'a> {
     }
 
     fn load_folder(&self, device: &Device) -> Result<Llama, LoadError> {
-        let config = LlamaConfig::load(self.path)?;
+        let (config, json) = LlamaConfig::of_folder(self.path)?;
         let mut checkpoint = Checkpoint::open(self.path, canonical)?;
         let model = config.build(device);
         let names = Names::new(RENAMES);
@@ -85,17 +89,31 @@ impl<'a> LlamaLoader<'a> {
         checkpoint.check(&wanted(&model, &names), |name| {
             name.ends_with("rotary_emb.inv_freq") || tied && name == "lm_head.weight"
         })?;
-        fill(model, &names, &mut checkpoint, &canonical, self.packer)
+        let model = fill(model, &names, &mut checkpoint, &canonical, self.packer)?;
+        Ok(Llama {
+            source: Arc::new(json),
+            ..model
+        })
     }
 
     fn load_gguf(&self, file: &Path, device: &Device) -> Result<Llama, LoadError> {
         let gguf = Gguf::open(file)?;
-        let config = LlamaConfig::of_gguf(&gguf)?;
+        let json = gguf::config_json(&gguf)?;
+        let config = LlamaConfig::from_json(&json, gguf.path())?;
         let mut source = GgufSource::new(&gguf, &config);
         let model = config.build(device);
         let names = Names::new(RENAMES);
         source.check(&wanted(&model, &names))?;
-        fill(model, &names, &mut source, &str::to_string, self.packer)
+        let model = fill(model, &names, &mut source, &str::to_string, self.packer)?;
+        // The rest is known of the configuration.
+        let source = match &json["pad_token_id"] {
+            Value::Null => Value::Null,
+            id => json!({ "pad_token_id": id }),
+        };
+        Ok(Llama {
+            source: Arc::new(source),
+            ..model
+        })
     }
 }
 
@@ -117,7 +135,7 @@ pub(crate) fn gguf_file(path: &Path) -> Result<Option<PathBuf>, LoadError> {
     if is_gguf(path) {
         return Ok(Some(path.to_path_buf()));
     }
-    if !path.is_dir() || path.join("config.json").exists() {
+    if !path.is_dir() || checkpoint::place(path, checkpoint::CONFIG).exists() {
         return Ok(None);
     }
     let io = |source| LoadError::Io {
@@ -237,8 +255,8 @@ impl Llama {
     ///
     /// # Errors
     ///
-    /// [`LoadError`], naming the file, field or tensor: another architecture, an unsupported setting, a damaged
-    /// file, tensors that are missing, left over, of another shape or number format, or not finite.
+    /// [`LoadError`], naming the file, field or tensor: another architecture, an unsupported setting, weights in
+    /// another form (`pytorch_model.bin`), a damaged file, tensors that are missing, left over, of another shape or number format, or not finite.
     pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self, LoadError> {
         LlamaLoader::new(path.as_ref()).load(device)
     }

@@ -11,19 +11,22 @@ mod load;
 mod rope;
 mod tiny;
 
+use std::sync::Arc;
+
 use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft_core::ops::{Rotary, linear_cross_entropy};
 use peft_core::{AdaptedForward, Names, Site, SiteKind, TiedHead, adapted_cross_entropy};
+use serde_json::Value;
 
 pub use attention::LlamaAttention;
 pub use batch::LmBatch;
 pub use cache::KvCache;
 pub use config::LlamaConfig;
 pub use layer::{LlamaLayer, LlamaMlp};
-pub use load::LlamaLoader;
 pub(crate) use load::gguf_file;
+pub use load::{ExportConfig, ExportDtype, LlamaLoader};
 pub use rope::{Rope, RopeScaling};
 
 use attention::Positions;
@@ -50,6 +53,9 @@ pub struct Llama {
     pub names: Names,
     #[module(skip)]
     config: LlamaConfig,
+    /// The `config.json` that the model was loaded with; an object, or null.
+    #[module(skip)]
+    source: Arc<Value>,
 }
 
 /// What is below the head.
@@ -90,6 +96,7 @@ impl LlamaConfig {
             tied_head: tied.then(|| TiedHead::new("model.embed_tokens")),
             names: Names::new(RENAMES).with_heads(&["lm_head", "tied_head"]),
             config: self.clone(),
+            source: Arc::default(),
         }
     }
 }
@@ -182,17 +189,13 @@ impl Llama {
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
         let (x, _) = self.embed(ids, None);
         let prompt = self.model.prompt.virtual_tokens();
-        let mask = batch.mask(prompt).map(|values| {
-            let shape = [batch.rows, prompt + batch.length, prompt + batch.length];
-            hidden(Tensor::<3, Bool>::from_data(
-                TensorData::new(values, shape),
-                &device,
-            ))
-        });
         let prefix = self.prefix_tokens();
         let positions = batch.positions(prompt).into_iter();
         let positions = positions.map(|position| prefix + position).collect();
-        let positions = self.positions(positions, batch.rows, mask, &device);
+        let positions = Positions {
+            segments: batch.visible(),
+            ..self.positions(positions, batch.rows, None, &device)
+        };
         (x, positions)
     }
 
@@ -237,6 +240,7 @@ impl Llama {
         Positions {
             angles: Rotary::new(&positions, rows, &frequencies, 1.0, device),
             mask,
+            segments: None,
         }
     }
 

@@ -7,7 +7,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::{Deserialize, Serialize};
 
-use super::Moment;
+use super::{Moment, jinja};
 
 /// Instructions that a template may run. Published ones take some tens for a message.
 const FUEL: u64 = 10_000_000;
@@ -47,17 +47,16 @@ impl Message {
 
     fn value(&self) -> Value {
         let fields = [("role", &self.role), ("content", &self.content)];
-        Value::from(BTreeMap::from(
-            fields.map(|(name, text)| (name, Value::from(text))),
-        ))
+        // In this order, which `tojson` shows.
+        Value::from_pairs(fields)
     }
 }
 
 /// The text of a chat, by a template in Jinja's language with upstream's settings.
 ///
 /// `special` are the special tokens that the template can name; one that is none is not defined.
-/// `now` is what `strftime_now` takes for the present time. A template that runs for long is stopped; one
-/// whose few instructions ask for much memory is not.
+/// `now` is what `strftime_now` takes for the present time. A template that runs for long or writes much is
+/// stopped; one that builds long texts and does not write them is not.
 pub(super) fn render(
     template: &str,
     messages: &[Message],
@@ -74,6 +73,7 @@ pub(super) fn render(
     environment.set_fuel(Some(FUEL));
     // Templates call methods that strings and dictionaries have in Python.
     environment.set_unknown_method_callback(unknown_method_callback);
+    environment.add_filter("tojson", jinja::tojson);
     environment.add_function(
         "raise_exception",
         |message: String| -> Result<String, Error> {
@@ -89,6 +89,8 @@ pub(super) fn render(
             })
         },
     );
+    let said: usize = messages.iter().map(|message| message.content.len()).sum();
+    let most = said.saturating_add(jinja::LONGEST_OUTPUT);
     let messages: Vec<Value> = messages.iter().map(Message::value).collect();
     let mut context = BTreeMap::from([
         ("messages", Value::from(messages)),
@@ -101,7 +103,7 @@ pub(super) fn render(
             context.insert(name, Value::from(token));
         }
     }
-    environment.render_named_str("the chat template", template, Value::from(context))
+    jinja::render(&environment, template, Value::from(context), most)
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Map, Value};
 
-use super::{LlamaTokenizer, failed};
+use super::LlamaTokenizer;
+use super::save::{CONFIG, GENERATION, Kept, OTHERS, TEMPLATE};
 use crate::gguf::{self, Gguf};
 use crate::llama::gguf_file;
 use crate::{LlamaConfig, LoadError, checkpoint};
@@ -95,18 +96,33 @@ fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, LoadErro
     }
 }
 
-/// A text file that a folder need not have.
+/// A text file that a folder need not have, of at most 1 MiB.
 fn read_text(path: &Path) -> Result<Option<String>, LoadError> {
     if !path.exists() {
         return Ok(None);
     }
-    match std::fs::read_to_string(path) {
+    let bytes = checkpoint::read_bounded(path, 1 << 20)?;
+    match String::from_utf8(bytes) {
         Ok(text) => Ok(Some(text)),
         Err(source) => Err(LoadError::Io {
             path: path.to_path_buf(),
-            source,
+            source: std::io::Error::new(std::io::ErrorKind::InvalidData, source),
         }),
     }
+}
+
+/// Some of a JSON object's fields.
+fn fields<T: DeserializeOwned + Default>(
+    path: &Path,
+    object: Option<&Map<String, Value>>,
+) -> Result<T, LoadError> {
+    let Some(object) = object else {
+        return Ok(T::default());
+    };
+    serde_json::from_value(Value::Object(object.clone())).map_err(|source| LoadError::Json {
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 impl LlamaTokenizer {
@@ -117,7 +133,8 @@ impl LlamaTokenizer {
     /// - `bos_token_id` and `eos_token_id` of `generation_config.json` or, where it lacks them, of
     ///   `config.json`, or else the tokens named in `tokenizer_config.json`;
     /// - `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`; of several the one
-    ///   called `default`.
+    ///   called `default`;
+    /// - `special_tokens_map.json` and `added_tokens.json`, to be written again.
     ///
     /// Only the first two files must be there. A folder with one GGUF file and no `config.json` means that
     /// file.
@@ -125,14 +142,15 @@ impl LlamaTokenizer {
     /// # Errors
     ///
     /// [`LoadError::Io`], [`LoadError::Json`] and [`LoadError::Tokenizer`] for files that are
-    /// missing or damaged, [`LoadError::Config`] without a `vocab_size`, and [`LoadError::TokenId`]
-    /// for a token that the model has no embedding for; [`LoadError::Gguf`].
+    /// missing or damaged, [`LoadError::Absent`] for a folder with a tokenizer in another form,
+    /// [`LoadError::Config`] without a `vocab_size`, and [`LoadError::TokenId`] for a token that begins or ends
+    /// texts and that the model has no embedding for; [`LoadError::Gguf`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self, LoadError> {
         let dir = path.as_ref();
         if let Some(file) = gguf_file(dir)? {
             return Self::load_gguf(&Gguf::open(file)?);
         }
-        let config_path = dir.join("config.json");
+        let config_path = checkpoint::place(dir, "config.json");
         let config: Ids = checkpoint::read_json(&config_path)?;
         let Some(vocab_size) = config.vocab_size else {
             return Err(LoadError::Config {
@@ -142,18 +160,39 @@ impl LlamaTokenizer {
                 expected: "the number of embeddings".to_string(),
             });
         };
-        let generation: Option<Ids> = read_optional(&dir.join("generation_config.json"))?;
-        let generation = generation.unwrap_or_default();
-        let texts: Option<Texts> = read_optional(&dir.join("tokenizer_config.json"))?;
-        let named = texts.is_some();
-        let texts = texts.unwrap_or_default();
-        let chat_template = read_text(&dir.join("chat_template.jinja"))?
-            .or_else(|| texts.chat_template.and_then(Templates::chosen));
+        let generation_path = checkpoint::place(dir, GENERATION);
+        let kept_generation = read_optional(&generation_path)?;
+        let generation: Ids = fields(&generation_path, kept_generation.as_ref())?;
+        let texts_path = checkpoint::place(dir, CONFIG);
+        let kept_config = read_optional(&texts_path)?;
+        let texts: Texts = fields(&texts_path, kept_config.as_ref())?;
+        let named = kept_config.is_some();
+        let jinja = read_text(&checkpoint::place(dir, TEMPLATE))?;
+        let mut kept = Kept {
+            config: kept_config,
+            generation: kept_generation,
+            jinja: jinja.is_some(),
+            ..Kept::default()
+        };
+        for name in OTHERS {
+            if let Some(value) = read_optional(&checkpoint::place(dir, name))? {
+                kept.others.push((name, value));
+            }
+        }
+        let chat_template = jinja.or_else(|| texts.chat_template.and_then(Templates::chosen));
         let bos_token = texts.bos_token.map(String::from);
         let eos_token = texts.eos_token.map(String::from);
 
-        let path = dir.join("tokenizer.json");
+        let path = checkpoint::place(dir, "tokenizer.json");
+        checkpoint::advise(
+            dir,
+            &path,
+            &["vocab.txt", "tokenizer.model", "spiece.model", "vocab.json"],
+            "`AutoTokenizer.from_pretrained(folder).save_pretrained(folder)` of Python's transformers writes it",
+        )?;
         let inner = super::read(&path)?;
+        kept.padding = inner.get_padding().cloned();
+        kept.truncation = inner.get_truncation().cloned();
         let id = |token: &str| inner.token_to_id(token);
         let bos = generation.bos_token_id.or(config.bos_token_id);
         let bos = bos.or_else(|| bos_token.as_deref().and_then(id));
@@ -169,55 +208,32 @@ impl LlamaTokenizer {
             tokenizer.bos_token = bos_token;
             tokenizer.eos_token = eos_token;
         }
+        tokenizer.kept = kept;
         Ok(tokenizer)
     }
 
     fn load_gguf(gguf: &Gguf) -> Result<Self, LoadError> {
         let path = gguf.path().to_path_buf();
-        let config = LlamaConfig::from_json(&gguf::config_json(gguf)?, &path)?;
+        let json = gguf::config_json(gguf)?;
+        let config = LlamaConfig::from_json(&json, &path)?;
         let template = gguf.chat_template()?.map(str::to_string);
         let (bos, eos) = (config.bos_token_id, config.eos_token_ids);
-        Self::from_parts(
+        let mut tokenizer = Self::from_parts(
             gguf::tokenizer(gguf)?,
             path,
             config.vocab_size,
             bos,
             eos,
             template,
-        )
-    }
-
-    /// Writes `tokenizer.json`, `tokenizer_config.json` and `generation_config.json` into `dir`, for upstream's
-    /// `AutoTokenizer` and `generate`.
-    ///
-    /// # Errors
-    ///
-    /// [`LoadError::Write`].
-    pub fn save(&self, dir: impl AsRef<Path>) -> Result<(), LoadError> {
-        let dir = dir.as_ref();
-        let write = |file: &str, text: String| {
-            let path = dir.join(file);
-            std::fs::write(&path, text).map_err(|source| LoadError::Write { path, source })
-        };
-        let text = self
-            .inner
-            .to_string(true)
-            .map_err(|reason| failed(&self.path, reason))?;
-        write("tokenizer.json", text)?;
-        let config = json!({
-            "bos_token": self.bos_token,
-            "chat_template": self.chat_template,
-            "clean_up_tokenization_spaces": false,
-            "eos_token": self.eos_token,
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        });
-        let pretty = |json| serde_json::to_string_pretty(&json).expect("plain data");
-        write("tokenizer_config.json", pretty(config))?;
-        let eos = match self.eos.as_slice() {
-            [one] => json!(one),
-            many => json!(many),
-        };
-        let generation = json!({ "bos_token_id": self.bos, "eos_token_id": eos });
-        write("generation_config.json", pretty(generation))
+        )?;
+        if let Some(id) = json["pad_token_id"].as_u64() {
+            let token = tokenizer.inner.id_to_token(id as u32);
+            let generation = Map::from_iter([("pad_token_id".to_string(), id.into())]);
+            tokenizer.kept.generation = Some(generation);
+            let mut config = tokenizer.config_json();
+            config["pad_token"] = token.into();
+            tokenizer.kept.config = config.as_object().cloned();
+        }
+        Ok(tokenizer)
     }
 }

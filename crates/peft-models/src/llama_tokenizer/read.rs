@@ -9,7 +9,10 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::caught;
-use crate::LoadError;
+use crate::{LoadError, checkpoint};
+
+/// The largest file that is read. The largest published ones have some 35 MB.
+const MOST: u64 = 1 << 28;
 
 /// The part of the file in which sizes are declared; what else there is is only read through.
 #[derive(Deserialize)]
@@ -25,10 +28,7 @@ struct Declared {
 /// [`LoadError::Io`]; [`LoadError::Json`], which says where a file that was cut off ends; and
 /// [`LoadError::Tokenizer`] for everything that makes no tokenizer.
 pub(crate) fn read(path: &Path) -> Result<Tokenizer, LoadError> {
-    let bytes = std::fs::read(path).map_err(|source| LoadError::Io {
-        path: path.to_path_buf(),
-        source,
-    })?;
+    let bytes = checkpoint::read_bounded(path, MOST)?;
     let declared: Declared = serde_json::from_slice(&bytes).map_err(|source| LoadError::Json {
         path: path.to_path_buf(),
         source,

@@ -78,12 +78,26 @@ fn tokens_that_begin_and_end_texts_come_from_the_first_file_that_has_them() {
 
 #[test]
 fn tokens_beyond_the_vocabulary_are_refused() {
-    let small = Some(r#"{"vocab_size": 300}"#);
-    let error = load(&[("config.json", small)]).unwrap_err().to_string();
+    // A model without the last tokens: texts that hold one are refused, others are read.
+    let small = ("config.json", Some(r#"{"vocab_size": 300}"#));
+    let whole = load(&[]).unwrap();
+    let small = load(&[small]).unwrap();
+    let ids = |text: &str| whole.encode(text, false).unwrap();
+    let texts = ["the mat", "the keeper", "we train"];
+    let lacking = (texts.into_iter()).find(|text| ids(text).iter().any(|id| *id >= 300));
+    let lacking = lacking.unwrap();
+    let beyond = ids(lacking).into_iter().find(|id| *id >= 300).unwrap();
+    let error = small.encode(lacking, true).unwrap_err().to_string();
     assert!(
-        error.contains("id 300") && error.contains("tokenizer.json"),
+        error.contains(&format!("id {beyond}")) && error.contains("tokenizer.json"),
         "{error}"
     );
+    let fine = "\u{1}\u{2}";
+    assert_eq!(
+        small.encode(fine, true).unwrap(),
+        whole.encode(fine, true).unwrap()
+    );
+    // What begins or ends texts must be there.
     let far = Some(r#"{"vocab_size": 320, "eos_token_id": [2, 400]}"#);
     let files = [("generation_config.json", None), ("config.json", far)];
     let error = load(&files).unwrap_err().to_string();

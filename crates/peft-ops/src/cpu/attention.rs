@@ -4,6 +4,7 @@
 use super::dropout::Coins;
 use super::math::{exp_nonpositive, vectors};
 use super::matrix::{Blocks, Matrix, MatrixMut, Mode, build_blocks, multiply};
+use crate::attention::Segments;
 
 /// Queries worked on at a time: their scores stay in the second-level cache for a thousand keys.
 const QUERIES: usize = 128;
@@ -31,13 +32,23 @@ pub(crate) struct Mask<'a> {
     pub(crate) rows: usize,
 }
 
+/// Keys or values, `[batch, keys, kv_heads · width]`: each item is dense, and there may be room behind it, as a
+/// cache has.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) values: &'a [f32],
+    /// Elements from an item's beginning to that of the next one.
+    pub(crate) item: usize,
+}
+
 /// Queries, keys and values.
 #[derive(Clone, Copy)]
 pub(crate) struct Inputs<'a> {
     pub(crate) query: &'a [f32],
-    pub(crate) key: &'a [f32],
-    pub(crate) value: &'a [f32],
+    pub(crate) key: Rows<'a>,
+    pub(crate) value: Rows<'a>,
     pub(crate) mask: Option<Mask<'a>>,
+    pub(crate) segments: Option<&'a Segments>,
 }
 
 impl Attention {
@@ -46,22 +57,22 @@ impl Attention {
     }
 
     /// All rows of one head of keys or values.
-    fn kv_head(self, data: &[f32], item: usize, head: usize) -> Matrix<'_> {
-        self.head(data, self.keys, self.kv_heads, item, head, (0, self.keys))
+    fn kv_head(self, rows: Rows<'_>, item: usize, head: usize) -> Matrix<'_> {
+        let from = item * rows.item + head * self.width;
+        let stride = self.kv_heads * self.width;
+        Matrix::strided(&rows.values[from..], self.keys, self.width, stride)
     }
 
-    /// Rows `first..first + rows` of one head of `data` `[batch, seq, heads · width]`.
+    /// Rows `first..first + rows` of one head of `data` `[batch, queries, heads · width]`.
     fn head(
         self,
         data: &[f32],
-        seq: usize,
-        heads: usize,
         item: usize,
         head: usize,
         (first, rows): (usize, usize),
     ) -> Matrix<'_> {
-        let stride = heads * self.width;
-        let from = (item * seq + first) * stride + head * self.width;
+        let stride = self.heads * self.width;
+        let from = (item * self.queries + first) * stride + head * self.width;
         Matrix::strided(&data[from..], rows, self.width, stride)
     }
 
@@ -78,12 +89,15 @@ impl Attention {
         scores: &mut [f32],
     ) -> [f32; QUERIES] {
         let block = (first, rows);
-        let query = self.head(inputs.query, self.queries, self.heads, item, head, block);
+        let query = self.head(inputs.query, item, head, block);
         let key = self.kv_head(inputs.key, item, head / self.group());
         let mut to = MatrixMut::new(scores, self.keys, rows);
         multiply(&mut to, Mode::Replace, key, query.t(), self.scale, false);
         if let Some(mask) = inputs.mask {
             self.add_mask(mask, item, first, rows, scores);
+        }
+        if let Some(segments) = inputs.segments {
+            self.hide_others(segments.row(item), first, rows, scores);
         }
         if self.causal {
             // Later keys are hidden from the first queries of the block.
@@ -135,6 +149,29 @@ impl Attention {
             for (key, scores) in scores {
                 for (query, score) in scores.iter_mut().enumerate() {
                     *score += mask[query * keys + key];
+                }
+            }
+        }
+    }
+
+    /// Hides keys of other documents than a query's, and filler. `ids` are those of the last keys; queries are the
+    /// last places.
+    fn hide_others(self, ids: &[i64], first: usize, rows: usize, scores: &mut [f32]) {
+        // Places before those that are told are seen by all, and see all.
+        let told = self.keys - ids.len();
+        let place = |query: usize| self.keys - self.queries + first + query;
+        let free = told.saturating_sub(place(0)).min(rows);
+        let of_queries = &ids[(place(0) + free).saturating_sub(told)..];
+        for (id, scores) in ids.iter().zip(scores.chunks_exact_mut(rows).skip(told)) {
+            let (unknown, known) = scores.split_at_mut(free);
+            if *id < 0 {
+                for score in unknown {
+                    *score += f32::MIN;
+                }
+            }
+            for (score, of_query) in known.iter_mut().zip(of_queries) {
+                if *id < 0 || id != of_query {
+                    *score += f32::MIN;
                 }
             }
         }
@@ -225,7 +262,7 @@ impl Attention {
             for head in kv_head * group..(kv_head + 1) * group {
                 for (first, rows) in self.query_blocks() {
                     let block = (first, rows);
-                    let of = |data| self.head(data, self.queries, self.heads, item, head, block);
+                    let of = |data| self.head(data, item, head, block);
                     let (d_out, query) = (of(gradient), of(inputs.query));
                     let len = rows * self.keys;
                     let (weights, d_weights) = (&mut weights[..len], &mut d_weights[..len]);

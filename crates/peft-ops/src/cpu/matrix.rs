@@ -110,7 +110,9 @@ pub(crate) struct MatrixMut<'a> {
     owner: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: as `&mut [f32]`, which it stands for: blocks made from one buffer do not overlap.
+// SAFETY: as `&mut [f32]`, which it stands for: blocks made from one buffer do not overlap. That is all that is
+// needed: a block is moved to the one thread that writes it, and no thread gets a reference to another's, which
+// would need `Sync`.
 unsafe impl Send for MatrixMut<'_> {}
 
 impl<'a> MatrixMut<'a> {
@@ -133,9 +135,15 @@ impl<'a> MatrixMut<'a> {
     /// `rows` rows from `first` on.
     pub(crate) fn row_block(&mut self, first: usize, rows: usize) -> MatrixMut<'_> {
         assert!(first + rows <= self.rows);
+        // No rows behind the last one may begin beyond the memory.
+        let offset = if rows == 0 {
+            0
+        } else {
+            first * self.row_stride
+        };
         MatrixMut {
-            // SAFETY: the block's rows are rows of this matrix.
-            start: unsafe { self.start.add(first * self.row_stride) },
+            // SAFETY: the block's rows are rows of this matrix; without any, it begins where that does.
+            start: unsafe { self.start.add(offset) },
             rows,
             cols: self.cols,
             row_stride: self.row_stride,
@@ -146,9 +154,11 @@ impl<'a> MatrixMut<'a> {
     /// `cols` columns from `first` on.
     pub(crate) fn column_block(&mut self, first: usize, cols: usize) -> MatrixMut<'_> {
         assert!(first + cols <= self.cols);
+        let offset = if self.rows == 0 { 0 } else { first };
         MatrixMut {
-            // SAFETY: the block's columns are columns of this matrix.
-            start: unsafe { self.start.add(first) },
+            // SAFETY: the block's columns are columns of this matrix, whose first row ends no sooner; without rows,
+            // it begins where that does.
+            start: unsafe { self.start.add(offset) },
             rows: self.rows,
             cols,
             row_stride: self.row_stride,
@@ -431,9 +441,14 @@ pub(crate) fn build_blocks<const N: usize>(
             let (item, group) = (task / groups, task % groups);
             let blocks = std::array::from_fn(|i| {
                 let Blocks { rows, cols } = shapes[i];
-                // SAFETY: within the buffer's capacity, and no other task has the same
-                // rows and columns.
-                let start = unsafe { starts[i].0.add(item * rows * groups * cols + group * cols) };
+                let offset = if rows == 0 {
+                    0
+                } else {
+                    item * rows * groups * cols + group * cols
+                };
+                // SAFETY: within the buffer's capacity, which is nothing without rows, and no other task has the
+                // same rows and columns.
+                let start = unsafe { starts[i].0.add(offset) };
                 for row in 0..rows {
                     // SAFETY: a row of the block.
                     unsafe { start.add(row * groups * cols).write_bytes(0, cols) };
@@ -505,6 +520,24 @@ mod tests {
     fn an_empty_inner_dimension_gives_zeros() {
         let out = product(Matrix::new(&[], 3, 0), Matrix::new(&[], 0, 4), 1.0);
         assert_eq!(out, vec![0.0; 12]);
+    }
+
+    /// Miri, and debug assertions on pointers, would see memory that is not there.
+    #[test]
+    fn blocks_without_rows_lie_nowhere_else() {
+        let shape = Blocks { rows: 0, cols: 4 };
+        let [none] = build_blocks(3, 2, [shape], 0, |_, _, [mut block], _| {
+            let mut columns = block.column_block(3, 1);
+            assert_eq!(columns.row_block(0, 0).rows, 0);
+        });
+        assert!(none.is_empty());
+        let mut numbers = [0.0; 6];
+        let mut matrix = MatrixMut::new(&mut numbers, 2, 3);
+        let mut last = matrix.column_block(2, 1);
+        let start = last.start;
+        assert_eq!(last.row_block(2, 0).start, start);
+        last.row_block(1, 1).row(0)[0] = 7.0;
+        assert_eq!(numbers, [0.0, 0.0, 0.0, 0.0, 0.0, 7.0]);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use super::backward::{
 use super::forward::{Input, Weight, add_low_rank, attend, cross_entropy, linear, norm, total};
 use super::tensors::{affine, dense, rows, tensor, vector};
 use super::{Fused, Layer, Maybe};
+use crate::attention::Segments;
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
 use crate::cpu::gelu;
@@ -268,6 +269,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         key: Tracked,
         value: Tracked,
         mask: Maybe<Self>,
+        segments: Option<Segments>,
         weight: Maybe<Self>,
         bias: Maybe<Self>,
         down: Maybe<Self>,
@@ -278,7 +280,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         let through = query.is_tracked() || key.is_tracked() || value.is_tracked();
         if !through {
             // Nothing of it is kept otherwise, so its output, which is smaller, may be.
-            let attended = Self::attention(query, key, value, mask, settings);
+            let attended = Self::attention(query, key, value, mask, segments, settings);
             let absent = || Maybe::Absent;
             return Self::linear(attended, absent(), absent(), weight, bias, down, up, layer);
         }
@@ -295,6 +297,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
             key,
             value,
             mask: mask.get().map(|mask| dense(mask.into_primitive())),
+            segments,
             settings,
         };
         let [bias, down, up] = [4, 5, 6].map(|index| part(index).map(dense));
@@ -336,6 +339,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         key: Tracked,
         value: Tracked,
         mask: Maybe<Self>,
+        segments: Option<Segments>,
         settings: Attention,
     ) -> Tracked {
         let [(query, n0), (key, n1), (value, n2)] = [query, key, value].map(Tracked::into_parts);
@@ -344,6 +348,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
             key: dense(key),
             value: dense(value),
             mask: mask.get().map(|mask| dense(mask.into_primitive())),
+            segments,
             settings,
         };
         let output = attend(&kept);

@@ -7,7 +7,10 @@ use burn_flex::FlexTensor;
 use super::Fused;
 use super::autodiff::Kept;
 use super::forward::{Weight, attend};
-use super::tensors::{affine, low_rank, mask, matrix, numbers, rotation, tensor, vector};
+use super::tensors::{
+    affine, item_rows, low_rank, mask, matrix, numbers, rotation, tensor, vector,
+};
+use crate::attention::Segments;
 use crate::cpu::attention::{Attention, Inputs};
 use crate::cpu::dropout::{self, Coins};
 use crate::cpu::linear::{self, LowRank, Sizes};
@@ -362,6 +365,7 @@ pub(super) struct Attended {
     pub(super) key: FlexTensor,
     pub(super) value: FlexTensor,
     pub(super) mask: Option<FlexTensor>,
+    pub(super) segments: Option<Segments>,
     pub(super) settings: Attention,
 }
 
@@ -369,9 +373,10 @@ impl Attended {
     pub(super) fn inputs(&self) -> Inputs<'_> {
         Inputs {
             query: numbers(&self.query),
-            key: numbers(&self.key),
-            value: numbers(&self.value),
+            key: item_rows(&self.key),
+            value: item_rows(&self.value),
             mask: mask(self.mask.as_ref()),
+            segments: self.segments.as_ref(),
         }
     }
 }

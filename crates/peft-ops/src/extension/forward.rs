@@ -7,9 +7,11 @@ use burn_flex::FlexTensor;
 
 use super::backward::Attended;
 use super::tensors::{
-    affine, dense, low_rank, matrix, numbers, rotation, rows, tensor, vector, weight, with_width,
+    affine, dense, items, low_rank, matrix, numbers, rotation, rows, tensor, vector, weight,
+    with_width,
 };
 use super::{Fused, Layer, Maybe};
+use crate::attention::Segments;
 use crate::cpu::attention::Attention;
 use crate::cpu::cross_entropy::{self, Head, Loss};
 use crate::cpu::dropout::{self, Coins};
@@ -124,6 +126,7 @@ impl Fused for Flex {
         key: FlexTensor,
         value: FlexTensor,
         mask: Maybe<Self>,
+        segments: Option<Segments>,
         weight: Maybe<Self>,
         bias: Maybe<Self>,
         down: Maybe<Self>,
@@ -131,7 +134,7 @@ impl Fused for Flex {
         settings: Attention,
         layer: Layer,
     ) -> FlexTensor {
-        let attended = Self::attention(query, key, value, mask, settings);
+        let attended = Self::attention(query, key, value, mask, segments, settings);
         let absent = || Maybe::Absent;
         Self::linear(attended, absent(), absent(), weight, bias, down, up, layer)
     }
@@ -141,13 +144,15 @@ impl Fused for Flex {
         key: FlexTensor,
         value: FlexTensor,
         added: Maybe<Self>,
+        segments: Option<Segments>,
         settings: Attention,
     ) -> FlexTensor {
         attend(&Attended {
             query: dense(query),
-            key: dense(key),
-            value: dense(value),
+            key: items(key),
+            value: items(value),
             mask: added.get().map(dense),
+            segments,
             settings,
         })
     }

@@ -4,7 +4,7 @@ use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape, TensorData};
 use burn_flex::FlexTensor;
 
-use crate::cpu::attention::Mask;
+use crate::cpu::attention::{Mask, Rows};
 use crate::cpu::linear::LowRank;
 use crate::cpu::matrix::Matrix;
 use crate::cpu::norm::Affine;
@@ -19,6 +19,24 @@ pub(super) fn numbers(tensor: &FlexTensor) -> &[f32] {
 pub(super) fn dense(tensor: FlexTensor) -> FlexTensor {
     debug_assert_eq!(tensor.dtype(), DType::F32);
     tensor.to_contiguous()
+}
+
+/// Keys or values, of which each item is row-major: room behind an item's rows, as a cache has, is not copied away.
+pub(super) fn items(tensor: FlexTensor) -> FlexTensor {
+    let width = tensor.shape()[2];
+    match *tensor.layout().strides() {
+        [item, row, 1] if item >= 0 && row == width.cast_signed() => tensor,
+        _ => dense(tensor),
+    }
+}
+
+/// The rows of a tensor that [`items`] made.
+pub(super) fn item_rows(tensor: &FlexTensor) -> Rows<'_> {
+    let layout = tensor.layout();
+    Rows {
+        values: &numbers(tensor)[layout.start_offset()..],
+        item: layout.strides()[0].unsigned_abs(),
+    }
 }
 
 /// A weight as it is in memory: a transposed one is not copied.

@@ -105,7 +105,8 @@ proptest! {
             let (bias, factors) = extras(&bias, &a, &b);
             let weight = if is_packed { Weight::from(rows.clone()) } else { weight.clone().into() };
             let inputs = crate::AttentionInputs {
-                query: query.clone(), key: key.clone(), value: value.clone(), mask: mask(), options,
+                query: query.clone(), key: key.clone(), value: value.clone(), mask: mask(),
+                segments: None, options,
             };
             crate::linear_of_attention(inputs, weight, bias, factors)
         }, {
@@ -114,6 +115,61 @@ proptest! {
             let seen = reference::attention(query.clone(), key.clone(), value.clone(), mask(), options);
             reference::linear(seen, weight, bias, factors)
         });
+    }
+
+    #[test]
+    fn segments_are_their_mask(
+        batch in 1_usize..4, length in 1_usize..160, before in 0_usize..9, fewer in 0_usize..170, kv_heads in 1_usize..3,
+        group in 1_usize..3, width in 1_usize..12, d_out in 1_usize..20, documents in 1_u32..5, trained: [bool; 5],
+        seed: u64,
+    ) {
+        let trained = if trained[..4].contains(&true) { trained } else { [true; 5] };
+        let keys = before + length;
+        let queries = keys.saturating_sub(fewer).max(1);
+        let heads = kv_heads * group;
+        let options = AttentionOptions { kv_heads, causal: true, ..AttentionOptions::new(heads) };
+        // Documents come in runs, some of them again, and some places are filler.
+        let ids: Vec<Option<u32>> = (0..batch * length).map(|at| {
+            let bits = crate::cpu::math::coin(seed ^ 8, at / 3);
+            (!bits.is_multiple_of(6)).then_some((bits >> 8) % documents)
+        }).collect();
+        let segments = crate::Segments::new(ids.iter().copied(), length);
+        let told = |row: usize, place: usize| place.checked_sub(before).map(|at| ids[row * length + at]);
+        let mut values = Vec::new();
+        for row in 0..batch {
+            for place in keys - queries..keys {
+                for key in 0..keys {
+                    let hidden = match (told(row, place), told(row, key)) {
+                        (_, None) => false,
+                        (None, Some(key)) => key.is_none(),
+                        (Some(query), Some(key)) => key.is_none() || key != query,
+                    };
+                    values.push(if hidden { f32::MIN } else { 0.0 });
+                }
+            }
+        }
+        let mask = TensorData::new(values, [batch, queries, keys]);
+        segments.mask([queries, keys], &Device::flex()).into_data().assert_eq(&mask, true);
+        let mask = || Some(Tensor::<3>::from_data(mask.clone(), &device()));
+        let inputs = || (
+            input([batch, queries, heads * width], seed, trained[0]),
+            input([batch, keys, kv_heads * width], seed ^ 1, trained[1]),
+            input([batch, keys, kv_heads * width], seed ^ 2, trained[2]),
+            input([heads * width, d_out], seed ^ 3, trained[3]),
+        );
+        let told = |query: &Tensor<3>, key: &Tensor<3>, value: &Tensor<3>| crate::AttentionInputs {
+            query: query.clone(), key: key.clone(), value: value.clone(), mask: None,
+            segments: Some(segments.clone()), options,
+        };
+        compare!(inputs(), [query, key, value, weight],
+            crate::linear_of_attention(told(&query, &key, &value), weight.clone(), None, None),
+            {
+                let seen = reference::attention(query.clone(), key.clone(), value.clone(), mask(), options);
+                reference::linear(seen, weight.clone(), None, None)
+            });
+        let (query, key, value, _) = inputs();
+        let found = told(&query, &key, &value).attention().into_data();
+        close("attention", &found, &reference::attention(query, key, value, mask(), options).into_data())?;
     }
 
     #[test]

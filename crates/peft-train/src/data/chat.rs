@@ -3,58 +3,9 @@
 use std::fmt::Display;
 
 use peft_models::Message;
-use serde::{Deserialize, Serialize};
 
 /// Who is learned from.
 pub(super) const ASSISTANT: &str = "assistant";
-
-/// A way to write conversations out, in place of the one that the tokenizer has: one turn after the
-/// other, between two marks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChatTemplate {
-    /// Before what is said; `{role}` in it is who speaks. It is given, also before the assistant's turns.
-    pub before: String,
-    /// After what is said. In the assistant's turns it is learned, so that the model learns to end.
-    pub after: String,
-}
-
-impl ChatTemplate {
-    /// Any marks.
-    pub fn new(before: impl Into<String>, after: impl Into<String>) -> Self {
-        Self {
-            before: before.into(),
-            after: after.into(),
-        }
-    }
-
-    /// ChatML, SmolLM2's and Qwen's.
-    pub fn chatml() -> Self {
-        Self::new("<|im_start|>{role}\n", "<|im_end|>\n")
-    }
-
-    /// Llama 3's headers.
-    pub fn llama3() -> Self {
-        Self::new(
-            "<|start_header_id|>{role}<|end_header_id|>\n\n",
-            "<|eot_id|>",
-        )
-    }
-
-    /// The text of `messages`; with `reply`, the beginning of the assistant's next turn behind.
-    pub fn render(&self, messages: &[Message], reply: bool) -> String {
-        let before = |role: &str| self.before.replace("{role}", role);
-        let mut text = String::new();
-        for message in messages {
-            text += &before(&message.role);
-            text += &message.content;
-            text += &self.after;
-        }
-        if reply {
-            text += &before(ASSISTANT);
-        }
-        text
-    }
-}
 
 /// What becomes of a part of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +26,7 @@ pub(super) struct Piece {
 }
 
 /// The conversation as alternating pieces that are given and learned, written out by `render` as
-/// [`ChatTemplate::render`] does it. What the model is given to answer is one piece, as it is when it
+/// [`peft_models::ChatTemplate::render`] does it. What the model is given to answer is one piece, as it is when it
 /// answers: tokenizers may join what a cut would part. The assistant's messages with the numbers in `excluded`
 /// are not learned.
 ///
@@ -173,6 +124,8 @@ fn common(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use peft_models::ChatTemplate;
+
     use super::*;
 
     fn conversation() -> [Message; 5] {

@@ -23,7 +23,7 @@ use std::path::Path;
 use peft_models::{LmBatch, LoadError, Message, Moment};
 use sha2::{Digest as _, Sha256};
 
-pub use chat::ChatTemplate;
+pub use peft_models::ChatTemplate;
 pub use read::read;
 
 use crate::digest::hex;

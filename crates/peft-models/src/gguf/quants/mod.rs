@@ -3,6 +3,7 @@
 //! A row is cut into blocks, each with its scales. The layouts are those of llama.cpp's
 //! `ggml-common.h`; the arithmetic is that of the `dequantize_row_*` functions in `ggml-quants.c`.
 
+mod iq4;
 mod k;
 mod legacy;
 mod plain;
@@ -23,7 +24,7 @@ pub(super) struct Encoding {
 }
 
 #[rustfmt::skip]
-static ENCODINGS: [Encoding; 13] = [
+static ENCODINGS: [Encoding; 15] = [
     Encoding { id: 0, name: "F32", values: 1, bytes: 4, decode: plain::from_f32 },
     Encoding { id: 1, name: "F16", values: 1, bytes: 2, decode: plain::from_f16 },
     Encoding { id: 2, name: "Q4_0", values: 32, bytes: 18, decode: legacy::q4_0 },
@@ -36,21 +37,21 @@ static ENCODINGS: [Encoding; 13] = [
     Encoding { id: 12, name: "Q4_K", values: 256, bytes: 144, decode: k::q4_k },
     Encoding { id: 13, name: "Q5_K", values: 256, bytes: 176, decode: k::q5_k },
     Encoding { id: 14, name: "Q6_K", values: 256, bytes: 210, decode: k::q6_k },
+    Encoding { id: 20, name: "IQ4_NL", values: 32, bytes: 18, decode: iq4::iq4_nl },
+    Encoding { id: 23, name: "IQ4_XS", values: 256, bytes: 136, decode: iq4::iq4_xs },
     Encoding { id: 30, name: "BF16", values: 1, bytes: 2, decode: plain::from_bf16 },
 ];
 
 /// llama.cpp's names of types that are not read.
-const OTHERS: [(u32, &str); 19] = [
+const OTHERS: [(u32, &str); 17] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
     (17, "IQ2_XS"),
     (18, "IQ3_XXS"),
     (19, "IQ1_S"),
-    (20, "IQ4_NL"),
     (21, "IQ3_S"),
     (22, "IQ2_S"),
-    (23, "IQ4_XS"),
     (24, "I8"),
     (25, "I16"),
     (26, "I32"),

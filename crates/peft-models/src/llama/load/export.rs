@@ -3,39 +3,126 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use burn::tensor::FloatDType;
+use peft_core::files::Files;
 use peft_core::ops::packed::Packed;
-use peft_core::{LayerKind, Packer, PeftModule, TiedHead, Written, write_file};
+use peft_core::{LayerKind, Layout, Packer, PeftModule, TiedHead, Written, stage_file};
 use serde_json::Value;
 
-use crate::{Llama, LlamaTokenizer, LoadError, RopeScaling};
+use crate::{Llama, LlamaTokenizer, LoadError, RopeScaling, checkpoint};
 
-const WEIGHTS: &str = "model.safetensors";
+/// Number format of an exported model's dense weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportDtype {
+    /// 32 bits, as weights are in memory: nothing is lost.
+    F32,
+    /// 16 bits, of which 11 are precision; a value beyond 65,504 is refused.
+    F16,
+    /// 16 bits, of which 8 are precision.
+    BF16,
+}
+
+impl ExportDtype {
+    /// What `config.json` calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::BF16 => "bfloat16",
+        }
+    }
+
+    fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::F16 => FloatDType::F16,
+            Self::BF16 => FloatDType::BF16,
+        }
+    }
+
+    /// That of a model with this `config.json`.
+    fn of(config: &Value) -> Self {
+        let names = ["dtype", "torch_dtype"].map(|field| config[field].as_str());
+        let name = names.into_iter().flatten().next().unwrap_or_default();
+        let name = name.strip_prefix("torch.").unwrap_or(name);
+        let all = [Self::F16, Self::BF16];
+        let found = all.into_iter().find(|dtype| dtype.name() == name);
+        found.unwrap_or(Self::F32)
+    }
+}
+
+/// How a model is written: [`Llama::export_with`].
+#[derive(Clone, Copy, Default)]
+pub struct ExportConfig<'a> {
+    dtype: Option<ExportDtype>,
+    packer: Option<&'a dyn Packer>,
+}
+
+impl std::fmt::Debug for ExportConfig<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExportConfig")
+            .field("dtype", &self.dtype)
+            .field("packed", &self.packer.is_some())
+            .finish()
+    }
+}
+
+impl<'a> ExportConfig<'a> {
+    /// Dense weights in the number format of the folder that the model was loaded from.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the number format of dense weights. Default: `dtype` or `torch_dtype` of the `config.json` that the
+    /// model was loaded with, if that is one of these, and otherwise [`ExportDtype::F32`]. A model that was loaded
+    /// from 16 bits and changed in 32, as merging an adapter does, is rounded to 16 bits by default.
+    #[must_use]
+    pub fn with_dtype(self, dtype: ExportDtype) -> Self {
+        Self {
+            dtype: Some(dtype),
+            ..self
+        }
+    }
+
+    /// Keeps packed weights packed, in the parts that `packer` makes of them: [`Llama::export_packed`].
+    #[must_use]
+    pub fn with_packer(self, packer: &'a dyn Packer) -> Self {
+        Self {
+            packer: Some(packer),
+            ..self
+        }
+    }
+}
+
+/// The tensors of a folder, and what its configuration says of packed ones.
+type Tensors<'a> = (Vec<(String, Written<'a>)>, Option<Value>);
 
 impl Llama {
-    /// Writes the model as a folder that Hugging Face's `transformers` loads: `config.json` and
-    /// `model.safetensors`, and the tokenizer's files where one is given. Adapters are not in it: export after
-    /// [`merge_and_unload`](PeftModule::merge_and_unload) to have them folded in. Packed weights are written
-    /// dense, with the values that they have; [`export_packed`](Self::export_packed) keeps them packed.
+    /// Writes the model as a folder that Hugging Face's `transformers` loads: `model.safetensors` and
+    /// `config.json`, and the tokenizer's files where one is given ([`LlamaTokenizer::save`]). Adapters are not in
+    /// it: export after [`merge_and_unload`](PeftModule::merge_and_unload) to have them folded in. Packed weights
+    /// are written dense, with the values that they have; [`export_packed`](Self::export_packed) keeps them packed.
+    ///
+    /// Fields of the `config.json` that the model was loaded with are kept, and its number format:
+    /// a model from 16 bits is written in 16 bits, rounded if it was changed since. For another
+    /// ([`ExportDtype::F32`] loses nothing) there is [`export_with`](Self::export_with).
+    ///
+    /// All files change together: after an error, a full disk or a kill the folder holds what it held before, or
+    /// all that is new. What an older model in the folder has besides and a reader would take for this one's
+    /// (shards with their index; the template of another tokenizer) is deleted then.
     ///
     /// # Errors
     ///
     /// - [`LoadError::Setting`] if the model's rotary embeddings are of a kind that `transformers` lacks: factors
     ///   of a GGUF file that are not those of Llama 3.
-    /// - [`LoadError::Write`] and [`LoadError::Packing`].
+    /// - [`LoadError::Packing`] for a value that the number format cannot hold.
+    /// - [`LoadError::Write`].
     pub fn export(
         &self,
         dir: impl AsRef<Path>,
         tokenizer: Option<&LlamaTokenizer>,
     ) -> Result<(), LoadError> {
-        self.check_rope()?;
-        let dir = dir.as_ref();
-        std::fs::create_dir_all(dir).map_err(failed(dir))?;
-        self.save_model(dir.join(WEIGHTS))?;
-        self.write_config(dir, None)?;
-        match tokenizer {
-            Some(tokenizer) => tokenizer.save(dir),
-            None => Ok(()),
-        }
+        self.export_with(dir, tokenizer, &ExportConfig::new())
     }
 
     /// Writes the model as [`export`](Self::export) does, but weights in the packed form that they have, in the
@@ -57,18 +144,80 @@ impl Llama {
         tokenizer: Option<&LlamaTokenizer>,
         packer: &dyn Packer,
     ) -> Result<(), LoadError> {
+        self.export_with(dir, tokenizer, &ExportConfig::new().with_packer(packer))
+    }
+
+    /// [`export`](Self::export) with settings.
+    ///
+    /// ```no_run
+    /// use burn::tensor::Device;
+    /// use peft_models::{ExportConfig, ExportDtype, Llama, LlamaTokenizer};
+    ///
+    /// # fn main() -> Result<(), peft_models::LoadError> {
+    /// let model = Llama::load("SmolLM2-135M", &Device::default())?;
+    /// let tokenizer = LlamaTokenizer::load("SmolLM2-135M")?;
+    /// let config = ExportConfig::new().with_dtype(ExportDtype::BF16);
+    /// model.export_with("mine", Some(&tokenizer), &config)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`export`](Self::export) and [`export_packed`](Self::export_packed).
+    pub fn export_with(
+        &self,
+        dir: impl AsRef<Path>,
+        tokenizer: Option<&LlamaTokenizer>,
+        config: &ExportConfig<'_>,
+    ) -> Result<(), LoadError> {
         self.check_rope()?;
+        let dtype = config.dtype.unwrap_or(ExportDtype::of(&self.source));
         let layout = self.layout();
+        let (tensors, quantization) = self.tensors(&layout, dtype.dtype(), config.packer)?;
+        let dir = dir.as_ref();
+        let mut files = Files::new(dir).map_err(checkpoint::written)?;
+        stage_file(&mut files, checkpoint::SINGLE, tensors).map_err(checkpoint::written)?;
+        if let Some(tokenizer) = tokenizer {
+            tokenizer.stage(&mut files)?;
+        }
+        let tied = self.tied_head.as_ref().and_then(TiedHead::own).is_none();
+        let tied = tied && self.lm_head.is_none();
+        let mut json = self.config().to_json(&self.source, tied, dtype.name());
+        if let Some(quantization) = quantization {
+            json["quantization_config"] = quantization;
+        }
+        if let Some(ends) = tokenizer.and_then(LlamaTokenizer::new_ends) {
+            json["eos_token_id"] = ends;
+        }
+        let text = serde_json::to_string_pretty(&json).expect("plain data");
+        files
+            .stage(checkpoint::CONFIG, |file| file.write_all(text.as_bytes()))
+            .map_err(checkpoint::written)?;
+        files.commit().map_err(checkpoint::written)?;
+        remove_shards(dir)?;
+        match tokenizer {
+            Some(tokenizer) => tokenizer.remove_leftovers(dir),
+            None => Ok(()),
+        }
+    }
+
+    fn tensors<'a>(
+        &self,
+        layout: &'a Layout,
+        dtype: FloatDType,
+        packer: Option<&dyn Packer>,
+    ) -> Result<Tensors<'a>, LoadError> {
         let packed: BTreeMap<String, Packed> = self.packed_weights().into_iter().collect();
-        let mut tensors: Vec<(String, Written<'_>)> = Vec::new();
+        let mut tensors = Vec::new();
         let mut dense = Vec::new();
         let mut any = false;
         for param in &layout.params {
             let layer = layout.layer_of(param);
             let rows = packed.get(&layer.name);
-            let parts = match rows.filter(|_| param.field() == "weight") {
-                Some(rows) => packer.write_parts(&layer.name, rows)?,
-                None => None,
+            let parts = match (rows.filter(|_| param.field() == "weight"), packer) {
+                (Some(rows), Some(packer)) => packer.write_parts(&layer.name, rows)?,
+                _ => None,
             };
             if let Some(parts) = parts {
                 any = true;
@@ -81,9 +230,14 @@ impl Llama {
             if transposed {
                 dense.push(layer.name.clone());
             }
-            tensors.push((param.name.clone(), Written::of(param, transposed)));
+            let tensor = Written::of(param, transposed).cast(dtype);
+            tensors.push((param.name.clone(), tensor));
         }
-        let Some(quantization) = packer.quantization_config(&dense).filter(|_| any) else {
+        let Some(packer) = packer else {
+            return Ok((tensors, None));
+        };
+        let quantization = packer.quantization_config(&dense).filter(|_| any);
+        if quantization.is_none() {
             return Err(LoadError::Setting {
                 setting: "packer",
                 found: "one that makes no parts of this model's weights".to_string(),
@@ -91,15 +245,8 @@ impl Llama {
                     "of the format that the weights are packed in; `export` writes them dense"
                         .to_string(),
             });
-        };
-        let dir = dir.as_ref();
-        std::fs::create_dir_all(dir).map_err(failed(dir))?;
-        write_file(&dir.join(WEIGHTS), tensors)?;
-        self.write_config(dir, Some(quantization))?;
-        match tokenizer {
-            Some(tokenizer) => tokenizer.save(dir),
-            None => Ok(()),
         }
+        Ok((tensors, quantization))
     }
 
     fn check_rope(&self) -> Result<(), LoadError> {
@@ -112,21 +259,22 @@ impl Llama {
             _ => Ok(()),
         }
     }
-
-    fn write_config(&self, dir: &Path, quantization: Option<Value>) -> Result<(), LoadError> {
-        let tied = self.tied_head.as_ref().and_then(TiedHead::own).is_none();
-        let mut json = self.config().to_json(tied && self.lm_head.is_none());
-        if let Some(quantization) = quantization {
-            json["quantization_config"] = quantization;
-        }
-        let path = dir.join("config.json");
-        let text = serde_json::to_string_pretty(&json).expect("plain data");
-        std::fs::write(&path, text).map_err(failed(&path))
-    }
 }
 
-/// The error about a file that could not be written.
-fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> LoadError + use<> {
-    let path = path.to_path_buf();
-    move |source| LoadError::Write { path, source }
+/// Deletes the shards of a model that was in the folder, and then their index: some readers prefer it to the one
+/// file.
+fn remove_shards(dir: &Path) -> Result<(), LoadError> {
+    let index = dir.join(checkpoint::INDEX);
+    if !index.exists() {
+        return Ok(());
+    }
+    // A damaged index names no shards.
+    let shards = checkpoint::shard_files(dir, &index).unwrap_or_default();
+    for shard in shards {
+        let name = shard.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("model-") && name.ends_with(".safetensors") {
+            checkpoint::remove(&shard)?;
+        }
+    }
+    checkpoint::remove(&index)
 }
