@@ -285,7 +285,7 @@ pub trait PeftModule: Module {
     fn adapter_rows(&self) -> Option<Vec<Option<String>>> {
         let layout = self.layout();
         let rows = stacks(&layout).find_map(|(_, stack)| stack.rows.clone());
-        rows.map(|rows| rows.to_vec())
+        rows.map(|rows| rows.names.to_vec())
     }
 
     /// Puts the adapter in `dir` in the place of `name`: it is active where that was, and where it lay among
