@@ -20,9 +20,11 @@ fn refusal(method: &dyn Method) -> String {
     base().attach("a", method).unwrap_err().to_string()
 }
 
-/// Every method with patterns, the field of each, and a configuration with a key for one layer of two and with a
-/// key for none.
-fn with_patterns() -> Vec<(&'static str, Box<dyn Method>, Box<dyn Method>)> {
+/// A field of patterns, and a configuration that has a key for one layer of two there, and one for none.
+type Case = (&'static str, Box<dyn Method>, Box<dyn Method>);
+
+/// Every method with patterns.
+fn with_patterns() -> Vec<Case> {
     fn boxed(method: &impl Method) -> Box<dyn Method> {
         method.boxed()
     }
