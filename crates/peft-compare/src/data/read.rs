@@ -349,7 +349,7 @@ mod tests {
             let texts: Vec<&str> = data.rows.iter().map(|row| row.text.as_str()).collect();
             assert_eq!(texts, ["hot, fresh", "so; so"], "{content}");
         }
-        let data = parse("d.csv", "hot\u{20ac};1\nso;0\nbad;0\n").unwrap();
+        let data = parse("d.csv", "hot\u{20ac};1\nso;1\nbad;0\n").unwrap();
         assert_eq!(data.rows.len(), 3, "without column names");
     }
 
