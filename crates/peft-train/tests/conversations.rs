@@ -40,10 +40,15 @@ fn written(dir: &Path, template: &str) -> LlamaTokenizer {
         let path = entry.unwrap().path();
         fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
     }
-    let file = dir.join("tokenizer_config.json");
-    let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    config["chat_template"] = json!(template);
-    fs::write(file, config.to_string()).unwrap();
+    for (name, field, value) in [
+        ("tokenizer_config.json", "chat_template", json!(template)),
+        ("config.json", "max_position_embeddings", json!(1024)),
+    ] {
+        let file = dir.join(name);
+        let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        config[field] = value;
+        fs::write(file, config.to_string()).unwrap();
+    }
     LlamaTokenizer::load(dir).unwrap()
 }
 

@@ -70,15 +70,19 @@ fn a_dated_run_is_gone_on_with_and_repeated() {
         let path = entry.unwrap().path();
         fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
     }
-    let file = model.join("tokenizer_config.json");
-    let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     // Every second another text, if it asked the clock.
-    config["chat_template"] = json!(
-        "{{ strftime_now('%d %b %Y %H:%M:%S') }}{% for message in messages %}{{ '<|start|>' + message['role'] \
-         + message['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}\
-         {{ '<|start|>assistant' }}{% endif %}"
-    );
-    fs::write(file, config.to_string()).unwrap();
+    let template = "{{ strftime_now('%d %b %Y %H:%M:%S') }}{% for message in messages %}{{ '<|start|>' + \
+                    message['role'] + message['content'] + '<|end|>' }}{% endfor %}\
+                    {% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}";
+    for (name, field, value) in [
+        ("tokenizer_config.json", "chat_template", json!(template)),
+        ("config.json", "max_position_embeddings", json!(1024)),
+    ] {
+        let file = model.join(name);
+        let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        config[field] = value;
+        fs::write(file, config.to_string()).unwrap();
+    }
     let run = |arguments: &str| run(&model, dir.path(), arguments);
     let time = "--time 2026-11-30T23:59:59+01:00";
     run(&format!("--steps 3 {time} --out first")).unwrap();

@@ -2,8 +2,7 @@
 //! have had.
 #![cfg(unix)]
 
-#[path = "common/example.rs"]
-mod example;
+mod common;
 #[path = "common/runs.rs"]
 mod runs;
 
@@ -15,6 +14,11 @@ use runs::{Whole, json, moment, random, rounds, silent};
 const STEPS: usize = 24;
 /// Kills of a run, before it may end.
 const KILLS: usize = 4;
+
+#[test]
+fn a_run_by_itself() {
+    runs::train_as_told();
+}
 
 #[test]
 fn a_run_that_is_killed_at_any_moment_ends_with_the_same_numbers() {
@@ -74,6 +78,7 @@ fn a_second_process_is_refused_while_the_first_one_writes() {
     let second = whole.command(&out).output().unwrap();
     signal("-CONT");
     let errors = String::from_utf8_lossy(&second.stderr);
+    println!("{errors}");
     assert!(!second.status.success());
     assert!(errors.contains("another run writes"), "{errors}");
     assert!(first.wait().unwrap().success());

@@ -1,4 +1,4 @@
-//! Runs of the walk-through's program that are disturbed, beside one that is not.
+//! Runs in processes of their own that are disturbed, beside one that is not.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::BTreeSet;
@@ -7,12 +7,64 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use peft_train::checkpoint;
+use peft_core::{PeftModule as _, files};
+use peft_models::Llama;
+use peft_reparameterization::LoraConfig;
+use peft_train::{Control, Event, Length, TrainConfig, Trainer, checkpoint};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 
-use super::example::{example, model};
+use super::common::{texts, words};
+
+/// The test that is a run, in the file of those that start it.
+const RUN: &str = "a_run_by_itself";
+/// What it is told: folder, steps, checkpoints to keep.
+const TOLD: [&str; 3] = ["PEFT_RUN_OUT", "PEFT_RUN_STEPS", "PEFT_RUN_KEEP"];
+
+/// Trains as the environment says, or three steps: a tiny Llama with LoRA and dropout, and a checkpoint every step.
+/// It goes on where there is one.
+pub(crate) fn train_as_told() {
+    let spare = tempfile::tempdir().unwrap();
+    let [out, steps, keep] = TOLD.map(|name| std::env::var(name).ok());
+    let out = out.map_or(spare.path().join("out"), PathBuf::from);
+    let steps = steps.map_or(3, |steps| steps.parse().unwrap());
+    let device = peft_core::device::cpu_devices().remove(0).1.autodiff();
+    device.seed(1);
+    let lora = LoraConfig::new(1)
+        .with_dropout(0.1)
+        .with_targets(["q_proj"]);
+    let model = Llama::tiny(&device).attach("mine", &lora).unwrap();
+    let config = TrainConfig::new()
+        .with_length(Length::Steps(steps))
+        .with_batch_size(2)
+        .with_max_length(16)
+        .with_learning_rate(1e-2)
+        .with_save_every(1)
+        .with_keep_last(keep.map_or(2, |keep| keep.parse().unwrap()));
+    let data = texts(&words(), &config);
+    let observer = |event: &Event| {
+        if let Event::SaveFailed { step, reason } = event {
+            eprintln!("step {step} was not saved: {reason}");
+        }
+        Control::Continue
+    };
+    let mut trainer = Trainer::new(config)
+        .unwrap()
+        .with_output(&out)
+        .with_observer(observer);
+    if let Some(newest) = checkpoint::latest(&out).unwrap() {
+        trainer = trainer.with_resume(newest);
+    }
+    let (model, outcome) = match trainer.train(model, &data, None) {
+        Ok(trained) => trained,
+        Err(stopped) => panic!("after {} steps: {stopped}", stopped.outcome.steps),
+    };
+    assert_eq!(outcome.steps, steps);
+    model.save_adapter("mine", out.join("adapter")).unwrap();
+    let text = serde_json::to_string(&outcome).unwrap();
+    files::write(out.join("outcome.json"), text).unwrap();
+}
 
 /// Files of a checkpoint that are the same in every run.
 const FILES: [&str; 5] = [
@@ -26,27 +78,19 @@ const FILES: [&str; 5] = [
 /// What a run without disturbances gives, with a checkpoint of every step.
 pub(crate) struct Whole {
     dir: tempfile::TempDir,
-    data: PathBuf,
     steps: usize,
     pub(crate) took: Duration,
 }
 
 impl Whole {
     pub(crate) fn new(steps: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data.jsonl");
-        let line =
-            |row| format!("{{\"prompt\": \"Say {row}.\", \"completion\": \" {row}, said.\"}}\n");
-        let lines: Vec<String> = (0..12).map(line).collect();
-        fs::write(&data, lines.concat()).unwrap();
         let mut whole = Self {
-            dir,
-            data,
+            dir: tempfile::tempdir().unwrap(),
             steps,
             took: Duration::ZERO,
         };
         let mut command = whole.command(&whole.out());
-        command.args(["--keep", "1000"]);
+        command.env(TOLD[2], "1000");
         let start = Instant::now();
         finish(command);
         whole.took = start.elapsed();
@@ -58,31 +102,26 @@ impl Whole {
         self.dir.path().join("out")
     }
 
-    /// The program, as it is called for a run into `out`: a checkpoint every step. It goes on where there is one.
+    /// A process that is a run into `out`.
     pub(crate) fn command(&self, out: &Path) -> Command {
-        let mut command = Command::new(example());
-        command.args(self.arguments(out));
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", RUN, "--nocapture"]);
+        self.tell(&mut command, out);
         command
     }
 
-    pub(crate) fn arguments(&self, out: &Path) -> Vec<String> {
-        let mut arguments = vec![
-            "--model".to_string(),
-            model().display().to_string(),
-            "--data".to_string(),
-            self.data.display().to_string(),
-            "--out".to_string(),
-            out.display().to_string(),
-        ];
-        let settings = format!(
-            "--steps {} --batch-size 2 --max-length 24 --rank 1 --targets q_proj --save-every 1",
-            self.steps
-        );
-        arguments.extend(settings.split(' ').map(String::from));
-        if checkpoint::latest(out).unwrap().is_some() {
-            arguments.push("--resume".into());
-        }
-        arguments
+    /// The same by a shell's script, which has the process as its arguments.
+    pub(crate) fn by(&self, mut shell: Command, out: &Path) -> Command {
+        shell.arg(std::env::current_exe().unwrap());
+        shell.args(["--exact", RUN, "--nocapture"]);
+        self.tell(&mut shell, out);
+        shell
+    }
+
+    fn tell(&self, command: &mut Command, out: &Path) {
+        command
+            .env(TOLD[0], out)
+            .env(TOLD[1], self.steps.to_string());
     }
 
     /// Whatever happened in `out`: all checkpoints are whole, and those of the undisturbed run. Gives the steps of
