@@ -34,8 +34,16 @@ pub(super) fn half_formats(device: &Device) -> Vec<(DType, i32)> {
 /// Each operation rounds its result to half a unit at most, evenly spread: 0.29 units in the mean square. The model
 /// has some 60 operations one after the other, which keep the size of what goes through them (normalisation,
 /// residuals): that makes 0.29 · √60 = 2.2 units, and 8 is three and a half times that, which one output of some
-/// thousand would exceed. The methods here need up to 4.4.
+/// thousand would exceed. The methods here need up to 4.5.
 const ULPS: f64 = 8.0;
+
+/// Methods that are allowed more, and how much: each needs a reason.
+///
+/// RandLoRA was measured at 13.4 (bf16) and 7.7 (f16) where it adapts every layer with a scale of 4: its change has
+/// full rank and is two to three times as large as the weight, so attention's scores are large, and the softmax
+/// multiplies their rounding. Upstream's RandLoRA on the golden BERT does so, too: up to 8 units there, and 2 with a
+/// scale of 1.
+const MORE: &[(&str, f64)] = &[("randlora", 16.0)];
 
 /// How far outputs are from those that they should be, in units of the last place of a format whose fractions
 /// have so many bits, at the magnitude of the largest output.
@@ -54,6 +62,8 @@ pub(super) fn low_precision(fixture: &Fixture, method: &dyn Method) -> Verdict {
         let info = [method.info()];
         base.load_adapter(NAME, dir, &info).map_err(text)
     };
+    let more = MORE.iter().find(|(name, _)| *name == method.info().name);
+    let allowed = more.map_or(ULPS, |(_, allowed)| *allowed);
     let stored = |model: &BertClassifier| {
         let tensors = model.adapter_tensors(NAME).map_err(text)?.into_iter();
         let tensors = tensors.map(|(key, value)| (key, value.convert::<f32>()));
@@ -81,16 +91,13 @@ pub(super) fn low_precision(fixture: &Fixture, method: &dyn Method) -> Verdict {
         let exact = outputs(&model.clone().map(&mut Cast(DType::F32)))?;
         let near = |what: &str, found: &TensorData| {
             let distance = ulps(found, &exact, fraction);
-            println!(
-                "{} in {dtype:?}: {what} are {distance:.2} units in the last place from those in f32",
-                method.info().name
+            let largest = largest(exact.iter::<f32>());
+            let said = format!(
+                "{dtype:?}: {what} are {distance:.2} units in the last place from those in f32, which are up to \
+                 {largest:.2}"
             );
-            ensure(distance <= ULPS, || {
-                format!(
-                    "{dtype:?}: {what} are {distance:.2} units in the last place from those in f32, {ULPS} \
-                     allowed"
-                )
-            })
+            println!("{}, {said}", method.info().name);
+            ensure(distance <= allowed, || format!("{said}; {allowed} allowed"))
         };
         near("outputs", &here)?;
         if method.info().mergeable {
