@@ -124,7 +124,12 @@ fn shorter(key: &str) -> impl Iterator<Item = Shorter> {
             name: parts[from.max(to - 1)].clone(),
             at,
         };
-        let mut found = vec![without(at, at + 1, Some(at))];
+        // Behind `weight` and `bias` there is no name: upstream puts it in front of them.
+        let last_of_module = at + 1 == parts.len() && matches!(&*parts[at - 1], "weight" | "bias");
+        let mut found = Vec::new();
+        if !last_of_module {
+            found.push(without(at, at + 1, Some(at)));
+        }
         if parts[at - 1] == "modules_to_save" {
             found.push(without(at - 1, at + 1, None));
         }

@@ -100,14 +100,18 @@ impl Mixing {
     fn hadamard(&self, x: Tensor<2>) -> Tensor<2> {
         let [rows, size] = x.dims();
         let ([a, _], [b, _]) = (self.outer.dims(), self.inner.dims());
-        let x = x.reshape([rows * a, b]).matmul(self.inner.clone());
+        let dtype = x.dtype();
+        let x = x.reshape([rows * a, b]);
+        let x = x.matmul(self.inner.clone().cast(dtype));
         let x: Tensor<3> = x.reshape([rows, a, b]).swap_dims(1, 2);
-        let x = x.reshape([rows * b, a]).matmul(self.outer.clone());
+        let x = x.reshape([rows * b, a]);
+        let x = x.matmul(self.outer.clone().cast(dtype));
         let x: Tensor<3> = x.reshape([rows, b, a]).swap_dims(1, 2);
         x.reshape([rows, size])
     }
 
-    /// Π H B z, for `z` `[m]` padded with zeros: `[1, d]`.
+    /// Π H B z, for `z` `[m]` padded with zeros: `[1, d]`, in z's number format. A model that is cast takes its
+    /// parameters along, and these tensors are none.
     fn spread(&self, z: Tensor<1>) -> Tensor<2> {
         let ([m], [size]) = (z.dims(), self.signs.dims());
         let z = if m < size {
@@ -116,7 +120,8 @@ impl Mixing {
         } else {
             z
         };
-        let signed = (z * self.signs.clone()).unsqueeze();
+        let signs = self.signs.clone().cast(z.dtype());
+        let signed = (z * signs).unsqueeze();
         self.hadamard(signed).select(1, self.order.clone())
     }
 }
@@ -141,7 +146,6 @@ impl Said {
     fn projected(&self, elements: usize) -> Tensor<1> {
         let [count, size] = self.gaussian.dims();
         let z = self.z.val();
-        // A model that is cast takes its parameters along, and this is none.
         let gaussian = self.gaussian.clone().cast(z.dtype());
         let blocks = gaussian * self.mixing.spread(z);
         let flat: Tensor<1> = self.mixing.hadamard(blocks).reshape([count * size]);

@@ -21,12 +21,12 @@ pub(crate) fn check<M: CausalLm>(
         }
         data.fits(model.limits(), what)?;
     }
+    let adapters = model.adapters();
+    if !adapters.is_empty() && model.counts().trainable == 0 {
+        return Err(Error::NotActive { adapters });
+    }
     if trained::count(model) == 0 {
         return Err(Error::NothingToTrain);
-    }
-    if model.counts().trainable == 0 {
-        let adapters = model.adapters();
-        return Err(Error::NotActive { adapters });
     }
     settings(config, held_out.is_some())?;
     if config.gradient_checkpointing && !model.has_checkpointing() {
