@@ -215,6 +215,7 @@ pub trait PeftModule: Module {
         let tensors = layout
             .params
             .iter()
+            .filter(|param| !param.is_tied())
             .map(|param| (param.name.clone(), written(param)))
             .collect();
         write_file(file.as_ref(), tensors)

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::module::{Module, Param};
-use burn::nn::Linear;
+use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use peft_ops::LowRank;
 
@@ -12,8 +11,7 @@ use crate::chain::InnerLinear;
 use crate::erased::{AnyAdapter, ErasedWeight};
 use crate::layout::{LayerKind, Layout};
 use crate::mechanism::{self, Edits};
-use crate::packing;
-use crate::stack::Stack;
+use crate::nn::Place;
 use crate::{Error, Result};
 
 /// The adapter of each row of a batch, by name; `None` for the base model.
@@ -77,8 +75,7 @@ pub(crate) fn activate<M: Module>(model: &M, layout: &Layout, rows: &[Option<&st
 /// The layer runs once, for all rows. Low-rank adapters add two batched products; others run once for
 /// each adapter, on the rows that have it.
 pub(crate) fn linear<const D: usize>(
-    layer: &Linear,
-    stack: &Stack,
+    place: &Place<'_>,
     rows: &Rows,
     input: Tensor<D>,
 ) -> Tensor<D> {
@@ -89,15 +86,14 @@ pub(crate) fn linear<const D: usize>(
         rows.len(),
         shape[0],
     );
-    let [d_in, d_out] = layer.weight.dims();
+    let [d_in, d_out] = place.base.dims();
     let mut output_shape = shape;
     output_shape[D - 1] = d_out;
     let input = input.reshape([rows.len() as isize, -1, d_in as isize]);
-    let bias = layer.bias.as_ref().map(Param::val);
     // Each adapter once, with its rows.
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (row, name) in rows.iter().enumerate() {
-        let entry = name.as_deref().and_then(|name| stack.entry(name));
+        let entry = name.as_deref().and_then(|name| place.stack.entry(name));
         let name = entry.map(|entry| entry.name.as_str());
         let row = row.cast_signed() as i64;
         match groups.iter_mut().find(|group| group.name == name) {
@@ -122,11 +118,9 @@ pub(crate) fn linear<const D: usize>(
             }
         })
         .collect();
-    let base = layer.weight.base();
-    let packed = stack.packed.as_ref();
     let output = if let Some(factors) = factors {
-        let weight = packing::weight(Some(stack), base);
-        let output = peft_ops::linear(input.clone(), weight, bias, None);
+        let bias = place.bias.clone();
+        let output = peft_ops::linear(input.clone(), place.weight(), bias, None);
         match per_row(&groups, &factors, rows.len()) {
             Some((down, up)) => output + input.matmul(down).matmul(up),
             None => output,
@@ -141,9 +135,9 @@ pub(crate) fn linear<const D: usize>(
             let [count, tokens, _] = part.dims();
             let below: Vec<&dyn ErasedWeight> = group.adapter.into_iter().collect();
             let inner = InnerLinear {
-                base: base.clone(),
-                packed,
-                bias: bias.clone(),
+                base: place.base.clone(),
+                packed: place.packed.as_ref(),
+                bias: place.bias.clone(),
                 below: &below,
             };
             inner

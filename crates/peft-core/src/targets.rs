@@ -304,7 +304,6 @@ mod tests {
         Layout {
             params: Vec::new(),
             sites: Vec::new(),
-            tied: Vec::new(),
             layers: vec![
                 layer("embeddings.word_embeddings", LayerKind::Embedding, false),
                 layer("encoder.layer.0.query", LayerKind::Linear, false),
