@@ -168,6 +168,71 @@ fn close(
     }
 }
 
+/// The loss, which is that of the logits, as are its gradients.
+fn loss_of_logits(what: &str, model: &Llama) -> f32 {
+    let batch = LmBatch::of_text(&TEXT);
+    let (found, of_loss) = gradients(model, &model.loss(&batch));
+    let ids: Vec<i64> = TEXT.iter().map(|id| i64::from(*id)).collect();
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, 12]), &model.device());
+    let whole = model.forward(ids, None).reshape([12, 101]);
+    let whole = peft_core::ops::reference::cross_entropy(whole, &batch.targets);
+    let (expected, of_logits) = gradients(model, &whole);
+    assert!(
+        (found / expected - 1.0).abs() < 1e-5,
+        "{what}: {found} {expected}"
+    );
+    close(what, &of_loss, &of_logits);
+    let (again, layer_by_layer) = model.loss_and_gradients(&batch, true, 1.0);
+    assert!(
+        (again / f64::from(expected) - 1.0).abs() < 1e-5,
+        "{what}: {again}"
+    );
+    close(what, &by_path(model, &layer_by_layer), &of_logits);
+    expected
+}
+
+/// Merged, folded in and exported, outputs stay `after`, and the loss `loss`.
+fn merges(what: &str, case: &Case, model: &Llama, after: &TensorData, loss: f32) {
+    let batch = LmBatch::of_text(&TEXT);
+    let merged = model.merge_adapters().unwrap();
+    let distance = farthest(&logits(&merged.valid()), after);
+    assert!(
+        distance < 1e-4,
+        "{what}: merged, outputs move by {distance}"
+    );
+    let found = merged.valid().loss(&batch).into_scalar::<f32>();
+    assert!((found / loss - 1.0).abs() < 1e-4, "{what}: {found} {loss}");
+    let back = merged.unmerge_adapters();
+    assert!(
+        farthest(&logits(&back.valid()), after) == 0.0,
+        "{what}: unmerged"
+    );
+    for plain in [merged.merge_and_unload(), model.merge_and_unload()] {
+        let plain = plain.unwrap().valid();
+        let distance = farthest(&logits(&plain), after);
+        assert!(
+            distance < 1e-4,
+            "{what}: folded in, outputs move by {distance}"
+        );
+        let found = plain.loss(&batch).into_scalar::<f32>();
+        assert!((found / loss - 1.0).abs() < 1e-4, "{what}: {found} {loss}");
+        let untied = plain.tied_head.as_ref().unwrap().own().is_some();
+        assert_eq!(untied, !case.stays_tied, "{what}");
+        // Written, and read by whoever knows nothing of adapters.
+        let dir = tempfile::tempdir().unwrap();
+        plain.export(dir.path(), None).unwrap();
+        let file = read(dir.path(), "model.safetensors");
+        assert_eq!(file.contains_key("lm_head.weight"), untied, "{what}");
+        let again = Llama::load(dir.path(), &plain.device()).unwrap();
+        assert_eq!(again.config().tie_word_embeddings, !untied, "{what}");
+        let distance = farthest(&logits(&again), after);
+        assert!(
+            distance < 1e-4,
+            "{what}: exported, outputs move by {distance}"
+        );
+    }
+}
+
 #[test]
 fn adapters_train_save_merge_and_leave_as_anywhere() {
     for (device_name, device) in cpu_devices() {
@@ -191,25 +256,7 @@ fn adapters_train_save_merge_and_leave_as_anywhere() {
                 "{what}: training moves outputs by {moved} only"
             );
 
-            // The loss and its gradients are those of the logits.
-            let batch = LmBatch::of_text(&TEXT);
-            let (found, of_loss) = gradients(&model, &model.loss(&batch));
-            let ids: Vec<i64> = TEXT.iter().map(|id| i64::from(*id)).collect();
-            let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, 12]), &autodiff);
-            let whole = model.forward(ids, None).reshape([12, 101]);
-            let whole = peft_core::ops::reference::cross_entropy(whole, &batch.targets);
-            let (expected, of_logits) = gradients(&model, &whole);
-            assert!(
-                (found / expected - 1.0).abs() < 1e-5,
-                "{what}: {found} {expected}"
-            );
-            close(&what, &of_loss, &of_logits);
-            let (again, layer_by_layer) = model.loss_and_gradients(&batch, true, 1.0);
-            assert!(
-                (again / f64::from(expected) - 1.0).abs() < 1e-5,
-                "{what}: {again}"
-            );
-            close(&what, &by_path(&model, &layer_by_layer), &of_logits);
+            let loss = loss_of_logits(&what, &model);
 
             // Files.
             let dir = tempfile::tempdir().unwrap();
@@ -240,51 +287,7 @@ fn adapters_train_save_merge_and_leave_as_anywhere() {
                     "{what}, {state}"
                 );
             }
-
-            // Merged.
-            let merged = model.merge_adapters().unwrap();
-            let distance = farthest(&logits(&merged.valid()), &after);
-            assert!(
-                distance < 1e-4,
-                "{what}: merged, outputs move by {distance}"
-            );
-            let loss = merged.valid().loss(&batch).into_scalar::<f32>();
-            assert!(
-                (loss / expected - 1.0).abs() < 1e-4,
-                "{what}: {loss} {expected}"
-            );
-            let back = merged.unmerge_adapters();
-            assert!(
-                farthest(&logits(&back.valid()), &after) == 0.0,
-                "{what}: unmerged"
-            );
-            for plain in [merged.merge_and_unload(), model.merge_and_unload()] {
-                let plain = plain.unwrap().valid();
-                let distance = farthest(&logits(&plain), &after);
-                assert!(
-                    distance < 1e-4,
-                    "{what}: folded in, outputs move by {distance}"
-                );
-                let loss = plain.loss(&batch).into_scalar::<f32>();
-                assert!(
-                    (loss / expected - 1.0).abs() < 1e-4,
-                    "{what}: {loss} {expected}"
-                );
-                let untied = plain.tied_head.as_ref().unwrap().own().is_some();
-                assert_eq!(untied, !case.stays_tied, "{what}");
-                // Written, and read by whoever knows nothing of adapters.
-                let dir = tempfile::tempdir().unwrap();
-                plain.export(dir.path(), None).unwrap();
-                let file = read(dir.path(), "model.safetensors");
-                assert_eq!(file.contains_key("lm_head.weight"), untied, "{what}");
-                let again = Llama::load(dir.path(), &device).unwrap();
-                assert_eq!(again.config().tie_word_embeddings, !untied, "{what}");
-                let distance = farthest(&logits(&again), &after);
-                assert!(
-                    distance < 1e-4,
-                    "{what}: exported, outputs move by {distance}"
-                );
-            }
+            merges(&what, &case, &model, &after, loss);
         }
     }
 }
