@@ -111,7 +111,7 @@ fn weight_bytes<M: PeftModule>(model: &M) -> u64 {
     let dense = layout
         .params
         .iter()
-        .filter(|param| param.packed_format().is_none());
+        .filter(|param| param.packed_format().is_none() && !param.is_tied());
     let dense: usize = dense
         .map(|param| param.elements() * param.dtype().size())
         .sum();

@@ -18,6 +18,8 @@ use peft_testing::largest;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
+use crate::shared;
+
 type Tensors = BTreeMap<String, TensorData>;
 
 /// What a case was found to be.
@@ -363,7 +365,7 @@ fn measure_model<M: PeftModule>(
     let dir = upstream_gradients(case)?;
     let (io, metadata) = read(&case.join("io.safetensors"))?;
     let expected = metadata.get("trainable").and_then(|text| text.parse().ok());
-    let expected = expected.ok_or_else(|| problem(&"io.safetensors says no `trainable`"))?;
+    let expected: usize = expected.ok_or_else(|| problem(&"io.safetensors says no `trainable`"))?;
     let known = |key: &str| {
         let missing = || problem(&format!("io.safetensors has no `{key}`"));
         io.get(key).cloned().ok_or_else(missing)
@@ -382,12 +384,14 @@ fn measure_model<M: PeftModule>(
         output = worst([output, trained]);
         loaded.model = model;
     }
+    let adapter = loaded.model.adapter_tensors("golden")?;
+    let twice = shared::counted_twice(&adapter);
     let mut measured = Measured {
         output,
         merged: None,
         gradients: None,
         trainable: loaded.model.counts().trainable,
-        expected,
+        expected: expected.saturating_sub(twice),
         rounding: None,
     };
     if let Some(merged) = io.get("merged") {
@@ -398,7 +402,7 @@ fn measure_model<M: PeftModule>(
     }
     let path = case.join("grads.safetensors");
     let theirs = path.exists().then(|| read(&path)).transpose()?;
-    let theirs = theirs.map(|(tensors, _)| tensors);
+    let theirs = theirs.map(|(tensors, _)| shared::summed(tensors, &adapter));
     if let Some(theirs) = &theirs {
         let ours = loaded.gradients(&loaded.model)?;
         measured.gradients = Some(farthest_of_gradients(&ours, theirs, theirs)?);

@@ -18,6 +18,7 @@
 mod fixture;
 pub mod golden;
 mod laws;
+mod shared;
 
 use std::sync::{Mutex, PoisonError};
 

@@ -184,7 +184,8 @@ pub(crate) fn count(layout: &Layout) -> Counts {
     let mut counts = Counts::default();
     for param in &layout.params {
         let base = param.elements();
-        counts.total += base;
+        // A tied head's elements are its table's.
+        counts.total += if param.is_tied() { 0 } else { base };
         if param.is_trainable() {
             counts.trainable += base;
             if layout.layer_of(param).head {

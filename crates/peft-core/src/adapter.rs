@@ -81,9 +81,15 @@ pub trait WeightAdapter: Adapter {
     }
 
     /// Whether a head that is this table ([`TiedHead`](crate::TiedHead)) changes with it: new tokens do, a
-    /// change of the embeddings does not, as upstream has it. Default: no.
+    /// change of the embeddings does not unless it is asked for, as upstream has it. Default: no.
     fn moves_tied(&self) -> bool {
         false
+    }
+
+    /// The change of a head that is this table and moves with it, as factors `[d, r]` and `[r, vocabulary]`: the
+    /// head is the table, transposed. Without them the head's matrix is composed. Default: none.
+    fn tied_low_rank(&self) -> Option<LowRank> {
+        None
     }
 
     /// How many of the `base` elements of the weight change; all, unless the method is sparse.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::checkpoint;
 use crate::erased::{AnyAdapter, AnyTensor, with_rank};
-use crate::layout::Layout;
+use crate::layout::{Layout, LayoutParam};
 use crate::mechanism::{self, Edits, Found};
 use crate::method::{AttachedMethod, Method, MethodInfo, Plan};
 use crate::model::PeftModule;
@@ -240,15 +240,15 @@ pub(crate) fn strip<M: Module>(model: &M, rest: impl Fn(&Stack) -> Stack) -> Res
         }
         edits.stacks.insert(path.to_string(), rest);
     }
-    // A head that is a table stays what it was where an adapter is folded into the table alone.
-    for (head, table) in &layout.tied {
-        let Some(param) = layout.params.iter().find(|param| param.path == *table) else {
-            continue;
+    // A head that is a table gets a matrix of its own where the two part.
+    for (head, table) in layout.tied_weights() {
+        let merged = |path: &str| edits.stacks.get(path)?.merged.clone();
+        let own = match merged(&head.path) {
+            None if merged(&table.path).is_some() => tied::parted(head, table),
+            own => own,
         };
-        let Some(stack) = &param.stack else { continue };
-        if edits.stacks[table].merged.is_some() && tied::parts(stack) {
-            let seen = tied::followed(stack, param.stored()).detach();
-            edits.untied.insert(head.clone(), seen);
+        if let Some(own) = own {
+            edits.untied.insert(head.path.clone(), own);
         }
     }
     let stripped = mechanism::place(model, edits).materialize();
@@ -285,9 +285,6 @@ pub(crate) fn merged(layout: &Layout) -> Result<HashMap<String, Stack>> {
                 place: param.name.clone(),
             });
         }
-        if stack.active().next().is_none() {
-            continue;
-        }
         let beyond = |entry: &&Entry| match &entry.adapter {
             AnyAdapter::Weight(adapter) => !adapter.is_change_of_weight(),
             _ => false,
@@ -299,26 +296,50 @@ pub(crate) fn merged(layout: &Layout) -> Result<HashMap<String, Stack>> {
                 place: param.name.clone(),
             });
         }
-        let value = stack.compose(param.base.clone()).detach();
-        if !is_finite(&value) {
-            return Err(Error::NotFinite {
-                parameter: param.name.clone(),
-                adapters: stack
-                    .active()
-                    .map(|e| e.name.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            });
+        if param.is_tied() || stack.active().next().is_none() {
+            continue;
         }
-        merged.insert(
-            param.path.clone(),
-            Stack {
-                merged: Some(value),
-                ..stack.clone()
-            },
-        );
+        let value = stack.compose(param.base.clone()).detach();
+        check_finite(layout, param, &value)?;
+        merged.insert(param.path.clone(), with_merged(stack.clone(), value));
+    }
+    for (head, table) in layout.tied_weights() {
+        if tied::reads_base(head, table) {
+            continue;
+        }
+        if let Some(value) = tied::parted(head, table) {
+            check_finite(layout, head, &value)?;
+            let stack = head.stack.clone().unwrap_or_default();
+            merged.insert(head.path.clone(), with_merged(stack, value));
+        }
     }
     Ok(merged)
+}
+
+fn with_merged(stack: Stack, value: AnyTensor) -> Stack {
+    Stack {
+        merged: Some(value),
+        ..stack
+    }
+}
+
+/// Refuses an effective value that is not finite.
+fn check_finite(layout: &Layout, param: &LayoutParam, value: &AnyTensor) -> Result<()> {
+    if is_finite(value) {
+        return Ok(());
+    }
+    // A tied head may follow what is active on its table.
+    let tables = layout
+        .tied_weights()
+        .filter(|(head, _)| head.path == param.path);
+    let of_tables = tables.filter_map(|(_, table)| table.stack.as_ref());
+    let active = param.stack.iter().chain(of_tables).flat_map(Stack::active);
+    let mut adapters: Vec<&str> = active.map(|entry| entry.name.as_str()).collect();
+    adapters.dedup();
+    Err(Error::NotFinite {
+        parameter: param.name.clone(),
+        adapters: adapters.join(", "),
+    })
 }
 
 fn is_finite(value: &AnyTensor) -> bool {

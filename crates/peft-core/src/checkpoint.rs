@@ -46,16 +46,11 @@ pub(crate) fn is_base_table(
     let name = layer.strip_suffix(".base_layer").unwrap_or(layer);
     let table = |param: &&LayoutParam| {
         let layer = layout.layer_of(param);
-        layer.name == name
-            && param.field() == "weight"
-            && (layer.kind == LayerKind::Embedding || layer.head)
+        // Upstream knows a head that is the table by a name of its own.
+        let named = layer.name == name || param.is_tied() && name == TIED_HEAD;
+        named && param.field() == "weight" && (layer.kind == LayerKind::Embedding || layer.head)
     };
-    // Upstream knows a head that is the table by a name of its own.
-    let tied = || {
-        let (_, table) = layout.tied.first().filter(|_| name == TIED_HEAD)?;
-        layout.params.iter().find(|param| param.path == *table)
-    };
-    let Some(param) = layout.params.iter().find(table).or_else(tied) else {
+    let Some(param) = layout.params.iter().find(table) else {
         return Ok(false);
     };
     // A packed table has the values of its format, and a file of 16 bits those of its own.
@@ -80,21 +75,46 @@ pub(crate) fn is_base_table(
             .zip(data.iter::<f32>())
             .all(|(own, stored)| (own - stored).abs() <= near(own));
     if same {
-        Ok(true)
-    } else {
-        Err(format!(
+        return Ok(true);
+    }
+    if own.shape() != data.shape() {
+        return Err(format!(
+            "`{key}` has {} rows of {} in the file, the model's `{name}` has {} of {}: the adapter was made on a \
+             model with another vocabulary (new tokens, as a rule); load that model",
+            data.shape().first().unwrap_or(&0),
+            data.shape().last().unwrap_or(&0),
+            own.shape().first().unwrap_or(&0),
+            own.shape().last().unwrap_or(&0),
+        ));
+    }
+    let tied = layout
+        .tied_weights()
+        .find(|(head, _)| head.path == param.path);
+    Err(match tied {
+        Some((_, table)) => format!(
+            "`{key}` holds other values than the model's tied head `{name}`, which is the table `{}`: if the head \
+             was trained, the configuration must say so (`{name}` in modules_to_save or target_modules, or \
+             ensure_weight_tying); if not, the adapter was made on a model with another table: load that model",
+            layout.layer_of(table).name
+        ),
+        None => format!(
             "`{key}` is a table that the base model does not have: the adapter was made on a model with another \
              `{name}` (new tokens, as a rule); load that model"
-        ))
-    }
+        ),
+    })
 }
 
-/// Where the parameter at `path` of a state is stored.
+/// Whether two tensors of a shape hold the same numbers, in whatever formats.
+fn equal(a: &TensorData, b: &TensorData) -> bool {
+    a.iter::<f64>().eq(b.iter::<f64>())
+}
+
+/// Where the parameter at `path` of a state is stored, and where its twin is.
 ///
 /// # Panics
 ///
 /// If [`refuse_unlisted`] was not asked first.
-fn stored<'a>(specs: &'a Specs, path: &[String]) -> &'a Stored {
+fn stored<'a>(specs: &'a Specs, path: &[String]) -> &'a (Stored, Option<Stored>) {
     let field = path.join(".");
     specs
         .get(&field)
@@ -179,11 +199,13 @@ impl ModuleVisitor for Export<'_> {
         self.path.pop();
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let stored = stored(self.specs, &self.path);
-        let Some(key) = &stored.key else { return };
-        let before = self.out.remove(key);
-        let whole = stored.put(before, param.val().into_data());
-        self.out.insert(key.clone(), whole);
+        let (stored, twin) = stored(self.specs, &self.path);
+        for stored in [Some(stored), twin.as_ref()].into_iter().flatten() {
+            let Some(key) = &stored.key else { continue };
+            let before = self.out.remove(key);
+            let whole = stored.put(before, param.val().into_data());
+            self.out.insert(key.clone(), whole);
+        }
     }
 }
 
@@ -221,7 +243,7 @@ impl ModuleMapper for Fill<'_> {
         self.path.pop();
     }
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let stored = stored(self.specs, &self.path);
+        let (stored, twin) = stored(self.specs, &self.path);
         let Some(key) = &stored.key else { return param };
         let Some(data) = self.tensors.get(key) else {
             self.problem
@@ -238,6 +260,22 @@ impl ModuleMapper for Fill<'_> {
             return param;
         }
         let data = stored.value(data, &param.lazy_shape());
+        if let Some((twin, twin_key)) = twin
+            .as_ref()
+            .and_then(|twin| Some((twin, twin.key.as_ref()?)))
+            && let Some(twin_data) = self.tensors.get(twin_key)
+        {
+            let expected = twin.shape(&param.lazy_shape());
+            if twin_data.shape().to_vec() != expected
+                || !equal(&twin.value(twin_data, &param.lazy_shape()), &data)
+            {
+                self.problem.get_or_insert(format!(
+                    "tensor `{twin_key}` must have the values of `{key}`: the adapter keeps the two tied"
+                ));
+                return param;
+            }
+            self.used.push(twin_key.clone());
+        }
         let (device, dtype) = (param.device(), param.dtype());
         let data = data.convert_dtype(dtype);
         if !data.iter::<f64>().all(f64::is_finite) {

@@ -365,6 +365,7 @@ pub(crate) trait ErasedWeight: ErasedModule {
     fn conv2d(&self, input: Tensor<4>, inner: &InnerConv2d<'_>) -> Tensor<4>;
     fn is_change_of_weight(&self) -> bool;
     fn moves_tied(&self) -> bool;
+    fn tied_low_rank(&self) -> Option<LowRank>;
     fn changed(&self, base: usize) -> usize;
     fn boxed(&self) -> Box<dyn ErasedWeight>;
 }
@@ -390,6 +391,9 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     }
     fn moves_tied(&self) -> bool {
         self.state().moves_tied()
+    }
+    fn tied_low_rank(&self) -> Option<LowRank> {
+        self.state().tied_low_rank()
     }
     fn changed(&self, base: usize) -> usize {
         self.state().changed(base)

@@ -114,7 +114,7 @@ pub enum Error {
 
     /// A name in `modules_to_save` matches no module.
     #[error(
-        "modules_to_save names `{name}`, and no module of this model is called so or ends in `.{name}`. Modules with parameters:\n{available}"
+        "modules_to_save names `{name}`, and no name of a module of this model ends so. Modules with parameters:\n{available}"
     )]
     NoModuleToSave {
         /// The name.

@@ -5,8 +5,8 @@ use burn::tensor::{DType, Device, Tensor};
 use crate::Error;
 use crate::erased::AnyTensor;
 use crate::error::listing;
-use crate::mechanism::{Found, FoundParam, Trainable};
-use crate::packing;
+use crate::mechanism::{Found, FoundParam, Tie, Trainable};
+use crate::packing::PackedBase;
 use crate::site::SiteKind;
 use crate::stack::Stack;
 
@@ -66,9 +66,17 @@ pub struct LayoutParam {
     pub(crate) trainable: Trainable,
     pub(crate) base: AnyTensor,
     pub(crate) stack: Option<Stack>,
+    pub(crate) tied: Option<Tie>,
 }
 
 impl LayoutParam {
+    /// Whether it is no parameter itself: the weight `[d, vocabulary]` of a head that is a table
+    /// ([`TiedHead`](crate::TiedHead)), which is that table, transposed. It takes adapters like any weight, and
+    /// has no elements of its own.
+    pub fn is_tied(&self) -> bool {
+        self.tied.is_some()
+    }
+
     /// Whether it is set to be trained, also where its device has no autodiff right now.
     pub fn is_trainable(&self) -> bool {
         self.trainable.get()
@@ -96,17 +104,27 @@ impl LayoutParam {
 
     /// The stored value, without adapters. Panics unless `D` is the parameter's rank.
     pub fn value<const D: usize>(&self) -> Tensor<D> {
-        packing::dense(self.stack.as_ref(), &self.base).get()
+        self.stored().get()
     }
 
     /// The format of the stored value where it is packed, as in `nf4`.
     pub fn packed_format(&self) -> Option<&str> {
-        Some(self.stack.as_ref()?.packed.as_ref()?.rows.format())
+        Some(self.packed()?.rows.format())
+    }
+
+    fn packed(&self) -> Option<&PackedBase> {
+        match &self.tied {
+            Some(tie) => tie.packed.as_ref(),
+            None => self.stack.as_ref()?.packed.as_ref(),
+        }
     }
 
     /// The stored value, whatever its rank.
     pub(crate) fn stored(&self) -> AnyTensor {
-        packing::dense(self.stack.as_ref(), &self.base)
+        match self.packed() {
+            Some(packed) => AnyTensor::new(packed.dense(&self.base.get::<2>())),
+            None => self.base.clone(),
+        }
     }
 
     /// The parameter's own name: `weight`, `bias`, …
@@ -150,14 +168,13 @@ const USUAL_HEADS: &[&str] = &["lm_head", "score", "classifier", "qa_outputs"];
 /// What a model consists of, in the order of traversal. Printing it lists the layers.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// All float parameters of the model; adapters' parameters are not among them.
+    /// All float parameters of the model, and the weights of heads that are tables
+    /// ([`LayoutParam::is_tied`]); adapters' parameters are not among them.
     pub params: Vec<LayoutParam>,
     /// All structs with parameters of their own.
     pub layers: Vec<Layer>,
     /// All sites.
     pub sites: Vec<LayoutSite>,
-    /// Heads that are a table: field paths of the head and of the table's parameter.
-    pub(crate) tied: Vec<(String, String)>,
 }
 
 impl Layout {
@@ -166,7 +183,6 @@ impl Layout {
             params: Vec::new(),
             layers: Vec::new(),
             sites: Vec::new(),
-            tied: found.tied.clone(),
         };
         let mut last_layer_path: Option<Vec<String>> = None;
         for param in &found.params {
@@ -177,7 +193,7 @@ impl Layout {
                     name: upstream(&found, layer_path).join("."),
                     kind: kind.clone(),
                     params: Vec::new(),
-                    head: is_head(&found, layer_path),
+                    head: param.tied.is_some() || is_head(&found, layer_path),
                 });
                 last_layer_path = Some(layer_path.to_vec());
             }
@@ -217,6 +233,21 @@ impl Layout {
             .iter()
             .map(|&index| &self.params[index])
             .find(|param| param.field() == field)
+    }
+
+    /// The heads that are tables: each with its table.
+    pub fn tied_heads(&self) -> impl Iterator<Item = (&Layer, &Layer)> {
+        let pairs = self.tied_weights();
+        pairs.map(|(head, table)| (self.layer_of(head), self.layer_of(table)))
+    }
+
+    /// The weights of heads that are tables, each with its table's.
+    pub(crate) fn tied_weights(&self) -> impl Iterator<Item = (&LayoutParam, &LayoutParam)> {
+        self.params.iter().filter_map(|head| {
+            let tie = head.tied.as_ref()?;
+            let table = self.params.iter().find(|param| param.path == tie.table)?;
+            Some((head, table))
+        })
     }
 
     /// The sites of one kind.
@@ -278,6 +309,7 @@ fn layout_param(param: &FoundParam, layer: usize, field: &str, holder: &Layer) -
         trainable: param.trainable.clone(),
         base: param.base.clone(),
         stack: param.stack.clone(),
+        tied: param.tied.clone(),
     }
 }
 
@@ -325,7 +357,16 @@ impl std::fmt::Display for Layout {
                 let param = &self.params[index];
                 write!(f, "  {} {:?}", param.field(), param.shape())?;
             }
-            writeln!(f, "{}", if layer.head { "  (head)" } else { "" })?;
+            let tied = layer
+                .params
+                .iter()
+                .any(|&index| self.params[index].is_tied());
+            let head = match (layer.head, tied) {
+                (_, true) => "  (head, tied)",
+                (true, false) => "  (head)",
+                (false, false) => "",
+            };
+            writeln!(f, "{head}")?;
         }
         for site in &self.sites {
             writeln!(

@@ -17,6 +17,7 @@ use burn::tensor::Tensor;
 
 use crate::erased::AnyTensor;
 use crate::names::Names;
+use crate::packing::PackedBase;
 use crate::site::{SITE, SiteHead};
 use crate::stack::Stack;
 use crate::tied;
@@ -26,6 +27,14 @@ pub(crate) const SEGMENT: &str = "peft";
 
 /// Containers that Burn and this crate report for a [`SEGMENT`].
 const REPARAMETERIZATION: &str = "Reparameterization";
+
+/// Field of a linear layer's matrix, and of a table.
+pub(crate) const WEIGHT: &str = "weight";
+
+/// Whether this is where a stack hands itself out.
+fn is_stack(segment: &str, container: &str) -> bool {
+    segment == SEGMENT && [REPARAMETERIZATION, SITE, tied::TIED].contains(&container)
+}
 
 enum Slot {
     Closed,
@@ -41,7 +50,7 @@ thread_local! {
     static SLOT: RefCell<Slot> = const { RefCell::new(Slot::Closed) };
     static PLACING: Cell<bool> = const { Cell::new(false) };
     static NAMES: RefCell<Option<Names>> = const { RefCell::new(None) };
-    static TIED: RefCell<Option<(&'static str, bool)>> = const { RefCell::new(None) };
+    static TIED: RefCell<Option<&'static str>> = const { RefCell::new(None) };
     static UNTIED: RefCell<Option<Tensor<2>>> = const { RefCell::new(None) };
     static SITE_HEAD: RefCell<Option<SiteHead>> = const { RefCell::new(None) };
 }
@@ -102,9 +111,9 @@ pub(crate) fn report_site(head: &SiteHead) {
     SITE_HEAD.with(|cell| *cell.borrow_mut() = Some(head.clone()));
 }
 
-/// Called by a tied head that is visited.
-pub(crate) fn report_tied(table: &'static str, has_own: bool) {
-    TIED.with(|cell| *cell.borrow_mut() = Some((table, has_own)));
+/// Called by a tied head that is visited, and is the table at `table`.
+pub(crate) fn report_tied(table: &'static str) {
+    TIED.with(|cell| *cell.borrow_mut() = Some(table));
 }
 
 /// Called by a tied head that is mapped: the matrix that shall be its own from now on.
@@ -124,6 +133,28 @@ pub(crate) struct FoundParam {
     pub(crate) stack: Option<Stack>,
     /// Another reparameterization than ours.
     pub(crate) foreign: Option<String>,
+    /// Set where it is no parameter but the weight of a head that is a table.
+    pub(crate) tied: Option<Tie>,
+}
+
+/// Which table is a tied head's weight, transposed.
+#[derive(Clone, Debug)]
+pub(crate) struct Tie {
+    /// Field path of the table's parameter.
+    pub(crate) table: String,
+    /// The packed table, as a linear layer has it.
+    pub(crate) packed: Option<PackedBase>,
+}
+
+/// A head that is a table, as found by [`gather`].
+#[derive(Debug)]
+struct FoundTied {
+    /// Of the weight that it would have.
+    path: Vec<String>,
+    table: String,
+    stack: Stack,
+    /// How many parameters come before it.
+    before: usize,
 }
 
 /// A site as found by [`gather`].
@@ -141,14 +172,13 @@ pub(crate) struct Found {
     pub(crate) sites: Vec<FoundSite>,
     /// Name maps, with the path of the struct that holds them.
     pub(crate) names: Vec<(Vec<String>, Names)>,
-    /// Heads without a matrix of their own: their field paths, and those of their tables' parameters.
-    pub(crate) tied: Vec<(String, String)>,
 }
 
 #[derive(Default)]
 struct Gather {
     path: Vec<(String, String)>,
     found: Found,
+    tied: Vec<FoundTied>,
     /// Inside a foreign reparameterization: its parameters are none of the model's.
     foreign: usize,
 }
@@ -157,11 +187,37 @@ impl Gather {
     fn names(&self) -> Vec<String> {
         self.path.iter().map(|(name, _)| name.clone()).collect()
     }
+
+    /// What was found, with the weights of tied heads where a head's own would be.
+    fn finish(self) -> Found {
+        let mut found = self.found;
+        for head in self.tied.into_iter().rev() {
+            let is_table = |param: &&FoundParam| param.path.join(".") == head.table;
+            let Some(table) = found.params.iter().find(is_table) else {
+                continue;
+            };
+            let packed = table.stack.as_ref().and_then(|stack| stack.packed.clone());
+            let weight = FoundParam {
+                path: head.path,
+                container: "Linear".into(),
+                base: AnyTensor::new(table.base.get::<2>().transpose()),
+                trainable: Trainable::never(),
+                stack: (!head.stack.is_empty()).then_some(head.stack),
+                foreign: None,
+                tied: Some(Tie {
+                    table: head.table,
+                    packed: packed.map(PackedBase::of_linear),
+                }),
+            };
+            found.params.insert(head.before, weight);
+        }
+        found
+    }
 }
 
 impl ModuleVisitor for Gather {
     fn enter_module(&mut self, name: &str, container: &str) {
-        if name == SEGMENT && (container == REPARAMETERIZATION || container == SITE) {
+        if is_stack(name, container) {
             swap(Slot::Asked);
         } else if container == REPARAMETERIZATION {
             self.foreign += 1;
@@ -187,11 +243,18 @@ impl ModuleVisitor for Gather {
                 self.found.sites.push(FoundSite { path, head, stack });
             }
         } else if name == SEGMENT && container == tied::TIED {
-            if let Some((table, false)) = TIED.with(|cell| cell.borrow_mut().take()) {
-                let head = self.names();
-                let mut param = head[..head.len() - 1].to_vec();
-                param.push(format!("{table}.weight"));
-                self.found.tied.push((head.join("."), param.join(".")));
+            let table = TIED.with(|cell| cell.borrow_mut().take());
+            if let (Slot::Given(stack), Some(table)) = (swap(Slot::Closed), table) {
+                let mut path = self.names();
+                let mut of_table = path[..path.len() - 1].to_vec();
+                of_table.push(format!("{table}.weight"));
+                path.push(WEIGHT.into());
+                self.tied.push(FoundTied {
+                    path,
+                    table: of_table.join("."),
+                    stack,
+                    before: self.found.params.len(),
+                });
             }
         } else if container == REPARAMETERIZATION {
             self.foreign -= 1;
@@ -224,6 +287,7 @@ impl ModuleVisitor for Gather {
             trainable: Trainable::of(param),
             stack: None,
             foreign: None,
+            tied: None,
         });
     }
 }
@@ -236,6 +300,11 @@ impl Trainable {
     fn of<const D: usize>(param: &Param<Tensor<D>>) -> Self {
         let param = param.clone();
         Self(Arc::new(move || is_trainable(&param)))
+    }
+
+    /// Of what is no parameter itself.
+    fn never() -> Self {
+        Self(Arc::new(|| false))
     }
 
     pub(crate) fn get(&self) -> bool {
@@ -298,7 +367,7 @@ pub(crate) fn gather<M: Module>(module: &M) -> Found {
     let _clean = Clean::begin();
     let mut gather = Gather::default();
     module.visit(&mut gather);
-    gather.found
+    gather.finish()
 }
 
 /// What [`place`] shall do.
@@ -308,7 +377,7 @@ pub(crate) struct Edits {
     pub(crate) stacks: HashMap<String, Stack>,
     /// Whether a base parameter shall require gradients, by path; others stay as they are.
     pub(crate) trainable: HashMap<String, bool>,
-    /// Matrices that tied heads get, by path.
+    /// Weights `[d, vocabulary]` that tied heads get for their own, by path of the weight.
     pub(crate) untied: HashMap<String, AnyTensor>,
 }
 
@@ -340,17 +409,16 @@ struct Replace<'a> {
 
 impl ModuleMapper for Replace<'_> {
     fn enter_module(&mut self, name: &str, container: &str) {
-        if name == SEGMENT
-            && (container == REPARAMETERIZATION || container == SITE)
-            && let Some(stack) = self.edits.stacks.remove(&self.path.join("."))
-        {
-            swap(Slot::Offered(stack));
-        }
-        if name == SEGMENT
-            && container == tied::TIED
-            && let Some(table) = self.edits.untied.remove(&self.path.join("."))
-        {
-            UNTIED.with(|cell| *cell.borrow_mut() = Some(table.get()));
+        if is_stack(name, container) {
+            let mut path = self.path.join(".");
+            if container == tied::TIED {
+                path = format!("{path}.{WEIGHT}");
+                let own = self.edits.untied.remove(&path);
+                UNTIED.with(|cell| *cell.borrow_mut() = own.map(|own| own.get()));
+            }
+            if let Some(stack) = self.edits.stacks.remove(&path) {
+                swap(Slot::Offered(stack));
+            }
         }
         self.path.push(name.to_string());
     }

@@ -14,7 +14,7 @@ use crate::layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
 use crate::saved::SavedParam;
 use crate::schedule::{Schedule, States};
 use crate::site::SiteKind;
-use crate::targets::{NO_EMPTY_TEXT, is_suffix};
+use crate::targets::NO_EMPTY_TEXT;
 use crate::tokens::TrainedRows;
 use crate::{Error, Result};
 
@@ -119,6 +119,12 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         self.info().family == Family::SoftPrompt
     }
 
+    /// Whether a head that is the embedding table shall go on being it ([`TiedHead`](crate::TiedHead)): one saved copy
+    /// then serves both. Default: no; the two are saved apart.
+    fn ties_heads(&self) -> bool {
+        false
+    }
+
     /// What the method does in a training loop of `steps` steps besides being trained: a penalty, a schedule
     /// of ranks. Default: nothing.
     ///
@@ -153,8 +159,8 @@ pub struct Common {
     /// whole; others change nothing.
     #[serde(default)]
     pub task_type: Option<String>,
-    /// Modules to train and save whole besides the adapter, as a rule a fresh head. Names match
-    /// exactly or as a suffix after a dot. Default: none.
+    /// Modules to train and save whole besides the adapter, as a rule a fresh head. Names match the end of a
+    /// module's, as upstream's do: `norm` is every norm. Default: none.
     #[serde(default)]
     pub modules_to_save: Option<Vec<String>>,
     /// The model that the adapter was trained on; for the reader's information.
@@ -362,11 +368,28 @@ impl Plan {
     /// value. Counted as a saved module. Other adapters planned there are dropped; nothing happens
     /// where the parameter itself trains.
     pub fn save_param(&mut self, layout: &Layout, param: &LayoutParam) {
+        self.save_copy(layout, param, None);
+    }
+
+    /// As [`save_param`](Self::save_param), of a table whose tied head follows the copy, if `param` is such a table or
+    /// the weight of its head.
+    fn save_tied(&mut self, layout: &Layout, param: &LayoutParam) {
+        let pair = |(head, table): &(&LayoutParam, &LayoutParam)| {
+            head.path == param.path || table.path == param.path
+        };
+        let Some((head, table)) = layout.tied_weights().find(pair) else {
+            return self.save_param(layout, param);
+        };
+        self.save_copy(layout, table, Some(head));
+        self.saved.push(head.path.clone());
+    }
+
+    fn save_copy(&mut self, layout: &Layout, param: &LayoutParam, head: Option<&LayoutParam>) {
         if self.trained_in_place.contains(&param.path) || self.is_saved(param) {
             return;
         }
         self.adapters.retain(|planned| planned.path != param.path);
-        let copy = SavedParam::of_module(param, is_transposed(layout, param));
+        let copy = SavedParam::of_module(param, is_transposed(layout, param), head);
         self.push(&param.path, copy);
         self.saved.push(param.path.clone());
     }
@@ -419,7 +442,12 @@ impl Plan {
 
     /// Trains a parameter itself. Its base value is lost, so it cannot be disabled, detached or
     /// saved as an adapter: for full fine-tuning.
+    ///
+    /// A tied head is trained with its table.
     pub fn train_in_place(&mut self, param: &LayoutParam) {
+        if param.is_tied() {
+            return;
+        }
         self.adapters.retain(|planned| planned.path != param.path);
         self.trained_in_place.push(param.path.clone());
     }
@@ -442,14 +470,23 @@ impl Plan {
             let (title, field) = (method.info().title, "modules_to_save");
             return Err(Error::config(title, field, named, NO_EMPTY_TEXT));
         }
+        let save = |plan: &mut Self, param: &LayoutParam| {
+            if method.ties_heads() {
+                plan.save_tied(layout, param);
+            } else {
+                plan.save_param(layout, param);
+            }
+        };
         let mut unmatched = Vec::new();
         for name in named {
             let mut found = false;
             for param in &layout.params {
-                if module_names(&layout.layer_of(param).name).any(|module| is_suffix(module, name))
+                // Upstream takes any end of a module's name, `norm` for `input_layernorm`.
+                if module_names(&layout.layer_of(param).name)
+                    .any(|module| !name.is_empty() && module.ends_with(name))
                 {
                     found = true;
-                    self.save_param(layout, param);
+                    save(self, param);
                 }
             }
             if !found {
@@ -483,7 +520,7 @@ impl Plan {
                     "such a task trains the head: name it in modules_to_save, as this model does not say which it is",
                 ));
             }
-            heads.for_each(|param| self.save_param(layout, param));
+            heads.for_each(|param| save(self, param));
         }
         Ok(())
     }

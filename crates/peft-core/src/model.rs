@@ -233,6 +233,7 @@ pub trait PeftModule: Module {
         let tensors = layout
             .params
             .iter()
+            .filter(|param| !param.is_tied())
             .map(|param| (param.name.clone(), written(param)))
             .collect();
         write_file(file.as_ref(), tensors)

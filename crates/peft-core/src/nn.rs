@@ -7,8 +7,8 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Int, Tensor};
 use peft_ops::{AttentionInputs, LowRank, Weight};
 
-use crate::chain::{InnerConv2d, InnerEmbedding, InnerLinear};
-use crate::packing;
+use crate::chain::{BaseNorms, InnerConv2d, InnerEmbedding, InnerLinear};
+use crate::packing::PackedBase;
 use crate::rows;
 use crate::stack::Stack;
 
@@ -174,37 +174,107 @@ impl Seen<3> for AttentionInputs {
     }
 }
 
-fn linear<const D: usize>(layer: &Linear, seen: impl Seen<D>) -> Tensor<D> {
-    let bias = layer.bias.as_ref().map(Param::val);
-    let stack = layer.weight.reparameterization::<Stack>();
-    let Some(stack) = stack.filter(|stack| stack.merged.is_none()) else {
-        return seen.fused(layer.weight.val().into(), bias, None);
-    };
-    if let Some(rows) = &stack.rows {
-        return rows::linear(layer, stack, rows, seen.whole());
+/// A linear layer as its adapters find it.
+#[derive(Clone)]
+pub(crate) struct Place<'a> {
+    /// The parameter's own tensor, `[in, out]`.
+    pub(crate) base: Tensor<2>,
+    /// What it stands in for, if the base is packed.
+    pub(crate) packed: Option<PackedBase>,
+    pub(crate) bias: Option<Tensor<1>>,
+    /// Changes of the base that lie below all adapters.
+    pub(crate) below: Vec<LowRank>,
+    /// Of the base.
+    pub(crate) norms: BaseNorms,
+    pub(crate) stack: &'a Stack,
+}
+
+impl<'a> Place<'a> {
+    fn of(layer: &Linear, stack: &'a Stack) -> Self {
+        Self {
+            base: layer.weight.base(),
+            packed: stack.packed.clone(),
+            bias: layer.bias.as_ref().map(Param::val),
+            below: Vec::new(),
+            norms: stack.norms.clone(),
+            stack,
+        }
     }
-    let adapters = stack.active_weights();
-    let factors: Option<Vec<LowRank>> = adapters
-        .iter()
-        .map(|adapter| adapter.low_rank())
+
+    /// The base as an operation takes it.
+    pub(crate) fn weight(&self) -> Weight {
+        match &self.packed {
+            Some(packed) => packed.weight(&self.base),
+            None => Weight::Dense(self.base.clone()),
+        }
+    }
+
+    /// All that is added to the base, if it is low-rank additions and nothing else.
+    fn low_rank(&self) -> Option<Vec<LowRank>> {
+        let adapters = self.stack.active_weights();
+        let alone = self.below.len() + adapters.len() == 1;
+        let factors = adapters.iter().map(|adapter| adapter.low_rank());
+        let mut all: Vec<LowRank> = self.below.clone();
+        all.extend(factors.collect::<Option<Vec<_>>>()?);
         // Several have one input, and each drops other elements of it.
-        .map(|factors| factors.filter(|factors| factors.dropout == 0.0 || adapters.len() == 1))
-        .collect();
-    if let Some(factors) = factors {
-        let weight = packing::weight(Some(stack), layer.weight.base());
-        let dtype = seen.dtype();
-        return seen.fused(weight, bias, side_by_side(factors, dtype));
+        let together = alone || all.iter().all(|factors| factors.dropout == 0.0);
+        together.then_some(all)
+    }
+
+    /// The base with what lies below all adapters folded in, where there is something.
+    fn composed(mut self) -> Self {
+        for factors in std::mem::take(&mut self.below) {
+            let base = match self.packed.take() {
+                Some(packed) => packed.dense(&self.base),
+                None => self.base,
+            };
+            let change = factors.cast(base.dtype()).product();
+            self.base = base + change;
+            self.norms = BaseNorms::default();
+        }
+        self
+    }
+}
+
+fn linear<const D: usize>(layer: &Linear, seen: impl Seen<D>) -> Tensor<D> {
+    match layer.weight.reparameterization::<Stack>() {
+        Some(stack) if stack.merged.is_none() => through_seen(&Place::of(layer, stack), seen),
+        _ => seen.fused(
+            layer.weight.val().into(),
+            layer.bias.as_ref().map(Param::val),
+            None,
+        ),
+    }
+}
+
+/// The output of a linear layer, adapters and all.
+pub(crate) fn through<const D: usize>(place: &Place<'_>, input: Tensor<D>) -> Tensor<D> {
+    through_seen(place, input)
+}
+
+fn through_seen<const D: usize>(place: &Place<'_>, seen: impl Seen<D>) -> Tensor<D> {
+    let stack = place.stack;
+    if let Some(merged) = &stack.merged {
+        return seen.fused(merged.get::<2>().into(), place.bias.clone(), None);
+    }
+    if let Some(rows) = &stack.rows {
+        return rows::linear(place, rows, seen.whole());
+    }
+    if let Some(factors) = place.low_rank() {
+        let factors = side_by_side(factors, seen.dtype());
+        return seen.fused(place.weight(), place.bias.clone(), factors);
     }
     let input = seen.whole();
     let mut shape = input.dims();
-    let [d_in, d_out] = layer.weight.dims();
+    let [d_in, d_out] = place.base.dims();
     let rows = input.reshape([-1, d_in as isize]);
+    let place = place.clone().composed();
     let inner = InnerLinear {
-        base: layer.weight.base(),
-        packed: stack.packed.as_ref(),
-        bias,
-        norms: &stack.norms,
-        below: &adapters,
+        base: place.base,
+        packed: place.packed.as_ref(),
+        bias: place.bias,
+        norms: &place.norms,
+        below: &stack.active_weights(),
     };
     shape[D - 1] = d_out;
     inner.forward(rows).reshape(shape)
@@ -298,31 +368,59 @@ impl<const D: usize> AdaptedForward<Tensor<D>> for RmsNorm {
 /// The sum of the negative log likelihoods of `targets` under an output head `[d, classes]`, adapters and all:
 /// as [`ops::linear_cross_entropy`](crate::ops::linear_cross_entropy) of `head.adapted(hidden)`.
 ///
-/// Adapters that are changes of the weight are folded into one dense matrix for it, without their input dropout.
-/// All logits are formed only where the head has a bias, or an adapter adds more than a weight can.
+/// Low-rank adapters cost no matrix of the head's size. Others that are changes of the weight are folded into one
+/// dense matrix for it, without their input dropout. All logits are formed only where the head has a bias, or an
+/// adapter adds more than a weight can.
 pub fn adapted_cross_entropy(head: &Linear, hidden: Tensor<2>, targets: &[i64]) -> Tensor<1> {
-    let stack = head.weight.reparameterization::<Stack>();
-    let stack = stack.filter(|stack| stack.merged.is_none());
-    let beyond = stack.is_some_and(|stack| {
-        let adapters = stack.active_weights();
-        stack.rows.is_some()
-            || adapters
-                .iter()
-                .any(|adapter| !adapter.is_change_of_weight())
-    });
-    if beyond || head.bias.is_some() {
+    if head.bias.is_some() {
         return peft_ops::reference::cross_entropy(head.adapted(hidden), targets);
     }
-    let rows = match stack {
-        Some(stack) if stack.active().next().is_none() => {
-            match packing::weight(Some(stack), head.weight.base()) {
-                Weight::Dense(weight) => Weight::Dense(weight.transpose()),
-                packed @ Weight::Packed(_) => packed,
-            }
-        }
-        _ => Weight::Dense(head.weight.val().transpose()),
-    };
+    if let Some(stack) = head.weight.reparameterization::<Stack>() {
+        return cross_entropy(&Place::of(head, stack), hidden, targets);
+    }
+    let rows = head.weight.val().transpose();
     peft_ops::linear_cross_entropy(hidden, rows, targets)
+}
+
+/// As [`adapted_cross_entropy`], of a head without a bias.
+pub(crate) fn cross_entropy(place: &Place<'_>, hidden: Tensor<2>, targets: &[i64]) -> Tensor<1> {
+    let stack = place.stack;
+    if let Some(merged) = &stack.merged {
+        let rows = merged.get::<2>().transpose();
+        return peft_ops::linear_cross_entropy(hidden, rows, targets);
+    }
+    let adapters = stack.active_weights();
+    let beyond = adapters
+        .iter()
+        .any(|adapter| !adapter.is_change_of_weight());
+    if let Some(rows) = &stack.rows {
+        // Each row of the batch has as many positions.
+        let ([count, d], classes) = (hidden.dims(), place.base.dims()[1]);
+        let hidden = hidden.reshape([rows.names.len() as isize, -1, d as isize]);
+        let logits = through::<3>(place, hidden).reshape([count, classes]);
+        return peft_ops::reference::cross_entropy(logits, targets);
+    }
+    if beyond {
+        return peft_ops::reference::cross_entropy(through(place, hidden), targets);
+    }
+    let rows_of = |weight| match weight {
+        Weight::Dense(weight) => Weight::Dense(weight.transpose()),
+        packed @ Weight::Packed(_) => packed,
+    };
+    if let Some(factors) = place.low_rank() {
+        let low_rank = side_by_side(factors, hidden.dtype());
+        let rows = rows_of(place.weight());
+        return peft_ops::linear_cross_entropy_with(hidden, rows, low_rank, targets);
+    }
+    let place = place.clone().composed();
+    let inner = InnerLinear {
+        base: place.base,
+        packed: place.packed.as_ref(),
+        bias: None,
+        norms: &place.norms,
+        below: &adapters,
+    };
+    peft_ops::linear_cross_entropy(hidden, inner.weight().transpose(), targets)
 }
 
 /// The probability with which a dropout layer drops on autodiff devices: 0 where the layer is

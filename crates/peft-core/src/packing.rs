@@ -101,6 +101,23 @@ pub(crate) struct PackedBase {
 }
 
 impl PackedBase {
+    /// The same rows, which are a table's, as the outputs of a linear layer.
+    pub(crate) fn of_linear(self) -> Self {
+        Self {
+            transposed: true,
+            ..self
+        }
+    }
+
+    /// The base as a layer's operation takes it.
+    pub(crate) fn weight(&self, stand_in: &Tensor<2>) -> Weight {
+        if self.transposed {
+            Weight::Packed(self.rows.clone())
+        } else {
+            Weight::Dense(self.dense(stand_in))
+        }
+    }
+
     /// The base, of the shape, device and number format of what stands in for it.
     pub(crate) fn dense(&self, stand_in: &Tensor<2>) -> Tensor<2> {
         let rows = self
@@ -126,15 +143,6 @@ impl PackedBase {
             .rows_to_tensor(&rows, &stand_in.device())
             .cast(stand_in.dtype())
             .reshape([batch, length, stand_in.dims()[1]])
-    }
-}
-
-/// The base as a layer's operation takes it.
-pub(crate) fn weight(stack: Option<&Stack>, base: Tensor<2>) -> Weight {
-    match stack.and_then(|stack| stack.packed.as_ref()) {
-        Some(packed) if packed.transposed => Weight::Packed(packed.rows.clone()),
-        Some(packed) => Weight::Dense(packed.dense(&base)),
-        None => Weight::Dense(base),
     }
 }
 
@@ -223,7 +231,7 @@ pub(crate) fn pack<M: Module>(module: &M, layout: &Layout, packer: &dyn Packer) 
             .stack
             .as_ref()
             .is_some_and(|stack| stack.packed.is_some());
-        if !matrix || param.field() != "weight" || is_packed {
+        if !matrix || param.field() != "weight" || is_packed || param.is_tied() {
             continue;
         }
         let transposed = layer.kind == LayerKind::Linear;

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::module::{Module, Param};
-use burn::nn::Linear;
+use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor};
 use peft_ops::LowRank;
 
@@ -12,8 +11,8 @@ use crate::chain::InnerLinear;
 use crate::erased::{AnyAdapter, ErasedWeight};
 use crate::layout::{LayerKind, Layout};
 use crate::mechanism::{self, Edits};
-use crate::packing;
-use crate::stack::{Entry, Stack};
+use crate::nn::Place;
+use crate::stack::Entry;
 use crate::{Error, Result};
 
 /// The adapter of each row of a batch, by name; `None` for the base model.
@@ -134,8 +133,7 @@ pub(crate) fn activate<M: Module>(model: &M, layout: &Layout, rows: &[Option<&st
 /// The layer runs once, for all rows. Low-rank adapters add two batched products; others run once for
 /// each adapter, on the rows that have it.
 pub(crate) fn linear<const D: usize>(
-    layer: &Linear,
-    stack: &Stack,
+    place: &Place<'_>,
     rows: &Rows,
     input: Tensor<D>,
 ) -> Tensor<D> {
@@ -146,15 +144,14 @@ pub(crate) fn linear<const D: usize>(
         "the model was told the adapters of {count} rows, and the batch has {} ({shape:?})",
         shape[0],
     );
-    let [d_in, d_out] = layer.weight.dims();
+    let [d_in, d_out] = place.base.dims();
     let mut output_shape = shape;
     output_shape[D - 1] = d_out;
     let input = input.reshape([count as isize, -1, d_in as isize]);
-    let bias = layer.bias.as_ref().map(Param::val);
     let adapters: Vec<Option<&dyn ErasedWeight>> = rows
         .groups
         .iter()
-        .map(|group| match &stack.entries[group.entry?].adapter {
+        .map(|group| match &place.stack.entries[group.entry?].adapter {
             AnyAdapter::Weight(adapter) => Some(adapter.as_ref()),
             _ => None,
         })
@@ -169,10 +166,8 @@ pub(crate) fn linear<const D: usize>(
             }
         })
         .collect();
-    let base = layer.weight.base();
-    let packed = stack.packed.as_ref();
     let output = if let Some(mut factors) = factors {
-        let weight = packing::weight(Some(stack), base);
+        let (weight, bias) = (place.weight(), place.bias.clone());
         if factors.len() < 2 {
             return peft_ops::linear(input, weight, bias, factors.pop().flatten())
                 .reshape(output_shape);
@@ -192,10 +187,10 @@ pub(crate) fn linear<const D: usize>(
             let [rows, tokens, _] = part.dims();
             let below: Vec<&dyn ErasedWeight> = adapter.iter().copied().collect();
             let inner = InnerLinear {
-                base: base.clone(),
-                packed,
-                bias: bias.clone(),
-                norms: &stack.norms,
+                base: place.base.clone(),
+                packed: place.packed.as_ref(),
+                bias: place.bias.clone(),
+                norms: &place.norms,
                 below: &below,
             };
             inner

@@ -40,15 +40,24 @@ pub struct SavedParam<const R: usize, const OF_MODULE: bool> {
     key: String,
     #[module(skip)]
     transposed: bool,
+    /// Upstream's name of the weight of a tied head, if that follows this table.
+    #[module(skip)]
+    head: Option<String>,
 }
 
 impl SavedParam<1, true> {
-    /// A copy of `param`, of whatever rank it is, for `modules_to_save`.
-    pub(crate) fn of_module(param: &LayoutParam, transposed: bool) -> AnyAdapter {
+    /// A copy of `param`, of whatever rank it is, for `modules_to_save`; `head` is the weight of a tied head that
+    /// follows it.
+    pub(crate) fn of_module(
+        param: &LayoutParam,
+        transposed: bool,
+        head: Option<&LayoutParam>,
+    ) -> AnyAdapter {
         with_rank!(param.shape().len(), R => AnyAdapter::weight(SavedParam::<R, true> {
             value: Param::from_tensor(param.value::<R>().detach()),
             key: param.name.clone(),
             transposed,
+            head: head.map(|head| head.name.clone()),
         }))
     }
 }
@@ -60,6 +69,7 @@ impl SavedParam<1, false> {
             value: Param::from_tensor(param.value::<1>().detach()),
             key: key.unwrap_or_else(|| param.name.clone()),
             transposed: false,
+            head: None,
         }
     }
 }
@@ -69,6 +79,10 @@ impl<const R: usize, const OF_MODULE: bool> Adapter for SavedParam<R, OF_MODULE>
 
     fn tensors(&self) -> Vec<TensorSpec> {
         let spec = TensorSpec::named("value", &self.key);
+        let spec = match &self.head {
+            Some(head) => spec.twin(TensorSpec::named("value", head)),
+            None => spec,
+        };
         vec![if self.transposed {
             spec.transposed()
         } else {
@@ -97,5 +111,9 @@ impl<const R: usize, const OF_MODULE: bool> WeightAdapter for SavedParam<R, OF_M
             .try_into()
             .expect("a table is a matrix");
         embedding(self.value.val().reshape(shape), ids)
+    }
+
+    fn moves_tied(&self) -> bool {
+        self.head.is_some()
     }
 }

@@ -52,6 +52,11 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
+    /// Whether there is nothing at the place.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.merged.is_none() && self.packed.is_none()
+    }
+
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.name == name)
     }

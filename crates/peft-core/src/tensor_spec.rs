@@ -89,6 +89,7 @@ pub struct TensorSpec {
     transposed: bool,
     columns: Option<Columns>,
     copy: Option<String>,
+    twin: Option<Box<TensorSpec>>,
 }
 
 impl TensorSpec {
@@ -99,6 +100,7 @@ impl TensorSpec {
             transposed: false,
             columns: None,
             copy: None,
+            twin: None,
         }
     }
 
@@ -145,6 +147,14 @@ impl TensorSpec {
     #[must_use]
     pub fn also(mut self, key: &str) -> Self {
         self.copy = Some(key.into());
+        self
+    }
+
+    /// Upstream writes the same values under the key of `twin`, too, perhaps laid out otherwise: written here as well.
+    /// A file may lack it; where it is there, it must be equal.
+    #[must_use]
+    pub fn twin(mut self, twin: TensorSpec) -> Self {
+        self.twin = Some(Box::new(twin));
         self
     }
 
@@ -316,8 +326,8 @@ impl Columns {
     }
 }
 
-/// By field, for every parameter of an adapter's state.
-pub(crate) type Specs = HashMap<String, Stored>;
+/// By field, for every parameter of an adapter's state: where it is, and where its twin is.
+pub(crate) type Specs = HashMap<String, (Stored, Option<Stored>)>;
 
 pub(crate) fn specs_by_field(
     adapter: &dyn ErasedModule,
@@ -325,16 +335,17 @@ pub(crate) fn specs_by_field(
     layer: &str,
     name: &str,
 ) -> Specs {
+    let stored = |spec: &TensorSpec| Stored {
+        key: spec.key(style, layer, name),
+        transposed: spec.transposed,
+        columns: spec.columns,
+    };
     adapter
         .tensors()
         .into_iter()
         .map(|spec| {
-            let stored = Stored {
-                key: spec.key(style, layer, name),
-                transposed: spec.transposed,
-                columns: spec.columns,
-            };
-            (spec.field, stored)
+            let twin = spec.twin.as_deref().map(stored);
+            (spec.field.clone(), (stored(&spec), twin))
         })
         .collect()
 }

@@ -4,13 +4,17 @@ use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
     Param,
 };
-use burn::nn::Embedding;
+use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, Tensor};
-use peft_ops::Weight;
+use peft_ops::LowRank;
 
-use crate::erased::{AnyAdapter, AnyTensor};
+use crate::chain::BaseNorms;
+use crate::erased::{AnyTensor, ErasedWeight};
+use crate::layout::LayoutParam;
 use crate::mechanism::{self, SEGMENT};
-use crate::packing;
+use crate::nn::{self, AdaptedForward, Place};
+use crate::packing::{self, PackedBase};
+use crate::saved;
 use crate::stack::Stack;
 
 /// Container that a tied head reports to visitors.
@@ -18,106 +22,177 @@ pub(crate) const TIED: &str = "TiedHead";
 
 /// The output head of a language model that has no matrix of its own: it is the embedding table, transposed.
 ///
-/// A field of the model, beside the [`Embedding`]. Without a matrix it has no parameters. As upstream has it,
-/// an adapter of the table changes the embeddings and not the head; trained rows of the table, which are new
-/// tokens, change both. Merging such an adapter would change the head with the table, so it gives the head a
-/// matrix of its own, the table as it was: outputs stay what they are. (Hugging Face PEFT 0.21 merges into
-/// both, and its merged model computes something else than the unmerged one.)
+/// A field of the model, beside the [`Embedding`]. Without a matrix it has no parameters; to methods it is a linear
+/// layer all the same, whose weight `[d, vocabulary]` is the table. As upstream has it,
+///
+/// - an adapter of the table changes the embeddings and not the head;
+/// - an adapter of the head, or a saved copy of it, changes the head and not the embeddings;
+/// - trained rows of the table, which are new tokens, change both, and so does what is attached with
+///   `ensure_weight_tying` ([`WeightAdapter::moves_tied`](crate::WeightAdapter::moves_tied)).
+///
+/// Where the two differ once adapters are folded in, the head gets a matrix of its own: outputs stay what they
+/// are. (Hugging Face PEFT 0.21 merges into both, and its merged model computes something else than the unmerged
+/// one.)
 #[derive(Clone, Debug)]
 pub struct TiedHead {
     table: &'static str,
-    own: Option<Param<Tensor<2>>>,
+    own: Option<Linear>,
+    /// Adapters of the head; none where it has a matrix of its own, which holds them itself.
+    stack: Stack,
 }
 
 impl TiedHead {
     /// The head of the table at `table`: its path of fields, from the struct that holds the head, as in
     /// `model.embed_tokens`.
     pub fn new(table: &'static str) -> Self {
-        Self { table, own: None }
+        Self {
+            table,
+            own: None,
+            stack: Stack::default(),
+        }
     }
 
     /// The head's own matrix `[vocabulary, d]`, if it has got one.
     pub fn own(&self) -> Option<Tensor<2>> {
-        self.own.as_ref().map(Param::val)
+        self.own.as_ref().map(|own| own.weight.val().transpose())
     }
 
-    /// The head's matrix, one row for each token, for [`linear_cross_entropy`](crate::ops::linear_cross_entropy).
-    pub fn rows(&self, table: &Embedding) -> Weight {
-        if let Some(own) = &self.own {
-            return Weight::Dense(own.val());
-        }
-        let base = table.weight.base();
-        let Some(stack) = table.weight.reparameterization::<Stack>() else {
-            return Weight::Dense(base);
-        };
-        if followers(stack).next().is_some() {
-            let base = packing::dense(Some(stack), &AnyTensor::new(base));
-            return Weight::Dense(followed(stack, base).get());
-        }
-        match &stack.packed {
-            Some(packed) => Weight::Packed(packed.rows.clone()),
-            None => Weight::Dense(base),
-        }
-    }
-
-    /// Logits `[batch, seq, vocabulary]` of hidden states `[batch, seq, d]`.
+    /// Logits `[batch, seq, vocabulary]` of hidden states `[batch, seq, d]`, adapters and all.
     pub fn logits(&self, table: &Embedding, hidden: Tensor<3>) -> Tensor<3> {
-        let weight = match self.rows(table) {
-            Weight::Dense(rows) => Weight::Dense(rows.transpose()),
-            packed @ Weight::Packed(_) => packed,
-        };
-        peft_ops::linear(hidden, weight, None, None)
+        match &self.own {
+            Some(own) => own.adapted(hidden),
+            None => nn::through(&self.place(table), hidden),
+        }
+    }
+
+    /// The sum of the negative log likelihoods of `targets` under the logits of `hidden` `[rows, d]`, adapters and
+    /// all: as [`adapted_cross_entropy`](crate::adapted_cross_entropy) of a head with a matrix.
+    pub fn cross_entropy(
+        &self,
+        table: &Embedding,
+        hidden: Tensor<2>,
+        targets: &[i64],
+    ) -> Tensor<1> {
+        match &self.own {
+            Some(own) => nn::adapted_cross_entropy(own, hidden, targets),
+            None => nn::cross_entropy(&self.place(table), hidden, targets),
+        }
+    }
+
+    /// The head as a linear layer.
+    fn place(&self, table: &Embedding) -> Place<'_> {
+        let on_table = table.weight.reparameterization::<Stack>();
+        let mut base = table.weight.base().transpose();
+        let mut packed = on_table.and_then(|stack| stack.packed.clone());
+        let mut below = Vec::new();
+        if let Some(on_table) = on_table {
+            let low_rank = followers(on_table).map(ErasedWeight::tied_low_rank);
+            if let (Some(merged), false) = (&on_table.merged, parts(on_table)) {
+                // What the head follows is all there is, and is computed already.
+                base = merged.get::<2>().transpose();
+                packed = None;
+            } else if let Some(factors) = low_rank.collect::<Option<Vec<LowRank>>>() {
+                below = factors;
+            } else {
+                let table = AnyTensor::new(table.weight.base());
+                base = followed(on_table, table).get::<2>().transpose();
+                packed = None;
+            }
+        }
+        Place {
+            base,
+            packed: packed.map(PackedBase::of_linear),
+            bias: None,
+            below,
+            norms: BaseNorms::default(),
+            stack: &self.stack,
+        }
     }
 }
 
 /// Active adapters of the table that the head follows.
-fn followers(stack: &Stack) -> impl Iterator<Item = &AnyAdapter> {
-    let adapters = stack.active().map(|entry| &entry.adapter);
-    adapters
-        .filter(|adapter| matches!(adapter, AnyAdapter::Weight(adapter) if adapter.moves_tied()))
+fn followers(stack: &Stack) -> impl Iterator<Item = &dyn ErasedWeight> {
+    stack
+        .active_weights()
+        .into_iter()
+        .filter(|adapter| adapter.moves_tied())
 }
 
-/// The table as the head sees it.
-pub(crate) fn followed(stack: &Stack, base: AnyTensor) -> AnyTensor {
-    followers(stack).fold(base, |table, adapter| match adapter {
-        AnyAdapter::Weight(adapter) => adapter.compose(table),
-        _ => table,
-    })
+/// The table as the head sees it; `base` is the parameter's own tensor.
+fn followed(stack: &Stack, base: AnyTensor) -> AnyTensor {
+    let mut followers = followers(stack).peekable();
+    // A copy does not look at what it takes the place of.
+    let base = match followers.peek() {
+        Some(first) if first.method() == saved::MODULE => base,
+        _ => packing::dense(Some(stack), &base),
+    };
+    followers.fold(base, |table, adapter| adapter.compose(table))
 }
 
 /// Whether an active adapter changes the table and not the head.
-pub(crate) fn parts(stack: &Stack) -> bool {
+fn parts(stack: &Stack) -> bool {
     stack.active().count() > followers(stack).count()
+}
+
+/// What a head multiplies by, `[d, vocabulary]`, with all that is active, where the table with all that is active
+/// on it is something else.
+pub(crate) fn parted(head: &LayoutParam, table: &LayoutParam) -> Option<AnyTensor> {
+    let own = head.stack.as_ref().map(Stack::active_weights);
+    let own = own.unwrap_or_default();
+    let seen = match &table.stack {
+        Some(stack) if own.is_empty() && !parts(stack) => return None,
+        Some(stack) => followed(stack, table.base.clone()),
+        None if own.is_empty() => return None,
+        None => table.base.clone(),
+    };
+    let seen = AnyTensor::new(seen.get::<2>().transpose());
+    let whole = own
+        .into_iter()
+        .fold(seen, |weight, adapter| adapter.compose(weight));
+    Some(whole.detach())
+}
+
+/// Whether the head goes on reading the table as it was, although what is active on that is merged.
+pub(crate) fn reads_base(head: &LayoutParam, table: &LayoutParam) -> bool {
+    let own = head.stack.as_ref().and_then(|stack| stack.active().next());
+    let follows = table
+        .stack
+        .as_ref()
+        .is_some_and(|stack| followers(stack).next().is_some());
+    own.is_none() && !follows
 }
 
 impl Module for TiedHead {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        visitor.enter_module(SEGMENT, TIED);
-        mechanism::report_tied(self.table, self.own.is_some());
-        visitor.exit_module(SEGMENT, TIED);
         if let Some(own) = &self.own {
-            visitor.enter_module("weight", TIED);
-            visitor.visit_float(own);
-            visitor.exit_module("weight", TIED);
+            return own.visit(visitor);
         }
+        visitor.enter_module(SEGMENT, TIED);
+        mechanism::report_tied(self.table);
+        self.stack.visit(visitor);
+        visitor.exit_module(SEGMENT, TIED);
     }
 
     fn map<M: ModuleMapper>(mut self, mapper: &mut M) -> Self {
+        if let Some(own) = self.own {
+            self.own = Some(own.map(mapper));
+            return self;
+        }
         mapper.enter_module(SEGMENT, TIED);
-        if let Some(table) = mechanism::untied() {
-            self.own = Some(Param::from_tensor(table).set_require_grad(false));
+        self.stack = self.stack.map(mapper);
+        if let Some(weight) = mechanism::untied() {
+            self.stack = Stack::default();
+            self.own = Some(Linear {
+                weight: Param::from_tensor(weight).set_require_grad(false),
+                bias: None,
+            });
         }
         mapper.exit_module(SEGMENT, TIED);
-        self.own = self.own.map(|own| {
-            mapper.enter_module("weight", TIED);
-            let own = mapper.map_float(own);
-            mapper.exit_module("weight", TIED);
-            own
-        });
         self
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {
+        let devices = self.stack.collect_devices(devices);
         match &self.own {
             Some(own) => own.collect_devices(devices),
             None => devices,
@@ -126,16 +201,19 @@ impl Module for TiedHead {
 
     fn to_device(mut self, device: &Device) -> Self {
         self.own = self.own.map(|own| own.to_device(device));
+        self.stack = self.stack.to_device(device);
         self
     }
 
     fn fork(mut self, device: &Device) -> Self {
         self.own = self.own.map(|own| own.fork(device));
+        self.stack = self.stack.fork(device);
         self
     }
 
     fn train(mut self) -> Self {
         self.own = self.own.map(Module::train);
+        self.stack = self.stack.train();
         self
     }
 
@@ -143,6 +221,7 @@ impl Module for TiedHead {
         Self {
             table: self.table,
             own: self.own.as_ref().map(Module::valid),
+            stack: self.stack.valid(),
         }
     }
 

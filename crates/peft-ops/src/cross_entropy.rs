@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::extension::{Fused, Maybe};
 #[cfg(feature = "flex")]
 use crate::fuses;
-use crate::linear::Weight;
+use crate::linear::{LowRank, Weight};
 use crate::reference;
 
 /// The sum of the negative log likelihoods, in nats, of `targets` under `softmax(hidden · headᵀ)`: `[1]`.
@@ -29,6 +29,22 @@ pub fn linear_cross_entropy(
     head: impl Into<Weight>,
     targets: &[i64],
 ) -> Tensor<1> {
+    linear_cross_entropy_with(hidden, head, None, targets)
+}
+
+/// As [`linear_cross_entropy`], with a low-rank addition to the head where there is one: the logits are
+/// `hidden · headᵀ + s·(drop(hidden) A) B`. The factors are a linear layer's, A `[d, r]` and B `[r, classes]`, and no
+/// matrix of the head's size is made of them.
+///
+/// # Panics
+///
+/// If shapes do not fit, or a target is no class.
+pub fn linear_cross_entropy_with(
+    hidden: Tensor<2>,
+    head: impl Into<Weight>,
+    low_rank: Option<LowRank>,
+    targets: &[i64],
+) -> Tensor<1> {
     let head = head.into();
     let [rows, width] = hidden.dims();
     let [classes, d] = match &head {
@@ -40,6 +56,20 @@ pub fn linear_cross_entropy(
     if let Some(target) = targets.iter().find(|target| **target >= classes as i64) {
         panic!("target {target} of {classes} classes");
     }
+    if let Some(LowRank { down, up, .. }) = &low_rank {
+        let ([d_in, rank], [r, d_out]) = (down.dims(), up.dims());
+        assert_eq!((d_in, r, d_out), (d, rank, classes), "shapes of factors");
+    }
+    let added = low_rank.map(|factors| {
+        let LowRank {
+            down,
+            up,
+            scale,
+            dropout,
+        } = factors.cast(hidden.dtype());
+        let seen = crate::dropout(hidden.clone(), dropout);
+        (seen.matmul(down) * scale, up)
+    });
     #[cfg(feature = "flex")]
     if fuses(&hidden) {
         let (dense, packed) = match &head {
@@ -47,10 +77,13 @@ pub fn linear_cross_entropy(
             Weight::Packed(packed) => (None, Some(packed.clone())),
         };
         if dense.as_ref().is_none_or(|head| head.dtype() == DType::F32) {
+            let (through, up) = added.unzip();
             return Tensor::from_dispatch(<Dispatch as Fused>::linear_cross_entropy(
                 hidden.into_dispatch(),
                 Maybe::from(dense.map(Tensor::into_dispatch)),
                 packed,
+                Maybe::from(through.map(Tensor::into_dispatch)),
+                Maybe::from(up.map(Tensor::into_dispatch)),
                 Arc::new(targets.to_vec()),
             ));
         }
@@ -59,5 +92,11 @@ pub fn linear_cross_entropy(
         Weight::Dense(tensor) => tensor,
         Weight::Packed(packed) => packed.to_tensor(&hidden.device()).cast(hidden.dtype()),
     };
-    reference::linear_cross_entropy(hidden, head, targets)
+    match added {
+        Some((through, up)) => {
+            let logits = hidden.matmul(head.transpose()) + through.matmul(up);
+            reference::cross_entropy(logits, targets)
+        }
+        None => reference::linear_cross_entropy(hidden, head, targets),
+    }
 }

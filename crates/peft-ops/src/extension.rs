@@ -115,11 +115,13 @@ pub(crate) trait Fused: Backend {
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// The sum of the cross entropies of `hidden` `[rows, d]` under a head `[classes, d]`, which is there
-    /// unless it is packed: `[1]`.
+    /// unless it is packed: `[1]`. `through` `[rows, r]` times `up` `[r, classes]` is added to the logits.
     fn linear_cross_entropy(
         hidden: FloatTensor<Self>,
         #[extension_type] head: Maybe<Self>,
         packed: Option<Packed>,
+        #[extension_type] through: Maybe<Self>,
+        #[extension_type] up: Maybe<Self>,
         targets: Arc<Vec<i64>>,
     ) -> FloatTensor<Self>;
 

@@ -42,7 +42,7 @@ use extension::Fused;
 
 pub use adamw::{AdamWOptions, adamw};
 pub use attention::{AttentionInputs, AttentionOptions, Segments, attention, linear_of_attention};
-pub use cross_entropy::linear_cross_entropy;
+pub use cross_entropy::{linear_cross_entropy, linear_cross_entropy_with};
 pub use linear::{
     LowRank, Weight, add_low_rank, linear, linear_of_gelu, linear_of_rms_norm, linear_of_swiglu,
 };

@@ -129,6 +129,89 @@ fn factors_in_16_bits_compute_in_32_and_train() {
     }
 }
 
+/// A head that is a packed table: adapted, saved whole, and kept equal to the table.
+#[test]
+fn a_head_that_is_a_packed_table_takes_adapters() {
+    use burn::module::Module as _;
+    use peft_core::ConfigExt as _;
+    let lora = |target: &str| LoraConfig::new(3).with_targets([target]);
+    let cases = [
+        ("LoRA", lora("lm_head")),
+        ("DoRA", lora("lm_head").with_dora(true)),
+        (
+            "saved head",
+            lora("q_proj").with_modules_to_save(["lm_head"]),
+        ),
+        ("LoRA of both", lora("lm_head").with_weight_tying(true)),
+        (
+            "saved both",
+            lora("q_proj")
+                .with_modules_to_save(["embed_tokens"])
+                .with_weight_tying(true),
+        ),
+    ];
+    for (name, device) in cpu_devices() {
+        let config = QLoraConfig::new(4);
+        let packer = config.packer().unwrap();
+        let loader = LlamaLoader::new(BASE).with_packer(&packer);
+        let base = loader.load(&device.clone().autodiff()).unwrap();
+        let formats = |model: &Llama| {
+            let packed = model.packed_weights().into_iter();
+            packed
+                .map(|(layer, rows)| (layer, rows.format().to_string()))
+                .collect::<Vec<_>>()
+        };
+        let before = logits(&base.valid(), &device);
+        for (case, config) in &cases {
+            let what = format!("{case} on {name}");
+            let mut model = base.attach("mine", config).unwrap();
+            let moved = farthest(&logits(&model.valid(), &device), &before);
+            assert!(moved < 1e-5, "{what}: {moved}");
+            let mut optimizer = AdamWConfig::new().init();
+            for _ in 0..3 {
+                let loss = model.loss(&text());
+                let gradients = GradientsParams::from_grads(loss.backward(), &model);
+                model = optimizer.step(2e-2, model, gradients);
+            }
+            let after = logits(&model.valid(), &device);
+            assert!(farthest(&after, &before) > 0.02, "{what}");
+            let whole = Tensor::<3>::from_data(after.clone(), &device).reshape([12, 101]);
+            let expected = peft_core::ops::reference::cross_entropy(whole, &text().targets);
+            let expected = expected.into_scalar::<f32>();
+            let loss = model.valid().loss(&text()).into_scalar::<f32>();
+            assert!(
+                (loss / expected - 1.0).abs() < 1e-5,
+                "{what}: {loss} {expected}"
+            );
+
+            let dir = tempfile::tempdir().unwrap();
+            model.save_adapter("mine", dir.path()).unwrap();
+            let again = base.load_adapter("again", dir.path(), METHODS).unwrap();
+            let distance = farthest(&logits(&again.valid(), &device), &after);
+            assert!(distance < 1e-5, "{what}: {distance}");
+            let merged = model.merge_adapters().unwrap();
+            assert!(
+                farthest(&logits(&merged.valid(), &device), &after) < 1e-4,
+                "{what}"
+            );
+            let plain = model.merge_and_unload().unwrap();
+            assert!(
+                farthest(&logits(&plain.valid(), &device), &after) < 1e-4,
+                "{what}"
+            );
+            for bare in [
+                model.unload(),
+                model.detach("mine"),
+                model.disable_adapters(),
+            ] {
+                let bare = bare.unwrap();
+                assert_eq!(logits(&bare.valid(), &device), before, "{what}");
+                assert_eq!(formats(&bare), formats(&base), "{what}");
+            }
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_is_refused() {
     let (_, device) = cpu_devices().remove(0);

@@ -211,6 +211,11 @@ impl Adapter {
                 "it has rows of an embedding table, which do not add up",
             ));
         }
+        if config.ensure_weight_tying {
+            return Err(refuse(
+                "it has `ensure_weight_tying`, and what is combined would not keep table and head equal",
+            ));
+        }
         let mut factors = BTreeMap::new();
         for (layer, state) in model.adapter_states::<LoraLinear>(name)? {
             let change = state.change();

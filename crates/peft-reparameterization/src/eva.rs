@@ -139,6 +139,10 @@ pub fn eva<M: PeftModule>(
     if !(1.0..=1000.0).contains(&rho) {
         return refuse("rho", &rho, "in [1, 1000]");
     }
+    if config.ensure_weight_tying {
+        let expected = "false: factors that come from a layer's inputs are not a table's";
+        return refuse("ensure_weight_tying", &true, expected);
+    }
     let plain = "leave it out: not with EVA";
     if config.use_dora {
         return refuse("use_dora", &true, plain);

@@ -204,6 +204,7 @@ impl Method for Given {
                             lora_b: param(right, [rank, columns], weight),
                             scale: factors.scale,
                             magnitude: None,
+                            head: None,
                         },
                     ),
                     Kind::Conv2d([channels, height, width]) => plan.adapt_weight(

@@ -12,12 +12,12 @@ use serde_json::Value;
 
 use crate::dora::{Magnitude, norms_of_rows};
 use crate::family::{
-    Bias, Target, at_least_one, common_method, patterns, refuse_unsupported, refuse_unused, select,
+    Bias, at_least_one, common_method, patterns, refuse_unsupported, refuse_unused, select,
     train_biases,
 };
-use crate::lora_config::{LoraConfig, TokenRows};
+use crate::lora_config::LoraConfig;
 use crate::lora_init::{Start, orthogonal};
-use crate::lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear, Removed};
+use crate::lora_state::{Follower, LoraBias, LoraConv2d, LoraEmbedding, LoraLinear, Removed};
 
 /// LoRA's registration.
 pub static LORA: MethodInfo = MethodInfo {
@@ -47,8 +47,8 @@ const UNSUPPORTED: &[&str] = &[
 ];
 
 /// Rank and scale of one layer.
-#[derive(Clone, Copy)]
-struct Size {
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Size {
     rank: usize,
     scale: f64,
 }
@@ -160,7 +160,15 @@ impl LoraConfig {
         plan.adapt_weight(param, state);
     }
 
-    fn adapt_embedding(&self, param: &LayoutParam, size: Size, start: Start, plan: &mut Plan) {
+    /// `head`: one that is the table, and follows.
+    fn adapt_embedding(
+        &self,
+        param: &LayoutParam,
+        size: Size,
+        start: Start,
+        head: Option<&Layer>,
+        plan: &mut Plan,
+    ) {
         let [rows, width] = [param.shape()[0], param.shape()[1]];
         let like = (&param.device(), param.dtype());
         let init = plan.init();
@@ -174,6 +182,10 @@ impl LoraConfig {
             lora_b,
             scale: size.scale,
             magnitude: None,
+            head: head.map(|head| Follower {
+                name: head.name.clone(),
+                dropout: DropoutConfig::new(self.lora_dropout).init(),
+            }),
         };
         state.magnitude = self.magnitude(plan, [width], param, || {
             column_norms(param.value::<2>() + state.delta())
@@ -217,72 +229,6 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// Rows of embedding tables, trained whole.
-    fn train_token_rows(
-        &self,
-        layout: &Layout,
-        adapted: &[Target<'_>],
-        plan: &mut Plan,
-    ) -> Result<()> {
-        const KEY: &str = "token_adapter.trainable_tokens_delta";
-        let refuse = |value: &dyn std::fmt::Debug, expected: String| {
-            let field = "trainable_token_indices";
-            Err(Error::config(LORA.title, field, value, expected))
-        };
-        let is_table = |layer: &&Layer| layer.kind == LayerKind::Embedding;
-        let mut wanted: Vec<(&Layer, &[usize])> = Vec::new();
-        match &self.trainable_token_indices {
-            None => return Ok(()),
-            Some(TokenRows::OfTokens(rows)) => {
-                let Some(table) = layout.layers.iter().find(is_table) else {
-                    return refuse(rows, "none: this model has no embedding table".into());
-                };
-                wanted.push((table, rows));
-            }
-            Some(TokenRows::ByTable(tables)) => {
-                for (name, rows) in tables {
-                    let named = |layer: &&Layer| {
-                        layer.name == *name || layer.name.ends_with(&format!(".{name}"))
-                    };
-                    let Some(table) = layout.layers.iter().filter(is_table).find(named) else {
-                        return refuse(name, "the name of an embedding table of this model".into());
-                    };
-                    wanted.push((table, rows));
-                }
-            }
-        }
-        for (index, (table, rows)) in wanted.iter().copied().enumerate() {
-            let twice = wanted[..index]
-                .iter()
-                .any(|(other, _)| other.name == table.name);
-            if twice {
-                let expected = format!("one list for `{}`", table.name);
-                return refuse(&rows, expected);
-            }
-            let Some(weight) = layout.param(table, "weight") else {
-                continue;
-            };
-            let most = weight.shape()[0];
-            let mut sorted = rows.to_vec();
-            sorted.sort_unstable();
-            if sorted.last().is_none_or(|last| *last >= most)
-                || sorted.windows(2).any(|pair| pair[0] == pair[1])
-            {
-                let expected = format!(
-                    "different numbers below {most}, the rows of `{}`, and at least one",
-                    table.name
-                );
-                return refuse(&rows, expected);
-            }
-            if adapted.iter().any(|(layer, _)| layer.name == table.name) {
-                let expected = format!("none of `{}`, which is a target itself", table.name);
-                return refuse(&rows, expected);
-            }
-            plan.train_rows(weight, rows, KEY);
-        }
-        Ok(())
-    }
-
     /// Checks what only a layer's shape tells.
     fn fits(&self, layer: &Layer, param: &LayoutParam, size: Size, start: Start) -> Result<()> {
         let shape = param.shape();
@@ -318,6 +264,10 @@ impl LoraConfig {
 
 impl Method for LoraConfig {
     common_method!(LORA);
+
+    fn ties_heads(&self) -> bool {
+        self.ensure_weight_tying
+    }
 
     fn validate(&self) -> Result<()> {
         let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
@@ -376,7 +326,7 @@ impl Method for LoraConfig {
         let (ranks, alphas) = (self.ranks()?, self.alphas()?);
         refuse_unused(&ranks, &targets, plan)?;
         refuse_unused(&alphas, &targets, plan)?;
-        for &(layer, weight) in &targets {
+        let size = |layer: &Layer| {
             let rank = ranks.get(&layer.name)?.unwrap_or(self.r);
             let alpha = alphas.get(&layer.name)?.unwrap_or(self.lora_alpha);
             let divisor = if self.use_rslora {
@@ -384,10 +334,14 @@ impl Method for LoraConfig {
             } else {
                 rank as f64
             };
-            let size = Size {
+            Ok(Size {
                 rank,
                 scale: alpha / divisor,
-            };
+            })
+        };
+        let (targets, followed) = self.tied_targets(layout, targets, plan, size)?;
+        for &(layer, weight) in &targets {
+            let size = size(layer)?;
             // What is taken out of the base is as large as the configuration says.
             if plan.strict() || start.takes_out() {
                 self.fits(layer, weight, size, start)?;
@@ -398,7 +352,12 @@ impl Method for LoraConfig {
                 && layout.param(layer, "bias").is_none();
             match layer.kind {
                 LayerKind::Linear => self.adapt_linear(weight, size, start, added, plan),
-                LayerKind::Embedding => self.adapt_embedding(weight, size, start, plan),
+                LayerKind::Embedding => {
+                    let mut pairs = followed.iter();
+                    let pair = pairs.find(|(_, table)| table.name == layer.name);
+                    let head = pair.map(|(head, _)| *head);
+                    self.adapt_embedding(weight, size, start, head, plan);
+                }
                 _ => self.adapt_conv2d(weight, size, start, plan),
             }
             if with_bias && !added {

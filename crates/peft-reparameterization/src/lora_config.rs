@@ -87,6 +87,11 @@ pub struct LoraConfig {
     /// the tokens, or lists by the table's name. Default: none. A table cannot be among the targets, too.
     #[serde(default)]
     pub trainable_token_indices: Option<TokenRows>,
+    /// Whether an output head that is the embedding table goes on being it: a saved copy of either, or LoRA on either,
+    /// then is one for both, on the table. Default: false, the two part. Not with `use_dora` or `lora_bias` on
+    /// them.
+    #[serde(default)]
+    pub ensure_weight_tying: bool,
     /// Trains B only (LoRA-FA, Zhang et al. 2023). Default: false. Upstream has no such field: there it
     /// is a setting of the optimizer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -134,6 +139,7 @@ impl LoraConfig {
             bias: Bias::None,
             lora_bias: false,
             trainable_token_indices: None,
+            ensure_weight_tying: false,
             freeze_a: false,
             init_lora_weights: InitLora::default(),
             rank_pattern: Map::new(),
@@ -182,6 +188,13 @@ impl LoraConfig {
     #[must_use]
     pub fn with_token_rows(mut self, rows: impl Into<Vec<usize>>) -> Self {
         self.trainable_token_indices = Some(TokenRows::OfTokens(rows.into()));
+        self
+    }
+
+    /// Keeps a head that is the embedding table equal to it.
+    #[must_use]
+    pub fn with_weight_tying(mut self, ensure_weight_tying: bool) -> Self {
+        self.ensure_weight_tying = ensure_weight_tying;
         self
     }
 

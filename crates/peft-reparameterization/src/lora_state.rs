@@ -166,6 +166,18 @@ pub struct LoraEmbedding {
     pub scale: f64,
     /// DoRA's magnitude of each feature, `[d]`.
     pub magnitude: Option<Magnitude<1>>,
+    /// The head that is the table and has the same factors (`ensure_weight_tying`).
+    pub head: Option<Follower>,
+}
+
+/// A tied head that follows the LoRA of its table: logits change by `s·(drop(h) Bᵀ) Aᵀ`.
+#[derive(Module, Debug)]
+pub struct Follower {
+    /// Upstream's name of the head.
+    #[module(skip)]
+    pub name: String,
+    /// On what the head's factors see; on the activation side only.
+    pub dropout: Dropout,
 }
 
 impl LoraEmbedding {
@@ -188,9 +200,20 @@ impl Adapter for LoraEmbedding {
     const METHOD: &'static str = "lora";
 
     fn tensors(&self) -> Vec<TensorSpec> {
+        let spec = |field: &str, key: &str, of_head: &str| {
+            let spec = TensorSpec::layer(field, key).transposed();
+            match &self.head {
+                // Transposed once more: what comes in at the table comes out at the head.
+                Some(head) => spec.twin(TensorSpec::named(
+                    field,
+                    &format!("{}.{of_head}", head.name),
+                )),
+                None => spec,
+            }
+        };
         vec![
-            TensorSpec::layer("lora_a", "lora_embedding_A").transposed(),
-            TensorSpec::layer("lora_b", "lora_embedding_B").transposed(),
+            spec("lora_a", "lora_embedding_A", "lora_B.weight"),
+            spec("lora_b", "lora_embedding_B", "lora_A.weight"),
             TensorSpec::layer("magnitude.value", "lora_magnitude_vector"),
         ]
     }
@@ -222,6 +245,20 @@ impl WeightAdapter for LoraEmbedding {
                 rows * factor.unsqueeze()
             }
         }
+    }
+
+    fn moves_tied(&self) -> bool {
+        self.head.is_some()
+    }
+
+    fn tied_low_rank(&self) -> Option<LowRank> {
+        let head = self.head.as_ref().filter(|_| self.magnitude.is_none())?;
+        Some(LowRank {
+            down: self.lora_b.val().transpose(),
+            up: self.lora_a.val().transpose(),
+            scale: self.scale,
+            dropout: dropout_rate(&head.dropout),
+        })
     }
 }
 

@@ -204,3 +204,23 @@ fn a_case_that_is_not_named_has_no_excuse() {
         "{refused}"
     );
 }
+
+/// Heads that are the table: adapted, saved beside it, and kept equal to it (`ensure_weight_tying`).
+#[test]
+fn checkpoints_of_tied_heads_compute_what_upstream_computes() {
+    let cases = Path::new("tests/golden/llama_tied");
+    golden::check(
+        &cases.join("base"),
+        cases,
+        &[
+            "lora_tied_head",
+            "lora_saved_both",
+            "lora_saved_norm",
+            "lora_weight_tying_saved",
+            "lora_weight_tying_targets",
+            "lora_weight_tying_tokens",
+            "lora_dora_embedding",
+        ],
+        METHODS,
+    );
+}

@@ -115,7 +115,9 @@ fn differing<'a, V: PartialEq>(
 fn sampled<M: PeftModule>(model: &M) -> String {
     let mut hasher = Sha256::new();
     let layout = model.layout();
-    for param in layout.params.iter().filter(|param| !param.is_trainable()) {
+    // A tied head is its table, which is sampled.
+    let own = layout.params.iter().filter(|param| !param.is_tied());
+    for param in own.filter(|param| !param.is_trainable()) {
         let (name, shape, dtype) = (&param.name, param.shape(), param.dtype());
         let format = param.packed_format().unwrap_or_default();
         hasher.update(format!("{name} {shape:?} {dtype:?} {format}\n"));

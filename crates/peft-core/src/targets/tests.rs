@@ -10,7 +10,6 @@ fn layout() -> Layout {
     Layout {
         params: Vec::new(),
         sites: Vec::new(),
-        tied: Vec::new(),
         layers: vec![
             layer("embeddings.word_embeddings", LayerKind::Embedding, false),
             layer("encoder.layer.0.query", LayerKind::Linear, false),

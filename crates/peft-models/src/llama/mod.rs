@@ -16,7 +16,7 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use peft_core::ops::{Rotary, linear_cross_entropy};
+use peft_core::ops::Rotary;
 use peft_core::{AdaptedForward, Names, Site, SiteKind, TiedHead, adapted_cross_entropy};
 use serde_json::Value;
 
@@ -271,9 +271,7 @@ impl Llama {
             .reshape([rows * batch.length, width]);
         match (&self.lm_head, &self.tied_head) {
             (Some(head), _) => adapted_cross_entropy(head, x, &batch.targets),
-            (None, Some(head)) => {
-                linear_cross_entropy(x, head.rows(&self.model.embed_tokens), &batch.targets)
-            }
+            (None, Some(head)) => head.cross_entropy(&self.model.embed_tokens, x, &batch.targets),
             (None, None) => unreachable!("a model has a head"),
         }
     }

@@ -29,6 +29,62 @@ impl Head<'_> {
     }
 }
 
+/// What is added to the logits: `through · up`.
+#[derive(Clone, Copy)]
+pub(crate) struct Added<'a> {
+    /// `[rows, r]`.
+    pub(crate) through: &'a [f32],
+    /// `[r, classes]`.
+    pub(crate) up: Matrix<'a>,
+}
+
+/// What some rows add to the logits, and where its gradients go.
+struct Through<'a> {
+    /// Of these rows, `[count, r]`.
+    values: Vec<f32>,
+    up: Matrix<'a>,
+    /// Of these rows' gradient, empty if it is not wanted.
+    back: Vec<f32>,
+}
+
+impl<'a> Through<'a> {
+    fn new(added: Added<'a>, rows: &[usize], wanted: bool) -> Self {
+        let [rank, _] = added.up.size();
+        Self {
+            values: gathered(added.through, rows, rank),
+            up: added.up,
+            back: vec![0.0; if wanted { rows.len() * rank } else { 0 }],
+        }
+    }
+
+    fn rank(&self) -> usize {
+        self.up.size()[0]
+    }
+
+    /// Adds to the logits of the classes from `first` on.
+    fn add(&self, first: usize, to: &mut MatrixMut<'_>, [count, classes]: [usize; 2]) {
+        let values = Matrix::new(&self.values, count, self.rank());
+        let up = self.up.columns(first, classes);
+        multiply(to, Mode::Add, values, up, 1.0, true);
+    }
+
+    /// Takes in the gradient of those logits.
+    fn take(&mut self, first: usize, g: Matrix<'_>, d_up: Option<&mut Vec<f32>>) {
+        let ([count, classes], [rank, all]) = (g.size(), self.up.size());
+        if !self.back.is_empty() {
+            let mut to = MatrixMut::new(&mut self.back, count, rank);
+            let up = self.up.columns(first, classes);
+            multiply(&mut to, Mode::Add, g, up.t(), 1.0, true);
+        }
+        if let Some(d_up) = d_up {
+            let values = Matrix::new(&self.values, count, rank);
+            let mut whole = MatrixMut::new(d_up, rank, all);
+            let mut to = whole.column_block(first, classes);
+            multiply(&mut to, Mode::Add, values.t(), g, 1.0, true);
+        }
+    }
+}
+
 /// What [`forward`] computes.
 pub(crate) struct Loss {
     /// Negative log likelihood of every row's target, in nats; 0 where there is none.
@@ -37,86 +93,108 @@ pub(crate) struct Loss {
     pub(crate) d_hidden: Option<Vec<f32>>,
     /// With respect to the head's matrix, `[classes, d]`.
     pub(crate) d_head: Option<Vec<f32>>,
+    /// With respect to what is added to the logits: `[rows, r]`.
+    pub(crate) d_through: Option<Vec<f32>>,
+    /// `[r, classes]`.
+    pub(crate) d_up: Option<Vec<f32>>,
 }
 
-/// Losses of `hidden` `[rows, d]` for `targets`, one for each row, negative where there is none; and their
-/// gradients, `wanted` of the hidden states and of the head. A packed head has none.
+/// Losses of `hidden` `[rows, d]` for `targets`, one for each row, negative where there is none, with what is `added`
+/// to the logits; and the gradients that are `wanted`, in the order of [`Loss`]. A packed head has none.
 ///
 /// With a dense matrix gradients are computed at once, while the logits are there: keeping either would cost their
 /// memory, and computing them twice their time. With a packed one the logits are computed twice, a panel of
 /// classes at a time, as decoding the panels for one block of rows after another takes as long.
-pub(crate) fn forward(hidden: &[f32], head: Head<'_>, targets: &[i64], wanted: [bool; 2]) -> Loss {
+pub(crate) fn forward(
+    hidden: &[f32],
+    head: Head<'_>,
+    added: Option<Added<'_>>,
+    targets: &[i64],
+    wanted: [bool; 4],
+) -> Loss {
     let [classes, d] = head.size();
-    let [of_hidden, of_head] = wanted;
-    let mut each = vec![0.0; targets.len()];
-    let mut d_hidden = of_hidden.then(|| vec![0.0; targets.len() * d]);
-    let mut d_head = of_head.then(|| vec![0.0; classes * d]);
-    let chosen: Vec<usize> = (0..targets.len())
-        .filter(|row| targets[*row] >= 0)
-        .collect();
+    let rank = added.map_or(0, |added| added.up.size()[0]);
+    let rows = targets.len();
+    let [of_hidden, of_head, of_through, of_up] = wanted;
+    let zeros = |wanted: bool, count: usize| wanted.then(|| vec![0.0; count]);
+    let mut loss = Loss {
+        each: vec![0.0; rows],
+        d_hidden: zeros(of_hidden, rows * d),
+        d_head: zeros(of_head, classes * d),
+        d_through: zeros(of_through, rows * rank),
+        d_up: zeros(of_up, rank * classes),
+    };
+    let chosen: Vec<usize> = (0..rows).filter(|row| targets[*row] >= 0).collect();
     if chosen.is_empty() {
-        return Loss {
-            each,
-            d_hidden,
-            d_head,
-        };
+        return loss;
     }
-    let matrix = match head {
-        Head::Dense(matrix) => matrix,
+    match head {
+        Head::Dense(matrix) => {
+            let most = (LOGITS / classes.max(1)).max(1);
+            // Blocks of like size.
+            let block = chosen.len().div_ceil(chosen.len().div_ceil(most));
+            let mut logits = vec![0.0; block * classes];
+            for rows in chosen.chunks(block) {
+                let logits = &mut logits[..rows.len() * classes];
+                let x = gathered(hidden, rows, d);
+                let through = added.map(|added| Through::new(added, rows, of_through));
+                by_rows(&x, matrix, through, rows, targets, logits, &mut loss);
+            }
+        }
         Head::Packed(matrix) => {
             let most = (LOGITS / packed::panel_rows(matrix)).max(1);
             for rows in chosen.chunks(most) {
                 let x = gathered(hidden, rows, d);
-                let (losses, back) = by_classes(&x, matrix, rows, targets, of_hidden);
-                for (row, loss) in rows.iter().zip(losses) {
-                    each[*row] = loss;
-                }
-                if let Some(d_hidden) = &mut d_hidden {
-                    scatter(&back, rows, d_hidden, d);
-                }
+                let through = added.map(|added| Through::new(added, rows, of_through));
+                by_classes(&x, matrix, through, rows, targets, &mut loss);
             }
-            return Loss {
-                each,
-                d_hidden,
-                d_head: None,
-            };
-        }
-    };
-    let most = (LOGITS / classes.max(1)).max(1);
-    // Blocks of like size.
-    let block = chosen.len().div_ceil(chosen.len().div_ceil(most));
-    let mut logits = vec![0.0; block * classes];
-    for rows in chosen.chunks(block) {
-        let x = gathered(hidden, rows, d);
-        let logits = &mut logits[..rows.len() * classes];
-        let mut to = MatrixMut::new(logits, rows.len(), classes);
-        let x = Matrix::new(&x, rows.len(), d);
-        multiply(&mut to, Mode::Replace, x, matrix.t(), 1.0, true);
-        let losses: Vec<f32> = logits
-            .par_chunks_exact_mut(classes)
-            .zip(rows)
-            .map(|(logits, row)| through_softmax(logits, targets[*row] as usize))
-            .collect();
-        for (row, loss) in rows.iter().zip(losses) {
-            each[*row] = loss;
-        }
-        if let Some(d_hidden) = &mut d_hidden {
-            let mut back = vec![0.0; rows.len() * d];
-            let mut to = MatrixMut::new(&mut back, rows.len(), d);
-            let g = Matrix::new(logits, rows.len(), classes);
-            multiply(&mut to, Mode::Replace, g, matrix, 1.0, true);
-            scatter(&back, rows, d_hidden, d);
-        }
-        if let Some(d_head) = &mut d_head {
-            let g = Matrix::new(logits, rows.len(), classes);
-            let mut to = MatrixMut::new(d_head, classes, d);
-            multiply(&mut to, Mode::Add, g.t(), x, 1.0, true);
+            loss.d_head = None;
         }
     }
-    Loss {
-        each,
-        d_hidden,
-        d_head,
+    loss
+}
+
+/// Puts losses and gradients of `x`, whose rows have the targets of `rows`, into `loss`; `logits` is a buffer.
+fn by_rows(
+    x: &[f32],
+    matrix: Matrix<'_>,
+    mut through: Option<Through<'_>>,
+    rows: &[usize],
+    targets: &[i64],
+    logits: &mut [f32],
+    loss: &mut Loss,
+) {
+    let ([classes, d], count) = (matrix.size(), rows.len());
+    let x = Matrix::new(x, count, d);
+    let mut to = MatrixMut::new(logits, count, classes);
+    multiply(&mut to, Mode::Replace, x, matrix.t(), 1.0, true);
+    if let Some(through) = &through {
+        through.add(0, &mut to, [count, classes]);
+    }
+    let losses: Vec<f32> = logits
+        .par_chunks_exact_mut(classes)
+        .zip(rows)
+        .map(|(logits, row)| through_softmax(logits, targets[*row] as usize))
+        .collect();
+    for (row, one) in rows.iter().zip(losses) {
+        loss.each[*row] = one;
+    }
+    let g = Matrix::new(logits, count, classes);
+    if let Some(d_hidden) = &mut loss.d_hidden {
+        let mut back = vec![0.0; count * d];
+        let mut to = MatrixMut::new(&mut back, count, d);
+        multiply(&mut to, Mode::Replace, g, matrix, 1.0, true);
+        scatter(&back, rows, d_hidden, d);
+    }
+    if let Some(d_head) = &mut loss.d_head {
+        let mut to = MatrixMut::new(d_head, classes, d);
+        multiply(&mut to, Mode::Add, g.t(), x, 1.0, true);
+    }
+    if let Some(through) = &mut through {
+        through.take(0, g, loss.d_up.as_mut());
+        if let Some(d_through) = &mut loss.d_through {
+            scatter(&through.back, rows, d_through, through.rank());
+        }
     }
 }
 
@@ -195,14 +273,15 @@ impl Row {
     }
 }
 
-/// Losses of `x`, whose rows have the targets of `rows`, and the gradient of their sum if it is wanted.
+/// Puts losses and gradients of `x`, whose rows have the targets of `rows`, into `loss`.
 fn by_classes(
     x: &[f32],
     head: &dyn PackedRows,
+    mut through: Option<Through<'_>>,
     rows: &[usize],
     targets: &[i64],
-    wanted: bool,
-) -> (Vec<f32>, Vec<f32>) {
+    loss: &mut Loss,
+) {
     let [_, d] = head.shape();
     let count = rows.len();
     let mut states: Vec<Row> = rows
@@ -216,35 +295,57 @@ fn by_classes(
         .collect();
     let matrix = Matrix::new(x, count, d);
     let mut logits = vec![0.0; count * packed::panel_rows(head)];
+    let logits_of =
+        |first, panel: Matrix<'_>, through: Option<&Through<'_>>, logits: &mut [f32]| {
+            let classes = panel.size()[0];
+            let mut to = MatrixMut::new(logits, count, classes);
+            multiply(&mut to, Mode::Replace, matrix, panel.t(), 1.0, true);
+            if let Some(through) = through {
+                through.add(first, &mut to, [count, classes]);
+            }
+        };
     packed::panels(head, |first, panel| {
         let classes = panel.size()[0];
         let logits = &mut logits[..count * classes];
-        let mut to = MatrixMut::new(logits, count, classes);
-        multiply(&mut to, Mode::Replace, matrix, panel.t(), 1.0, true);
+        logits_of(first, panel, through.as_ref(), logits);
         logits
             .par_chunks_exact_mut(classes)
             .zip(&mut states)
             .for_each(|(logits, state)| state.see(first, logits));
     });
-    let losses = states.iter().map(Row::loss).collect();
-    if !wanted {
-        return (losses, Vec::new());
+    for (row, state) in rows.iter().zip(&states) {
+        loss.each[*row] = state.loss();
+    }
+    if [&loss.d_hidden, &loss.d_through, &loss.d_up]
+        .iter()
+        .all(|gradient| gradient.is_none())
+    {
+        return;
     }
     let mut back = vec![0.0; count * d];
     packed::panels(head, |first, panel| {
         let classes = panel.size()[0];
         let logits = &mut logits[..count * classes];
-        let mut to = MatrixMut::new(logits, count, classes);
-        multiply(&mut to, Mode::Replace, matrix, panel.t(), 1.0, true);
+        logits_of(first, panel, through.as_ref(), logits);
         logits
             .par_chunks_exact_mut(classes)
             .zip(&states)
             .for_each(|(logits, state)| state.gradient(first, logits));
-        let mut to = MatrixMut::new(&mut back, count, d);
         let g = Matrix::new(logits, count, classes);
-        multiply(&mut to, Mode::Add, g, panel, 1.0, true);
+        if loss.d_hidden.is_some() {
+            let mut to = MatrixMut::new(&mut back, count, d);
+            multiply(&mut to, Mode::Add, g, panel, 1.0, true);
+        }
+        if let Some(through) = &mut through {
+            through.take(first, g, loss.d_up.as_mut());
+        }
     });
-    (losses, back)
+    if let Some(d_hidden) = &mut loss.d_hidden {
+        scatter(&back, rows, d_hidden, d);
+    }
+    if let (Some(through), Some(d_through)) = (&through, &mut loss.d_through) {
+        scatter(&through.back, rows, d_through, through.rank());
+    }
 }
 
 /// Turns a row of logits into the gradient of its loss, which is returned.

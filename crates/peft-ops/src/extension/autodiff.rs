@@ -237,26 +237,35 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         hidden: Tracked,
         head: Maybe<Self>,
         packed: Option<Packed>,
+        through: Maybe<Self>,
+        up: Maybe<Self>,
         targets: Arc<Vec<i64>>,
     ) -> Tracked {
-        let head = head.get();
-        let has_head = head.is_some();
-        let inputs = [hidden, present(head)];
+        let others = [head, through, up].map(Maybe::get);
+        let [has_head, is_added, _] = others.each_ref().map(Option::is_some);
+        let [head, through, up] = others.map(present);
+        let inputs = [hidden, head, through, up];
         let wanted = inputs.each_ref().map(Tracked::is_tracked);
-        let [(hidden, n0), (head, n1)] = inputs.map(Tracked::into_parts);
+        let [(hidden, n0), (head, n1), (through, n2), (up, n3)] = inputs.map(Tracked::into_parts);
         let (hidden, head) = (dense(hidden), Weight::new(has_head.then_some(head), packed));
-        let loss = cross_entropy(&hidden, &head, &targets, wanted);
+        let added = [through, up].map(|tensor| is_added.then(|| dense(tensor)));
+        let loss = cross_entropy(&hidden, &head, &added, &targets, wanted);
         let output = total(&loss);
-        record::<C, _, 2>([n0, n1], output, || {
-            let shaped = |data: Vec<f32>, width| {
-                let rows = data.len() / width;
-                tensor(data, [rows, width].into())
+        record::<C, _, 4>([n0, n1, n2, n3], output, || {
+            let shaped = |data: Option<Vec<f32>>, width: usize| {
+                data.map(|data| {
+                    let rows = data.len() / width;
+                    tensor(data, [rows, width].into())
+                })
             };
             let width = rows(&hidden).1;
-            Lost {
-                d_hidden: loss.d_hidden.map(|data| shaped(data, width)),
-                d_head: loss.d_head.map(|data| shaped(data, width)),
-            }
+            let [rank, classes] = added.map(|tensor| tensor.map_or(1, |tensor| rows(&tensor).1));
+            Lost([
+                shaped(loss.d_hidden, width),
+                shaped(loss.d_head, width),
+                shaped(loss.d_through, rank),
+                shaped(loss.d_up, classes),
+            ])
         })
     }
 

@@ -336,16 +336,13 @@ impl Kept<2> for Gated {
 
 /// What a cross entropy keeps: its gradients, up to the factor that comes back.
 #[derive(Clone, Debug)]
-pub(super) struct Lost {
-    pub(super) d_hidden: Option<FlexTensor>,
-    pub(super) d_head: Option<FlexTensor>,
-}
+pub(super) struct Lost(pub(super) [Option<FlexTensor>; 4]);
 
-impl Kept<2> for Lost {
-    /// Of the hidden states and of the head.
-    fn gradients(self, gradient: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+impl Kept<4> for Lost {
+    /// Of the hidden states, of the head, and of the two factors of what is added to the logits.
+    fn gradients(self, gradient: FlexTensor, _: [bool; 4]) -> [Option<FlexTensor>; 4] {
         let factor = numbers(&gradient)[0];
-        [self.d_hidden, self.d_head].map(|tensor| {
+        self.0.map(|tensor| {
             tensor.map(|mut tensor| {
                 change_rows(tensor.storage_mut(), 1, |_, part: &mut [f32]| {
                     for value in part {

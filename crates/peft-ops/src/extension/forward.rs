@@ -13,7 +13,7 @@ use super::tensors::{
 use super::{Fused, Layer, Maybe};
 use crate::attention::Segments;
 use crate::cpu::attention::Attention;
-use crate::cpu::cross_entropy::{self, Head, Loss};
+use crate::cpu::cross_entropy::{self, Added, Head, Loss};
 use crate::cpu::dropout::{self, Coins};
 use crate::cpu::linear::Sizes;
 use crate::cpu::norm::Affine;
@@ -109,10 +109,13 @@ impl Fused for Flex {
         hidden: FlexTensor,
         head: Maybe<Self>,
         packed: Option<Packed>,
+        through: Maybe<Self>,
+        up: Maybe<Self>,
         targets: Arc<Vec<i64>>,
     ) -> FlexTensor {
         let head = Weight::new(head.get(), packed);
-        let loss = cross_entropy(&dense(hidden), &head, &targets, [false; 2]);
+        let added = [through, up].map(|tensor| tensor.get().map(dense));
+        let loss = cross_entropy(&dense(hidden), &head, &added, &targets, [false; 4]);
         total(&loss)
     }
 
@@ -254,10 +257,16 @@ pub(super) fn linear(
 pub(super) fn cross_entropy(
     hidden: &FlexTensor,
     head: &Weight,
+    [through, up]: &[Option<FlexTensor>; 2],
     targets: &[i64],
-    wanted: [bool; 2],
+    wanted: [bool; 4],
 ) -> Loss {
-    cross_entropy::forward(numbers(hidden), head.head(), targets, wanted)
+    let added = through.as_ref().zip(up.as_ref());
+    let added = added.map(|(through, up)| Added {
+        through: numbers(through),
+        up: matrix(up),
+    });
+    cross_entropy::forward(numbers(hidden), head.head(), added, targets, wanted)
 }
 
 /// The sum, `[1]`.

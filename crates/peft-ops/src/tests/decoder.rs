@@ -292,6 +292,38 @@ proptest! {
             reference::linear_cross_entropy(hidden.clone() * 0.5, head, &targets).reshape([1, 1, 1])
         });
     }
+
+    #[test]
+    fn cross_entropy_with_a_low_rank_is_its_reference(
+        rows in 1_usize..50, d in 1_usize..40, classes in 1_usize..90, rank in 1_usize..7, is_packed: bool,
+        trained: [bool; 5], seed: u64,
+    ) {
+        let mut trained = any_of(trained);
+        trained[1] &= !is_packed;
+        trained[0] |= !(trained[1] || trained[2] || trained[3]);
+        let targets: Vec<i64> = (0..rows).map(|row| {
+            let bits = crate::cpu::math::coin(seed ^ 5, row);
+            if bits.is_multiple_of(5) { -100 } else { i64::from(bits >> 8) % classes as i64 }
+        }).collect();
+        let rows_of = packed([classes, d], seed ^ 9);
+        let inputs = || (
+            input([rows, d], seed, trained[0]),
+            input([classes, d], seed ^ 1, trained[1]),
+            input([d, rank], seed ^ 2, trained[2]),
+            input([rank, classes], seed ^ 3, trained[3]),
+        );
+        let factors = |down: &Tensor<2>, up: &Tensor<2>| LowRank {
+            down: down.clone(), up: up.clone(), scale: 0.7, dropout: 0.0 };
+        compare!(inputs(), [hidden, head, down, up], {
+            let head = if is_packed { Weight::from(rows_of.clone()) } else { head.clone().into() };
+            let factors = Some(factors(&down, &up));
+            crate::linear_cross_entropy_with(hidden.clone() * 0.5, head, factors, &targets).reshape([1, 1, 1])
+        }, {
+            let head = if is_packed { rows_of.to_tensor(&device()) } else { head.clone() };
+            let head = head + factors(&down, &up).product().transpose();
+            reference::linear_cross_entropy(hidden.clone() * 0.5, head, &targets).reshape([1, 1, 1])
+        });
+    }
 }
 
 /// More classes and rows than fit one block of logits, and more of a matrix than one panel.
@@ -326,6 +358,33 @@ fn large_heads_are_worked_on_in_blocks() {
         &expected.1,
     )
     .unwrap();
+    let (down, up) = (input([d, 3], 7, true), input([3, classes], 8, true));
+    let factors = LowRank {
+        down: down.clone(),
+        up: up.clone(),
+        scale: 0.5,
+        dropout: 0.0,
+    };
+    let gradients = |loss: &Tensor<1>| {
+        let gradients = loss.backward();
+        [&hidden, &down, &up].map(|input| input.grad(&gradients).unwrap().into_data())
+    };
+    let changed = dense.clone() + factors.product().transpose();
+    let loss = reference::linear_cross_entropy(hidden.clone(), changed, &targets);
+    let expected = gradients(&loss);
+    for head in [Weight::from(dense.clone()), Weight::from(head.clone())] {
+        let factors = Some(factors.clone());
+        let found = crate::linear_cross_entropy_with(hidden.clone(), head, factors, &targets);
+        for (found, expected) in gradients(&found).iter().zip(&expected) {
+            close("gradient with factors", found, expected).unwrap();
+        }
+        close(
+            "loss with factors",
+            &found.into_data(),
+            &loss.clone().into_data(),
+        )
+        .unwrap();
+    }
     let x = input([1, 7, d], 4, true);
     let (found, wanted) = (
         crate::linear(x.clone(), head, None, None),

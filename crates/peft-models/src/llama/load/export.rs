@@ -212,7 +212,7 @@ impl Llama {
         let mut tensors = Vec::new();
         let mut dense = Vec::new();
         let mut any = false;
-        for param in &layout.params {
+        for param in layout.params.iter().filter(|param| !param.is_tied()) {
             let layer = layout.layer_of(param);
             let rows = packed.get(&layer.name);
             let parts = match (rows.filter(|_| param.field() == "weight"), packer) {
