@@ -165,8 +165,7 @@ pub(crate) fn refuse_unlisted(layout: &Layout, planned: &[PlannedAdapter]) -> Re
     Ok(())
 }
 
-/// The keys that a state at `layer` is looked for under, each with the number of segments that lead to its layer;
-/// without, for a parameter of the model's that is saved whole.
+/// The keys that a state at `layer` is looked for under; those of a layer with the number of segments that lead to it.
 pub(crate) fn keys(
     adapter: &dyn ErasedModule,
     style: Style,

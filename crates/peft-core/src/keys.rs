@@ -66,6 +66,9 @@ pub(crate) fn renames(
         .keys()
         .filter(|key| !expected.contains_key(*key))
         .collect();
+    // Where a layer's tensors have a name inside, all of them have.
+    let named = |key: &String, place: &Option<usize>| place.is_none() || !tensors.contains_key(key);
+    let all_named = expected.iter().all(|(key, place)| named(key, place));
     // Pairs of a key of the file and what it is looked for as, by the adapter's name that is left out.
     let mut found: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
     for key in &others {
@@ -75,7 +78,7 @@ pub(crate) fn renames(
             at: None,
         });
         let fits = |found: &Shorter| match (found.at, missing.get(&found.short)) {
-            (Some(at), Some(Some(place))) => at > *place,
+            (Some(at), Some(Some(place))) => all_named && at > *place,
             (None, Some(None)) => true,
             _ => false,
         };

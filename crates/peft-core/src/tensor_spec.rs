@@ -164,11 +164,10 @@ impl TensorSpec {
         Self::new("", key).key(style, layer, adapter)
     }
 
-    /// How many segments of the key lead to the layer; none where the key names a parameter of the model.
+    /// How many segments of the key lead to the layer, for a tensor of one.
     pub(crate) fn segments_to_layer(&self, style: Style, layer: &str) -> Option<usize> {
         match &self.key {
-            Key::Named(_) => None,
-            Key::Root(_) | Key::Unsaved => Some(0),
+            Key::Named(_) | Key::Root(_) | Key::Unsaved => None,
             Key::Layer(_) => Some(format!("{}{layer}", style.prefix()).split('.').count()),
         }
     }

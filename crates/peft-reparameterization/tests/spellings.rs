@@ -80,6 +80,18 @@ fn names_of_two_adapters_in_the_keys_are_refused() {
 }
 
 #[test]
+fn a_name_in_some_of_the_keys_is_a_damage() {
+    let mut tensors = read("name_in_keys");
+    let (key, data) = tensors.pop_first().unwrap();
+    tensors.insert(key.replace(".default", ""), data);
+    let error = refusal(&folder("name_in_keys", &tensors));
+    assert!(
+        error.contains("is missing") && error.contains(".default.weight"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_name_above_the_layer_is_no_adapters_name() {
     let other =
         |key: &String| key.replace("_orig_mod.base_model.model.", "base_model.model.decoder.");
