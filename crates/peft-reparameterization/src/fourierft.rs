@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::f64::consts::TAU;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use peft_core::ops::LowRank;
 use peft_core::{
     Adapter, Common, Error, Family, Layout, Method, MethodInfo, Patterns, Plan, Result, Targets,
@@ -129,10 +129,15 @@ pub struct FourierFtLinear {
 }
 
 impl FourierFtLinear {
-    /// The change as factors, as many as there are waves over the inputs.
+    /// The change as factors, as many as there are waves over the inputs. In `f32` at least, as upstream transforms:
+    /// the waves cancel each other, so what a number of 16 bits loses of each is much of their sum.
     fn factors(&self) -> LowRank {
         let spectrum = self.spectrum.val();
-        let (device, dtype) = (spectrum.device(), spectrum.dtype());
+        let dtype = match spectrum.dtype() {
+            DType::F16 | DType::BF16 => DType::F32,
+            dtype => dtype,
+        };
+        let (spectrum, device) = (spectrum.cast(dtype), self.spectrum.device());
         let Frequencies {
             of_inputs,
             of_outputs,
@@ -152,7 +157,7 @@ impl FourierFtLinear {
         }
     }
 
-    /// The change of the weight, `[in, out]`.
+    /// The change of the weight, `[in, out]`, in `f32` where the weight has 16 bits.
     pub fn delta(&self) -> Tensor<2> {
         let LowRank {
             down, up, scale, ..
@@ -171,8 +176,8 @@ impl Adapter for FourierFtLinear {
 
 impl WeightAdapter for FourierFtLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        let shape = weight.shape();
-        weight + self.delta().reshape(shape)
+        let (shape, dtype) = (weight.shape(), weight.dtype());
+        weight + self.delta().cast(dtype).reshape(shape)
     }
 
     fn low_rank(&self) -> Option<LowRank> {

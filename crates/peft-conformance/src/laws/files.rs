@@ -159,7 +159,7 @@ pub(super) fn damaged_files(fixture: &Fixture, method: &dyn Method) -> Verdict {
     refused("a tensor of another shape", &[&file, &key, "shape"])?;
     write(
         &path,
-        &transformed(&good, |tensors| tensors[0].key.insert_str(0, "x."))?,
+        &transformed(&good, |tensors| tensors[0].key.push_str(".x"))?,
     )?;
     refused("a tensor under another name", &[&file, &key, "missing"])?;
     let extra = Loose {
