@@ -71,7 +71,7 @@ const NOT_MOUNTED: i32 = 77;
 
 #[test]
 fn a_disk_that_fills_up_costs_no_checkpoint_that_was_there() {
-    let steps = 24;
+    let steps = 48;
     let whole = Whole::new(steps);
     // The file system counts in pages.
     let files = entries(&whole.out().join(format!("checkpoint-{steps}")));
@@ -82,9 +82,11 @@ fn a_disk_that_fills_up_costs_no_checkpoint_that_was_there() {
         let dir = tempfile::tempdir().unwrap();
         let [disk, result] = ["disk", "result"].map(|name| dir.path().join(name));
         fs::create_dir(&disk).unwrap();
-        // Room for one checkpoint to three; somebody else takes what is free, and gives it back.
-        let room = checkpoint + random.random_range(checkpoint / 4..2 * checkpoint);
-        let pauses = [(); 2].map(|()| random.random_range(0.0..0.3_f64));
+        // Room for one checkpoint to five, and the run has up to three; somebody else takes what is free for a
+        // moment, and gives it back.
+        let room = checkpoint + random.random_range(checkpoint / 4..4 * checkpoint);
+        let most = whole.took.as_secs_f64() / 8.0;
+        let pauses = [(); 2].map(|()| random.random_range(0.0..most));
         let script = format!(
             "mount -t tmpfs -o size={room}k tmpfs {disk} || exit {NOT_MOUNTED}
              while :; do

@@ -213,7 +213,7 @@ pub(crate) fn rounds(default: usize) -> usize {
     rounds.map_or(default, |rounds| rounds.parse().unwrap())
 }
 
-/// A moment of the time that a run takes.
+/// A moment of the time that a run takes, not of its end.
 pub(crate) fn moment(random: &mut StdRng, whole: Duration) -> Duration {
-    whole.mul_f64(random.random_range(0.0..1.0))
+    whole.mul_f64(random.random_range(0.0..0.7))
 }
