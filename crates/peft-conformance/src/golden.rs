@@ -178,6 +178,12 @@ pub fn measure(
     let problem = Problem::new(&path);
     let text = fs::read_to_string(&path).map_err(|error| problem(&error))?;
     let config: Value = serde_json::from_str(&text).map_err(|error| problem(&error))?;
+    // Hidden states and logits of tokens are measured; a classifier's are another model's.
+    if let Some(head) = config["architectures"][0].as_str()
+        && head.contains("Classification")
+    {
+        return Err(Problem::Unsupported(format!("a base that is a {head}")));
+    }
     match config["model_type"].as_str() {
         Some("bert") => {
             let autodiff = device.clone().autodiff();

@@ -61,7 +61,6 @@ pub fn check(law: &Law, cases: &[Case]) {
     assert!(!cases.is_empty(), "a battery without cases proves nothing");
     for (device_name, device) in peft_core::device::cpu_devices() {
         for case in cases {
-            let fixture = Fixture::new(&device);
             let place = format!(
                 "law `{}`, case `{}`, device {device_name}",
                 law.name, case.name
@@ -73,6 +72,7 @@ pub fn check(law: &Law, cases: &[Case]) {
                 // A backend has one generator for all threads: with it to itself, a law draws the same noise in
                 // every run.
                 let _alone = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+                let fixture = Fixture::new(&device);
                 device.seed(SEED);
                 (law.check)(&fixture, case.method.as_ref())
             };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 use peft_core::{Error, Method, PeftModule};
 use peft_models::BertClassifier;
 use peft_testing::largest;
@@ -34,22 +34,39 @@ pub(super) fn half_formats(device: &Device) -> Vec<(DType, i32)> {
 /// Each operation rounds its result to half a unit at most, evenly spread: 0.29 units in the mean square. The model
 /// has some 60 operations one after the other, which keep the size of what goes through them (normalisation,
 /// residuals): that makes 0.29 · √60 = 2.2 units, and 8 is three and a half times that, which one output of some
-/// thousand would exceed. The methods here need up to 4.5.
+/// thousand would exceed. The methods that are not named below need up to 4.5.
 const ULPS: f64 = 8.0;
 
-/// Methods that are allowed more, and how much: each needs a reason.
+/// Methods with cases whose change is several times as large as the weight: attention's scores are then large, the
+/// softmax multiplies their rounding, and the chain above does not keep sizes. Upstream's do so, too.
 ///
-/// RandLoRA was measured at 13.4 (bf16) and 7.7 (f16) where it adapts every layer with a scale of 4: its change has
-/// full rank and is two to three times as large as the weight, so attention's scores are large, and the softmax
-/// multiplies their rounding. Upstream's RandLoRA on the golden BERT does so, too: up to 8 units there, and 2 with a
-/// scale of 1.
-const MORE: &[(&str, f64)] = &[("randlora", 16.0)];
+/// In those, [`ROUNDINGS`] times what half a unit more or less in every parameter does to the outputs in f32 is
+/// allowed, where that is more than [`ULPS`], and never more than [`MOST_ULPS`]. For upstream's FourierFT and
+/// RandLoRA on the golden BERT, 16 bits do 1.5 times as much as that at most.
+const ILL_CONDITIONED: &[&str] = &["randlora", "fourierft"];
 
-/// How far outputs are from those that they should be, in units of the last place of a format whose fractions
-/// have so many bits, at the magnitude of the largest output.
+/// See [`ILL_CONDITIONED`].
+const ROUNDINGS: f64 = 2.0;
+
+/// See [`ILL_CONDITIONED`].
+const MOST_ULPS: f64 = 32.0;
+
+/// Moves every number by half a unit in the last place of a format with so many bits of fraction, up or down.
+struct HalfAUnit(i32);
+
+impl ModuleMapper for HalfAUnit {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|value| {
+            let coins = value.random_like(Distribution::Bernoulli(0.5)) * 2.0 - 1.0;
+            value.clone() + value * coins * f64::from(-self.0 - 1).exp2()
+        })
+    }
+}
+
+/// How far outputs are from those that they should be, in units of the last place of a number as large as the
+/// largest of these, in a format with so many bits of fraction.
 fn ulps(found: &TensorData, expected: &TensorData, fraction: i32) -> f64 {
-    let exponent = largest(expected.iter::<f32>()).log2().floor();
-    farthest(found, expected) / (exponent - f64::from(fraction)).exp2()
+    farthest(found, expected) / (largest(expected.iter::<f32>()) * f64::from(-fraction).exp2())
 }
 
 /// In `f16` and `bf16` an adapter has the file's values, rounded, and computes what it computes in `f32` on those;
@@ -62,8 +79,6 @@ pub(super) fn low_precision(fixture: &Fixture, method: &dyn Method) -> Verdict {
         let info = [method.info()];
         base.load_adapter(NAME, dir, &info).map_err(text)
     };
-    let more = MORE.iter().find(|(name, _)| *name == method.info().name);
-    let allowed = more.map_or(ULPS, |(_, allowed)| *allowed);
     let stored = |model: &BertClassifier| {
         let tensors = model.adapter_tensors(NAME).map_err(text)?.into_iter();
         let tensors = tensors.map(|(key, value)| (key, value.convert::<f32>()));
@@ -88,7 +103,17 @@ pub(super) fn low_precision(fixture: &Fixture, method: &dyn Method) -> Verdict {
         }
         let here = outputs(&model)?;
         // Every value that the model has, in `f32`: from here on nothing is rounded to the format.
-        let exact = outputs(&model.clone().map(&mut Cast(DType::F32)))?;
+        let in_f32 = model.clone().map(&mut Cast(DType::F32));
+        let exact = outputs(&in_f32)?;
+        let mut allowed = ULPS;
+        if ILL_CONDITIONED.contains(&method.info().name) {
+            for seed in 0..4 {
+                fixture.device.seed(seed);
+                let moved = outputs(&in_f32.clone().map(&mut HalfAUnit(fraction)))?;
+                let explained = ROUNDINGS * ulps(&moved, &exact, fraction);
+                allowed = allowed.max(explained.min(MOST_ULPS));
+            }
+        }
         let near = |what: &str, found: &TensorData| {
             let distance = ulps(found, &exact, fraction);
             let largest = largest(exact.iter::<f32>());
@@ -97,7 +122,9 @@ pub(super) fn low_precision(fixture: &Fixture, method: &dyn Method) -> Verdict {
                  {largest:.2}"
             );
             println!("{}, {said}", method.info().name);
-            ensure(distance <= allowed, || format!("{said}; {allowed} allowed"))
+            ensure(distance <= allowed, || {
+                format!("{said}; {allowed:.2} allowed")
+            })
         };
         near("outputs", &here)?;
         if method.info().mergeable {
