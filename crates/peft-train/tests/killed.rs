@@ -7,9 +7,12 @@ mod common;
 mod runs;
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use runs::{Whole, json, moment, random, rounds, silent};
+use peft_train::checkpoint;
+use rand::RngExt as _;
+use runs::{Whole, json, random, rounds, silent};
 
 const STEPS: usize = 24;
 /// Kills of a run, before it may end.
@@ -18,6 +21,11 @@ const KILLS: usize = 4;
 #[test]
 fn a_run_by_itself() {
     runs::train_as_told();
+}
+
+fn newest(out: &Path) -> usize {
+    let found = checkpoint::list(out).unwrap();
+    found.last().map_or(0, |(step, _)| *step)
 }
 
 #[test]
@@ -30,9 +38,18 @@ fn a_run_that_is_killed_at_any_moment_ends_with_the_same_numbers() {
         let out = dir.path().join("out");
         let mut step = 0;
         for _ in 0..KILLS {
+            if step == STEPS {
+                break;
+            }
+            let aim = random.random_range(step..STEPS);
             let mut command = whole.command(&out);
             let mut child = silent(&mut command).spawn().unwrap();
-            std::thread::sleep(moment(&mut random, whole.took));
+            while newest(&out) < aim && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // At any moment of the two steps behind.
+            let pause = random.random_range(0.0..2.0) / STEPS as f64;
+            std::thread::sleep(whole.took.mul_f64(pause));
             child.kill().unwrap();
             child.wait().unwrap();
             let reached = whole.is_as_far_as(&out);
@@ -62,7 +79,7 @@ fn a_second_process_is_refused_while_the_first_one_writes() {
     let mut command = whole.command(&out);
     let mut first = silent(&mut command).spawn().unwrap();
     let start = Instant::now();
-    while peft_train::checkpoint::list(&out).unwrap().is_empty() {
+    while newest(&out) == 0 {
         assert!(start.elapsed() < Duration::from_mins(2));
         std::thread::sleep(Duration::from_millis(2));
     }

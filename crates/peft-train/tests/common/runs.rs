@@ -11,8 +11,8 @@ use peft_core::{PeftModule as _, files};
 use peft_models::Llama;
 use peft_reparameterization::LoraConfig;
 use peft_train::{Control, Event, Length, TrainConfig, Trainer, checkpoint};
+use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 
 use super::common::{texts, words};
@@ -211,9 +211,4 @@ pub(crate) fn random() -> StdRng {
 pub(crate) fn rounds(default: usize) -> usize {
     let rounds = std::env::var("PEFT_ROUNDS").ok();
     rounds.map_or(default, |rounds| rounds.parse().unwrap())
-}
-
-/// A moment of the time that a run takes, not of its end.
-pub(crate) fn moment(random: &mut StdRng, whole: Duration) -> Duration {
-    whole.mul_f64(random.random_range(0.0..0.7))
 }
