@@ -77,7 +77,7 @@ pub(crate) fn run(settings: &Settings) -> Result<(), Failure> {
 /// Writes JSON to a file.
 pub(crate) fn write(path: &Path, value: &Value) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)?;
-    std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()).into())
+    Ok(peft_core::files::write(path, text + "\n")?)
 }
 
 fn needs_llama(ratio: &Ratio) -> bool {

@@ -249,3 +249,48 @@ fn the_versions_that_are_asked_for_are_those_that_are_needed() {
         assert_eq!(figure(&page, "`=#`"), burn, "{file}");
     }
 }
+
+/// Files of the user's are written in `peft_core::files`, where a kill and a full disk were thought of.
+#[test]
+fn one_place_writes_files() {
+    // `peft-fetch` links no Burn and has the same in a file of its own; what it downloads lies in folders that get
+    // their names when they are whole. The others only serve tests.
+    let apart = ["peft-fetch", "peft-testing", "peft-conformance"];
+    let mut found = BTreeSet::new();
+    let crates = fs::read_dir(root().join("crates")).unwrap();
+    let mut folders: Vec<PathBuf> = crates
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| !apart.iter().any(|name| path.ends_with(name)))
+        .map(|path| path.join("src"))
+        .collect();
+    folders.push(root().join("benches/src"));
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            if path.ends_with("tests.rs") {
+                continue;
+            }
+            let code = fs::read_to_string(&path).unwrap();
+            let code = code.split("#[cfg(test)]").next().unwrap();
+            let writes = |line: &&str| {
+                ["fs::write(", "fs::rename(", "File::create("]
+                    .iter()
+                    .any(|call| line.contains(call))
+            };
+            let place = path.strip_prefix(root()).unwrap().display().to_string();
+            let lines = code.lines().filter(writes);
+            found.extend(lines.map(|line| format!("{place}: {}", line.trim())));
+        }
+    }
+    found.retain(|line| !line.starts_with("crates/peft-core/src/files.rs: "));
+    let no_files = [
+        "crates/peft-compare/src/measure.rs: let _ = fs::write(\"/proc/self/clear_refs\", \"5\");",
+        "crates/peft-compare/src/suite.rs: let lock = std::fs::File::create(&path).map_err(io(&path))?;",
+        "crates/peft-train/src/memory.rs: let _ = fs::write(\"/proc/self/clear_refs\", \"5\");",
+    ];
+    assert_eq!(found, no_files.map(String::from).into());
+}

@@ -151,7 +151,8 @@ pub(crate) fn export(device: &str, folder: &Path) -> Result<(), Failure> {
     Llama::load(&source, &device)?.export_with(folder, None, &config)?;
     let batch = batch(&source)?;
     let json = serde_json::json!({ "ids": batch.ids, "targets": batch.targets });
-    let path = folder.join(BATCH);
-    std::fs::write(&path, json.to_string())
-        .map_err(|error| format!("{}: {error}", path.display()).into())
+    Ok(peft_core::files::write(
+        folder.join(BATCH),
+        json.to_string(),
+    )?)
 }

@@ -224,8 +224,7 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         EXCUSED_BY_ROUNDING.join(", ")
     );
     if let Some(file) = &arguments.json {
-        fs::write(file, serde_json::to_string_pretty(&rows)?)
-            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+        peft_core::files::write(file, serde_json::to_string_pretty(&rows)?)?;
     }
     Ok(failed == 0 && passed > 0)
 }
@@ -250,8 +249,7 @@ fn run_quantization(arguments: &Arguments) -> Result<bool, Box<dyn std::error::E
             .iter()
             .map(|case| serde_json::json!({ "case": case.name, "pass": case.agrees(), "report": case.to_string() }))
             .collect();
-        fs::write(file, serde_json::to_string_pretty(&rows)?)
-            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+        peft_core::files::write(file, serde_json::to_string_pretty(&rows)?)?;
     }
     Ok(failed == 0 && passed > 0)
 }

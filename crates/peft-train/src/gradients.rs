@@ -13,7 +13,8 @@ struct Norm<'a> {
 impl ModuleVisitor for Norm<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = self.gradients.get::<D>(param.id) {
-            self.squares.push(gradient.square().sum());
+            // Row by row: Burn adds up a large tensor in an order that depends on threads, and a row in one.
+            self.squares.push(gradient.square().sum_dim(D - 1).sum());
         }
     }
 }

@@ -20,7 +20,8 @@ use peft_train::{Length, TrainConfig, Trainer, checkpoint};
 const FOLDER: &str = "PEFT_TRACED_FOLDER";
 const WRITER: &str = "everything_that_is_written_is_read_again";
 
-/// An adapter twice, a model, and a run with checkpoints, of which older ones are deleted.
+/// An adapter and an exported model twice, a model's own file, and a run with checkpoints, of which older ones are
+/// deleted.
 fn write_everything(dir: &Path) {
     let folder =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../peft-models/tests/golden/generate/model");
@@ -33,6 +34,13 @@ fn write_everything(dir: &Path) {
         model.save_adapter("mine", &adapter).unwrap();
     }
     base.load_adapter("mine", &adapter, METHODS).unwrap();
+    let tokenizer = LlamaTokenizer::load(&folder).unwrap();
+    let exported = dir.join("exported");
+    for _ in 0..2 {
+        base.export(&exported, Some(&tokenizer)).unwrap();
+    }
+    LlamaTokenizer::load(&exported).unwrap();
+    Llama::load(&exported, &device).unwrap();
     base.save_model(dir.join("saved.safetensors")).unwrap();
     let config = TrainConfig::new()
         .with_length(Length::Steps(3))
@@ -77,6 +85,11 @@ fn files_are_on_the_disk_before_they_have_their_names() {
         "adapter_model.safetensors",
         "adapter_config.json",
         "saved.safetensors",
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
         checkpoint::TRAINED_FILE,
         checkpoint::OPTIMIZER_FILE,
         checkpoint::SCHEDULE_FILE,
