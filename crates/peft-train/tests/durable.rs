@@ -12,7 +12,7 @@ use std::process::Command;
 
 use common::{texts, words};
 use peft_core::PeftModule as _;
-use peft_models::Llama;
+use peft_models::{Llama, LlamaTokenizer};
 use peft_reparameterization::{LoraConfig, METHODS};
 use peft_train::{Length, TrainConfig, Trainer, checkpoint};
 
