@@ -200,8 +200,8 @@ mod tests {
                     }
                     // A pinned file of a branch would be refused on the day that the branch moves.
                     Source::Hub(hub) => assert!(
-                        !source.is_pinned() || is_commit(&hub.revision),
-                        "{} must name a commit",
+                        source.is_pinned() && is_commit(&hub.revision),
+                        "{} must be pinned, and name a commit",
                         source.id()
                     ),
                 }
