@@ -35,6 +35,27 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
             Box::new(lora().with_token_rows([4, 8, 15])),
         ),
         (
+            "lora-tied-head",
+            Box::new(lora().with_targets(["q_proj", "lm_head"])),
+        ),
+        (
+            "lora-saved-table-and-head",
+            Box::new(
+                lora()
+                    .with_targets(["q_proj"])
+                    .with_modules_to_save(["embed_tokens", "lm_head"]),
+            ),
+        ),
+        (
+            "lora-weight-tying",
+            Box::new(
+                lora()
+                    .with_targets(["q_proj"])
+                    .with_modules_to_save(["embed_tokens"])
+                    .with_weight_tying(true),
+            ),
+        ),
+        (
             "loha",
             Box::new(LohaConfig::new(4).with_targets(["q_proj", "o_proj"])),
         ),

@@ -100,6 +100,24 @@ fn the_assistant_may_open() {
     }
 }
 
+/// Marks what the assistant says, as TRL's templates do.
+const GENERATION: &str = "{% for message in messages %}{{ '<|start|>' + message['role'] + '\\n' }}\
+                          {% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + \
+                          '<|end|>' }}{% endgeneration %}{% else %}{{ message['content'] + '<|end|>' }}\
+                          {% endif %}{{ '\\n' }}{% endfor %}";
+
+#[test]
+fn generation_tags_change_nothing_of_what_is_learned() {
+    let marked = tokenizer(&format!("{GENERATION}{PROMPT}"));
+    let plain = tokenizer(&format!("{TURNS}{PROMPT}"));
+    for name in ["weight-zero.jsonl", "assistant-first.jsonl"] {
+        let config = TrainConfig::new();
+        let with_tags = texts(&load(name, &marked, &config), &marked);
+        assert!(!with_tags.1.is_empty());
+        assert_eq!(with_tags, texts(&load(name, &plain, &config), &plain));
+    }
+}
+
 #[test]
 fn a_thought_that_the_prompt_opens_is_no_hindrance_and_weight_0_is_not_learned() {
     for prompt in [THINK, PROMPT] {
