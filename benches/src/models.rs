@@ -111,18 +111,18 @@ fn weight_bytes<M: PeftModule>(model: &M) -> u64 {
     let dense = layout
         .params
         .iter()
-        .filter(|param| param.packed_format().is_none() && !param.is_tied());
+        .filter(|param| param.quantized_format().is_none() && !param.is_tied());
     let dense: usize = dense
         .map(|param| param.elements() * param.dtype().size())
         .sum();
-    let packed = model.packed_weights();
+    let packed = model.quantized_weights();
     let packed: usize = packed.iter().map(|(_, rows)| rows.bytes()).sum();
     (dense + packed) as u64
 }
 
 /// Bits of a weight in the quantized matrices, scales included; tables in 16 bits are not quantized.
 fn bits<M: PeftModule>(model: &M) -> Option<f64> {
-    let packed = model.packed_weights();
+    let packed = model.quantized_weights();
     let quantized = packed
         .iter()
         .filter(|(_, rows)| !matches!(rows.format(), "bfloat16" | "float16"));

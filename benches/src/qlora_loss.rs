@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use clap::Args;
 use peft::core::PeftModule as _;
-use peft::reparameterization::{LoraConfig, start_from};
+use peft::reparameterization::{LoraConfig, init_from_factors};
 use peft_models::{Llama, LlamaLoader, LlamaTokenizer};
-use peft_quantization::{LoftQPacker, QuantizationConfig};
+use peft_quantization::{LoftQQuantizer, QuantizationConfig};
 use peft_train::{
     Control, Dataset, Length, Progress, Record, TrainConfig, TrainOutcome, Trainer, evaluate,
 };
@@ -65,16 +65,16 @@ fn prepare(
     let loader = LlamaLoader::new(&folder);
     let (base, factors) = match name {
         "f32" => (loader.load(device)?, Vec::new()),
-        "nf4" => (loader.with_packer(&nf4).load(device)?, Vec::new()),
+        "nf4" => (loader.with_quantizer(&nf4).load(device)?, Vec::new()),
         "fp4" => {
             let fp4 = doubly(QuantizationConfig::fp4());
-            (loader.with_packer(&fp4).load(device)?, Vec::new())
+            (loader.with_quantizer(&fp4).load(device)?, Vec::new())
         }
         "nf4-loftq" => {
             let iterations = settings.loftq_iterations;
-            let packer = LoftQPacker::new(&nf4, settings.rank, iterations, |_| true)?;
-            let base = loader.with_packer(&packer).load(device)?;
-            let factors = packer.into_layers(device).into_iter();
+            let quantizer = LoftQQuantizer::new(&nf4, settings.rank, iterations, |_| true)?;
+            let base = loader.with_quantizer(&quantizer).load(device)?;
+            let factors = quantizer.into_layers(device).into_iter();
             let factors = factors.map(|layer| (layer.name, layer.down, layer.up));
             (base, factors.collect())
         }
@@ -89,7 +89,7 @@ fn prepare(
     if factors.is_empty() {
         return Ok((model, before));
     }
-    let model = start_from(&model, ADAPTER, factors)?;
+    let model = init_from_factors(&model, ADAPTER, factors)?;
     let before = evaluate(&model, held_out, 1)?.nll;
     Ok((model, before))
 }

@@ -3,7 +3,8 @@
 use burn::module::{Lora, Module};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
-use peft::core::{AdaptedForward as _, PeftModule as _};
+use peft::core::PeftModule as _;
+use peft::core::nn::AdaptedForward as _;
 
 use super::{Failure, Work, infer, lora, train, trainable};
 use crate::account::Layer as Sizes;

@@ -63,14 +63,14 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
 
 /// The base, in 4 bits where the method says so.
 fn load(folder: &Path, method: Method, device: &Device) -> Result<Llama, Failure> {
-    let packer = match method {
+    let quantizer = match method {
         Method::QloraAllFp4 => QuantizationConfig::fp4(),
         _ => QuantizationConfig::nf4(),
     };
-    let packer = packer.with_double_quantization(true);
+    let quantizer = quantizer.with_double_quantization(true);
     let loader = LlamaLoader::new(folder);
     if method.packed() {
-        Ok(loader.with_packer(&packer).load(device)?)
+        Ok(loader.with_quantizer(&quantizer).load(device)?)
     } else {
         Ok(loader.load(device)?)
     }

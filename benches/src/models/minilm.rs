@@ -4,7 +4,8 @@ use burn::module::{Lora, Module as _, ParamGroup};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft::additive::BottleneckConfig;
-use peft::core::{ConfigExt as _, PeftModule as _};
+use peft::core::PeftModule as _;
+use peft::core::method::ConfigExt as _;
 use peft::selective::{BitFitConfig, HeadOnlyConfig};
 use peft::soft_prompt::PromptTuningConfig;
 use peft_models::{BertClassifier, BertConfig, Pooling};
@@ -126,7 +127,7 @@ fn prepared(model: BertClassifier, case: Case) -> Result<BertClassifier, Failure
                 model = model.attach(name, &lora(case.method, QV))?;
             }
             let rows: Vec<Option<&str>> = names.iter().map(|name| Some(name.as_str())).collect();
-            model.activate_rows(&rows)?
+            model.set_adapter_per_row(&rows)?
         }
         method => return Err(format!("no `{}` here", method.name()).into()),
     })

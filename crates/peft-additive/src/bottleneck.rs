@@ -1,10 +1,10 @@
 //! Bottleneck adapters: configuration and plan.
 
 use burn::nn::DropoutConfig;
-use peft_core::{
-    Common, Error, Family, Layout, LayoutSite, Method, MethodInfo, Plan, Result, SiteKind,
-    config_from_json,
+use peft_core::method::{
+    Common, Family, Layout, LayoutSite, Method, MethodInfo, Plan, config_from_json,
 };
+use peft_core::{Error, Result, SiteKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -253,7 +253,7 @@ impl Method for BottleneckConfig {
                     continue;
                 }
                 let adapter = self.adapter(site, layout, plan);
-                plan.note("hidden_size", site.width);
+                plan.set_config_field("hidden_size", site.width);
                 plan.adapt_hidden(site, adapter);
             }
         }

@@ -3,8 +3,9 @@
 use burn::module::{Module, Param};
 use burn::nn::Dropout;
 use burn::tensor::{Tensor, activation};
+use peft_core::method::{Adapter, CheckpointKey, HiddenAdapter, SiteContext};
+use peft_core::nn::AdaptedForward;
 use peft_core::ops::linear;
-use peft_core::{AdaptedForward, Adapter, HiddenAdapter, Surroundings, TensorSpec};
 use serde::{Deserialize, Serialize};
 
 /// The non-linearity between the two projections.
@@ -28,7 +29,7 @@ impl Activation {
         match self {
             Self::Relu => activation::relu(x),
             Self::Swish => activation::silu(x),
-            Self::Gelu => peft_core::gelu(x),
+            Self::Gelu => peft_core::ops::gelu(x),
             Self::Tanh => activation::tanh(x),
         }
     }
@@ -63,18 +64,18 @@ pub struct Bottleneck {
 impl Adapter for Bottleneck {
     const METHOD: &'static str = "bottleneck";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         vec![
-            TensorSpec::layer("down", "adapter_down.0.weight").transposed(),
-            TensorSpec::layer("down_bias", "adapter_down.0.bias"),
-            TensorSpec::layer("up", "adapter_up.weight").transposed(),
-            TensorSpec::layer("up_bias", "adapter_up.bias"),
+            CheckpointKey::layer("down", "adapter_down.0.weight").transposed(),
+            CheckpointKey::layer("down_bias", "adapter_down.0.bias"),
+            CheckpointKey::layer("up", "adapter_up.weight").transposed(),
+            CheckpointKey::layer("up_bias", "adapter_up.bias"),
         ]
     }
 }
 
 impl HiddenAdapter for Bottleneck {
-    fn forward(&self, hidden: Tensor<3>, around: &Surroundings<'_>) -> Tensor<3> {
+    fn forward(&self, hidden: Tensor<3>, around: &SiteContext<'_>) -> Tensor<3> {
         let seen = if self.norm_before {
             let summed = match &around.residual {
                 Some(residual) => hidden.clone() + residual.clone(),

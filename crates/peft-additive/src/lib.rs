@@ -11,7 +11,7 @@
 mod bottleneck;
 mod bottleneck_state;
 
-use peft_core::MethodInfo;
+use peft_core::method::MethodInfo;
 
 pub use bottleneck::{BottleneckConfig, HOULSBY, PFEIFFER};
 pub use bottleneck_state::{Activation, Bottleneck};

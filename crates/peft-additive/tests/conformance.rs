@@ -1,7 +1,7 @@
 //! The battery, on bottleneck adapters.
 
 use peft_additive::{Activation, BottleneckConfig};
-use peft_core::ConfigExt as _;
+use peft_core::method::ConfigExt as _;
 
 peft_conformance::battery!(vec![
     Case::new(
@@ -47,6 +47,6 @@ fn a_model_without_sites_is_refused_and_left_as_it_was() {
             .layout()
             .params
             .iter()
-            .all(peft_core::LayoutParam::is_trainable)
+            .all(peft_core::method::LayoutParam::is_trainable)
     );
 }

@@ -1,7 +1,8 @@
 //! The model as it came, as a method: what every language-model task is held against.
 
-use peft_core::{
-    Common, Family, Layout, Method, MethodInfo, Plan, Result, by_peft_type, config_from_json,
+use peft_core::Result;
+use peft_core::method::{
+    Common, Family, Layout, Method, MethodInfo, Plan, by_peft_type, config_from_json,
     config_to_json,
 };
 use serde::{Deserialize, Serialize};

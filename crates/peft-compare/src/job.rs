@@ -4,7 +4,7 @@ mod inputs;
 
 use std::path::{Path, PathBuf};
 
-use peft_core::Method;
+use peft_core::method::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};

@@ -6,7 +6,8 @@ mod language_model;
 
 use std::time::Instant;
 
-use peft_core::{Method, PeftModule};
+use peft_core::PeftModule;
+use peft_core::method::Method;
 use peft_models::LlamaTokenizer;
 
 use crate::Result;

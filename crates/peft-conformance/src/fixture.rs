@@ -4,7 +4,8 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
-use peft_core::{LayoutParam, Method, PeftModule};
+use peft_core::PeftModule;
+use peft_core::method::{LayoutParam, Method};
 use peft_models::{Bert, BertClassifier, Pooling};
 
 /// A model with data, on one device.

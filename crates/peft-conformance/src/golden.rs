@@ -12,7 +12,8 @@ use std::path::Path;
 
 use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Bool, Device, Distribution, Gradients, Int, Tensor, TensorData};
-use peft_core::{MethodInfo, PeftModule, checkpoint};
+use peft_core::method::MethodInfo;
+use peft_core::{PeftModule, checkpoint};
 use peft_models::{Bert, Llama};
 use peft_testing::largest;
 use safetensors::{Dtype, SafeTensors};

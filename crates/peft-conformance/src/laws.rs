@@ -2,15 +2,16 @@
 
 mod files;
 mod numbers;
-mod packed;
+mod quantized;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor};
-use peft_core::{Error, Family, Method, PeftModule};
+use peft_core::method::{Family, Method};
+use peft_core::{Error, PeftModule};
 
 use self::files::{adapter_file, damaged_files, devices_agree, saved};
 use self::numbers::{HALF_FORMATS, half_formats, low_precision, not_a_number};
-use self::packed::packed_base;
+use self::quantized::quantized_base;
 use crate::fixture::{Fixture, base_values, farthest, finite};
 
 /// What a law says when it is broken.
@@ -45,7 +46,7 @@ macro_rules! for_each_law {
         $($callback)::+! {
             identity_at_init, gradients, training, disabled, merged, unmerged_exactly, saved,
             adapter_file, names, detached, several, damaged_files, counts, records, moved,
-            devices_agree, low_precision, not_a_number, packed_base
+            devices_agree, low_precision, not_a_number, quantized_base
         }
     };
 }

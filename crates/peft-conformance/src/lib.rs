@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Each law is a test of its own, run for every case on every CPU device compiled in. What a
-//! method promises ([`MethodInfo`](peft_core::MethodInfo)) decides which way a law goes: a method
+//! method promises ([`MethodInfo`](peft_core::method::MethodInfo)) decides which way a law goes: a method
 //! that does not promise to be mergeable must refuse to merge.
 //!
 //! The model is a tiny BERT classifier in which every parameter matters.
@@ -22,7 +22,7 @@ mod shared;
 
 use std::sync::{Mutex, PoisonError};
 
-use peft_core::Method;
+use peft_core::method::Method;
 
 pub use fixture::{Fixture, farthest, perturb};
 pub use laws::{LAWS, Law, law};

@@ -5,11 +5,11 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 use peft_conformance::{Case, Fixture, LAWS, check, law};
 use peft_core::device::cpu_devices;
-use peft_core::{
-    Adapter, Common, Error, Family, InnerLinear, LayerKind, Layout, Method, MethodInfo, Plan,
-    Result, Selection, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json,
-    config_to_json,
+use peft_core::method::{
+    Adapter, BaseLinear, CheckpointKey, Common, Family, LayerKind, Layout, Method, MethodInfo,
+    Plan, WeightAdapter, by_peft_type, config_from_json, config_to_json,
 };
+use peft_core::{Error, Result, Selection, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -75,8 +75,8 @@ impl Scaled {
 impl Adapter for Scaled {
     const METHOD: &'static str = "scaled";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::layer("gain", "gain")]
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::layer("gain", "gain")]
     }
 }
 
@@ -85,7 +85,7 @@ impl WeightAdapter for Scaled {
         self.scaled(weight)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         inner.with_bias(self.scaled(inner.product(input)))
     }
 }
@@ -128,7 +128,7 @@ impl Method for ScaledConfig {
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let default = Selection::from(["query", "value", "dense", "classifier"]);
-        let strict = plan.strict();
+        let strict = plan.is_new();
         for layer in self
             .targets
             .select(layout, SCALED.title, &default, strict)?
@@ -218,7 +218,7 @@ fn nan_and_infinity_fail_every_law_that_sees_outputs() {
 
 #[test]
 fn gradients_that_are_no_numbers_fail_the_laws_about_training() {
-    for name in ["gradients", "training", "moved", "packed_base"] {
+    for name in ["gradients", "training", "moved", "quantized_base"] {
         for (device_name, verdict) in verdicts(name, Fault::GradientNan) {
             assert!(verdict.is_err(), "law `{name}` passes on {device_name}");
         }

@@ -25,8 +25,8 @@ pub enum Error {
         expected: String,
     },
 
-    /// A weight cannot be stored in a packed form.
-    #[error("`{layer}` cannot be packed: {reason}")]
+    /// A weight cannot be stored in a quantized form.
+    #[error("`{layer}` cannot be quantized: {reason}")]
     Packing {
         /// The layer's name.
         layer: String,
@@ -174,7 +174,7 @@ pub enum Error {
     #[error(
         "`{adapter}` ({method}) at `{place}` cannot differ from row to row: only adapters on weights of linear layers can, unmerged. `activate` it for all rows"
     )]
-    RowAdapter {
+    PerRowAdapter {
         /// The adapter.
         adapter: String,
         /// Its method.
@@ -201,7 +201,7 @@ pub enum Error {
     /// A method's state has a parameter that no file would hold: a mistake in the method.
     #[error(
         "{method} at `{place}`: the state has the parameter `{field}`, and its `Adapter::tensors` does not list it; \
-         list it there, as `TensorSpec::unsaved` if the configuration says all about it"
+         list it there, as `CheckpointKey::unsaved` if the configuration says all about it"
     )]
     UnlistedTensor {
         /// The method.

@@ -2,7 +2,7 @@
 //! implements, and everything that is the same for all of them.
 //!
 //! This crate knows no method. A method crate (`peft-reparameterization` for LoRA, say) gives a
-//! configuration that implements [`Method`]; [`PeftModule`] puts it on a model:
+//! configuration that implements [`Method`](method::Method); [`PeftModule`] puts it on a model:
 //!
 //! ```text
 //! let model = model.attach("sst2", &LoraConfig::new(8))?;
@@ -15,76 +15,34 @@
 //!
 //! | where a method acts | contract | needs of the model |
 //! |---|---|---|
-//! | a weight | [`WeightAdapter`] | nothing; faster where it calls [`AdaptedForward`] |
-//! | a hidden state | [`HiddenAdapter`] | a [`Site`] field at the place |
-//! | the input | [`PromptAdapter`] | a [`Site`] field after the embeddings |
-//! | attention's keys and values | [`KeyValueAdapter`] | a [`Site`] field in every attention layer |
+//! | a weight | [`WeightAdapter`](method::WeightAdapter) | nothing; faster where it calls [`AdaptedForward`](nn::AdaptedForward) |
+//! | a hidden state | [`HiddenAdapter`](method::HiddenAdapter) | a [`Site`] field at the place |
+//! | the input | [`PromptAdapter`](method::PromptAdapter) | a [`Site`] field after the embeddings |
+//! | attention's keys and values | [`KeyValueAdapter`](method::KeyValueAdapter) | a [`Site`] field in every attention layer |
 //!
 //! `docs/architecture.md` has the invariants.
 
-pub mod accounting;
 mod adapter;
 mod attached;
-mod chain;
 pub mod checkpoint;
 pub mod device;
-mod erased;
 mod error;
 pub mod files;
-mod init;
-mod keys;
 mod layout;
-mod mechanism;
-mod method;
+pub mod method;
 mod model;
-mod names;
-mod nn;
-mod packing;
-mod patterns;
-mod rows;
-mod saved;
-mod schedule;
-mod shared;
-mod site;
-mod stack;
-mod targets;
-mod tensor_spec;
-mod tied;
-mod tokens;
-mod training;
-mod transpose;
-mod written;
+pub mod nn;
 
-pub use adapter::{
-    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Surroundings, WeightAdapter,
-};
-pub use chain::{InnerConv2d, InnerEmbedding, InnerLinear};
 pub use error::{Error, Result};
-pub use init::Init;
-pub use layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
-pub use method::{
-    Common, ConfigExt, Family, Method, MethodInfo, Plan, by_peft_type, config_from_json,
-    config_to_json,
-};
-pub use model::PeftModule;
-pub use names::Names;
-pub use nn::{
-    AdaptedForward, adapted_attention, adapted_cross_entropy, adapted_gelu, adapted_norm,
-    adapted_swiglu, dropout_rate,
-};
-pub use packing::{PackedLayer, Packer, StoredPart};
-pub use patterns::Patterns;
+pub use layout::key_mapping::KeyMapping;
+pub use layout::targets::{Selection, Targets};
+pub use model::accounting;
+pub use model::peft_module::PeftModule;
+pub use model::training_hooks::TrainingHooks;
+pub use nn::{Site, SiteKind, TiedHead};
 pub use peft_ops as ops;
-pub use peft_ops::gelu;
-pub use saved::TrainedBias;
-pub use schedule::{Schedule, States};
-pub use shared::Shared;
-pub use site::{Site, SiteKind};
-pub use stack::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
-pub use targets::{ALL_LINEAR, OneOrMany, Selection, Targets};
-pub use tensor_spec::TensorSpec;
-pub use tied::TiedHead;
-pub use tokens::TrainedRows;
-pub use training::Training;
-pub use transpose::transposed;
-pub use written::{Written, stage_file, write_file, write_tensors};
+
+/// Weights in a quantized format, in place of a model's dense ones.
+pub mod quantize {
+    pub use crate::adapter::quantized_base::{QuantizedLayer, RawTensor, WeightQuantizer};
+}

@@ -7,10 +7,11 @@ use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Tensor, TensorData};
-use peft_core::{
-    Adapter, Common, Family, Layout, Method, MethodInfo, PeftModule as _, Plan, Result, Schedule,
-    States, TensorSpec, Training, WeightAdapter, by_peft_type, checkpoint,
+use peft_core::method::{
+    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodHooks, MethodInfo, Plan, States,
+    WeightAdapter, by_peft_type,
 };
+use peft_core::{PeftModule as _, Result, TrainingHooks, checkpoint};
 use serde_json::{Map, Value, json};
 
 static OFFSET: MethodInfo = MethodInfo {
@@ -37,8 +38,8 @@ struct Offset {
 impl Adapter for Offset {
     const METHOD: &'static str = "offset";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::layer("value", "value")]
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::layer("value", "value")]
     }
 }
 
@@ -80,11 +81,11 @@ impl Method for OffsetConfig {
         Ok(())
     }
 
-    fn schedule(&self, _steps: usize, _states: &States) -> Result<Option<Box<dyn Schedule>>> {
+    fn schedule(&self, _steps: usize, _states: &States) -> Result<Option<Box<dyn MethodHooks>>> {
         Ok(Some(Box::new(EverySecond { seen: 0.0 })))
     }
 
-    fn before_save(&self, states: &mut States) -> Result<Map<String, Value>> {
+    fn finalize(&self, states: &mut States) -> Result<Map<String, Value>> {
         states.edit::<Offset>(|_, state| {
             state.value = state.value.clone().map(|value| value.zeros_like());
         });
@@ -109,7 +110,7 @@ struct EverySecond {
     seen: f32,
 }
 
-impl Schedule for EverySecond {
+impl MethodHooks for EverySecond {
     fn penalty(&self, states: &States) -> Option<Tensor<1>> {
         let squares = |(_, state): (&str, &Offset)| state.value.val().square().sum() * 3.0;
         states.of::<Offset>().map(squares).next()
@@ -158,7 +159,7 @@ fn net() -> Net {
 }
 
 /// One step of a loop that knows no method; the loss is the sum of the weight and the bias.
-fn step(model: Net, training: &mut Training) -> Net {
+fn step(model: Net, training: &mut TrainingHooks) -> Net {
     let input = Tensor::<2>::ones([1, 3], &model.layer.weight.device());
     let mut loss = model.layer.forward(input).sum();
     if let Some(penalty) = training.penalty(&model).unwrap() {
@@ -180,7 +181,7 @@ fn offset(model: &Net) -> (Vec<f32>, usize) {
 #[test]
 fn a_loop_that_knows_no_method_runs_its_hooks() {
     let mut model = net().attach("a", &OffsetConfig::default()).unwrap();
-    let mut training = model.training(3).unwrap();
+    let mut training = model.training_hooks(3).unwrap();
     // The gradient of the loss is 1 and that of the penalty six times the value.
     for (at, expected) in [-0.5, -0.5, 0.5].into_iter().enumerate() {
         model = step(model, &mut training);
@@ -194,7 +195,7 @@ fn a_loop_that_knows_no_method_runs_its_hooks() {
 #[test]
 fn a_method_has_a_say_in_what_is_saved() {
     let model = net().attach("a", &OffsetConfig::default()).unwrap();
-    let mut training = model.training(3).unwrap();
+    let mut training = model.training_hooks(3).unwrap();
     let model = step(model, &mut training);
     let dir = tempfile::tempdir().unwrap();
     model.save_adapter("a", dir.path()).unwrap();
@@ -211,10 +212,10 @@ fn a_training_is_resumed_where_it_was_or_not_at_all() {
     let file = dir.path().join("training.safetensors");
     let base = net();
     let model = base.attach("a", &OffsetConfig::default()).unwrap();
-    let mut whole = model.training(5).unwrap();
+    let mut whole = model.training_hooks(5).unwrap();
     let model = step(model, &mut whole);
     whole.save(&file).unwrap();
-    let mut resumed = Training::resume(&model, 5, &file).unwrap();
+    let mut resumed = TrainingHooks::resume(&model, 5, &file).unwrap();
     let ends = [&mut whole, &mut resumed].map(|training| {
         let model = step(step(model.clone(), training), training);
         let end = dir.path().join("end.safetensors");
@@ -225,12 +226,12 @@ fn a_training_is_resumed_where_it_was_or_not_at_all() {
     assert_eq!(ends[0], ends[1]);
 
     let refusal = |model: &Net, steps| {
-        let refused = Training::resume(model, steps, &file).unwrap_err();
+        let refused = TrainingHooks::resume(model, steps, &file).unwrap_err();
         refused.to_string()
     };
     assert!(refusal(&model, 6).contains("of 5 steps"));
     let other = base.attach("b", &OffsetConfig::default()).unwrap();
     assert!(refusal(&other, 5).contains("`seen` is missing"));
     assert!(refusal(&base, 5).contains("a.seen"));
-    assert!(Training::resume(&model, 5, dir.path().join("none")).is_err());
+    assert!(TrainingHooks::resume(&model, 5, dir.path().join("none")).is_err());
 }

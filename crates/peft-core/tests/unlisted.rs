@@ -3,10 +3,11 @@
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::Tensor;
-use peft_core::{
-    Adapter, Common, Error, Family, Layout, Method, MethodInfo, PeftModule as _, Plan, Result,
-    TensorSpec, WeightAdapter, by_peft_type,
+use peft_core::method::{
+    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, WeightAdapter,
+    by_peft_type,
 };
+use peft_core::{Error, PeftModule as _, Result};
 use serde_json::{Value, json};
 
 static FORGETFUL: MethodInfo = MethodInfo {
@@ -35,8 +36,8 @@ struct Inner {
 impl Adapter for Forgetful {
     const METHOD: &'static str = "forgetful";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::layer("listed", "listed")]
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::layer("listed", "listed")]
     }
 }
 

@@ -109,9 +109,9 @@ pub enum LoadError {
         /// The format found.
         found: String,
     },
-    /// A 4-bit packed tensor whose parts do not fit together.
-    #[error("{path}: packed tensor `{tensor}`: {reason}")]
-    Packed {
+    /// A 4-bit quantized tensor whose parts do not fit together.
+    #[error("{path}: quantized tensor `{tensor}`: {reason}")]
+    Quantized {
         /// The file.
         path: PathBuf,
         /// Name of the tensor without the `.q4` of its codes.

@@ -2,12 +2,12 @@
 //!
 //! | model | loads | sites |
 //! |---|---|---|
-//! | [`Bert`] | `BertModel` checkpoints (`config.json`, `model.safetensors`), sharded or 4-bit packed ones too | [`Embeddings`](peft_core::SiteKind::Embeddings), [`AttentionOutput`](peft_core::SiteKind::AttentionOutput), [`FeedForwardOutput`](peft_core::SiteKind::FeedForwardOutput), [`KeyValue`](peft_core::SiteKind::KeyValue) |
+//! | [`Bert`] | `BertModel` checkpoints (`config.json`, `model.safetensors`), sharded or 4-bit quantized ones too | [`Embeddings`](peft_core::SiteKind::Embeddings), [`AttentionOutput`](peft_core::SiteKind::AttentionOutput), [`FeedForwardOutput`](peft_core::SiteKind::FeedForwardOutput), [`KeyValue`](peft_core::SiteKind::KeyValue) |
 //! | [`BertClassifier`] | `BertForSequenceClassification` checkpoints, or a fresh head on a [`Bert`] | those of [`Bert`] |
 //! | [`Llama`] | `LlamaForCausalLM`, `MistralForCausalLM` and `Qwen2ForCausalLM` checkpoints, sharded ones too, and GGUF files | [`Embeddings`](peft_core::SiteKind::Embeddings), [`AttentionOutput`](peft_core::SiteKind::AttentionOutput), [`FeedForwardOutput`](peft_core::SiteKind::FeedForwardOutput), [`KeyValue`](peft_core::SiteKind::KeyValue) |
 //!
 //! The models are plain Burn modules: their layers are `burn::nn`'s, called through
-//! [`AdaptedForward`](peft_core::AdaptedForward), so adapters of every place (weight, hidden state,
+//! [`AdaptedForward`](peft_core::nn::AdaptedForward), so adapters of every place (weight, hidden state,
 //! input) attach to them. Layers are known by the names that Hugging Face gives them
 //! (`encoder.layer.0.attention.self.query`).
 //!

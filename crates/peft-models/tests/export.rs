@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use peft_core::device::cpu_devices;
-use peft_core::ops::packed::{Packed, PackedRows};
-use peft_core::{Error, PackedLayer, Packer, PeftModule as _, StoredPart};
+use peft_core::ops::quantized::{QuantizedMatrix, QuantizedWeight};
+use peft_core::quantize::{QuantizedLayer, RawTensor, WeightQuantizer};
+use peft_core::{Error, PeftModule as _};
 use peft_models::{
     ChatTemplate, ExportConfig, ExportDtype, GenerateConfig, Llama, LlamaConfig, LlamaTokenizer,
     LoadError, Message, StoppedBy,
@@ -255,7 +256,7 @@ struct Late;
 #[derive(Debug)]
 struct Halves([usize; 2]);
 
-impl PackedRows for Halves {
+impl QuantizedMatrix for Halves {
     fn shape(&self) -> [usize; 2] {
         self.0
     }
@@ -277,23 +278,27 @@ impl PackedRows for Halves {
     }
 }
 
-impl Packer for Late {
-    fn pack(&self, layer: PackedLayer<'_>, _: &[f32]) -> peft_core::Result<Option<Packed>> {
-        Ok(Some(Packed::new(Halves(layer.shape))))
+impl WeightQuantizer for Late {
+    fn pack(
+        &self,
+        layer: QuantizedLayer<'_>,
+        _: &[f32],
+    ) -> peft_core::Result<Option<QuantizedWeight>> {
+        Ok(Some(QuantizedWeight::new(Halves(layer.shape))))
     }
 
     fn write_parts(
         &self,
         layer: &str,
-        _: &Packed,
-    ) -> peft_core::Result<Option<BTreeMap<String, StoredPart>>> {
+        _: &QuantizedWeight,
+    ) -> peft_core::Result<Option<BTreeMap<String, RawTensor>>> {
         if layer.contains("layers.1.mlp") {
             return Err(Error::Packing {
                 layer: layer.to_string(),
                 reason: "too late".to_string(),
             });
         }
-        let part = StoredPart {
+        let part = RawTensor {
             dtype: Dtype::U8,
             shape: vec![1],
             bytes: vec![1],
@@ -311,9 +316,9 @@ fn an_error_leaves_the_folder_as_it_was() -> Outcome {
     let device = cpu_devices().remove(0).1;
     let dir = folder(&[]);
     let before = files(dir.path());
-    let packed = Llama::tiny(&device).pack_weights(&Late)?;
+    let quantized = Llama::tiny(&device).pack_weights(&Late)?;
     let tokenizer = LlamaTokenizer::load(golden())?;
-    let error = packed.export_packed(dir.path(), Some(&tokenizer), &Late);
+    let error = quantized.export_quantized(dir.path(), Some(&tokenizer), &Late);
     assert!(error.unwrap_err().to_string().contains("too late"));
     assert_eq!(files(dir.path()), before);
     // Where a file cannot get its name, no other one has got its own.

@@ -54,7 +54,13 @@ const TEXT: &str = "the cat <|end|><s> sät\n\n  on 12345 mats, aaa";
 
 static FOLDERS: LazyLock<Vec<Folder>> = LazyLock::new(|| {
     let (base, model) = (Folder::golden(BASE), Folder::golden(MODEL));
-    vec![base.sharded(), model.packed(), model.sharded(), model, base]
+    vec![
+        base.sharded(),
+        model.quantized(),
+        model.sharded(),
+        model,
+        base,
+    ]
 });
 
 static FILES: LazyLock<Vec<gguf::File>> =

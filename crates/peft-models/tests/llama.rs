@@ -137,7 +137,7 @@ fn packed_documents_do_not_see_each_other() {
             .iter()
             .map(|text| f64::from(llama.loss(&LmBatch::of_text(text)).into_scalar::<f32>()))
             .sum();
-        let mut packed = LmBatch {
+        let mut quantized = LmBatch {
             rows: 1,
             length: 26,
             segments: Some(Vec::new()),
@@ -145,23 +145,23 @@ fn packed_documents_do_not_see_each_other() {
         };
         for (index, document) in documents.iter().enumerate() {
             let alone = LmBatch::of_text(document);
-            packed.ids.extend(alone.ids);
-            packed.targets.extend(alone.targets);
-            let segments = packed.segments.as_mut().unwrap();
+            quantized.ids.extend(alone.ids);
+            quantized.targets.extend(alone.targets);
+            let segments = quantized.segments.as_mut().unwrap();
             segments.extend(vec![index as u32; document.len()]);
         }
         // Two places at the end are filled up.
-        packed.ids.extend([0, 0]);
-        packed.targets.extend([-100, -100]);
-        packed.segments.as_mut().unwrap().extend([9, 9]);
-        packed.padding = (0..26).map(|place| place >= 24).collect();
-        let together = f64::from(llama.loss(&packed).into_scalar::<f32>());
+        quantized.ids.extend([0, 0]);
+        quantized.targets.extend([-100, -100]);
+        quantized.segments.as_mut().unwrap().extend([9, 9]);
+        quantized.padding = (0..26).map(|place| place >= 24).collect();
+        let together = f64::from(llama.loss(&quantized).into_scalar::<f32>());
         assert!(
             (together / apart - 1.0).abs() < 1e-5,
             "{name}: {together}, {apart}"
         );
-        packed.segments = None;
-        let blind = f64::from(llama.loss(&packed).into_scalar::<f32>());
+        quantized.segments = None;
+        let blind = f64::from(llama.loss(&quantized).into_scalar::<f32>());
         assert!(
             (blind / apart - 1.0).abs() > 1e-3,
             "{name}: segments change nothing"

@@ -16,7 +16,7 @@ use crate::reference;
 /// The sum of the negative log likelihoods, in nats, of `targets` under `softmax(hidden · headᵀ)`: `[1]`.
 ///
 /// `hidden` is `[rows, d]`. `head` has one row for each class, `[classes, d]`, as tied embeddings have;
-/// a packed one as well. `targets` has one class for each row; where it is negative, the row is left out.
+/// a quantized one as well. `targets` has one class for each row; where it is negative, the row is left out.
 ///
 /// The logits of all rows are never there at once, nor kept: gradients are computed with the loss, some rows
 /// at a time. On other devices than Burn's CPU backend the reference forms them.
@@ -49,7 +49,7 @@ pub fn linear_cross_entropy_with(
     let [rows, width] = hidden.dims();
     let [classes, d] = match &head {
         Weight::Dense(tensor) => tensor.dims(),
-        Weight::Packed(packed) => packed.shape(),
+        Weight::Quantized(quantized) => quantized.shape(),
     };
     assert_eq!(width, d, "the width of the hidden states is not the head's");
     assert_eq!(targets.len(), rows, "one target for each row");
@@ -72,16 +72,16 @@ pub fn linear_cross_entropy_with(
     });
     #[cfg(feature = "flex")]
     if fuses(&hidden) {
-        let (dense, packed) = match &head {
+        let (dense, quantized) = match &head {
             Weight::Dense(tensor) => (Some(tensor.clone()), None),
-            Weight::Packed(packed) => (None, Some(packed.clone())),
+            Weight::Quantized(quantized) => (None, Some(quantized.clone())),
         };
         if dense.as_ref().is_none_or(|head| head.dtype() == DType::F32) {
             let (through, up) = added.unzip();
             return Tensor::from_dispatch(<Dispatch as Fused>::linear_cross_entropy(
                 hidden.into_dispatch(),
                 Maybe::from(dense.map(Tensor::into_dispatch)),
-                packed,
+                quantized,
                 Maybe::from(through.map(Tensor::into_dispatch)),
                 Maybe::from(up.map(Tensor::into_dispatch)),
                 Arc::new(targets.to_vec()),
@@ -90,7 +90,7 @@ pub fn linear_cross_entropy_with(
     }
     let head = match head {
         Weight::Dense(tensor) => tensor,
-        Weight::Packed(packed) => packed.to_tensor(&hidden.device()).cast(hidden.dtype()),
+        Weight::Quantized(quantized) => quantized.to_tensor(&hidden.device()).cast(hidden.dtype()),
     };
     match added {
         Some((through, up)) => {

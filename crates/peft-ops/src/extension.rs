@@ -14,7 +14,7 @@ use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 use crate::attention::Segments;
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
-use crate::packed::Packed;
+use crate::quantized::QuantizedWeight;
 
 /// Settings of a linear layer.
 #[derive(Clone, Debug)]
@@ -27,8 +27,8 @@ pub(crate) struct Layer {
     pub(crate) epsilon: f32,
     /// What A does not see.
     pub(crate) coins: Option<Coins>,
-    /// The weight, if it is packed.
-    pub(crate) packed: Option<Packed>,
+    /// The weight, if it is quantized.
+    pub(crate) quantized: Option<QuantizedWeight>,
 }
 
 /// A tensor that may be absent.
@@ -58,7 +58,7 @@ impl From<Option<FloatTensor<Dispatch>>> for Maybe<Dispatch> {
 pub(crate) trait Fused: Backend {
     /// `x W + b + s·(drop(x) A) B`, where x is the input, GELU of it, silu of it times what it gates, or it
     /// normalised by its root mean square and scaled by `gamma`; `down` and `up` are there both or neither, and
-    /// `weight` is there unless it is packed.
+    /// `weight` is there unless it is quantized.
     fn linear(
         input: FloatTensor<Self>,
         #[extension_type] gated: Maybe<Self>,
@@ -115,11 +115,11 @@ pub(crate) trait Fused: Backend {
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// The sum of the cross entropies of `hidden` `[rows, d]` under a head `[classes, d]`, which is there
-    /// unless it is packed: `[1]`. `through` `[rows, r]` times `up` `[r, classes]` is added to the logits.
+    /// unless it is quantized: `[1]`. `through` `[rows, r]` times `up` `[r, classes]` is added to the logits.
     fn linear_cross_entropy(
         hidden: FloatTensor<Self>,
         #[extension_type] head: Maybe<Self>,
-        packed: Option<Packed>,
+        quantized: Option<QuantizedWeight>,
         #[extension_type] through: Maybe<Self>,
         #[extension_type] up: Maybe<Self>,
         targets: Arc<Vec<i64>>,

@@ -15,7 +15,7 @@ mod cross_entropy;
 mod gelu;
 mod linear;
 mod memory;
-pub mod packed;
+pub mod quantized;
 pub mod reference;
 mod rotary;
 

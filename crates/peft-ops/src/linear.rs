@@ -10,7 +10,7 @@ use crate::cpu::dropout::Coins;
 use crate::extension::{Fused, Layer, Maybe};
 #[cfg(feature = "flex")]
 use crate::fuses;
-use crate::packed::Packed;
+use crate::quantized::QuantizedWeight;
 use crate::reference;
 
 /// Factors of a low-rank change of a weight, `s·A B`.
@@ -54,7 +54,7 @@ pub enum Weight {
     /// Burn's, `[in, out]`.
     Dense(Tensor<2>),
     /// Frozen, in a storage format of its own: rows `[out, in]`.
-    Packed(Packed),
+    Quantized(QuantizedWeight),
 }
 
 impl Weight {
@@ -62,8 +62,8 @@ impl Weight {
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Dense(tensor) => tensor.dims(),
-            Self::Packed(packed) => {
-                let [d_out, d_in] = packed.shape();
+            Self::Quantized(quantized) => {
+                let [d_out, d_in] = quantized.shape();
                 [d_in, d_out]
             }
         }
@@ -74,7 +74,7 @@ impl Weight {
     pub(crate) fn fuses(&self) -> bool {
         match self {
             Self::Dense(weight) => weight.dtype() == DType::F32,
-            Self::Packed(_) => true,
+            Self::Quantized(_) => true,
         }
     }
 
@@ -82,7 +82,7 @@ impl Weight {
     pub(crate) fn dense<const D: usize>(self, input: &Tensor<D>) -> Tensor<2> {
         match self {
             Self::Dense(weight) => weight,
-            Self::Packed(packed) => packed
+            Self::Quantized(quantized) => quantized
                 .to_tensor(&input.device())
                 .cast(input.dtype())
                 .transpose(),
@@ -96,9 +96,9 @@ impl From<Tensor<2>> for Weight {
     }
 }
 
-impl From<Packed> for Weight {
-    fn from(packed: Packed) -> Self {
-        Self::Packed(packed)
+impl From<QuantizedWeight> for Weight {
+    fn from(quantized: QuantizedWeight) -> Self {
+        Self::Quantized(quantized)
     }
 }
 
@@ -108,7 +108,7 @@ impl From<Packed> for Weight {
 /// are accumulated in the output, and in the backward pass in the input's gradient. What is dropped is so again in
 /// the backward pass, and nothing is kept of it.
 ///
-/// Of a packed weight, one panel of rows at a time is decoded, in the forward and again in the backward
+/// Of a quantized weight, one panel of rows at a time is decoded, in the forward and again in the backward
 /// pass: nothing dense is kept. On other devices than Burn's CPU backend it is decoded whole, and kept until
 /// the backward pass.
 ///
@@ -284,9 +284,9 @@ impl Parts {
             }) => (Some(down), Some(up), scale),
             None => (None, None, 1.0),
         };
-        let (dense, packed) = match weight {
+        let (dense, quantized) = match weight {
             Weight::Dense(weight) => (Some(weight), None),
-            Weight::Packed(packed) => (None, Some(packed)),
+            Weight::Quantized(quantized) => (None, Some(quantized)),
         };
         let maybe = |matrix: Option<Tensor<2>>| Maybe::from(matrix.map(Tensor::into_dispatch));
         Self {
@@ -299,7 +299,7 @@ impl Parts {
                 gelu: false,
                 epsilon: 0.0,
                 coins,
-                packed,
+                quantized,
             },
         }
     }

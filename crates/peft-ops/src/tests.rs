@@ -249,15 +249,15 @@ proptest! {
                 gamma.clone().into_dispatch(), None.into(), 1e-3, Some(coins),
             )),
             reference::layer_norm(x.clone() * kept.clone(), Some(residual.clone()), gamma.clone(), None, 1e-3));
-        // A low-rank addition drops what A sees, and the weight sees all; so after GELU, and with a packed weight.
+        // A low-rank addition drops what A sees, and the weight sees all; so after GELU, and with a quantized weight.
         let inputs = || (
             input(shape, seed, true), input([wide, 5], seed ^ 1, true), input([wide, 3], seed ^ 2, true),
             input([3, 5], seed ^ 3, true),
         );
-        let rows = decoder::packed([5, wide], seed ^ 4);
+        let rows = decoder::quantized([5, wide], seed ^ 4);
         for (gelu, is_packed) in [(false, false), (true, false), (false, true), (true, true)] {
             let layer = || crate::extension::Layer {
-                scale: 0.7, gelu, epsilon: 0.0, coins: Some(coins), packed: is_packed.then(|| rows.clone()),
+                scale: 0.7, gelu, epsilon: 0.0, coins: Some(coins), quantized: is_packed.then(|| rows.clone()),
             };
             compare!(inputs(), [x, w, a, b],
                 Tensor::<3>::from_dispatch(<Dispatch as Fused>::linear(

@@ -260,7 +260,7 @@ impl Damage {
 
 fn weights(model: &Bert) -> Vec<TensorData> {
     let params = model.layout().params;
-    let of = |param: &peft::core::LayoutParam| match param.shape().len() {
+    let of = |param: &peft::core::method::LayoutParam| match param.shape().len() {
         1 => param.value::<1>().to_data(),
         _ => param.value::<2>().to_data(),
     };

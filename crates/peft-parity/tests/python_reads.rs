@@ -12,7 +12,8 @@ use burn::module::Module as _;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Int, Tensor};
 use common::python::{Python, write_io};
-use peft::core::{ConfigExt as _, Method, PeftModule as _};
+use peft::core::PeftModule as _;
+use peft::core::method::{ConfigExt as _, Method};
 use peft::reparameterization::{
     AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LohaConfig,
     LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, VbLoraConfig, VeraConfig,

@@ -4,7 +4,7 @@ use burn::tensor::quantization::{
     QuantMode, QuantScheme, QuantStore, QuantValue, QuantizedBytes, ScaleDtype,
 };
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use peft_ops::packed::PackedRows;
+use peft_ops::quantized::QuantizedMatrix;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{check_finite, check_shape};
@@ -137,7 +137,7 @@ impl BurnRows {
     }
 }
 
-impl PackedRows for BurnRows {
+impl QuantizedMatrix for BurnRows {
     fn shape(&self) -> [usize; 2] {
         self.shape
     }
@@ -202,7 +202,7 @@ fn check_scheme(scheme: &QuantScheme, shape: [usize; 2]) -> Result<usize> {
     }
     if !matches!(scheme.store, QuantStore::Native | QuantStore::PackedU32(0)) {
         return Err(refused(format!(
-            "its values are stored as {:?}; those packed along rows are read",
+            "its values are stored as {:?}; those quantized along rows are read",
             scheme.store
         )));
     }

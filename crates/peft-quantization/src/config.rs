@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 use burn::tensor::quantization::QuantStore;
 use peft_core::device::cpu_devices;
-use peft_core::{LayerKind, PackedLayer, Packer, StoredPart};
-use peft_ops::packed::Packed;
+use peft_core::method::LayerKind;
+use peft_core::quantize::{QuantizedLayer, RawTensor, WeightQuantizer};
+use peft_ops::quantized::QuantizedWeight;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -30,7 +31,7 @@ pub enum Tables {
     Bfloat16,
 }
 
-/// Which weights are quantized, and how. A [`Packer`]: for loading a model, or packing one that is there.
+/// Which weights are quantized, and how. A [`WeightQuantizer`]: for loading a model, or packing one that is there.
 ///
 /// Linear layers are quantized, but heads and those that `llm_int8_skip_modules` names. Embedding
 /// tables and heads are kept as `tables` says, everything else stays as it is.
@@ -217,11 +218,11 @@ impl QuantizationConfig {
     ///
     /// Those of [`validate`](Self::validate), [`FourBit::quantize`] and [`BurnRows::quantize`];
     /// [`Error::Scheme`] for `int4` where the only CPU backend is `ndarray`, which has 8 bits only.
-    pub fn quantize(&self, values: &[f32], shape: [usize; 2]) -> Result<Packed> {
+    pub fn quantize(&self, values: &[f32], shape: [usize; 2]) -> Result<QuantizedWeight> {
         self.validate()?;
         let Some(integers) = self.burn_scheme else {
             let matrix = FourBit::quantize(values, shape, self.four_bit_options())?;
-            return Ok(Packed::new(matrix));
+            return Ok(QuantizedWeight::new(matrix));
         };
         let (device, store) = match cpu_devices().into_iter().next() {
             Some(("ndarray", _)) if integers == BurnScheme::Int4 => {
@@ -235,7 +236,7 @@ impl QuantizationConfig {
         };
         let scheme = integers.scheme(self.burn_block_size, store);
         let rows = BurnRows::quantize(values, shape, &scheme, &device)?;
-        Ok(Packed::new(rows))
+        Ok(QuantizedWeight::new(rows))
     }
 
     /// How matrices are quantized to 4 bits.
@@ -255,7 +256,7 @@ impl QuantizationConfig {
     }
 
     /// What becomes of a layer's weight.
-    pub(crate) fn storage(&self, layer: PackedLayer<'_>) -> Storage {
+    pub(crate) fn storage(&self, layer: QuantizedLayer<'_>) -> Storage {
         if layer.head || *layer.kind == LayerKind::Embedding {
             match self.tables {
                 Tables::Float32 => Storage::Dense,
@@ -268,42 +269,50 @@ impl QuantizationConfig {
         }
     }
 
-    fn packed(&self, layer: PackedLayer<'_>, values: &[f32]) -> Result<Option<Packed>> {
+    fn quantized(
+        &self,
+        layer: QuantizedLayer<'_>,
+        values: &[f32],
+    ) -> Result<Option<QuantizedWeight>> {
         self.validate()?;
         match self.storage(layer) {
             Storage::Dense => Ok(None),
             Storage::Bfloat16 => {
                 let rows = HalfRows::bf16(values, layer.shape)?;
-                Ok(Some(Packed::new(rows)))
+                Ok(Some(QuantizedWeight::new(rows)))
             }
             Storage::Quantized => self.quantize(values, layer.shape).map(Some),
         }
     }
 }
 
-impl Packer for QuantizationConfig {
-    fn pack(&self, layer: PackedLayer<'_>, values: &[f32]) -> peft_core::Result<Option<Packed>> {
-        self.packed(layer, values)
+impl WeightQuantizer for QuantizationConfig {
+    fn pack(
+        &self,
+        layer: QuantizedLayer<'_>,
+        values: &[f32],
+    ) -> peft_core::Result<Option<QuantizedWeight>> {
+        self.quantized(layer, values)
             .map_err(|error| refused(layer.name, error))
     }
 
-    fn wants(&self, layer: PackedLayer<'_>) -> bool {
+    fn wants(&self, layer: QuantizedLayer<'_>) -> bool {
         self.storage(layer) != Storage::Dense
     }
 
     fn read_parts(
         &self,
-        layer: PackedLayer<'_>,
-        parts: &BTreeMap<String, StoredPart>,
-    ) -> peft_core::Result<Option<Packed>> {
+        layer: QuantizedLayer<'_>,
+        parts: &BTreeMap<String, RawTensor>,
+    ) -> peft_core::Result<Option<QuantizedWeight>> {
         self.read(parts).map_err(|error| refused(layer.name, error))
     }
 
     fn write_parts(
         &self,
         layer: &str,
-        rows: &Packed,
-    ) -> peft_core::Result<Option<BTreeMap<String, StoredPart>>> {
+        rows: &QuantizedWeight,
+    ) -> peft_core::Result<Option<BTreeMap<String, RawTensor>>> {
         self.write(rows).map_err(|error| refused(layer, error))
     }
 
@@ -332,8 +341,8 @@ pub(crate) enum Storage {
 mod tests {
     use super::*;
 
-    fn layer<'a>(name: &'a str, kind: &'a LayerKind, head: bool) -> PackedLayer<'a> {
-        PackedLayer {
+    fn layer<'a>(name: &'a str, kind: &'a LayerKind, head: bool) -> QuantizedLayer<'a> {
+        QuantizedLayer {
             name,
             kind,
             head,
@@ -371,9 +380,9 @@ mod tests {
         head: bool,
     ) -> Option<String> {
         let layer = layer(name, kind, head);
-        let packed = config.pack(layer, &[0.25; 256]).unwrap();
-        assert_eq!(config.wants(layer), packed.is_some(), "{name}");
-        packed.map(|packed| packed.format().to_string())
+        let quantized = config.pack(layer, &[0.25; 256]).unwrap();
+        assert_eq!(config.wants(layer), quantized.is_some(), "{name}");
+        quantized.map(|quantized| quantized.format().to_string())
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Matrices in bitsandbytes' 4-bit formats.
 
-use peft_ops::packed::PackedRows;
+use peft_ops::quantized::QuantizedMatrix;
 use rayon::prelude::*;
 
 use crate::error::{check_finite, check_shape};
@@ -133,7 +133,7 @@ impl FourBit {
     }
 
     /// The number format that the weight had, and that upstream turns it back to; `float32` where
-    /// it was quantized here. [`decode`](PackedRows::decode) gives `f32` whatever this says,
+    /// it was quantized here. [`decode`](QuantizedMatrix::decode) gives `f32` whatever this says,
     /// without upstream's last rounding.
     pub fn dtype(&self) -> FloatFormat {
         self.dtype
@@ -179,7 +179,7 @@ impl FourBit {
     }
 }
 
-impl PackedRows for FourBit {
+impl QuantizedMatrix for FourBit {
     fn shape(&self) -> [usize; 2] {
         self.shape
     }

@@ -2,7 +2,7 @@
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use peft_ops::packed::PackedRows;
+use peft_ops::quantized::QuantizedMatrix;
 use serde::{Deserialize, Serialize};
 
 use crate::error::check_shape;
@@ -101,7 +101,7 @@ impl HalfRows {
     }
 }
 
-impl PackedRows for HalfRows {
+impl QuantizedMatrix for HalfRows {
     fn shape(&self) -> [usize; 2] {
         self.shape
     }

@@ -8,7 +8,7 @@
 //! | int4 | 5 | Burn's `Q4S` in blocks of 32 | [`BurnRows`] |
 //! | bfloat16, float16 | 16 | rounded, for tables and heads | [`HalfRows`] |
 //!
-//! All of them are [`PackedRows`](peft_ops::packed::PackedRows): decoded row by row when they are
+//! All of them are [`QuantizedMatrix`](peft_ops::quantized::QuantizedMatrix): decoded row by row when they are
 //! needed, on any Burn model. A [`QuantizationConfig`] says which weights of a model are kept how, and a
 //! [`QLoraConfig`] which LoRA trains on them besides:
 //!
@@ -29,7 +29,7 @@
 //! bitsandbytes 0.50 for everything that its papers leave open. Codes, scales and codes of scales are
 //! bit by bit what its `quantize_4bit` gives on a CPU, and checkpoints are read and written as it lays
 //! them out ([`FourBit::from_parts`]): a loader reads a whole model that transformers saved in 4 bits with
-//! [`QuantizationConfig::load`] as its packer. [`loftq()`] is Li et al. 2023
+//! [`QuantizationConfig::load`] as its quantizer. [`loftq()`] is Li et al. 2023
 //! ([arXiv:2310.08659](https://arxiv.org/abs/2310.08659)), [`loftq_model()`] the same for a model.
 //!
 //! Where this crate and bitsandbytes can differ:
@@ -65,9 +65,9 @@ pub use error::{Error, Result};
 pub use four_bit::{BLOCK_SIZES, FourBit, FourBitOptions};
 pub use half_rows::{FloatFormat, HalfRows};
 pub use loftq::{LoftQ, loftq};
-pub use loftq_model::{LoftQLayer, LoftQPacker, loftq_model};
-pub use peft_core::StoredPart as Part;
-pub use qlora::{AdapterDtype, QLoraConfig, QLoraPacker};
+pub use loftq_model::{LoftQLayer, LoftQQuantizer, loftq_model};
+pub use peft_core::quantize::RawTensor as Part;
+pub use qlora::{AdapterDtype, QLoraConfig, QLoraQuantizer};
 pub use report::{QuantCase, report};
 pub use requantize::{Requantized, requantize};
 pub use scales::{NESTED_BLOCK, Scales};

@@ -1,7 +1,7 @@
 //! LoftQ: a quantized weight and the low-rank factors that make up for what quantization took.
 
 use faer::{Mat, MatRef};
-use peft_ops::packed::PackedRows;
+use peft_ops::quantized::QuantizedMatrix;
 
 use crate::error::{check_finite, check_shape};
 use crate::requantize::relative_norm;

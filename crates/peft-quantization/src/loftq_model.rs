@@ -3,8 +3,9 @@
 use std::cell::RefCell;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use peft_core::{PackedLayer, Packer, PeftModule};
-use peft_ops::packed::Packed;
+use peft_core::PeftModule;
+use peft_core::quantize::{QuantizedLayer, WeightQuantizer};
+use peft_ops::quantized::QuantizedWeight;
 
 use crate::config::{Storage, refused};
 use crate::{Error, FourBit, QuantizationConfig, Result, loftq};
@@ -33,11 +34,11 @@ struct Factors {
     error_after: f64,
 }
 
-/// A [`Packer`] that quantizes by LoftQ, and keeps the factors: for loading a model whose dense weights are
+/// A [`WeightQuantizer`] that quantizes by LoftQ, and keeps the factors: for loading a model whose dense weights are
 /// never all there. [`loftq_model()`] is for one that is there.
 ///
-/// Layers that `wants` is not true for are packed as the configuration says, as are tables and heads.
-pub struct LoftQPacker<'a, W> {
+/// Layers that `wants` is not true for are quantized as the configuration says, as are tables and heads.
+pub struct LoftQQuantizer<'a, W> {
     config: &'a QuantizationConfig,
     rank: usize,
     iterations: usize,
@@ -45,7 +46,7 @@ pub struct LoftQPacker<'a, W> {
     found: RefCell<Vec<Factors>>,
 }
 
-impl<'a, W: Fn(&str) -> bool> LoftQPacker<'a, W> {
+impl<'a, W: Fn(&str) -> bool> LoftQQuantizer<'a, W> {
     /// Packs as `config` says, with factors of `rank` for the layers that `wants` is true for; `iterations` as
     /// for [`loftq()`].
     ///
@@ -78,7 +79,7 @@ impl<'a, W: Fn(&str) -> bool> LoftQPacker<'a, W> {
         })
     }
 
-    /// The factors of what was packed, on a device.
+    /// The factors of what was quantized, on a device.
     pub fn into_layers(self, device: &Device) -> Vec<LoftQLayer> {
         let layers = self.found.into_inner().into_iter();
         let layers = layers.map(|factors| LoftQLayer {
@@ -92,8 +93,12 @@ impl<'a, W: Fn(&str) -> bool> LoftQPacker<'a, W> {
     }
 }
 
-impl<W: Fn(&str) -> bool> Packer for LoftQPacker<'_, W> {
-    fn pack(&self, layer: PackedLayer<'_>, values: &[f32]) -> peft_core::Result<Option<Packed>> {
+impl<W: Fn(&str) -> bool> WeightQuantizer for LoftQQuantizer<'_, W> {
+    fn pack(
+        &self,
+        layer: QuantizedLayer<'_>,
+        values: &[f32],
+    ) -> peft_core::Result<Option<QuantizedWeight>> {
         if self.config.storage(layer) != Storage::Quantized || !(self.wants)(layer.name) {
             return self.config.pack(layer, values);
         }
@@ -109,25 +114,25 @@ impl<W: Fn(&str) -> bool> Packer for LoftQPacker<'_, W> {
             error_before: found.error_before,
             error_after: found.error_after,
         });
-        Ok(Some(Packed::new(found.quantized)))
+        Ok(Some(QuantizedWeight::new(found.quantized)))
     }
 
-    fn wants(&self, layer: PackedLayer<'_>) -> bool {
+    fn wants(&self, layer: QuantizedLayer<'_>) -> bool {
         self.config.wants(layer)
     }
 }
 
 /// Packs a model as `config` says, with [`loftq()`] for the layers that `wants` is true for, which is told their
-/// upstream names. The layers' factors are what a LoRA of `rank` on the packed model is to start from
-/// (`peft_reparameterization::start_from`): it then computes nearly what the dense model does.
+/// upstream names. The layers' factors are what a LoRA of `rank` on the quantized model is to start from
+/// (`peft_reparameterization::init_from_factors`): it then computes nearly what the dense model does.
 ///
-/// With one iteration the packed weights are those of `config` alone. With more they are not: an adapter that
-/// starts from the factors belongs to this packed model, so save that, too.
+/// With one iteration the quantized weights are those of `config` alone. With more they are not: an adapter that
+/// starts from the factors belongs to this quantized model, so save that, too.
 ///
 /// # Errors
 ///
-/// - Those of [`LoftQPacker::new`]; [`Error::Setting`] if no layer that `wants` is true for is quantized.
-/// - [`Error::Model`] for a layer that is packed already, has no room for factors of `rank` or cannot be
+/// - Those of [`LoftQQuantizer::new`]; [`Error::Setting`] if no layer that `wants` is true for is quantized.
+/// - [`Error::Model`] for a layer that is quantized already, has no room for factors of `rank` or cannot be
 ///   quantized, and for a merged model.
 pub fn loftq_model<M: PeftModule>(
     model: &M,
@@ -136,20 +141,20 @@ pub fn loftq_model<M: PeftModule>(
     iterations: usize,
     wants: impl Fn(&str) -> bool,
 ) -> Result<(M, Vec<LoftQLayer>)> {
-    let packer = LoftQPacker::new(config, rank, iterations, wants)?;
-    let packed = model.packed_weights();
-    if let Some((layer, _)) = packed.iter().find(|(layer, _)| (packer.wants)(layer)) {
+    let quantizer = LoftQQuantizer::new(config, rank, iterations, wants)?;
+    let quantized = model.quantized_weights();
+    if let Some((layer, _)) = quantized.iter().find(|(layer, _)| (quantizer.wants)(layer)) {
         return Err(peft_core::Error::Packing {
             layer: layer.clone(),
             reason:
-                "it is packed already, and LoftQ needs the weight as it was: take the dense model"
+                "it is quantized already, and LoftQ needs the weight as it was: take the dense model"
                     .to_string(),
         }
         .into());
     }
-    let packed = model.pack_weights(&packer)?;
+    let quantized = model.pack_weights(&quantizer)?;
     let (device, _) = model.layout().like();
-    let layers = packer.into_layers(&device);
+    let layers = quantizer.into_layers(&device);
     if layers.is_empty() {
         return Err(Error::setting(
             "wants",
@@ -157,5 +162,5 @@ pub fn loftq_model<M: PeftModule>(
             "true for one at least",
         ));
     }
-    Ok((packed, layers))
+    Ok((quantized, layers))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use peft_core::StoredPart as Part;
+use peft_core::quantize::RawTensor as Part;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +59,7 @@ impl FourBit {
     /// The codes are `weight`, `[bytes, 1]`; scales and tables are `weight.absmax`,
     /// `weight.quant_map`, `weight.nested_absmax` and `weight.nested_quant_map`; the settings are JSON
     /// in `weight.quant_state.bitsandbytes__nf4` (or `__fp4`). This is what bitsandbytes'
-    /// `QuantState.as_dict(packed=True)` gives and transformers saves.
+    /// `QuantState.as_dict(quantized=True)` gives and transformers saves.
     pub fn to_parts(&self) -> BTreeMap<String, Part> {
         let mut parts = BTreeMap::new();
         let mut put = |name: &str, part| parts.insert(name.to_string(), part);

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashSet};
 
 use burn::tensor::DType;
-use peft_core::ops::packed::Packed;
-use peft_core::{PackedLayer, Packer, PeftModule, StoredPart};
-use peft_reparameterization::{LoraConfig, LoraLinear, cast_factors, start_from};
+use peft_core::PeftModule;
+use peft_core::ops::quantized::QuantizedWeight;
+use peft_core::quantize::{QuantizedLayer, RawTensor, WeightQuantizer};
+use peft_reparameterization::{LoraConfig, LoraLinear, cast_factors, init_from_factors};
 use serde_json::Value;
 
-use crate::{Error, LoftQPacker, QuantizationConfig, Result};
+use crate::{Error, LoftQQuantizer, QuantizationConfig, Result};
 
 /// Number format in which an adapter's factors are kept and trained. Products are computed in the base's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,14 +40,14 @@ impl AdapterDtype {
 ///
 /// let device = peft_core::device::device("flex")?.autodiff();
 /// let config = QLoraConfig::new(16).with_loftq(1);
-/// let packer = config.packer()?;
-/// let base = LlamaLoader::new("SmolLM2-135M").with_packer(&packer).load(&device)?;
-/// let model = packer.attach(&base, "austen")?;
+/// let quantizer = config.quantizer()?;
+/// let base = LlamaLoader::new("SmolLM2-135M").with_quantizer(&quantizer).load(&device)?;
+/// let model = quantizer.attach(&base, "austen")?;
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// A model that is there already is packed with `base.pack_weights(&packer)?` in the loader's place.
+/// A model that is there already is quantized with `base.pack_weights(&quantizer)?` in the loader's place.
 #[derive(Clone, Debug)]
 pub struct QLoraConfig {
     /// The base's format. Default: NF4 in blocks of 64 with double quantization, tables and heads in `bfloat16`.
@@ -54,7 +55,7 @@ pub struct QLoraConfig {
     /// The adapter. Default: the rank given, alpha 16, all linear layers but heads.
     pub lora: LoraConfig,
     /// Iterations of LoftQ (Li et al. 2023) for the adapter's initial values; 0, the default, for LoRA's own. With
-    /// one the packed weights are those of `quantization` alone; with more they are not, so save the base, too.
+    /// one the quantized weights are those of `quantization` alone; with more they are not, so save the base, too.
     pub loftq_iterations: usize,
     /// Number format of the adapter. Default: 32 bits.
     pub adapter_dtype: AdapterDtype,
@@ -105,8 +106,8 @@ impl QLoraConfig {
     ///
     /// What the two configurations refuse; [`Error::Setting`] for LoftQ of several iterations where the adapter is
     /// not on all linear layers, as the others' weights would be changed without a factor that makes up for it.
-    pub fn packer(&self) -> Result<QLoraPacker<'_>> {
-        peft_core::Method::validate(&self.lora)?;
+    pub fn quantizer(&self) -> Result<QLoraQuantizer<'_>> {
+        peft_core::method::Method::validate(&self.lora)?;
         self.quantization.validate()?;
         let targets = &self.lora.targets;
         let all = match &targets.target_modules {
@@ -126,11 +127,12 @@ impl QLoraConfig {
             0 => None,
             iterations => {
                 let every: Wanted = |_| true;
-                let packer = LoftQPacker::new(&self.quantization, self.lora.r, iterations, every)?;
-                Some(packer)
+                let quantizer =
+                    LoftQQuantizer::new(&self.quantization, self.lora.r, iterations, every)?;
+                Some(quantizer)
             }
         };
-        Ok(QLoraPacker {
+        Ok(QLoraQuantizer {
             config: self,
             loftq,
         })
@@ -140,21 +142,21 @@ impl QLoraConfig {
 /// Which layers are to have factors, by name.
 type Wanted = fn(&str) -> bool;
 
-/// A [`Packer`] for the base of a [`QLoraConfig`]; of one base, if there is LoftQ.
+/// A [`WeightQuantizer`] for the base of a [`QLoraConfig`]; of one base, if there is LoftQ.
 ///
 /// It reads checkpoints whose weights are in 4 bits already, and writes them
-/// (`Llama::export_packed` of peft-models), as the configuration's [`QuantizationConfig`] does. LoftQ, which starts from dense weights, is refused for those.
-pub struct QLoraPacker<'a> {
+/// (`Llama::export_quantized` of peft-models), as the configuration's [`QuantizationConfig`] does. LoftQ, which starts from dense weights, is refused for those.
+pub struct QLoraQuantizer<'a> {
     config: &'a QLoraConfig,
-    loftq: Option<LoftQPacker<'a, Wanted>>,
+    loftq: Option<LoftQQuantizer<'a, Wanted>>,
 }
 
-impl QLoraPacker<'_> {
-    /// `base`, which this has packed, with the adapter called `name`.
+impl QLoraQuantizer<'_> {
+    /// `base`, which this has quantized, with the adapter called `name`.
     ///
     /// # Errors
     ///
-    /// [`Error::Model`] with what `attach` refuses; with LoftQ, for a base that it has not packed, and for adapters
+    /// [`Error::Model`] with what `attach` refuses; with LoftQ, for a base that it has not quantized, and for adapters
     /// that cannot start from factors (DoRA, PiSSA, OLoRA).
     pub fn attach<M: PeftModule>(self, base: &M, name: &str) -> Result<M> {
         let mut model = base.attach(name, &self.config.lora)?;
@@ -171,14 +173,14 @@ impl QLoraPacker<'_> {
                 .map(|layer| (layer.name, layer.down, layer.up))
                 .collect();
             if factors.is_empty() {
-                let reason = "LoftQ's packer has not packed any layer that the adapter is on: load the base with it, \
+                let reason = "LoftQ's quantizer has not quantized any layer that the adapter is on: load the base with it, \
                               or pack it";
                 return Err(Error::Model(peft_core::Error::Packing {
                     layer: adapted.into_iter().min().unwrap_or_default(),
                     reason: reason.to_string(),
                 }));
             }
-            model = start_from(&model, name, factors)?;
+            model = init_from_factors(&model, name, factors)?;
         }
         if self.config.adapter_dtype != AdapterDtype::Float32 {
             model = cast_factors(&model, name, self.config.adapter_dtype.dtype())?;
@@ -187,23 +189,27 @@ impl QLoraPacker<'_> {
     }
 }
 
-impl Packer for QLoraPacker<'_> {
-    fn pack(&self, layer: PackedLayer<'_>, values: &[f32]) -> peft_core::Result<Option<Packed>> {
+impl WeightQuantizer for QLoraQuantizer<'_> {
+    fn pack(
+        &self,
+        layer: QuantizedLayer<'_>,
+        values: &[f32],
+    ) -> peft_core::Result<Option<QuantizedWeight>> {
         match &self.loftq {
             Some(loftq) => loftq.pack(layer, values),
             None => self.config.quantization.pack(layer, values),
         }
     }
 
-    fn wants(&self, layer: PackedLayer<'_>) -> bool {
+    fn wants(&self, layer: QuantizedLayer<'_>) -> bool {
         self.config.quantization.wants(layer)
     }
 
     fn read_parts(
         &self,
-        layer: PackedLayer<'_>,
-        parts: &BTreeMap<String, StoredPart>,
-    ) -> peft_core::Result<Option<Packed>> {
+        layer: QuantizedLayer<'_>,
+        parts: &BTreeMap<String, RawTensor>,
+    ) -> peft_core::Result<Option<QuantizedWeight>> {
         if self.loftq.is_some() {
             return Err(peft_core::Error::Packing {
                 layer: layer.name.to_string(),
@@ -218,8 +224,8 @@ impl Packer for QLoraPacker<'_> {
     fn write_parts(
         &self,
         layer: &str,
-        rows: &Packed,
-    ) -> peft_core::Result<Option<BTreeMap<String, StoredPart>>> {
+        rows: &QuantizedWeight,
+    ) -> peft_core::Result<Option<BTreeMap<String, RawTensor>>> {
         self.config.quantization.write_parts(layer, rows)
     }
 

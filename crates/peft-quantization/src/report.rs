@@ -76,7 +76,7 @@ impl std::fmt::Display for QuantCase {
 /// Quantizes the inputs of a safetensors file and compares the results with the file's.
 ///
 /// An input is `<name>.x` (F32, a matrix). Results of it are `<name>.<nf4 or fp4>.b<block size>.` with
-/// `packed`, `absmax` and `dequant`, or `<name>.<nf4 or fp4>.dq.` with `packed`, `absmax_u8`, `offset`,
+/// `quantized`, `absmax` and `dequant`, or `<name>.<nf4 or fp4>.dq.` with `quantized`, `absmax_u8`, `offset`,
 /// `nested_absmax`, `nested_code` and `dequant`. Cases are sorted by name.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! A dense matrix in the format of a quantized one: what is left of a merged adapter.
 
-use peft_ops::packed::PackedRows;
+use peft_ops::quantized::QuantizedMatrix;
 
 use crate::{FourBit, Result};
 

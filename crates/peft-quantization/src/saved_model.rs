@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use peft_core::StoredPart;
-use peft_ops::packed::Packed;
+use peft_core::quantize::RawTensor;
+use peft_ops::quantized::QuantizedWeight;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ struct Quantization {
 }
 
 impl QuantizationConfig {
-    /// The `quantization_config` in the `config.json` of a folder that transformers saved in 4 bits: the packer
+    /// The `quantization_config` in the `config.json` of a folder that transformers saved in 4 bits: the quantizer
     /// that its checkpoint is to be loaded with. Fields that are ours alone have their defaults.
     ///
     /// # Errors
@@ -67,16 +67,22 @@ impl QuantizationConfig {
     }
 
     /// A checkpoint's matrix, if matrices are to be in 4 bits.
-    pub(crate) fn read(&self, parts: &BTreeMap<String, StoredPart>) -> Result<Option<Packed>> {
+    pub(crate) fn read(
+        &self,
+        parts: &BTreeMap<String, RawTensor>,
+    ) -> Result<Option<QuantizedWeight>> {
         self.validate()?;
         if !self.load_in_4bit {
             return Ok(None);
         }
-        Ok(Some(Packed::new(FourBit::from_parts(parts)?)))
+        Ok(Some(QuantizedWeight::new(FourBit::from_parts(parts)?)))
     }
 
     /// The parts of a matrix, if it is in 4 bits.
-    pub(crate) fn write(&self, rows: &Packed) -> Result<Option<BTreeMap<String, StoredPart>>> {
+    pub(crate) fn write(
+        &self,
+        rows: &QuantizedWeight,
+    ) -> Result<Option<BTreeMap<String, RawTensor>>> {
         self.validate()?;
         let Some(matrix) = rows.as_any().downcast_ref::<FourBit>() else {
             return Ok(None);
@@ -202,7 +208,7 @@ mod tests {
             assert!(refused.contains(word), "{refused}");
         }
         let halves = crate::HalfRows::bf16(&values, [2, 64]).unwrap();
-        assert!(nf4.write(&Packed::new(halves)).unwrap().is_none());
+        assert!(nf4.write(&QuantizedWeight::new(halves)).unwrap().is_none());
         assert!(nf4.read(&parts).unwrap().is_some());
         assert!(QuantizationConfig::int8().read(&parts).unwrap().is_none());
     }

@@ -3,7 +3,7 @@
 use burn::tensor::quantization::{QuantScheme, QuantStore, QuantValue, ScaleDtype};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use peft_core::device::cpu_devices;
-use peft_ops::packed::{Packed, PackedRows};
+use peft_ops::quantized::{QuantizedMatrix, QuantizedWeight};
 use peft_quantization::{BurnRows, BurnScheme, Error, QuantizationConfig};
 use peft_testing::{farthest, largest};
 
@@ -57,8 +57,8 @@ fn decoded_is_what_burn_dequantizes() {
             let dequantized = quantized.clone().dequantize().into_data();
             let expected: Vec<f32> = dequantized.iter::<f32>().collect();
             let rows = BurnRows::from_tensor(quantized).unwrap();
-            let packed = Packed::new(rows.clone());
-            let decoded = packed.to_tensor(&device).into_data();
+            let quantized = QuantizedWeight::new(rows.clone());
+            let decoded = quantized.to_tensor(&device).into_data();
             let decoded: Vec<f32> = decoded.iter::<f32>().collect();
             assert_eq!(bits(&decoded), bits(&expected), "{backend} {scheme:?}");
             // Rows by themselves.
@@ -125,13 +125,13 @@ fn a_configuration_quantizes_to_them() {
     let Some((backend, _)) = cpu_devices().into_iter().next() else {
         return;
     };
-    let packed = QuantizationConfig::int8()
+    let quantized = QuantizationConfig::int8()
         .quantize(&values(), SHAPE)
         .unwrap();
-    assert_eq!((packed.format(), packed.shape()), ("int8", SHAPE));
+    assert_eq!((quantized.format(), quantized.shape()), ("int8", SHAPE));
     let four = QuantizationConfig::int4().with_burn_block_size(None);
     match four.quantize(&values(), SHAPE) {
-        Ok(packed) => assert_eq!(packed.format(), "int4"),
+        Ok(quantized) => assert_eq!(quantized.format(), "int4"),
         Err(error) => assert!(backend == "ndarray" && matches!(error, Error::Scheme { .. })),
     }
 }

@@ -5,9 +5,9 @@ use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
 use peft_models::{Llama, LlamaLoader};
 use peft_quantization::{
-    Error, LoftQLayer, LoftQPacker, QuantizationConfig, Result, Tables, loftq_model,
+    Error, LoftQLayer, LoftQQuantizer, QuantizationConfig, Result, Tables, loftq_model,
 };
-use peft_reparameterization::{LoraConfig, start_from};
+use peft_reparameterization::{LoraConfig, init_from_factors};
 
 const RANK: usize = 8;
 
@@ -41,18 +41,21 @@ fn a_lora_starts_nearer_to_the_dense_model_than_without() {
         let plain = error(&dense.pack_weights(&config()).unwrap());
         assert!(plain > 0.02, "{name}: {plain}");
         for iterations in [1, 5] {
-            let (packed, layers) =
+            let (quantized, layers) =
                 loftq_model(&dense, &config(), RANK, iterations, |_| true).unwrap();
-            assert_eq!((packed.packed_weights().len(), layers.len()), (14, 14));
+            assert_eq!(
+                (quantized.quantized_weights().len(), layers.len()),
+                (14, 14)
+            );
             for layer in &layers {
                 let (before, after) = (layer.error_before, layer.error_after);
                 assert!(after < 0.9 * before, "{}: {before} {after}", layer.name);
             }
             let lora = LoraConfig::new(RANK).with_alpha(24.0);
-            let model = packed.attach("a", &lora).unwrap();
+            let model = quantized.attach("a", &lora).unwrap();
             let factors = layers.into_iter();
             let factors = factors.map(|layer| (layer.name, layer.down, layer.up));
-            let started = start_from(&model, "a", factors.collect()).unwrap();
+            let started = init_from_factors(&model, "a", factors.collect()).unwrap();
             let found = error(&started);
             assert!(found < 0.8 * plain, "{name}: {plain}, with LoftQ {found}");
         }
@@ -64,7 +67,7 @@ fn other_layers_are_packed_as_without() {
     let device = cpu_devices().remove(0).1;
     let dense = Llama::tiny(&device);
     let wants = |layer: &str| layer.ends_with("q_proj");
-    let (packed, layers) = loftq_model(&dense, &config(), RANK, 5, wants).unwrap();
+    let (quantized, layers) = loftq_model(&dense, &config(), RANK, 5, wants).unwrap();
     let names: Vec<&str> = layers.iter().map(|layer| layer.name.as_str()).collect();
     assert_eq!(
         names,
@@ -73,8 +76,8 @@ fn other_layers_are_packed_as_without() {
             "model.layers.1.self_attn.q_proj"
         ]
     );
-    let plain = dense.pack_weights(&config()).unwrap().packed_weights();
-    for ((name, found), (_, plain)) in packed.packed_weights().iter().zip(&plain) {
+    let plain = dense.pack_weights(&config()).unwrap().quantized_weights();
+    for ((name, found), (_, plain)) in quantized.quantized_weights().iter().zip(&plain) {
         let [found, plain] = [found, plain].map(|rows| rows.to_tensor(&device).into_data());
         assert_eq!(found == plain, !wants(name), "{name}");
     }
@@ -87,20 +90,20 @@ fn a_model_that_is_loaded_gets_the_same() {
     let dir = tempfile::tempdir().unwrap();
     dense.export(dir.path(), None).unwrap();
     let config = config();
-    let packer = LoftQPacker::new(&config, RANK, 1, |_: &str| true).unwrap();
+    let quantizer = LoftQQuantizer::new(&config, RANK, 1, |_: &str| true).unwrap();
     let loaded = LlamaLoader::new(dir.path())
-        .with_packer(&packer)
+        .with_quantizer(&quantizer)
         .load(&device)
         .unwrap();
-    let (packed, expected) = loftq_model(&dense, &config, RANK, 1, |_| true).unwrap();
+    let (quantized, expected) = loftq_model(&dense, &config, RANK, 1, |_| true).unwrap();
     let values = |layers: Vec<LoftQLayer>| -> Vec<_> {
         let layers = layers.into_iter();
         layers
             .map(|layer| (layer.name, layer.down.into_data(), layer.up.into_data()))
             .collect()
     };
-    assert_eq!(values(packer.into_layers(&device)), values(expected));
-    let [found, expected] = [&loaded, &packed].map(|llama| {
+    assert_eq!(values(quantizer.into_layers(&device)), values(expected));
+    let [found, expected] = [&loaded, &quantized].map(|llama| {
         let logits = logits(llama).into_iter();
         logits.map(f32::to_bits).collect::<Vec<_>>()
     });
@@ -125,7 +128,7 @@ fn what_cannot_be_is_refused() {
         let refused = refusal(found).to_string();
         assert!(refused.contains(word), "{refused}");
     }
-    let packed = dense.pack_weights(&config()).unwrap();
-    let refused = refusal(loftq_model(&packed, &config(), 8, 1, |_| true)).to_string();
+    let quantized = dense.pack_weights(&config()).unwrap();
+    let refused = refusal(loftq_model(&quantized, &config(), 8, 1, |_| true)).to_string();
     assert!(refused.contains("dense model"), "{refused}");
 }

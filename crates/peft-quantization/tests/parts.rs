@@ -57,7 +57,7 @@ fn upstreams_parts_are_read_and_written() {
         let read = FourBit::from_parts(&parts).unwrap();
         assert_eq!((read.kind(), read.dtype()), (kind, dtype), "{case}");
         // The same from the weight itself.
-        let shape = peft_ops::packed::PackedRows::shape(&read);
+        let shape = peft_ops::quantized::QuantizedMatrix::shape(&read);
         let quantized = FourBit::quantize(&input, shape, read.options()).unwrap();
         assert_eq!(quantized.with_dtype(dtype), read, "{case}");
         let written = read.to_parts();

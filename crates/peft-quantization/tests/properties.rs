@@ -1,6 +1,6 @@
 //! Laws of every format, on matrices of any size.
 
-use peft_ops::packed::PackedRows;
+use peft_ops::quantized::QuantizedMatrix;
 use peft_quantization::{
     BLOCK_SIZES, FourBit, FourBitKind, FourBitOptions, HalfRows, Part, Scales,
 };
@@ -55,7 +55,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 /// Rows decoded by themselves are those rows of all.
 fn rows_are_slices(
-    matrix: &dyn PackedRows,
+    matrix: &dyn QuantizedMatrix,
     first: usize,
     count: usize,
 ) -> Result<(), TestCaseError> {

@@ -27,12 +27,12 @@ fn farthest(a: &TensorData, b: &TensorData) -> f64 {
 }
 
 fn loaded(config: &QLoraConfig, device: &Device) -> (Llama, Llama) {
-    let packer = config.packer().unwrap();
+    let quantizer = config.quantizer().unwrap();
     let base = LlamaLoader::new(BASE)
-        .with_packer(&packer)
+        .with_quantizer(&quantizer)
         .load(device)
         .unwrap();
-    let model = packer.attach(&base, "mine").unwrap();
+    let model = quantizer.attach(&base, "mine").unwrap();
     (base, model)
 }
 
@@ -42,8 +42,8 @@ fn a_base_is_packed_while_it_is_loaded_and_gets_the_adapter() {
         let dense = LlamaLoader::new(BASE).load(&device).unwrap();
         let wanted = logits(&dense, &device);
         let (base, model) = loaded(&QLoraConfig::new(4), &device);
-        let packed = base.packed_weights();
-        let four_bits = packed.iter().filter(|(_, rows)| rows.format() == "nf4");
+        let quantized = base.quantized_weights();
+        let four_bits = quantized.iter().filter(|(_, rows)| rows.format() == "nf4");
         assert_eq!(four_bits.count(), 14, "{name}");
         assert_eq!(model.adapters(), ["mine"]);
         // LoRA's own initial values change nothing; LoftQ's bring it nearer to the dense model.
@@ -55,11 +55,11 @@ fn a_base_is_packed_while_it_is_loaded_and_gets_the_adapter() {
             let near = farthest(&logits(&model, &device), &wanted);
             assert!(near < plain, "{name}: {near} with LoftQ, {plain} without");
         }
-        // A model that is there is packed in the loader's place.
+        // A model that is there is quantized in the loader's place.
         let config = QLoraConfig::new(4).with_loftq(1);
-        let packer = config.packer().unwrap();
-        let there = dense.pack_weights(&packer).unwrap();
-        let there = packer.attach(&there, "mine").unwrap();
+        let quantizer = config.quantizer().unwrap();
+        let there = dense.pack_weights(&quantizer).unwrap();
+        let there = quantizer.attach(&there, "mine").unwrap();
         let (_, while_loading) = loaded(&config, &device);
         let distance = farthest(&logits(&there, &device), &logits(&while_loading, &device));
         assert!(distance < 1e-5, "{name}: {distance}");
@@ -79,10 +79,10 @@ fn factors_in_16_bits_compute_in_32_and_train() {
             .with_loftq(1)
             .with_adapter_dtype(AdapterDtype::Bfloat16);
         if !device.supports_dtype(DType::BF16) {
-            let packer = config.packer().unwrap();
-            let loader = LlamaLoader::new(BASE).with_packer(&packer);
+            let quantizer = config.quantizer().unwrap();
+            let loader = LlamaLoader::new(BASE).with_quantizer(&quantizer);
             let base = loader.load(&autodiff).unwrap();
-            let error = packer.attach(&base, "mine").unwrap_err();
+            let error = quantizer.attach(&base, "mine").unwrap_err();
             assert!(error.to_string().contains("the device"), "{name}: {error}");
             continue;
         }
@@ -129,11 +129,11 @@ fn factors_in_16_bits_compute_in_32_and_train() {
     }
 }
 
-/// A head that is a packed table: adapted, saved whole, and kept equal to the table.
+/// A head that is a quantized table: adapted, saved whole, and kept equal to the table.
 #[test]
 fn a_head_that_is_a_packed_table_takes_adapters() {
     use burn::module::Module as _;
-    use peft_core::ConfigExt as _;
+    use peft_core::method::ConfigExt as _;
     let lora = |target: &str| LoraConfig::new(3).with_targets([target]);
     let cases = [
         ("LoRA", lora("lm_head")),
@@ -152,12 +152,12 @@ fn a_head_that_is_a_packed_table_takes_adapters() {
     ];
     for (name, device) in cpu_devices() {
         let config = QLoraConfig::new(4);
-        let packer = config.packer().unwrap();
-        let loader = LlamaLoader::new(BASE).with_packer(&packer);
+        let quantizer = config.quantizer().unwrap();
+        let loader = LlamaLoader::new(BASE).with_quantizer(&quantizer);
         let base = loader.load(&device.clone().autodiff()).unwrap();
         let formats = |model: &Llama| {
-            let packed = model.packed_weights().into_iter();
-            packed
+            let quantized = model.quantized_weights().into_iter();
+            quantized
                 .map(|(layer, rows)| (layer, rows.format().to_string()))
                 .collect::<Vec<_>>()
         };
@@ -216,7 +216,7 @@ fn a_head_that_is_a_packed_table_takes_adapters() {
 fn what_cannot_be_is_refused() {
     let (_, device) = cpu_devices().remove(0);
     let names = LoraConfig::new(4).with_targets(["q_proj"]);
-    let refused = |config: &QLoraConfig| match config.packer() {
+    let refused = |config: &QLoraConfig| match config.quantizer() {
         Ok(_) => panic!("{config:?} was taken"),
         Err(error) => error.to_string(),
     };
@@ -228,19 +228,23 @@ fn what_cannot_be_is_refused() {
     let text = refused(&QLoraConfig::new(0));
     assert!(text.contains("`r`"), "{text}");
 
-    // A base that the packer has not seen.
+    // A base that the quantizer has not seen.
     let config = QLoraConfig::new(4).with_loftq(1);
     let dense = LlamaLoader::new(BASE).load(&device).unwrap();
-    let error = config.packer().unwrap().attach(&dense, "mine").unwrap_err();
+    let error = config
+        .quantizer()
+        .unwrap()
+        .attach(&dense, "mine")
+        .unwrap_err();
     assert!(error.to_string().contains("LoftQ"), "{error}");
 
     let pissa = LoraConfig::new(4).with_init("pissa");
     let config = QLoraConfig::new(4)
         .with_lora(pissa)
         .with_adapter_dtype(AdapterDtype::Bfloat16);
-    let packer = config.packer().unwrap();
-    let base = dense.pack_weights(&packer).unwrap();
-    let error = packer.attach(&base, "mine").unwrap_err();
+    let quantizer = config.quantizer().unwrap();
+    let base = dense.pack_weights(&quantizer).unwrap();
+    let error = quantizer.attach(&base, "mine").unwrap_err();
     assert!(error.to_string().contains("adapter_dtype"), "{error}");
 }
 
@@ -254,36 +258,43 @@ fn a_base_that_is_packed_already_is_read_and_written() {
     };
     let upstreams = QuantizationConfig::load(PACKED).unwrap();
     let expected = LlamaLoader::new(PACKED)
-        .with_packer(&upstreams)
+        .with_quantizer(&upstreams)
         .load(&device)
         .unwrap();
     let expected = logits(&expected);
 
     let qlora = QLoraConfig::new(4);
-    let packer = qlora.packer().unwrap();
+    let quantizer = qlora.quantizer().unwrap();
     let base = LlamaLoader::new(PACKED)
-        .with_packer(&packer)
+        .with_quantizer(&quantizer)
         .load(&device)
         .unwrap();
-    let model = packer.attach(&base, "mine").unwrap();
+    let model = quantizer.attach(&base, "mine").unwrap();
     assert_eq!(model.adapters(), ["mine"]);
     assert_eq!(logits(&model), expected);
 
     let dir = tempfile::tempdir().unwrap();
-    let packer = qlora.packer().unwrap();
-    model.export_packed(dir.path(), None, &packer).unwrap();
+    let quantizer = qlora.quantizer().unwrap();
+    model
+        .export_quantized(dir.path(), None, &quantizer)
+        .unwrap();
     let written = QuantizationConfig::load(dir.path()).unwrap();
     assert_eq!(written, qlora.quantization);
     let again = LlamaLoader::new(dir.path())
-        .with_packer(&written)
+        .with_quantizer(&written)
         .load(&device)
         .unwrap();
-    assert_eq!(again.packed_weights().len(), base.packed_weights().len());
+    assert_eq!(
+        again.quantized_weights().len(),
+        base.quantized_weights().len()
+    );
     assert_eq!(logits(&again), expected);
 
     let loftq = qlora.clone().with_loftq(1);
-    let packer = loftq.packer().unwrap();
-    let refused = LlamaLoader::new(PACKED).with_packer(&packer).load(&device);
+    let quantizer = loftq.quantizer().unwrap();
+    let refused = LlamaLoader::new(PACKED)
+        .with_quantizer(&quantizer)
+        .load(&device);
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("with_loftq(0)"), "{refused}");
 }

@@ -14,7 +14,7 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 const WEIGHTS: &str = "model.safetensors";
-/// A packed layer of both goldens.
+/// A quantized layer of both goldens.
 const LAYER: &str = "model.layers.0.self_attn.q_proj";
 
 fn golden(kind: &str) -> PathBuf {
@@ -22,14 +22,16 @@ fn golden(kind: &str) -> PathBuf {
     dir.join(format!("llama_{kind}"))
 }
 
-fn packer(dir: &Path) -> QuantizationConfig {
+fn quantizer(dir: &Path) -> QuantizationConfig {
     let config = QuantizationConfig::load(dir).unwrap();
     config.with_tables(Tables::Float32)
 }
 
 fn try_load(dir: &Path, device: &Device) -> Result<Llama, LoadError> {
-    let packer = packer(dir);
-    LlamaLoader::new(dir).with_packer(&packer).load(device)
+    let quantizer = quantizer(dir);
+    LlamaLoader::new(dir)
+        .with_quantizer(&quantizer)
+        .load(device)
 }
 
 fn tensors(file: &Path) -> BTreeMap<String, Part> {
@@ -87,9 +89,9 @@ fn logits_are_upstreams() {
     for (_, device) in cpu_devices() {
         for (kind, layers) in [("nf4", 14), ("fp4", 6)] {
             let llama = try_load(&golden(kind), &device).unwrap();
-            let packed = llama.packed_weights();
-            assert_eq!(packed.len(), layers);
-            assert!(packed.iter().all(|(_, rows)| rows.format() == kind));
+            let quantized = llama.quantized_weights();
+            assert_eq!(quantized.len(), layers);
+            assert!(quantized.iter().all(|(_, rows)| rows.format() == kind));
             assert_upstreams(&llama, kind, &device);
         }
     }
@@ -123,7 +125,7 @@ fn what_was_read_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let llama = try_load(&golden(kind), &device).unwrap();
         llama
-            .export_packed(dir.path(), None, &packer(&golden(kind)))
+            .export_quantized(dir.path(), None, &quantizer(&golden(kind)))
             .unwrap();
         let written = tensors(&dir.path().join(WEIGHTS));
         let expected = tensors(&golden(kind).join(WEIGHTS));
@@ -158,24 +160,24 @@ fn a_packer_of_another_kind_does_not_do() {
     let loader = LlamaLoader::new(&dir);
     for refused in [
         loader.load(&device).unwrap_err(),
-        loader.with_packer(&int8).load(&device).unwrap_err(),
+        loader.with_quantizer(&int8).load(&device).unwrap_err(),
     ] {
         let refused = refused.to_string();
         assert!(refused.contains("QuantizationConfig::load"), "{refused}");
     }
     let out = tempfile::tempdir().unwrap();
     let llama = try_load(&dir, &device).unwrap();
-    let refused = llama.export_packed(out.path(), None, &QuantizationConfig::fp4());
+    let refused = llama.export_quantized(out.path(), None, &QuantizationConfig::fp4());
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("bnb_4bit_quant_type"), "{refused}");
     let dense = Llama::tiny(&device);
     let refused = dense
-        .export_packed(out.path(), None, &QuantizationConfig::nf4())
+        .export_quantized(out.path(), None, &QuantizationConfig::nf4())
         .unwrap_err();
     let setting = matches!(
         refused,
         LoadError::Setting {
-            setting: "packer",
+            setting: "quantizer",
             ..
         }
     );

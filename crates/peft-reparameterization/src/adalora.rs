@@ -3,20 +3,21 @@
 use std::collections::BTreeMap;
 
 use burn::nn::DropoutConfig;
-use peft_core::{
-    Common, Error, Family, LayerKind, Layout, Method, MethodInfo, Plan, Result, Schedule, States,
-    Targets, by_peft_type, config_from_json, config_to_json,
+use peft_core::method::{
+    Common, Family, LayerKind, Layout, Method, MethodHooks, MethodInfo, Plan, States, by_peft_type,
+    config_from_json, config_to_json,
 };
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::adalora_schedule::{AdaLoraSchedule, prune};
 use crate::adalora_state::AdaLora;
-use crate::family::{
-    Bias, LINEAR_AND_CONV2D, read_patterns, refuse_unsupported, select, target_builders,
-    train_biases,
-};
 use crate::lora_config::InitLora;
+use peft_core::method::{
+    Bias, LINEAR_AND_CONV2D, read_patterns, refuse_unsupported, select, train_biases,
+};
+use peft_core::target_builders;
 
 /// AdaLoRA's registration.
 pub static ADALORA: MethodInfo = MethodInfo {
@@ -44,7 +45,7 @@ const UNSUPPORTED: &[&str] = &[
 /// AdaLoRA's configuration. Fields are called and behave as in Hugging Face PEFT's `AdaLoraConfig`.
 ///
 /// Those of the schedule act in a training loop that drives
-/// [`PeftModule::training`](peft_core::PeftModule::training); without it AdaLoRA keeps its initial rank.
+/// [`PeftModule::training_hooks`](peft_core::PeftModule::training_hooks); without it AdaLoRA keeps its initial rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdaLoraConfig {
     /// Rank at the start. Default: 12. At least 1, at most the layer's smaller side.
@@ -76,7 +77,7 @@ pub struct AdaLoraConfig {
     /// file then names the least that upstream accepts, `tinit` + `tfinal` + 1, which stretches nothing.
     #[serde(default)]
     pub total_step: Option<usize>,
-    /// Which singular values are left, by layer: `<layer>.lora_E` and `init_r` times true or false. Written
+    /// Which singular values are left, by layer: `<layer>.lora_E` and `init_r` times true or false. TensorSource
     /// after a training with the schedule. Default: all.
     #[serde(default)]
     pub rank_pattern: Option<Map<String, Value>>,
@@ -297,7 +298,7 @@ impl Method for AdaLoraConfig {
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        if plan.strict() && self.lora_alpha <= 0.0 {
+        if plan.is_new() && self.lora_alpha <= 0.0 {
             let (field, alpha) = ("lora_alpha", self.lora_alpha);
             return Err(Error::config(ADALORA.title, field, alpha, "above 0"));
         }
@@ -307,7 +308,7 @@ impl Method for AdaLoraConfig {
         let used = |key: &&str| names().any(|name| name == *key);
         let unused: Vec<_> = masks.keys().map(String::as_str).collect();
         let unused: Vec<_> = unused.into_iter().filter(|key| !used(key)).collect();
-        if plan.strict() && !unused.is_empty() {
+        if plan.is_new() && !unused.is_empty() {
             let field = "rank_pattern";
             return Err(Error::unused_pattern(ADALORA.title, field, unused, names()));
         }
@@ -322,7 +323,7 @@ impl Method for AdaLoraConfig {
                 _ => (shape[1..].iter().product(), shape[0]),
             };
             let most = rows.min(columns);
-            if plan.strict() && rank > most {
+            if plan.is_new() && rank > most {
                 let expected = format!("`{}` has shape {shape:?}, so at most {most}", layer.name);
                 return Err(Error::config(ADALORA.title, "init_r", rank, expected));
             }
@@ -354,11 +355,11 @@ impl Method for AdaLoraConfig {
         Ok(())
     }
 
-    fn rank_of_change(&self) -> Option<usize> {
+    fn max_rank(&self) -> Option<usize> {
         Some(self.init_r)
     }
 
-    fn schedule(&self, steps: usize, states: &States) -> Result<Option<Box<dyn Schedule>>> {
+    fn schedule(&self, steps: usize, states: &States) -> Result<Option<Box<dyn MethodHooks>>> {
         // Modules that are saved whole may have taken all of the layers.
         if states.of::<AdaLora>().next().is_none() {
             return Ok(None);
@@ -366,7 +367,7 @@ impl Method for AdaLoraConfig {
         Ok(Some(Box::new(AdaLoraSchedule::new(self, steps, states)?)))
     }
 
-    fn before_save(&self, states: &mut States) -> Result<Map<String, Value>> {
+    fn finalize(&self, states: &mut States) -> Result<Map<String, Value>> {
         prune(self, states)
     }
 

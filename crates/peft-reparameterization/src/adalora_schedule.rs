@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
-use peft_core::{Error, Result, Schedule, States};
+use peft_core::method::{MethodHooks, States};
+use peft_core::{Error, Result};
 use serde_json::{Map, Value};
 
 use crate::adalora::{ADALORA, AdaLoraConfig};
@@ -210,7 +211,7 @@ impl AdaLoraSchedule {
     }
 }
 
-impl Schedule for AdaLoraSchedule {
+impl MethodHooks for AdaLoraSchedule {
     /// `orth_reg_weight` times the mean, over all A and B, of ‖AᵀA − I‖ and ‖B Bᵀ − I‖ (Frobenius norms;
     /// section 3.1).
     fn penalty(&self, states: &States) -> Option<Tensor<1>> {

@@ -4,10 +4,9 @@ use burn::module::{Module, Param};
 use burn::nn::Dropout;
 use burn::tensor::module::conv2d;
 use burn::tensor::{Int, Shape, Tensor, TensorData};
+use peft_core::method::{Adapter, BaseConv2d, BaseLinear, CheckpointKey, WeightAdapter};
+use peft_core::nn::{AdaptedForward, dropout_rate};
 use peft_core::ops::{LowRank, add_low_rank};
-use peft_core::{
-    AdaptedForward, Adapter, InnerConv2d, InnerLinear, TensorSpec, WeightAdapter, dropout_rate,
-};
 
 /// Zhang et al. 2023, section 3.1: W' = W + s · A diag(E) B.
 ///
@@ -111,11 +110,11 @@ impl AdaLora {
 impl Adapter for AdaLora {
     const METHOD: &'static str = "adalora";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         vec![
-            TensorSpec::layer("lora_a", "lora_A").transposed(),
-            TensorSpec::layer("lora_e", "lora_E"),
-            TensorSpec::layer("lora_b", "lora_B").transposed(),
+            CheckpointKey::layer("lora_a", "lora_A").transposed(),
+            CheckpointKey::layer("lora_e", "lora_E"),
+            CheckpointKey::layer("lora_b", "lora_B").transposed(),
         ]
     }
 }
@@ -133,7 +132,7 @@ impl WeightAdapter for AdaLora {
         (self.rank() > 0 && !self.drops()).then(|| self.factors())
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         if self.rank() == 0 {
             return inner.forward(input);
         }
@@ -141,7 +140,7 @@ impl WeightAdapter for AdaLora {
         add_low_rank(inner.forward(input), dropped, self.factors())
     }
 
-    fn conv2d(&self, input: Tensor<4>, inner: &InnerConv2d<'_>) -> Tensor<4> {
+    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
         let weight = inner.weight();
         if self.rank() == 0 || !self.drops() {
             return conv2d(input, self.compose(weight), None, inner.options());

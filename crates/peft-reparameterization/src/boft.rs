@@ -3,16 +3,16 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
-use peft_core::{
-    Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo, Plan, Result, Targets,
-    TensorSpec, WeightAdapter, by_peft_type, config_from_json,
+use peft_core::method::{
+    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan,
+    WeightAdapter, by_peft_type, config_from_json,
 };
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 
-use crate::family::{
-    Bias, LINEAR, common_method, refuse_unsupported, select, target_builders, train_biases,
-};
 use crate::rotation::{cayley, drop_blocks, rotate_inputs, rotate_rows};
+use peft_core::method::{Bias, LINEAR, refuse_unsupported, select, train_biases};
+use peft_core::{common_method, target_builders};
 
 /// BOFT's registration.
 pub static BOFT: MethodInfo = MethodInfo {
@@ -98,10 +98,10 @@ fn exchanged(matrix: Tensor<2>, side: Side, sizes: [usize; 2], unit: usize) -> T
 impl Adapter for BoftLinear {
     const METHOD: &'static str = "boft";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         vec![
-            TensorSpec::layer("boft_r", "boft_R"),
-            TensorSpec::layer("boft_s", "boft_s"),
+            CheckpointKey::layer("boft_r", "boft_R"),
+            CheckpointKey::layer("boft_s", "boft_s"),
         ]
     }
 }
@@ -118,7 +118,7 @@ impl WeightAdapter for BoftLinear {
         (matrix * self.scale()).reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let rotations = drop_blocks(self.rotations(), &self.dropout);
         let mut input = input;
         for factor in (0..rotations.dims()[0]).rev() {
@@ -308,7 +308,7 @@ impl Method for BoftConfig {
                 (boft_r, init.normal([out, 1], 0.1, like))
             };
             // Around 1; a file has its own.
-            let boft_s = if plan.strict() {
+            let boft_s = if plan.is_new() {
                 Param::from_tensor((boft_s.val() + 1.0).detach())
             } else {
                 boft_s

@@ -2,17 +2,18 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use peft_core::{
-    Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo, Patterns, Plan,
-    Result, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json, ops,
+use peft_core::method::{
+    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Patterns, Plan,
+    WeightAdapter, by_peft_type, config_from_json,
 };
+use peft_core::{Error, Result, Targets, ops};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::family::{
-    Bias, LINEAR, at_least_one, common_method, patterns, refuse_unused, select, target_builders,
-    train_biases,
+use peft_core::method::{
+    Bias, LINEAR, at_least_one, patterns, refuse_unused, select, train_biases,
 };
+use peft_core::{common_method, target_builders};
 
 /// C3A's registration.
 pub static C3A: MethodInfo = MethodInfo {
@@ -72,8 +73,8 @@ impl C3aLinear {
 impl Adapter for C3aLinear {
     const METHOD: &'static str = "c3a";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::layer("kernel", "c3a_kernel")]
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::layer("kernel", "c3a_kernel")]
     }
 }
 
@@ -85,7 +86,7 @@ impl WeightAdapter for C3aLinear {
         weight + self.delta().reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         if !self.upstream_gradient {
             let weight = self.compose(inner.weight());
             return ops::linear(input, weight, inner.bias(), None);

@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{DType, Tensor, TensorData};
-use peft_core::{Error, Init, LayoutParam, PeftModule, Result, TrainedBias};
+use peft_core::method::{Init, LayoutParam, TrainedBias};
+use peft_core::{Error, PeftModule, Result};
 
 use crate::LoraConfig;
-use crate::family::Bias;
-use crate::given::{Factors, Given, Kind, bias_of, factored, plain};
+use crate::given::{Factors, Kind, LoraFromFactors, bias_of, factored, plain};
 use crate::lora::LORA;
 use crate::lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
+use peft_core::method::Bias;
 
 /// How several values of one parameter become one. A density is the share that is kept, in (0, 1].
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
+pub enum MergeMethod {
     /// The weighted sum. Upstream's `linear` and `svd`.
     Sum,
     /// The weighted sum of the largest elements of each. Upstream's `magnitude_prune`.
@@ -27,7 +28,7 @@ pub enum Rule {
         /// Share of the elements that is kept.
         density: f64,
         /// What the majority is of.
-        majority: Majority,
+        majority: TiesElectSign,
     },
     /// The weighted sum of random elements of each, rescaled (Yu et al. 2024, Language Models are Super
     /// Mario, section 3). Upstream's `dare_linear`.
@@ -35,18 +36,18 @@ pub enum Rule {
         /// Share of the elements that is kept.
         density: f64,
     },
-    /// Random elements of each, rescaled, then as [`Rule::Ties`]. Upstream's `dare_ties`.
+    /// Random elements of each, rescaled, then as [`MergeMethod::Ties`]. Upstream's `dare_ties`.
     DareTies {
         /// Share of the elements that is kept.
         density: f64,
         /// What the majority is of.
-        majority: Majority,
+        majority: TiesElectSign,
     },
 }
 
 /// What decides on a sign.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Majority {
+pub enum TiesElectSign {
     /// The sum of the values, before weights.
     #[default]
     Total,
@@ -54,23 +55,23 @@ pub enum Majority {
     Frequency,
 }
 
-/// What a [`Rule`] is applied to.
+/// What a [`MergeMethod`] is applied to.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Combination {
+pub enum CombinationType {
     /// The factors side by side: exactly the weighted sum of the changes. The rank is the sum of the
     /// ranks. Upstream's `cat`.
     Cat,
     /// The factors A and the factors B, each combined by the rule. Cheap, of the same rank, and *not* the
     /// rule applied to the changes: the sum's product has cross terms. All ranks must be equal.
     /// Upstream's names without `_svd`.
-    Factors(Rule),
+    Factors(MergeMethod),
     /// The changes of the weights themselves, brought back to factors by their singular values: the best
     /// approximation of the given rank, by default of the largest rank that goes in. Upstream's `svd` and
     /// names that end so.
-    Svd(Rule, Option<usize>),
+    Svd(MergeMethod, Option<usize>),
 }
 
-impl Rule {
+impl MergeMethod {
     fn density(self) -> f64 {
         match self {
             Self::Sum => 1.0,
@@ -138,13 +139,13 @@ impl Rule {
 }
 
 /// The weighted mean of the values that have the majority's sign.
-fn elect(majority: Majority, values: impl Iterator<Item = (f32, f64)> + Clone) -> f32 {
+fn elect(majority: TiesElectSign, values: impl Iterator<Item = (f32, f64)> + Clone) -> f32 {
     let sign = |value: f32| i8::from(value > 0.0) - i8::from(value < 0.0);
     let decided: f32 = values
         .clone()
         .map(|(value, _)| match majority {
-            Majority::Total => value,
-            Majority::Frequency => sign(value).into(),
+            TiesElectSign::Total => value,
+            TiesElectSign::Frequency => sign(value).into(),
         })
         .sum();
     let wanted = if decided >= 0.0 { 1 } else { -1 };
@@ -280,10 +281,10 @@ impl Adapter {
 /// some adapters change is combined from those.
 ///
 /// ```no_run
-/// # use peft_reparameterization::{Combination, Rule, add_weighted_adapter};
+/// # use peft_reparameterization::{CombinationType, MergeMethod, add_weighted_adapter};
 /// # fn f<M: peft_core::PeftModule>(model: &M) -> peft_core::Result<()> {
-/// let both = add_weighted_adapter(model, "both", &[("de", 0.7), ("fr", 0.3)], Combination::Cat)?;
-/// let at_rank_8 = Combination::Svd(Rule::Sum, Some(8));
+/// let both = add_weighted_adapter(model, "both", &[("de", 0.7), ("fr", 0.3)], CombinationType::Cat)?;
+/// let at_rank_8 = CombinationType::Svd(MergeMethod::Sum, Some(8));
 /// let without = add_weighted_adapter(model, "without", &[("chat", 1.0), ("toxic", -0.5)], at_rank_8)?;
 /// # Ok(()) }
 /// ```
@@ -297,7 +298,7 @@ pub fn add_weighted_adapter<M: PeftModule>(
     model: &M,
     name: &str,
     adapters: &[(&str, f64)],
-    combination: Combination,
+    combination: CombinationType,
 ) -> Result<M> {
     let Some((first, _)) = adapters.first() else {
         return Err(Error::Combine {
@@ -306,14 +307,14 @@ pub fn add_weighted_adapter<M: PeftModule>(
         });
     };
     let rule = match combination {
-        Combination::Cat => Rule::Sum,
-        Combination::Factors(rule) | Combination::Svd(rule, _) => rule,
+        CombinationType::Cat => MergeMethod::Sum,
+        CombinationType::Factors(rule) | CombinationType::Svd(rule, _) => rule,
     };
     let density = rule.density();
     if !(density > 0.0 && density <= 1.0) {
         return Err(Error::config(LORA.title, "density", density, "in (0, 1]"));
     }
-    if let Combination::Svd(_, Some(0)) = combination {
+    if let CombinationType::Svd(_, Some(0)) = combination {
         return Err(Error::config(LORA.title, "svd_rank", 0, "at least 1"));
     }
     let base = model.adapter_config(first)?["base_model_name_or_path"].clone();
@@ -331,9 +332,9 @@ pub fn add_weighted_adapter<M: PeftModule>(
             .filter_map(|adapter| Some((adapter, adapter.factors.get(&layer)?)))
             .collect();
         let combined = match combination {
-            Combination::Cat => side_by_side(&parts),
-            Combination::Factors(rule) => by_factors(&layer, &parts, rule, &mut init)?,
-            Combination::Svd(rule, rank) => by_change(&layer, &parts, rule, rank, &mut init)?,
+            CombinationType::Cat => side_by_side(&parts),
+            CombinationType::Factors(rule) => by_factors(&layer, &parts, rule, &mut init)?,
+            CombinationType::Svd(rule, rank) => by_change(&layer, &parts, rule, rank, &mut init)?,
         };
         factors.insert(layer, combined);
     }
@@ -361,7 +362,7 @@ pub fn add_weighted_adapter<M: PeftModule>(
     let all = adapters
         .iter()
         .any(|adapter| adapter.config.bias == Bias::All);
-    let mut config = Given::config(&factors, &layout);
+    let mut config = LoraFromFactors::config(&factors, &layout);
     config.bias = match (biases.is_empty(), all) {
         (true, _) => Bias::None,
         (_, true) => Bias::All,
@@ -369,7 +370,7 @@ pub fn add_weighted_adapter<M: PeftModule>(
     };
     config.lora_bias = !added.is_empty();
     config.common.base_model_name_or_path = base.as_str().map(Into::into);
-    let given = Given {
+    let given = LoraFromFactors {
         config,
         factors,
         added,
@@ -409,7 +410,7 @@ fn side_by_side(parts: &[(&Adapter, &Factors)]) -> Factors {
 fn by_factors(
     layer: &str,
     parts: &[(&Adapter, &Factors)],
-    rule: Rule,
+    rule: MergeMethod,
     init: &mut Init,
 ) -> Result<Factors> {
     let (first, rest) = parts.split_first().expect("a layer of some adapter");
@@ -435,7 +436,7 @@ fn by_factors(
     }
     if rest.is_empty() {
         // One adapter is itself, whatever the rule would make of one half of it.
-        if rule == Rule::Sum {
+        if rule == MergeMethod::Sum {
             return Ok(side_by_side(parts));
         }
     }
@@ -464,7 +465,7 @@ fn by_factors(
 fn by_change(
     layer: &str,
     parts: &[(&Adapter, &Factors)],
-    rule: Rule,
+    rule: MergeMethod,
     rank: Option<usize>,
     init: &mut Init,
 ) -> Result<Factors> {

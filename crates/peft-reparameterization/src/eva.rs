@@ -5,18 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::Module;
 use burn::tensor::{DType, Tensor};
-use peft_core::{
-    Adapter, Common, Error, InnerLinear, Layout, Method, MethodInfo, PeftModule, Plan, Result,
-    TensorSpec, WeightAdapter,
+use peft_core::method::{
+    Adapter, BaseLinear, CheckpointKey, Common, Layout, Method, MethodInfo, Plan, WeightAdapter,
 };
+use peft_core::{Error, PeftModule, Result};
 use serde_json::Value;
 
 use crate::LoraConfig;
-use crate::family::{LINEAR, select};
-use crate::given::{Factors, Given, Kind, exactly, only};
+use crate::given::{Factors, Kind, LoraFromFactors, exactly, only};
 use crate::linalg;
 use crate::lora::LORA;
 use crate::lora_init::Start;
+use peft_core::method::{LINEAR, select};
 
 /// Σ xᵀx over a layer's inputs, `[in, in]`.
 type Moments = Arc<Mutex<Option<Tensor<2>>>>;
@@ -31,7 +31,7 @@ struct Probe {
 impl Adapter for Probe {
     const METHOD: &'static str = "probe";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         Vec::new()
     }
 }
@@ -41,7 +41,7 @@ impl WeightAdapter for Probe {
         weight
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let plain = input.clone().without_autodiff().cast(DType::F32);
         let seen = plain.clone().transpose().matmul(plain);
         let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
@@ -103,7 +103,7 @@ impl Method for Probes {
 ///
 /// `look` gets a copy of the model that is to be run on some batches of the data that will be trained on;
 /// outputs are not looked at. The model must call its layers through
-/// [`AdaptedForward`](peft_core::AdaptedForward).
+/// [`AdaptedForward`](peft_core::nn::AdaptedForward).
 ///
 /// The sum of all ranks stays that of the configuration; `rho` (upstream's default: 2) is how many times
 /// its own rank a layer may get, and 1 leaves ranks as they are. A layer that ends with rank 0 gets no
@@ -200,7 +200,7 @@ fn distribute<M: PeftModule>(
     rho: f64,
     layers: &[(String, usize, linalg::Svd)],
     model: &M,
-) -> Result<Given> {
+) -> Result<LoraFromFactors> {
     let budget: usize = layers.iter().map(|(_, rank, _)| rank).sum();
     let mut shares: Vec<(f64, usize)> = Vec::new();
     for (index, (_, rank, svd)) in layers.iter().enumerate() {
@@ -264,5 +264,5 @@ fn distribute<M: PeftModule>(
         target_modules: Some(only(factors.keys(), &layout)),
         ..peft_core::Targets::default()
     };
-    Ok(Given::with_config(written, factors))
+    Ok(LoraFromFactors::with_config(written, factors))
 }

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
-use peft_core::{
-    ALL_LINEAR, Error, LayerKind, LayoutParam, PeftModule, Result, Selection, Targets,
-};
+use peft_core::method::{ALL_LINEAR, LayerKind, LayoutParam};
+use peft_core::{Error, PeftModule, Result, Selection, Targets};
 
-use crate::given::{Given, Kind, factored, plain};
+use crate::given::{Kind, LoraFromFactors, factored, plain};
 use crate::lora::LORA;
 
 /// How well a layer's extracted factors give its change back.
@@ -90,7 +89,10 @@ pub fn extract_lora<M: PeftModule>(
         });
         factors.insert(layer.name.clone(), found);
     }
-    Ok((base.attach(name, &Given::new(factors, &before))?, report))
+    Ok((
+        base.attach(name, &LoraFromFactors::new(factors, &before))?,
+        report,
+    ))
 }
 
 /// The change of a weight, with one axis for all but the first.

@@ -5,19 +5,20 @@ use std::f64::consts::TAU;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
-use peft_core::ops::LowRank;
-use peft_core::{
-    Adapter, Common, Error, Family, Layout, Method, MethodInfo, Patterns, Plan, Result, Targets,
-    TensorSpec, WeightAdapter, by_peft_type, config_from_json,
+use peft_core::method::{
+    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Patterns, Plan,
+    WeightAdapter, by_peft_type, config_from_json,
 };
+use peft_core::ops::LowRank;
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::family::{
-    Bias, LINEAR, at_least_one, common_method, patterns, refuse_unsupported, refuse_unused, select,
-    target_builders, train_biases,
-};
 use crate::torch_random::TorchGenerator;
+use peft_core::method::{
+    Bias, LINEAR, at_least_one, patterns, refuse_unsupported, refuse_unused, select, train_biases,
+};
+use peft_core::{common_method, target_builders};
 
 /// FourierFT's registration.
 pub static FOURIERFT: MethodInfo = MethodInfo {
@@ -169,8 +170,8 @@ impl FourierFtLinear {
 impl Adapter for FourierFtLinear {
     const METHOD: &'static str = "fourierft";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::layer("spectrum", "fourierft_spectrum")]
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::layer("spectrum", "fourierft_spectrum")]
     }
 }
 

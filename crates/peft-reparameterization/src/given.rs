@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use burn::module::Param;
 use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Tensor};
-use peft_core::{Common, Error, Layout, LayoutParam, Method, MethodInfo, Plan, Result, Selection};
+use peft_core::method::{Common, Layout, LayoutParam, Method, MethodInfo, Plan};
+use peft_core::{Error, Result, Selection};
 use serde_json::Value;
 
 use crate::LoraConfig;
@@ -80,7 +81,7 @@ pub(crate) fn factored(kind: Kind, change: Tensor<2>, rank: usize) -> Option<(Fa
 
 /// A LoRA adapter whose values are known: what combining and extracting end in.
 #[derive(Clone, Debug)]
-pub(crate) struct Given {
+pub(crate) struct LoraFromFactors {
     pub(crate) config: LoraConfig,
     pub(crate) factors: BTreeMap<String, Factors>,
     /// β of `lora_bias`, by layer.
@@ -89,7 +90,7 @@ pub(crate) struct Given {
     pub(crate) biases: BTreeMap<String, Tensor<1>>,
 }
 
-impl Given {
+impl LoraFromFactors {
     /// Of factors with scale 1.
     pub(crate) fn new(factors: BTreeMap<String, Factors>, layout: &Layout) -> Self {
         Self::with_config(Self::config(&factors, layout), factors)
@@ -157,7 +158,7 @@ fn param<const D: usize>(
     Param::from_tensor(on_device(value, &like.device()))
 }
 
-impl Method for Given {
+impl Method for LoraFromFactors {
     fn info(&self) -> &'static MethodInfo {
         &LORA
     }
@@ -243,8 +244,8 @@ impl Method for Given {
         Ok(())
     }
 
-    fn rank_of_change(&self) -> Option<usize> {
-        self.config.rank_of_change()
+    fn max_rank(&self) -> Option<usize> {
+        self.config.max_rank()
     }
 
     fn to_json(&self) -> Value {

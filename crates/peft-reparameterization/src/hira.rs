@@ -4,19 +4,20 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::module::{conv2d, embedding};
 use burn::tensor::{Int, Tensor};
-use peft_core::ops::linear;
-use peft_core::{
-    AdaptedForward, Adapter, Common, Error, Family, Init, InnerConv2d, InnerEmbedding, InnerLinear,
-    LayerKind, Layout, LayoutParam, Method, MethodInfo, Patterns, Plan, Result, Targets,
-    TensorSpec, WeightAdapter, by_peft_type, config_from_json, dropout_rate,
+use peft_core::method::{
+    Adapter, BaseConv2d, BaseEmbedding, BaseLinear, CheckpointKey, Common, Family, Init, LayerKind,
+    Layout, LayoutParam, Method, MethodInfo, Patterns, Plan, WeightAdapter, by_peft_type,
+    config_from_json,
 };
+use peft_core::nn::{AdaptedForward, dropout_rate};
+use peft_core::ops::linear;
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::family::{
-    at_least_one, common_method, patterns, refuse_unused, select, target_builders,
-};
 use crate::lora_config::InitLora;
+use peft_core::method::{at_least_one, patterns, refuse_unused, select};
+use peft_core::{common_method, target_builders};
 
 /// HiRA's registration.
 pub static HIRA: MethodInfo = MethodInfo {
@@ -63,10 +64,10 @@ impl HiraLinear {
 impl Adapter for HiraLinear {
     const METHOD: &'static str = "hira";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         vec![
-            TensorSpec::layer("hira_a", "hira_A").transposed(),
-            TensorSpec::layer("hira_b", "hira_B").transposed(),
+            CheckpointKey::layer("hira_a", "hira_A").transposed(),
+            CheckpointKey::layer("hira_b", "hira_B").transposed(),
         ]
     }
 }
@@ -77,7 +78,7 @@ impl WeightAdapter for HiraLinear {
     }
 
     // W ⊙ A B has full rank: without W', its product with the input would take r dense products.
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let weight = inner.weight();
         if !drops(&self.dropout, &self.hira_a) {
             return linear(input, self.compose(weight), inner.bias(), None);
@@ -99,10 +100,10 @@ pub struct HiraEmbedding {
 impl Adapter for HiraEmbedding {
     const METHOD: &'static str = "hira";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         vec![
-            TensorSpec::layer("hira_a", "hira_embedding_A").transposed(),
-            TensorSpec::layer("hira_b", "hira_embedding_B").transposed(),
+            CheckpointKey::layer("hira_a", "hira_embedding_A").transposed(),
+            CheckpointKey::layer("hira_b", "hira_embedding_B").transposed(),
         ]
     }
 }
@@ -113,7 +114,7 @@ impl WeightAdapter for HiraEmbedding {
     }
 
     // Only the rows that are looked up.
-    fn embedding(&self, ids: Tensor<2, Int>, inner: &InnerEmbedding<'_>) -> Tensor<3> {
+    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
         let down = embedding(self.hira_a.val(), ids.clone());
         inner.forward(ids) * (down.matmul(self.hira_b.val().unsqueeze()) + 1.0)
     }
@@ -142,10 +143,10 @@ impl HiraConv2d {
 impl Adapter for HiraConv2d {
     const METHOD: &'static str = "hira";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         vec![
-            TensorSpec::layer("hira_a", "hira_A"),
-            TensorSpec::layer("hira_b", "hira_B"),
+            CheckpointKey::layer("hira_a", "hira_A"),
+            CheckpointKey::layer("hira_b", "hira_B"),
         ]
     }
 }
@@ -155,7 +156,7 @@ impl WeightAdapter for HiraConv2d {
         scaled(weight, self.product())
     }
 
-    fn conv2d(&self, input: Tensor<4>, inner: &InnerConv2d<'_>) -> Tensor<4> {
+    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
         let weight = inner.weight();
         if !drops(&self.dropout, &self.hira_a) {
             return conv2d(input, self.compose(weight), None, inner.options());
@@ -317,7 +318,7 @@ impl Method for HiraConfig {
             let shape = weight.shape();
             let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>());
             let most = rows.min(columns);
-            if plan.strict() && rank > most {
+            if plan.is_new() && rank > most {
                 let expected = format!("`{}` has shape {shape:?}, so at most {most}", layer.name);
                 return Err(Error::config(HIRA.title, "r", rank, expected));
             }

@@ -2,14 +2,16 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
-use peft_core::ops::{LowRank, add_low_rank};
-use peft_core::{
-    Adapter, Common, Error, Family, InnerLinear, Layout, LayoutParam, Method, MethodInfo, Plan,
-    Result, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json,
+use peft_core::method::{
+    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, LayoutParam, Method, MethodInfo,
+    Plan, WeightAdapter, by_peft_type, config_from_json,
 };
+use peft_core::ops::{LowRank, add_low_rank};
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 
-use crate::family::{Bias, LINEAR, common_method, select, target_builders, train_biases};
+use peft_core::method::{Bias, LINEAR, select, train_biases};
+use peft_core::{common_method, target_builders};
 
 /// HRA's registration.
 pub static HRA: MethodInfo = MethodInfo {
@@ -117,8 +119,8 @@ fn orthonormal(u: Tensor<2>) -> Tensor<2> {
 impl Adapter for HraLinear {
     const METHOD: &'static str = "hra";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::layer("hra_u", "hra_u")]
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::layer("hra_u", "hra_u")]
     }
 }
 
@@ -130,7 +132,7 @@ impl WeightAdapter for HraLinear {
         (matrix.clone() - u.matmul(c.matmul(matrix))).reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let (down, up) = self.factors();
         let scale = -1.0;
         let reflected = add_low_rank(
@@ -228,7 +230,7 @@ impl HraConfig {
         let like = (&weight.device(), weight.dtype());
         // Of equal columns, Gram and Schmidt's method makes nothing but rounding errors.
         let pairs = self.init_weights && !self.apply_gs && self.r.is_multiple_of(2);
-        if !(pairs && plan.strict()) {
+        if !(pairs && plan.is_new()) {
             return plan.init().kaiming_uniform([d_in, self.r], self.r, like);
         }
         let half = self.r / 2;
@@ -253,7 +255,7 @@ impl Method for HraConfig {
         for &(layer, weight) in &targets {
             let d_in = weight.shape()[0];
             // From a file, too, within reason: reflections are held against one another.
-            if self.r > d_in && (plan.strict() || self.r > 4 * d_in) {
+            if self.r > d_in && (plan.is_new() || self.r > 4 * d_in) {
                 let expected = format!("`{}` has {d_in} inputs, so at most that", layer.name);
                 return Err(Error::config(HRA.title, "r", self.r, expected));
             }
@@ -267,7 +269,7 @@ impl Method for HraConfig {
         Ok(())
     }
 
-    fn rank_of_change(&self) -> Option<usize> {
+    fn max_rank(&self) -> Option<usize> {
         Some(self.r)
     }
 }
@@ -276,7 +278,7 @@ impl Method for HraConfig {
 mod tests {
     use super::*;
     use burn::tensor::{DType, Device, Tolerance};
-    use peft_core::Init;
+    use peft_core::method::Init;
 
     fn drawn(shape: [usize; 2], device: &Device) -> Tensor<2> {
         Init::new(11).normal(shape, 1.0, (device, DType::F32)).val()

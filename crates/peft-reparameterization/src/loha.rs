@@ -3,18 +3,18 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
-use peft_core::ops::{self, LowRank};
-use peft_core::{
-    AdaptedForward, Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo,
-    Patterns, Plan, Result, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json,
-    dropout_rate,
+use peft_core::method::{
+    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Patterns, Plan,
+    WeightAdapter, by_peft_type, config_from_json,
 };
+use peft_core::nn::{AdaptedForward, dropout_rate};
+use peft_core::ops::{self, LowRank};
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::family::{
-    LINEAR, Target, at_least_one, common_method, patterns, refuse_unused, select, target_builders,
-};
+use peft_core::method::{LINEAR, Target, at_least_one, patterns, refuse_unused, select};
+use peft_core::{common_method, target_builders};
 
 /// LoHa's registration.
 pub static LOHA: MethodInfo = MethodInfo {
@@ -129,12 +129,12 @@ impl LohaLinear {
 impl Adapter for LohaLinear {
     const METHOD: &'static str = "loha";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         vec![
-            TensorSpec::layer("down_1", "hada_w1_b").transposed(),
-            TensorSpec::layer("up_1", "hada_w1_a").transposed(),
-            TensorSpec::layer("down_2", "hada_w2_b").transposed(),
-            TensorSpec::layer("up_2", "hada_w2_a").transposed(),
+            CheckpointKey::layer("down_1", "hada_w1_b").transposed(),
+            CheckpointKey::layer("up_1", "hada_w1_a").transposed(),
+            CheckpointKey::layer("down_2", "hada_w2_b").transposed(),
+            CheckpointKey::layer("up_2", "hada_w2_a").transposed(),
         ]
     }
 }
@@ -150,7 +150,7 @@ impl WeightAdapter for LohaLinear {
         (fixed && self.is_low_rank()).then(|| self.factors())
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let [_, out] = self.up_1.dims();
         let dropout = self.dropout.factors(out, &self.down_1);
         let dropped = |features: Tensor<2>| match dropout {
@@ -389,7 +389,7 @@ impl Method for LohaConfig {
             let shape = weight.shape();
             let (d_in, out) = (shape[0], shape[1]);
             let most = d_in.min(out);
-            if plan.strict() && rank > most {
+            if plan.is_new() && rank > most {
                 let expected = format!("`{}` is {d_in} × {out}, so at most {most}", layer.name);
                 return Err(Error::config(LOHA.title, "r", rank, expected));
             }
@@ -412,7 +412,7 @@ impl Method for LohaConfig {
         Ok(())
     }
 
-    fn rank_of_change(&self) -> Option<usize> {
+    fn max_rank(&self) -> Option<usize> {
         let ranks = self.fields().ranks().ok()?;
         let others = ranks.values();
         let most = others.chain([self.r]).max()?;
@@ -424,7 +424,7 @@ impl Method for LohaConfig {
 mod tests {
     use super::*;
     use burn::tensor::{DType, Device, Tolerance};
-    use peft_core::Init;
+    use peft_core::method::Init;
 
     fn adapter(device: &Device) -> LohaLinear {
         let mut init = Init::new(3);

@@ -2,15 +2,17 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
-use peft_core::{
-    Adapter, Common, Error, Family, Init, InnerLinear, Layout, Method, MethodInfo, Plan, Result,
-    Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json,
+use peft_core::method::{
+    Adapter, BaseLinear, CheckpointKey, Common, Family, Init, Layout, Method, MethodInfo, Plan,
+    WeightAdapter, by_peft_type, config_from_json,
 };
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::family::{LINEAR, common_method, select, target_builders};
 use crate::loha::{ChangeDropout, LycorisFields};
+use peft_core::method::{LINEAR, select};
+use peft_core::{common_method, target_builders};
 
 /// LoKr's registration.
 pub static LOKR: MethodInfo = MethodInfo {
@@ -90,9 +92,9 @@ impl KroneckerFactor {
     }
 
     /// As upstream calls them: `key`, or `key_b` and `key_a`.
-    fn tensors(&self, field: &str, key: &str) -> Vec<TensorSpec> {
+    fn tensors(&self, field: &str, key: &str) -> Vec<CheckpointKey> {
         let spec = |part: &str, end: &str| {
-            TensorSpec::layer(&format!("{field}.{part}"), &format!("{key}{end}")).transposed()
+            CheckpointKey::layer(&format!("{field}.{part}"), &format!("{key}{end}")).transposed()
         };
         match self.second {
             Some(_) => vec![spec("first", "_b"), spec("second", "_a")],
@@ -157,7 +159,7 @@ impl LokrLinear {
 impl Adapter for LokrLinear {
     const METHOD: &'static str = "lokr";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         let mut tensors = self.w1.tensors("w1", "lokr_w1");
         tensors.extend(self.w2.tensors("w2", "lokr_w2"));
         tensors
@@ -170,7 +172,7 @@ impl WeightAdapter for LokrLinear {
         weight + self.delta().reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let change = self.product(input.clone());
         let [_, out] = change.dims();
         let change = match self.dropout.factors(out, &self.w1.first) {

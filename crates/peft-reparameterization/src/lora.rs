@@ -3,21 +3,24 @@
 use burn::module::Param;
 use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device, Tensor};
-use peft_core::ops::column_norms;
-use peft_core::{
-    Error, Family, Init, Layer, LayerKind, Layout, LayoutParam, Method, MethodInfo, Patterns, Plan,
-    Result, by_peft_type, config_from_json,
+use peft_core::method::{
+    Family, Init, Layer, LayerKind, Layout, LayoutParam, Method, MethodInfo, Patterns, Plan,
+    by_peft_type, config_from_json,
 };
+use peft_core::ops::column_norms;
+use peft_core::{Error, Result};
 use serde_json::Value;
 
 use crate::dora::{Magnitude, norms_of_rows};
-use crate::family::{
-    Bias, at_least_one, common_method, patterns, refuse_unsupported, refuse_unused, select,
-    train_biases,
-};
 use crate::lora_config::LoraConfig;
 use crate::lora_init::{Start, orthogonal};
-use crate::lora_state::{Follower, LoraBias, LoraConv2d, LoraEmbedding, LoraLinear, Removed};
+use crate::lora_state::{
+    Follower, InitialFactors, LoraBias, LoraConv2d, LoraEmbedding, LoraLinear,
+};
+use peft_core::common_method;
+use peft_core::method::{
+    Bias, at_least_one, patterns, refuse_unsupported, refuse_unused, select, train_biases,
+};
 
 /// LoRA's registration.
 pub static LORA: MethodInfo = MethodInfo {
@@ -112,7 +115,7 @@ impl LoraConfig {
     ) -> Option<Magnitude<D>> {
         let value = if !self.use_dora {
             return None;
-        } else if plan.strict() {
+        } else if plan.is_new() {
             Param::from_tensor(norms().detach().reshape(shape))
         } else {
             plan.init().zeros(shape, (&param.device(), param.dtype()))
@@ -132,12 +135,14 @@ impl LoraConfig {
         let (rank, scale) = (size.rank, size.scale);
         let [d_in, d_out] = [param.shape()[0], param.shape()[1]];
         let like = (&param.device(), param.dtype());
-        let removed = start.takes_out().then(|| start.removed(param, rank, scale));
+        let removed = start
+            .subtracts_from_base()
+            .then(|| start.removed(param, rank, scale));
         let [lora_a, lora_b] = match &removed {
-            Some(Removed { a, b }) if plan.strict() => {
+            Some(InitialFactors { a, b }) if plan.is_new() => {
                 [a, b].map(|factor| Param::from_tensor(factor.val().detach()))
             }
-            _ if start == Start::Orthogonal && plan.strict() => {
+            _ if start == Start::Orthogonal && plan.is_new() => {
                 orthogonal(plan.init(), [d_in, rank, d_out], like)
             }
             _ => {
@@ -239,7 +244,7 @@ impl LoraConfig {
         };
         let most = rows.min(columns);
         // A decomposition gives so many directions. Others may be more, as upstream has it: no use, but harmless.
-        if start.takes_out() && size.rank > most {
+        if start.subtracts_from_base() && size.rank > most {
             let expected = format!(
                 "`{}` has shape {shape:?}, so at most {most} with init_lora_weights {:?}",
                 layer.name, self.init_lora_weights
@@ -285,14 +290,14 @@ impl Method for LoraConfig {
         let start = self.init_lora_weights.start()?;
         let alphas = self.alphas()?;
         let mut all = alphas.values().chain([self.lora_alpha]);
-        if start.takes_out() && !all.all(|alpha| alpha > 0.0) {
+        if start.subtracts_from_base() && !all.all(|alpha| alpha > 0.0) {
             return refuse(
                 "lora_alpha",
                 &self.lora_alpha,
                 "above 0, as the base's singular values are",
             );
         }
-        if self.freeze_a && start.takes_out() {
+        if self.freeze_a && start.subtracts_from_base() {
             return refuse(
                 "freeze_a",
                 &true,
@@ -308,7 +313,7 @@ impl Method for LoraConfig {
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let start = self.init_lora_weights.start()?;
-        if start == Start::Eva && plan.strict() {
+        if start == Start::Eva && plan.is_new() {
             let expected = "attached by `peft_reparameterization::eva`, which looks at activations";
             let value = &self.init_lora_weights;
             return Err(Error::config(
@@ -343,7 +348,7 @@ impl Method for LoraConfig {
         for &(layer, weight) in &targets {
             let size = size(layer)?;
             // What is taken out of the base is as large as the configuration says.
-            if plan.strict() || start.takes_out() {
+            if plan.is_new() || start.subtracts_from_base() {
                 self.fits(layer, weight, size, start)?;
             }
             let with_bias = self.lora_bias && layer.kind != LayerKind::Embedding;
@@ -368,7 +373,7 @@ impl Method for LoraConfig {
         self.train_token_rows(layout, &targets, plan)
     }
 
-    fn rank_of_change(&self) -> Option<usize> {
+    fn max_rank(&self) -> Option<usize> {
         // DoRA scales the columns of the whole weight.
         let start = self
             .init_lora_weights
@@ -377,6 +382,10 @@ impl Method for LoraConfig {
             .filter(|_| !self.use_dora)?;
         let rank = self.ranks().ok()?.values().chain([self.r]).max()?;
         // What is taken out is of that rank, too.
-        Some(if start.takes_out() { 2 * rank } else { rank })
+        Some(if start.subtracts_from_base() {
+            2 * rank
+        } else {
+            rank
+        })
     }
 }

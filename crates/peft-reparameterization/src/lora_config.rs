@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use peft_core::{Common, Targets};
+use peft_core::Targets;
+use peft_core::method::Common;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::family::{Bias, target_builders};
+use peft_core::method::Bias;
+use peft_core::target_builders;
 
 /// Initial values of the factors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,7 +38,7 @@ impl Default for InitLora {
 /// Which rows of which embedding tables are trained whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum TokenRows {
+pub enum TrainableTokenIndices {
     /// Of the model's first table.
     OfTokens(Vec<usize>),
     /// By the end of the table's name.
@@ -86,7 +88,7 @@ pub struct LoraConfig {
     /// Rows of embedding tables that are trained whole besides, as for new tokens: a list for the table of
     /// the tokens, or lists by the table's name. Default: none. A table cannot be among the targets, too.
     #[serde(default)]
-    pub trainable_token_indices: Option<TokenRows>,
+    pub trainable_token_indices: Option<TrainableTokenIndices>,
     /// Whether an output head that is the embedding table goes on being it: a saved copy of either, or LoRA on either,
     /// then is one for both, on the table. Default: false, the two part. Not with `use_dora` or `lora_bias` on
     /// them.
@@ -187,7 +189,7 @@ impl LoraConfig {
     /// Trains these rows of the token embeddings, too.
     #[must_use]
     pub fn with_token_rows(mut self, rows: impl Into<Vec<usize>>) -> Self {
-        self.trainable_token_indices = Some(TokenRows::OfTokens(rows.into()));
+        self.trainable_token_indices = Some(TrainableTokenIndices::OfTokens(rows.into()));
         self
     }
 

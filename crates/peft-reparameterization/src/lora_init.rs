@@ -4,12 +4,13 @@ use std::sync::{Arc, OnceLock};
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Shape, Tensor};
-use peft_core::{Error, Init, LayoutParam, Result};
+use peft_core::method::{Init, LayoutParam};
+use peft_core::{Error, Result};
 
 use crate::linalg::{qr, svd, svd_fast};
 use crate::lora::LORA;
 use crate::lora_config::InitLora;
-use crate::lora_state::Removed;
+use crate::lora_state::InitialFactors;
 
 /// What [`InitLora`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl InitLora {
 
 impl Start {
     /// Whether the base is without what the factors begin as.
-    pub(crate) fn takes_out(self) -> bool {
+    pub(crate) fn subtracts_from_base(self) -> bool {
         matches!(self, Self::Pissa(_) | Self::Olora)
     }
 
@@ -90,7 +91,7 @@ impl Start {
 
     /// The factors to be taken out of `param`, computed when they are first looked at: not before a file
     /// has been found to fit.
-    pub(crate) fn removed(self, param: &LayoutParam, rank: usize, scale: f64) -> Removed {
+    pub(crate) fn removed(self, param: &LayoutParam, rank: usize, scale: f64) -> InitialFactors {
         let [d_in, d_out] = [param.shape()[0], param.shape()[1]];
         let weight = param.value::<2>();
         let dtype = param.dtype();
@@ -111,7 +112,7 @@ impl Start {
             let shape = Shape::from(shape.to_vec());
             Param::uninitialized(ParamId::new(), compute, param.device(), false, shape)
         };
-        Removed {
+        InitialFactors {
             a: factor(0, [d_in, rank]),
             b: factor(1, [rank, d_out]),
         }

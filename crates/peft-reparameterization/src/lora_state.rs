@@ -5,11 +5,11 @@ use burn::nn::Dropout;
 use burn::tensor::module::{conv2d, embedding};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
-use peft_core::ops::{LowRank, add_low_rank};
-use peft_core::{
-    AdaptedForward, Adapter, InnerConv2d, InnerEmbedding, InnerLinear, TensorSpec, WeightAdapter,
-    dropout_rate,
+use peft_core::method::{
+    Adapter, BaseConv2d, BaseEmbedding, BaseLinear, CheckpointKey, WeightAdapter,
 };
+use peft_core::nn::{AdaptedForward, dropout_rate};
+use peft_core::ops::{LowRank, add_low_rank};
 
 use crate::dora::{self, Magnitude};
 
@@ -26,7 +26,7 @@ pub struct LoraLinear {
     pub dropout: Dropout,
     /// The factors that the base is without: those that the trained ones began as, where these were
     /// taken out of the base (PiSSA, OLoRA). Frozen.
-    pub removed: Option<Removed>,
+    pub removed: Option<InitialFactors>,
     /// DoRA's magnitude of each output, `[out]`.
     pub magnitude: Option<Magnitude<1>>,
     /// β, `[out]`: what `lora_bias` adds to the output, times the scale, of a layer that has no bias itself
@@ -36,7 +36,7 @@ pub struct LoraLinear {
 
 /// Factors whose product, times the scale, is subtracted from the base.
 #[derive(Module, Debug)]
-pub struct Removed {
+pub struct InitialFactors {
     /// `[in, r]`.
     pub a: Param<Tensor<2>>,
     /// `[r, out]`.
@@ -91,14 +91,14 @@ impl LoraLinear {
 impl Adapter for LoraLinear {
     const METHOD: &'static str = "lora";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         vec![
-            TensorSpec::layer("lora_a", "lora_A.weight").transposed(),
-            TensorSpec::layer("lora_b", "lora_B.weight").transposed(),
-            TensorSpec::layer("magnitude.value", "lora_magnitude_vector"),
-            TensorSpec::layer("added_bias", "lora_B.bias"),
-            TensorSpec::unsaved("removed.a"),
-            TensorSpec::unsaved("removed.b"),
+            CheckpointKey::layer("lora_a", "lora_A.weight").transposed(),
+            CheckpointKey::layer("lora_b", "lora_B.weight").transposed(),
+            CheckpointKey::layer("magnitude.value", "lora_magnitude_vector"),
+            CheckpointKey::layer("added_bias", "lora_B.bias"),
+            CheckpointKey::unsaved("removed.a"),
+            CheckpointKey::unsaved("removed.b"),
         ]
     }
 }
@@ -123,11 +123,11 @@ impl WeightAdapter for LoraLinear {
         (plain && one).then(|| self.change())
     }
 
-    fn is_change_of_weight(&self) -> bool {
+    fn is_mergeable(&self) -> bool {
         self.added_bias.is_none()
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let Some(magnitude) = &self.magnitude else {
             let output = match self.removed() {
                 Some(removed) => inner.forward_with(input.clone(), removed),
@@ -199,12 +199,12 @@ impl LoraEmbedding {
 impl Adapter for LoraEmbedding {
     const METHOD: &'static str = "lora";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         let spec = |field: &str, key: &str, of_head: &str| {
-            let spec = TensorSpec::layer(field, key).transposed();
+            let spec = CheckpointKey::layer(field, key).transposed();
             match &self.head {
                 // Transposed once more: what comes in at the table comes out at the head.
-                Some(head) => spec.twin(TensorSpec::named(
+                Some(head) => spec.twin(CheckpointKey::named(
                     field,
                     &format!("{}.{of_head}", head.name),
                 )),
@@ -214,7 +214,7 @@ impl Adapter for LoraEmbedding {
         vec![
             spec("lora_a", "lora_embedding_A", "lora_B.weight"),
             spec("lora_b", "lora_embedding_B", "lora_A.weight"),
-            TensorSpec::layer("magnitude.value", "lora_magnitude_vector"),
+            CheckpointKey::layer("magnitude.value", "lora_magnitude_vector"),
         ]
     }
 }
@@ -234,7 +234,7 @@ impl WeightAdapter for LoraEmbedding {
         .reshape(shape)
     }
 
-    fn embedding(&self, ids: Tensor<2, Int>, inner: &InnerEmbedding<'_>) -> Tensor<3> {
+    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
         let down = embedding(self.lora_a.val(), ids.clone());
         let up = (self.lora_b.val() * self.scale).unsqueeze();
         let rows = inner.forward(ids) + down.matmul(up);
@@ -247,7 +247,7 @@ impl WeightAdapter for LoraEmbedding {
         }
     }
 
-    fn moves_tied(&self) -> bool {
+    fn affects_tied_head(&self) -> bool {
         self.head.is_some()
     }
 
@@ -300,11 +300,11 @@ impl LoraConv2d {
 impl Adapter for LoraConv2d {
     const METHOD: &'static str = "lora";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         vec![
-            TensorSpec::layer("lora_a", "lora_A.weight"),
-            TensorSpec::layer("lora_b", "lora_B.weight"),
-            TensorSpec::layer("magnitude.value", "lora_magnitude_vector"),
+            CheckpointKey::layer("lora_a", "lora_A.weight"),
+            CheckpointKey::layer("lora_b", "lora_B.weight"),
+            CheckpointKey::layer("magnitude.value", "lora_magnitude_vector"),
         ]
     }
 }
@@ -321,7 +321,7 @@ impl WeightAdapter for LoraConv2d {
         .reshape(shape)
     }
 
-    fn conv2d(&self, input: Tensor<4>, inner: &InnerConv2d<'_>) -> Tensor<4> {
+    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
         let options = inner.options();
         if options.groups != 1 {
             // A's channels are those of one group, so it cannot run on all of the input.
@@ -359,8 +359,8 @@ pub struct LoraBias {
 impl Adapter for LoraBias {
     const METHOD: &'static str = "lora";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::layer("lora_b", "lora_B.bias")]
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::layer("lora_b", "lora_B.bias")]
     }
 }
 

@@ -1,10 +1,11 @@
 //! LoRA on a model whose output head is the embedding table: who follows whom, and trained rows.
 
-use peft_core::{Error, Layer, LayerKind, Layout, Plan, Result};
+use peft_core::method::{Layer, LayerKind, Layout, Plan};
+use peft_core::{Error, Result};
 
-use crate::family::Target;
 use crate::lora::{LORA, Size};
-use crate::lora_config::{LoraConfig, TokenRows};
+use crate::lora_config::{LoraConfig, TrainableTokenIndices};
+use peft_core::method::Target;
 
 /// A head that is a table, and that table.
 pub(crate) type Tied<'a> = (&'a Layer, &'a Layer);
@@ -30,7 +31,7 @@ impl LoraConfig {
             let field = "ensure_weight_tying";
             Err(Error::config(LORA.title, field, true, expected))
         };
-        if plan.strict() && layout.tied_heads().next().is_none() {
+        if plan.is_new() && layout.tied_heads().next().is_none() {
             return refuse(
                 "false: this model has no tied head, its head has a matrix of its own".into(),
             );
@@ -112,7 +113,7 @@ impl LoraConfig {
                 );
                 return refuse_rows(&rows, expected);
             }
-            plan.train_rows(weight, rows, KEY);
+            plan.train_tokens(weight, rows, KEY);
         }
         Ok(())
     }
@@ -122,13 +123,13 @@ impl LoraConfig {
         let is_table = |layer: &&Layer| layer.kind == LayerKind::Embedding;
         let lists = match &self.trainable_token_indices {
             None => return Ok(Vec::new()),
-            Some(TokenRows::OfTokens(rows)) => {
+            Some(TrainableTokenIndices::OfTokens(rows)) => {
                 return match layout.layers.iter().find(is_table) {
                     Some(table) => Ok(vec![(table, rows)]),
                     None => refuse_rows(rows, "none: this model has no embedding table".into()),
                 };
             }
-            Some(TokenRows::ByTable(lists)) => lists,
+            Some(TrainableTokenIndices::ByTable(lists)) => lists,
         };
         let mut wanted: Vec<(&Layer, &[usize])> = Vec::new();
         let mut of_heads = Vec::new();

@@ -3,14 +3,16 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
-use peft_core::{
-    AdaptedForward, Adapter, Common, Error, Family, InnerLinear, Layer, Layout, LayoutParam,
-    Method, MethodInfo, Plan, Result, Targets, TensorSpec, WeightAdapter, by_peft_type,
-    config_from_json,
+use peft_core::method::{
+    Adapter, BaseLinear, CheckpointKey, Common, Family, Layer, Layout, LayoutParam, Method,
+    MethodInfo, Plan, WeightAdapter, by_peft_type, config_from_json,
 };
+use peft_core::nn::AdaptedForward;
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 
-use crate::family::{Bias, LINEAR, common_method, select, target_builders, train_biases};
+use peft_core::method::{Bias, LINEAR, select, train_biases};
+use peft_core::{common_method, target_builders};
 
 /// MiSS's registration.
 pub static MISS: MethodInfo = MethodInfo {
@@ -69,8 +71,8 @@ impl MissLinear {
 impl Adapter for MissLinear {
     const METHOD: &'static str = "miss";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::layer("miss_block", "miss_block")]
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::layer("miss_block", "miss_block")]
     }
 }
 
@@ -81,7 +83,7 @@ impl WeightAdapter for MissLinear {
         weight + delta.reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let change = self.product(self.dropout.adapted(input.clone()));
         let output = inner.forward(input);
         let ([tokens, out], [_, width]) = (output.dims(), change.dims());
@@ -106,8 +108,8 @@ pub struct MissBat {
 impl Adapter for MissBat {
     const METHOD: &'static str = "miss";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::layer("miss_block", "miss_block")]
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::layer("miss_block", "miss_block")]
     }
 }
 
@@ -259,7 +261,7 @@ impl MissConfig {
             plan.adapt_weight(weight, MissBat { miss_block });
             return Ok(());
         }
-        if plan.strict() && self.r > d_in {
+        if plan.is_new() && self.r > d_in {
             return refuse("r", self.r, "at most the inputs");
         }
         let mini = self.init_weights.is(MINI);
@@ -317,7 +319,7 @@ impl Method for MissConfig {
         Ok(())
     }
 
-    fn rank_of_change(&self) -> Option<usize> {
+    fn max_rank(&self) -> Option<usize> {
         match &self.init_weights {
             InitMiss::Named(name) if name == BAT => None,
             InitMiss::Named(_) => Some(self.r.min(self.mini_r)),
@@ -330,7 +332,7 @@ impl Method for MissConfig {
 mod tests {
     use super::*;
     use burn::tensor::{DType, Tolerance};
-    use peft_core::Init;
+    use peft_core::method::Init;
 
     #[test]
     fn summed_inputs_give_what_the_change_of_the_weight_gives() {

@@ -3,16 +3,16 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{DType, Device, Tensor};
-use peft_core::{
-    Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo, Plan, Result, Targets,
-    TensorSpec, WeightAdapter, by_peft_type, config_from_json,
+use peft_core::method::{
+    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan,
+    WeightAdapter, by_peft_type, config_from_json,
 };
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 
-use crate::family::{
-    Bias, LINEAR, common_method, refuse_unsupported, select, target_builders, train_biases,
-};
 use crate::rotation::{Triangles, cayley, drop_blocks, neumann, rotate_inputs, rotate_rows};
+use peft_core::method::{Bias, LINEAR, refuse_unsupported, select, train_biases};
+use peft_core::{common_method, target_builders};
 
 /// OFT's registration.
 pub static OFT: MethodInfo = MethodInfo {
@@ -86,8 +86,8 @@ fn projected(weight: Tensor<2>, eps: f64) -> Tensor<2> {
 impl Adapter for OftLinear {
     const METHOD: &'static str = "oft";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::layer("oft_r", "oft_R.weight")]
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::layer("oft_r", "oft_R.weight")]
     }
 }
 
@@ -100,7 +100,7 @@ impl WeightAdapter for OftLinear {
         rotate_rows(matrix, blocks).reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let rotations = drop_blocks(self.rotations().unsqueeze_dim(0), &self.dropout);
         let blocks = self.of_blocks(rotations.squeeze_dim(0));
         inner.forward(rotate_inputs(input, blocks))

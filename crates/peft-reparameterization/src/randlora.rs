@@ -4,17 +4,19 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{DType, Device, Tensor};
-use peft_core::ops::{self, LowRank, add_low_rank};
-use peft_core::{
-    AdaptedForward, Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo, Plan,
-    Result, Shared, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json,
-    dropout_rate,
+use peft_core::method::{
+    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, Shared,
+    WeightAdapter, by_peft_type, config_from_json,
 };
+use peft_core::nn::{AdaptedForward, dropout_rate};
+use peft_core::ops::{self, LowRank, add_low_rank};
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 
-use crate::family::{Bias, LINEAR, common_method, select, target_builders, train_biases};
 use crate::torch_random::TorchGenerator;
 use crate::vera::{corner, first_like, fits, lazy, widest, yes};
+use peft_core::method::{Bias, LINEAR, select, train_biases};
+use peft_core::{common_method, target_builders};
 
 /// RandLoRA's registration.
 pub static RANDLORA: MethodInfo = MethodInfo {
@@ -87,19 +89,19 @@ impl RandLoraLinear {
 impl Adapter for RandLoraLinear {
     const METHOD: &'static str = "randlora";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         let mut tensors = vec![
-            TensorSpec::layer("randlora_lambda", "randlora_lambda"),
-            TensorSpec::layer("randlora_gamma", "randlora_gamma"),
+            CheckpointKey::layer("randlora_lambda", "randlora_lambda"),
+            CheckpointKey::layer("randlora_gamma", "randlora_gamma"),
         ];
         tensors.extend(if self.save_projection {
             // Upstream writes what all layers share once more for every layer, and reads the first.
             [
-                TensorSpec::root("randlora_a", "base_model.randlora_A").also("randlora_A"),
-                TensorSpec::root("randlora_b", "base_model.randlora_B").also("randlora_B"),
+                CheckpointKey::root("randlora_a", "base_model.randlora_A").also("randlora_A"),
+                CheckpointKey::root("randlora_b", "base_model.randlora_B").also("randlora_B"),
             ]
         } else {
-            ["randlora_a", "randlora_b"].map(TensorSpec::unsaved)
+            ["randlora_a", "randlora_b"].map(CheckpointKey::unsaved)
         });
         tensors
     }
@@ -115,7 +117,7 @@ impl WeightAdapter for RandLoraLinear {
     }
 
     // No `low_rank`: the rank is full, and with many tokens a dense change costs less than its factors.
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let [rank, bases] = self.randlora_lambda.dims();
         let dropping = dropout_rate(&self.dropout) > 0.0 && input.is_autodiff();
         if !dropping && input.dims()[0] > 2 * rank * bases {
@@ -260,7 +262,7 @@ impl RandLoraConfig {
         like: (&Device, DType),
     ) -> [Param<Tensor<3>>; 2] {
         let shapes = [sizes.of_a(), sizes.of_b()];
-        if self.save_projection && !plan.strict() {
+        if self.save_projection && !plan.is_new() {
             let init = plan.init();
             return shapes.map(|shape| init.zeros(shape, like).set_require_grad(false));
         }

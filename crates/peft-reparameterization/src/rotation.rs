@@ -6,7 +6,7 @@ use std::cmp::Ordering;
 use burn::module::Module;
 use burn::nn::Dropout;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
-use peft_core::dropout_rate;
+use peft_core::nn::dropout_rate;
 
 /// How skew-symmetric matrices are read from rows that hold their strictly upper triangles.
 #[derive(Module, Debug)]

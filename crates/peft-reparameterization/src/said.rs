@@ -2,13 +2,15 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use peft_core::{
-    Adapter, Common, Error, Family, LayerKind, Layout, LayoutParam, Method, MethodInfo, Plan,
-    Result, Shared, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json,
+use peft_core::method::{
+    Adapter, CheckpointKey, Common, Family, LayerKind, Layout, LayoutParam, Method, MethodInfo,
+    Plan, Shared, WeightAdapter, by_peft_type, config_from_json,
 };
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 
-use crate::family::{common_method, select, target_builders};
+use peft_core::method::select;
+use peft_core::{common_method, target_builders};
 
 /// Intrinsic SAID's registration.
 pub static SAID: MethodInfo = MethodInfo {
@@ -156,10 +158,10 @@ impl Said {
 impl Adapter for Said {
     const METHOD: &'static str = "said";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         vec![
-            TensorSpec::root("z", "base_model.said_z"),
-            TensorSpec::layer("lambda", "said_lambda"),
+            CheckpointKey::root("z", "base_model.said_z"),
+            CheckpointKey::layer("lambda", "said_lambda"),
         ]
     }
 }
@@ -243,7 +245,7 @@ impl SaidConfig {
 /// Device and float type for the adapter of a weight.
 fn like(weight: &LayoutParam) -> (Device, DType) {
     let dtype = weight.dtype();
-    // A packed base has no float type of its own.
+    // A quantized base has no float type of its own.
     let dtype = if dtype.is_float() { dtype } else { DType::F32 };
     (weight.device(), dtype)
 }

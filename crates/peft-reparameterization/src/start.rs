@@ -23,7 +23,7 @@ use crate::lora_state::LoraLinear;
 /// - [`Error::Config`] for a layer that the adapter is not on as a LoRA of a linear layer, or that is named twice;
 ///   for factors of another rank or shape, or that are not finite; and for an adapter whose change is not the
 ///   product of its factors times s: with DoRA, PiSSA, OLoRA, or an alpha of 0.
-pub fn start_from<M: PeftModule>(
+pub fn init_from_factors<M: PeftModule>(
     model: &M,
     adapter: &str,
     factors: Vec<(String, Tensor<2>, Tensor<2>)>,
@@ -194,7 +194,7 @@ mod tests {
                     .unwrap();
                 let (layer, down, up) = factors(&device, "first", 2);
                 let product = down.clone().matmul(up.clone()).into_data();
-                let started = start_from(&model, "a", vec![(layer, down, up)]).unwrap();
+                let started = init_from_factors(&model, "a", vec![(layer, down, up)]).unwrap();
                 let before = model.adapter_states::<LoraLinear>("a").unwrap();
                 let after = started.adapter_states::<LoraLinear>("a").unwrap();
                 let close = Tolerance::<f32>::relative(1e-5).set_absolute(1e-5);
@@ -244,14 +244,16 @@ mod tests {
             (config().with_alpha(0.0), vec![good()], "lora_alpha"),
         ] {
             let model = net.attach("a", &config).unwrap();
-            let refused = start_from(&model, "a", given).unwrap_err().to_string();
+            let refused = init_from_factors(&model, "a", given)
+                .unwrap_err()
+                .to_string();
             assert!(refused.contains(word), "{refused}");
         }
         let model = net.attach("a", &config()).unwrap();
-        let unknown = start_from(&model, "b", vec![good()]).unwrap_err();
+        let unknown = init_from_factors(&model, "b", vec![good()]).unwrap_err();
         assert!(matches!(unknown, Error::UnknownAdapter { .. }));
         let merged = model.merge_adapters().unwrap();
-        let refused = start_from(&merged, "a", vec![good()]).unwrap_err();
+        let refused = init_from_factors(&merged, "a", vec![good()]).unwrap_err();
         assert!(matches!(refused, Error::Merged));
     }
 }

@@ -4,16 +4,18 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
-use peft_core::ops::{LowRank, add_low_rank};
-use peft_core::{
-    AdaptedForward, Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo, Plan,
-    Result, Shared, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json,
-    dropout_rate,
+use peft_core::method::{
+    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, Shared,
+    WeightAdapter, by_peft_type, config_from_json,
 };
+use peft_core::nn::{AdaptedForward, dropout_rate};
+use peft_core::ops::{LowRank, add_low_rank};
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 
-use crate::family::{Bias, LINEAR, common_method, select, target_builders, train_biases};
 use crate::vera::{first_like, fits};
+use peft_core::method::{Bias, LINEAR, select, train_biases};
+use peft_core::{common_method, target_builders};
 
 /// VB-LoRA's registration.
 pub static VBLORA: MethodInfo = MethodInfo {
@@ -82,11 +84,11 @@ impl VbLoraLinear {
 impl Adapter for VbLoraLinear {
     const METHOD: &'static str = "vblora";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         vec![
-            TensorSpec::layer("vblora_logits_a", "vblora_logits_A"),
-            TensorSpec::layer("vblora_logits_b", "vblora_logits_B"),
-            TensorSpec::root("vblora_vector_bank", "base_model.vblora_vector_bank"),
+            CheckpointKey::layer("vblora_logits_a", "vblora_logits_A"),
+            CheckpointKey::layer("vblora_logits_b", "vblora_logits_B"),
+            CheckpointKey::root("vblora_vector_bank", "base_model.vblora_vector_bank"),
         ]
     }
 }
@@ -104,7 +106,7 @@ impl WeightAdapter for VbLoraLinear {
         (!dropping).then(|| self.factors())
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let dropped = self.dropout.adapted(input.clone());
         add_low_rank(inner.forward(input), dropped, self.factors())
     }
@@ -319,7 +321,7 @@ impl Method for VbLoraConfig {
         Ok(())
     }
 
-    fn rank_of_change(&self) -> Option<usize> {
+    fn max_rank(&self) -> Option<usize> {
         Some(self.r)
     }
 }

@@ -3,16 +3,19 @@
 use burn::module::{Module, Param, ParamId};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
-use peft_core::ops::{LowRank, add_low_rank};
-use peft_core::{
-    AdaptedForward, Adapter, Common, Error, Family, InnerLinear, Layout, Method, MethodInfo, Plan,
-    Result, Shared, Targets, TensorSpec, WeightAdapter, by_peft_type, config_from_json,
-    dropout_rate, transposed,
+use peft_core::checkpoint::transposed;
+use peft_core::method::{
+    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, Shared,
+    WeightAdapter, by_peft_type, config_from_json,
 };
+use peft_core::nn::{AdaptedForward, dropout_rate};
+use peft_core::ops::{LowRank, add_low_rank};
+use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 
-use crate::family::{Bias, LINEAR, Target, common_method, select, target_builders, train_biases};
 use crate::torch_random::TorchGenerator;
+use peft_core::method::{Bias, LINEAR, Target, select, train_biases};
+use peft_core::{common_method, target_builders};
 
 /// VeRA's registration.
 pub static VERA: MethodInfo = MethodInfo {
@@ -66,18 +69,18 @@ impl VeraLinear {
 impl Adapter for VeraLinear {
     const METHOD: &'static str = "vera";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         let mut tensors = vec![
-            TensorSpec::layer("vera_lambda_d", "vera_lambda_d"),
-            TensorSpec::layer("vera_lambda_b", "vera_lambda_b"),
+            CheckpointKey::layer("vera_lambda_d", "vera_lambda_d"),
+            CheckpointKey::layer("vera_lambda_b", "vera_lambda_b"),
         ];
         tensors.extend(if self.save_projection {
             [
-                TensorSpec::root("vera_a", "base_model.vera_A").transposed(),
-                TensorSpec::root("vera_b", "base_model.vera_B").transposed(),
+                CheckpointKey::root("vera_a", "base_model.vera_A").transposed(),
+                CheckpointKey::root("vera_b", "base_model.vera_B").transposed(),
             ]
         } else {
-            ["vera_a", "vera_b"].map(TensorSpec::unsaved)
+            ["vera_a", "vera_b"].map(CheckpointKey::unsaved)
         });
         tensors
     }
@@ -96,7 +99,7 @@ impl WeightAdapter for VeraLinear {
         (!dropping).then_some(factors)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &InnerLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let dropped = self.dropout.adapted(input.clone());
         add_low_rank(inner.forward(input), dropped, self.factors())
     }
@@ -216,7 +219,7 @@ impl VeraConfig {
         like: (&Device, DType),
     ) -> [Param<Tensor<2>>; 2] {
         let rank = self.r;
-        if self.save_projection && !plan.strict() {
+        if self.save_projection && !plan.is_new() {
             let init = plan.init();
             return [[d_in, rank], [rank, d_out]]
                 .map(|shape| init.zeros(shape, like).set_require_grad(false));
@@ -291,7 +294,7 @@ impl Method for VeraConfig {
         Ok(())
     }
 
-    fn rank_of_change(&self) -> Option<usize> {
+    fn max_rank(&self) -> Option<usize> {
         Some(self.r)
     }
 }
@@ -336,7 +339,7 @@ pub(crate) fn lazy<const D: usize>(
     trained: bool,
     values: impl FnOnce() -> Vec<f32> + Send + Sync + 'static,
 ) -> Param<Tensor<D>> {
-    // A packed base has no float type of its own.
+    // A quantized base has no float type of its own.
     let dtype = if dtype.is_float() { dtype } else { DType::F32 };
     let shape = Shape::from(shape.to_vec());
     let of_data = shape.clone();

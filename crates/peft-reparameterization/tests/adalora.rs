@@ -5,7 +5,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Tensor, TensorData};
 use peft_conformance::Fixture;
-use peft_core::{PeftModule as _, Training, checkpoint};
+use peft_core::{PeftModule as _, TrainingHooks, checkpoint};
 use peft_models::BertClassifier;
 use peft_reparameterization::{AdaLora, AdaLoraConfig, METHODS};
 
@@ -68,7 +68,7 @@ fn gradients(model: &Net, step: usize) -> GradientsParams {
 }
 
 /// Steps up to the one of this number, of an optimizer that changes nothing.
-fn advance(mut model: Net, training: &mut Training, last: usize) -> Net {
+fn advance(mut model: Net, training: &mut TrainingHooks, last: usize) -> Net {
     while training.step() < last {
         let mut gradients = gradients(&model, training.step() + 1);
         training.before_step(&model, &mut gradients).unwrap();
@@ -80,7 +80,7 @@ fn advance(mut model: Net, training: &mut Training, last: usize) -> Net {
 #[test]
 fn ranks_are_allocated_as_upstream_does() {
     let mut model = start();
-    let mut training = model.training(7).unwrap();
+    let mut training = model.training_hooks(7).unwrap();
     let penalty = training.penalty(&model).unwrap().unwrap();
     let penalty = penalty.into_scalar::<f32>();
     assert!((penalty - 3.477_73).abs() < 1e-4, "{penalty}");
@@ -125,7 +125,7 @@ fn saved(model: &Net, dir: &std::path::Path) -> (Net, Vec<usize>) {
 fn what_is_saved_is_smaller_once_ranks_are_decided() {
     let dir = tempfile::tempdir().unwrap();
     let model = start();
-    let mut training = model.training(7).unwrap();
+    let mut training = model.training_hooks(7).unwrap();
     let model = advance(model, &mut training, 4);
     assert_eq!(saved(&model, dir.path()).1, [4, 4], "a pause");
     let model = advance(model, &mut training, 7);
@@ -137,7 +137,7 @@ fn what_is_saved_is_smaller_once_ranks_are_decided() {
     assert_eq!(written["one.lora_E"], serde_json::json!(left));
 
     // The small adapter has the ranks that it shall have: its file is of the first one's length.
-    let mut training = loaded.training(7).unwrap();
+    let mut training = loaded.training_hooks(7).unwrap();
     let loaded = advance(loaded, &mut training, 7);
     assert_eq!(saved(&loaded, dir.path()).1, [2, 2]);
     assert_eq!(pattern(dir.path()), written);
@@ -155,11 +155,11 @@ fn what_is_saved_is_smaller_once_ranks_are_decided() {
 #[test]
 fn a_schedule_needs_steps_and_ranks_to_take() {
     let model = start();
-    let refused = model.training(3).unwrap_err().to_string();
+    let refused = model.training_hooks(3).unwrap_err().to_string();
     assert!(refused.contains("total_step"), "{refused}");
     let bare = model.unload().unwrap();
     let model = bare.attach("x", &AdaLoraConfig::new(2, 3)).unwrap();
-    let refused = model.training(7).unwrap_err().to_string();
+    let refused = model.training_hooks(7).unwrap_err().to_string();
     assert!(refused.contains("target_r"), "{refused}");
 }
 
@@ -167,7 +167,7 @@ fn a_schedule_needs_steps_and_ranks_to_take() {
 fn train(
     fixture: &Fixture,
     mut model: BertClassifier,
-    training: &mut Training,
+    training: &mut TrainingHooks,
     steps: usize,
 ) -> BertClassifier {
     let mut optimizer = SgdConfig::new().init();
@@ -210,7 +210,7 @@ fn a_resumed_training_ends_with_the_same_numbers() {
         .with_phases(1, 3, 2)
         .with_targets(["query", "value"]);
     let start = fixture.base.attach("x", &config).unwrap();
-    let mut training = start.training(STEPS).unwrap();
+    let mut training = start.training_hooks(STEPS).unwrap();
     let whole = values(&train(&fixture, start.clone(), &mut training, STEPS));
     let masks = whole.iter().filter_map(|(_, _, kept)| kept.as_ref());
     let left = masks.flatten().filter(|kept| **kept).count();
@@ -218,10 +218,10 @@ fn a_resumed_training_ends_with_the_same_numbers() {
 
     // Among the first allocations, before the mask is fixed, after it is.
     for at in [2, 5, 7] {
-        let mut training = start.training(STEPS).unwrap();
+        let mut training = start.training_hooks(STEPS).unwrap();
         let model = train(&fixture, start.clone(), &mut training, at);
         training.save(&file).unwrap();
-        let mut resumed = Training::resume(&model, STEPS, &file).unwrap();
+        let mut resumed = TrainingHooks::resume(&model, STEPS, &file).unwrap();
         assert_eq!(resumed.step(), at);
         let model = train(&fixture, model, &mut resumed, STEPS - at);
         assert_eq!(values(&model), whole, "resumed after step {at}");
@@ -232,6 +232,6 @@ fn a_resumed_training_ends_with_the_same_numbers() {
         .with_phases(1, 3, 2)
         .with_targets(["query", "value"]);
     let other = fixture.base.attach("x", &other).unwrap();
-    let refused = Training::resume(&other, STEPS, &file).unwrap_err();
+    let refused = TrainingHooks::resume(&other, STEPS, &file).unwrap_err();
     assert!(refused.to_string().contains("kept"), "{refused}");
 }

@@ -2,11 +2,12 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, Tolerance};
-use peft_core::{ConfigExt as _, PeftModule};
+use peft_core::PeftModule;
+use peft_core::method::ConfigExt as _;
 use peft_models::Bert;
 use peft_reparameterization::{
-    Bias, Combination, LoraConfig, LoraEmbedding, LoraLinear, Majority, Rule, add_weighted_adapter,
-    extract_lora,
+    Bias, CombinationType, LoraConfig, LoraEmbedding, LoraLinear, MergeMethod, TiesElectSign,
+    add_weighted_adapter, extract_lora,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -112,9 +113,9 @@ proptest! {
         }
         let expected = weighted_sum(&model, &names);
         for how in [
-            Combination::Cat,
+            CombinationType::Cat,
             // No change has a higher rank than the sum of all.
-            Combination::Svd(Rule::Sum, Some(14)),
+            CombinationType::Svd(MergeMethod::Sum, Some(14)),
         ] {
             let combined = add_weighted_adapter(&model, "c", &names, how).unwrap();
             assert_same(&changes(&combined, "c"), &expected);
@@ -138,7 +139,7 @@ proptest! {
         let model = attached(&base(), "a", &config(6.0));
         let model = attached(&model, "b", &config(1.5));
         let names = [("a", weights[0]), ("b", weights[1])];
-        let sum = add_weighted_adapter(&model, "c", &names, Combination::Factors(Rule::Sum)).unwrap();
+        let sum = add_weighted_adapter(&model, "c", &names, CombinationType::Factors(MergeMethod::Sum)).unwrap();
         let of = |name| model.adapter_states::<LoraLinear>(name).unwrap();
         let sums = sum.adapter_states::<LoraLinear>("c").unwrap();
         for (((_, a), (_, b)), (_, c)) in of("a").into_iter().zip(of("b")).zip(sums) {
@@ -150,16 +151,16 @@ proptest! {
             let expected = left.matmul(right);
             assert_near(c.delta(), expected);
         }
-        let majority = if frequency { Majority::Frequency } else { Majority::Total };
+        let majority = if frequency { TiesElectSign::Frequency } else { TiesElectSign::Total };
         for rule in [
-            Rule::MagnitudePrune { density },
-            Rule::Ties { density, majority },
-            Rule::DareLinear { density },
-            Rule::DareTies { density, majority },
+            MergeMethod::MagnitudePrune { density },
+            MergeMethod::Ties { density, majority },
+            MergeMethod::DareLinear { density },
+            MergeMethod::DareTies { density, majority },
         ] {
             // Rules on changes: what upstream's formula makes of the dense ones.
-            if let Rule::MagnitudePrune { .. } | Rule::Ties { .. } = rule {
-                let how = Combination::Svd(rule, Some(32));
+            if let MergeMethod::MagnitudePrune { .. } | MergeMethod::Ties { .. } = rule {
+                let how = CombinationType::Svd(rule, Some(32));
                 let combined = add_weighted_adapter(&model, "c", &names, how).unwrap();
                 let (a, b) = (changes(&model, "a"), changes(&model, "b"));
                 let expected = a
@@ -171,7 +172,7 @@ proptest! {
                     .collect();
                 assert_same(&changes(&combined, "c"), &expected);
             }
-            for how in [Combination::Factors(rule), Combination::Svd(rule, None)] {
+            for how in [CombinationType::Factors(rule), CombinationType::Svd(rule, None)] {
                 let combined = add_weighted_adapter(&model, "c", &names, how).unwrap();
                 for change in changes(&combined, "c").values() {
                     let sum: f32 = change.clone().sum().into_scalar();
@@ -183,7 +184,7 @@ proptest! {
 }
 
 /// Pruning by size and, for TIES, electing, written with tensors.
-fn dense(parts: &[(&Tensor<2>, f64)], density: f64, rule: Rule) -> Tensor<2> {
+fn dense(parts: &[(&Tensor<2>, f64)], density: f64, rule: MergeMethod) -> Tensor<2> {
     let pruned: Vec<(Tensor<2>, f64)> = parts
         .iter()
         .map(|&(change, weight)| {
@@ -202,13 +203,13 @@ fn dense(parts: &[(&Tensor<2>, f64)], density: f64, rule: Rule) -> Tensor<2> {
         })
         .collect();
     let add = |sum: Tensor<2>, next: Tensor<2>| sum + next;
-    let Rule::Ties { majority, .. } = rule else {
+    let MergeMethod::Ties { majority, .. } = rule else {
         let weighted = pruned.into_iter().map(|(change, weight)| change * weight);
         return weighted.reduce(add).unwrap();
     };
     let votes = pruned.iter().map(|(change, _)| match majority {
-        Majority::Total => change.clone(),
-        Majority::Frequency => change.clone().sign(),
+        TiesElectSign::Total => change.clone(),
+        TiesElectSign::Frequency => change.clone().sign(),
     });
     let sum = votes.reduce(add).unwrap();
     let wanted = sum.clone().greater_equal_elem(0.0).float() * 2.0 - 1.0;
@@ -225,7 +226,7 @@ fn dare_keeps_the_expectation() {
     let config = LoraConfig::new(2).with_targets(["query"]);
     let model = attached(&base(), "a", &config);
     device().seed(3);
-    let how = Combination::Svd(Rule::DareLinear { density: 0.5 }, Some(32));
+    let how = CombinationType::Svd(MergeMethod::DareLinear { density: 0.5 }, Some(32));
     let expected = changes(&model, "a");
     let layer = expected.keys().next().unwrap().clone();
     let mut sum = expected[&layer].zeros_like();
@@ -263,7 +264,7 @@ fn biases_are_combined_too() {
     let mut model = model.attach("c", &both.with_lora_bias(true)).unwrap();
     for name in ["a", "b"] {
         let states = model
-            .adapter_states::<peft_core::TrainedBias>(name)
+            .adapter_states::<peft_core::method::TrainedBias>(name)
             .unwrap();
         assert!(!states.is_empty());
         let dir = tempfile::tempdir().unwrap();
@@ -303,7 +304,7 @@ fn biases_are_combined_too() {
         })
         .unwrap();
     let names = [("a", 0.5), ("b", -1.0), ("c", 2.0)];
-    let combined = add_weighted_adapter(&model, "d", &names[..2], Combination::Cat).unwrap();
+    let combined = add_weighted_adapter(&model, "d", &names[..2], CombinationType::Cat).unwrap();
     let merged = |model: &Bert, name: &str| {
         let model = model.activate(&[name]).unwrap();
         model.merge_and_unload().unwrap()
@@ -342,9 +343,9 @@ fn biases_are_combined_too() {
         }
     }
     // A bias of B and trained biases are two things on one parameter.
-    let refused = add_weighted_adapter(&model, "e", &names, Combination::Cat).unwrap_err();
+    let refused = add_weighted_adapter(&model, "e", &names, CombinationType::Cat).unwrap_err();
     assert!(refused.to_string().contains("lora_bias"), "{refused}");
-    let only = add_weighted_adapter(&model, "e", &names[2..], Combination::Cat).unwrap();
+    let only = add_weighted_adapter(&model, "e", &names[2..], CombinationType::Cat).unwrap();
     let (c, e) = (of(&merged(&model, "c")), of(&merged(&only, "e")));
     for (name, values) in &before {
         for (i, value) in values.iter().enumerate() {
@@ -375,19 +376,19 @@ fn what_has_no_meaning_is_refused() {
             .unwrap_err()
             .to_string()
     };
-    let sum = Combination::Factors(Rule::Sum);
+    let sum = CombinationType::Factors(MergeMethod::Sum);
     assert!(refused(&[("a", 1.0), ("wide", 1.0)], sum).contains("rank is 4"));
     assert!(refused(&[("a", 1.0), ("pissa", 1.0)], sum).contains("PiSSA"));
-    assert!(refused(&[("a", 1.0), ("dora", 1.0)], Combination::Cat).contains("DoRA"));
-    assert!(refused(&[("pooler", 1.0)], Combination::Cat).contains("whole"));
-    assert!(refused(&[("b", 1.0)], Combination::Cat).contains("`b`"));
-    assert!(refused(&[], Combination::Cat).contains("nothing"));
-    assert!(refused(&[("a", f64::NAN)], Combination::Cat).contains("finite"));
-    let ties = Rule::Ties {
+    assert!(refused(&[("a", 1.0), ("dora", 1.0)], CombinationType::Cat).contains("DoRA"));
+    assert!(refused(&[("pooler", 1.0)], CombinationType::Cat).contains("whole"));
+    assert!(refused(&[("b", 1.0)], CombinationType::Cat).contains("`b`"));
+    assert!(refused(&[], CombinationType::Cat).contains("nothing"));
+    assert!(refused(&[("a", f64::NAN)], CombinationType::Cat).contains("finite"));
+    let ties = MergeMethod::Ties {
         density: 0.0,
-        majority: Majority::Total,
+        majority: TiesElectSign::Total,
     };
-    assert!(refused(&[("a", 1.0)], Combination::Svd(ties, None)).contains("density"));
+    assert!(refused(&[("a", 1.0)], CombinationType::Svd(ties, None)).contains("density"));
     assert_eq!(model.adapters().len(), 5);
 }
 
@@ -513,23 +514,23 @@ fn swapping_and_detaching_keep_order_and_rows() {
         let swapped = model.swap_adapter(name, dir.path(), METHODS).unwrap();
         run(&swapped).assert_eq(&run(&model), true);
     }
-    let rows = model.activate_rows(&[Some("a"), Some("b")]).unwrap();
+    let rows = model.set_adapter_per_row(&[Some("a"), Some("b")]).unwrap();
     let swapped = rows.swap_adapter("b", dir.path(), METHODS).unwrap();
     run(&swapped).assert_eq(&run(&rows), true);
     let left = rows.detach("b").unwrap();
-    let expected = rows.activate_rows(&[Some("a"), None]).unwrap();
+    let expected = rows.set_adapter_per_row(&[Some("a"), None]).unwrap();
     run(&left).assert_eq(&run(&expected), true);
 }
 
 #[test]
 fn contradictions_are_refused() {
-    use peft_reparameterization::TokenRows;
+    use peft_reparameterization::TrainableTokenIndices;
     let refused = |config: &LoraConfig| base().attach("a", config).unwrap_err().to_string();
     let config = LoraConfig::new(2).with_targets(["query"]);
     let mut twice = config.clone();
     let tables = [("word_embeddings", 1), ("embeddings.word_embeddings", 2)];
     let tables = tables.map(|(name, row)| (name.to_string(), vec![row]));
-    twice.trainable_token_indices = Some(TokenRows::ByTable(tables.into()));
+    twice.trainable_token_indices = Some(TrainableTokenIndices::ByTable(tables.into()));
     assert!(refused(&twice).contains("one list"));
     assert!(refused(&config.clone().with_token_rows([97])).contains("below 97"));
     assert!(refused(&config.clone().with_token_rows([3, 3])).contains("different"));

@@ -5,8 +5,10 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Gradients, Tensor};
 use peft_conformance::perturb;
+use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
-use peft_core::{AdaptedForward as _, Method, PeftModule};
+use peft_core::method::Method;
+use peft_core::nn::AdaptedForward as _;
 use peft_reparameterization::{
     AdaLoraConfig, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LohaConfig,
     LokrConfig, LoraConfig, METHODS, MissConfig, OftConfig, RandLoraConfig, SaidConfig,

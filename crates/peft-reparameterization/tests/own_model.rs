@@ -21,7 +21,8 @@ use burn::train::{
     ClassificationOutput, InferenceStep, Learner, SupervisedTraining, TrainOutput, TrainStep,
 };
 use peft_core::device::cpu_devices;
-use peft_core::{ConfigExt as _, Error, PeftModule};
+use peft_core::method::ConfigExt as _;
+use peft_core::{Error, PeftModule};
 use peft_reparameterization::{LoraConfig, LoraLinear, METHODS};
 
 const VOCABULARY: usize = 24;
@@ -158,7 +159,7 @@ fn loader(count: usize, device: &Device) -> Arc<dyn DataLoader<Batch>> {
 
 fn bits(model: &Captioned) -> Vec<TensorData> {
     let layout = model.layout();
-    let data = |param: &peft_core::LayoutParam| match param.shape().len() {
+    let data = |param: &peft_core::method::LayoutParam| match param.shape().len() {
         1 => param.value::<1>().into_data(),
         2 => param.value::<2>().into_data(),
         _ => param.value::<4>().into_data(),

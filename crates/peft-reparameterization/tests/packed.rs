@@ -3,9 +3,11 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
+use peft_core::PeftModule as _;
 use peft_core::device::cpu_devices;
-use peft_core::ops::packed::{Packed, PackedRows};
-use peft_core::{AdaptedForward as _, PackedLayer, Packer, PeftModule as _};
+use peft_core::nn::AdaptedForward as _;
+use peft_core::ops::quantized::{QuantizedMatrix, QuantizedWeight};
+use peft_core::quantize::{QuantizedLayer, WeightQuantizer};
 use peft_reparameterization::{LoraConfig, LoraLinear, METHODS};
 
 /// Rows as they are.
@@ -15,7 +17,7 @@ struct Plain {
     shape: [usize; 2],
 }
 
-impl PackedRows for Plain {
+impl QuantizedMatrix for Plain {
     fn shape(&self) -> [usize; 2] {
         self.shape
     }
@@ -40,9 +42,13 @@ impl PackedRows for Plain {
 
 struct AsTheyAre;
 
-impl Packer for AsTheyAre {
-    fn pack(&self, layer: PackedLayer<'_>, values: &[f32]) -> peft_core::Result<Option<Packed>> {
-        Ok(Some(Packed::new(Plain {
+impl WeightQuantizer for AsTheyAre {
+    fn pack(
+        &self,
+        layer: QuantizedLayer<'_>,
+        values: &[f32],
+    ) -> peft_core::Result<Option<QuantizedWeight>> {
+        Ok(Some(QuantizedWeight::new(Plain {
             values: values.to_vec(),
             shape: layer.shape,
         })))
@@ -128,10 +134,10 @@ fn norms_of_dora_are_those_of_the_base_there_is() {
             as_merged(&edited, &x, "a state that was edited");
 
             let packed = model.pack_weights(&AsTheyAre).unwrap();
-            as_merged(&packed, &x, "a packed base");
+            as_merged(&packed, &x, "a quantized base");
             let error = farthest(packed.forward(x.clone()), model.forward(x.clone()));
             assert!(error <= 1e-6, "{name}: {error}");
-            // Packed anew after a change.
+            // QuantizedWeight anew after a change.
             let scaled = packed.unpack_weights().unwrap().map(&mut Scale(0.6));
             as_merged(&scaled, &x, "an unpacked base");
             as_merged(
@@ -200,7 +206,7 @@ fn a_field_called_peft_is_packed_as_any_other() {
         let base = Net::new(&device);
         for model in [base.clone(), base.attach("mine", &lora()).unwrap()] {
             let packed = model.pack_weights(&AsTheyAre).unwrap();
-            assert_eq!(packed.packed_weights().len(), 2, "{name}");
+            assert_eq!(packed.quantized_weights().len(), 2, "{name}");
             for layer in [&packed.peft, &packed.other] {
                 // What stands in for the matrix.
                 let largest: f32 = layer.weight.base().abs().max().into_scalar();

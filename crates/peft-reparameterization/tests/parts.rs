@@ -4,8 +4,10 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Distribution, Tensor};
+use peft_core::PeftModule as _;
 use peft_core::device::cpu_devices;
-use peft_core::{AdaptedForward as _, Method, PeftModule as _};
+use peft_core::method::Method;
+use peft_core::nn::AdaptedForward as _;
 use peft_reparameterization::{VbLoraConfig, VeraConfig};
 
 #[derive(Module, Debug)]

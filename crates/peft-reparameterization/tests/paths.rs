@@ -5,8 +5,10 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
-use peft_core::{AdaptedForward, Method as _, PeftModule};
+use peft_core::method::Method as _;
+use peft_core::nn::AdaptedForward;
 use peft_reparameterization::{InitLora, LoraConfig, LoraConv2d, LoraEmbedding, LoraLinear};
 use proptest::prelude::*;
 
@@ -200,7 +202,7 @@ fn ranks_and_scales_follow_the_formula() {
     let ranks = LoraConfig::new(4)
         .with_rank_for("lay.r", 9)
         .with_rank_for("query", 2);
-    assert_eq!(ranks.rank_of_change(), Some(9));
+    assert_eq!(ranks.max_rank(), Some(9));
     let scale = |config: LoraConfig| {
         let model = net.attach("a", &config.with_targets(["layer"])).unwrap();
         let (place, state) = model.adapter_states::<LoraLinear>("a").unwrap().remove(0);

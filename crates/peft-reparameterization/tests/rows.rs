@@ -4,7 +4,9 @@ use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use peft_core::device::cpu_devices;
-use peft_core::{AdaptedForward, ConfigExt as _, Error, Method, PeftModule};
+use peft_core::method::{ConfigExt as _, Method};
+use peft_core::nn::AdaptedForward;
+use peft_core::{Error, PeftModule};
 use peft_models::{GenerateConfig, GenerateError, Llama};
 use peft_reparameterization::{Bias, InitLora, LoraConfig, LoraLinear, METHODS, cast_factors};
 
@@ -25,7 +27,7 @@ impl Net {
     }
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        peft_core::adapted_gelu(&self.second, self.first.adapted(x))
+        peft_core::nn::adapted_gelu(&self.second, self.first.adapted(x))
     }
 }
 
@@ -54,7 +56,7 @@ fn each_row_is_that_of_its_adapter() {
     for (name, device) in cpu_devices() {
         let model = adapted(&device);
         let x = Tensor::<3>::random([6, 4, 6], Distribution::Default, &device);
-        let mixed = model.activate_rows(&ROWS).unwrap();
+        let mixed = model.set_adapter_per_row(&ROWS).unwrap();
         let found = mixed.forward(x.clone());
         for (row, adapter) in ROWS.iter().enumerate() {
             let alone = match adapter {
@@ -99,7 +101,7 @@ fn factors_of_16_bits_lie_beside_others() {
         let both = |model: &Net| model.activate(&["a", "b"]).unwrap().forward(x.clone());
         let error = farthest(both(&narrow), both(&wide));
         assert!(error <= 1e-6, "{name}: {error}");
-        let rows = |model: &Net| model.activate_rows(&ROWS).unwrap().forward(x.clone());
+        let rows = |model: &Net| model.set_adapter_per_row(&ROWS).unwrap().forward(x.clone());
         let error = farthest(rows(&narrow), rows(&wide));
         assert!(error <= 1e-6, "{name}: {error}");
         let moved = farthest(rows(&narrow), rows(&adapted(&device)));
@@ -127,7 +129,7 @@ fn the_same_adapter_in_all_rows_is_that_adapter() {
         let model = adapted(&device);
         let x = Tensor::<3>::random([3, 4, 6], Distribution::Default, &device);
         for adapter in [Some("b"), None] {
-            let rows = model.activate_rows(&[adapter; 3]).unwrap();
+            let rows = model.set_adapter_per_row(&[adapter; 3]).unwrap();
             let names: Vec<&str> = adapter.into_iter().collect();
             let alone = model.activate(&names).unwrap();
             let error = farthest(rows.forward(x.clone()), alone.forward(x.clone()));
@@ -148,7 +150,7 @@ fn an_adapter_is_swapped_while_rows_are_mixed() {
         let dir = tempfile::tempdir().unwrap();
         other.save_adapter("new", dir.path()).unwrap();
         let x = Tensor::<3>::random([6, 4, 6], Distribution::Default, &device);
-        let mixed = model.activate_rows(&ROWS).unwrap();
+        let mixed = model.set_adapter_per_row(&ROWS).unwrap();
         let swapped = mixed.swap_adapter("a", dir.path(), METHODS).unwrap();
         let found = swapped.forward(x.clone());
         let before = mixed.forward(x.clone());
@@ -175,7 +177,7 @@ fn what_cannot_be_mixed_is_not_swapped_in() {
     let model = adapted(&device);
     let base = model.unload().unwrap();
     let x = Tensor::<3>::random([6, 4, 6], Distribution::Default, &device);
-    let mixed = model.activate_rows(&ROWS).unwrap();
+    let mixed = model.set_adapter_per_row(&ROWS).unwrap();
     let before = mixed.forward(x.clone()).into_data();
     let refused: [LoraConfig; 3] = [
         lora(2, ["first"]).with_modules_to_save(["table"]),
@@ -187,12 +189,12 @@ fn what_cannot_be_mixed_is_not_swapped_in() {
         let dir = tempfile::tempdir().unwrap();
         other.save_adapter("new", dir.path()).unwrap();
         let error = mixed.swap_adapter("a", dir.path(), METHODS).unwrap_err();
-        assert!(matches!(error, Error::RowAdapter { .. }), "{error}");
+        assert!(matches!(error, Error::PerRowAdapter { .. }), "{error}");
         assert_eq!(mixed.forward(x.clone()).into_data(), before);
         assert_eq!(mixed.adapters(), model.adapters());
         // Where no row has it, it is no matter.
         let rows = [Some("b"), None, None, Some("b"), None, None];
-        let others = model.activate_rows(&rows).unwrap();
+        let others = model.set_adapter_per_row(&rows).unwrap();
         let swapped = others.swap_adapter("a", dir.path(), METHODS).unwrap();
         let error = farthest(swapped.forward(x.clone()), others.forward(x.clone()));
         assert!(error <= 1e-6, "{error}");
@@ -208,7 +210,7 @@ fn what_is_not_low_rank_runs_once_for_each_adapter() {
         let model = model.attach("s", &config).unwrap();
         let x = Tensor::<3>::random([4, 3, 6], Distribution::Default, &device);
         let rows = [Some("s"), Some("a"), None, Some("s")];
-        let found = model.activate_rows(&rows).unwrap().forward(x.clone());
+        let found = model.set_adapter_per_row(&rows).unwrap().forward(x.clone());
         for (row, adapter) in rows.iter().enumerate() {
             let names: Vec<&str> = adapter.iter().copied().collect();
             let alone = model.activate(&names).unwrap();
@@ -227,7 +229,7 @@ fn only_the_adapters_in_use_get_gradients() {
         let model = adapted(&device);
         let x = Tensor::<3>::random([2, 4, 6], Distribution::Default, &device);
         let rows = [Some("a"), Some("c")];
-        let mixed = model.activate_rows(&rows).unwrap();
+        let mixed = model.set_adapter_per_row(&rows).unwrap();
         let gradients = mixed.forward(x).sum().backward();
         for (adapter, used) in [("a", true), ("b", false)] {
             for (place, state) in mixed.adapter_states::<LoraLinear>(adapter).unwrap() {
@@ -248,7 +250,7 @@ fn only_the_adapters_in_use_get_gradients() {
 fn what_cannot_be_mixed_is_refused() {
     let (_, device) = cpu_devices().remove(0);
     let model = adapted(&device);
-    let refused = |model: &Net, rows: &[Option<&str>]| model.activate_rows(rows).unwrap_err();
+    let refused = |model: &Net, rows: &[Option<&str>]| model.set_adapter_per_row(rows).unwrap_err();
     assert!(matches!(
         refused(&model, &[Some("z")]),
         Error::UnknownAdapter { .. }
@@ -260,12 +262,12 @@ fn what_cannot_be_mixed_is_refused() {
     let saved = model.attach("s", whole).unwrap();
     assert!(matches!(
         refused(&saved, &[Some("s"), None]),
-        Error::RowAdapter { .. }
+        Error::PerRowAdapter { .. }
     ));
-    let mixed = model.activate_rows(&[Some("a"), None]).unwrap();
+    let mixed = model.set_adapter_per_row(&[Some("a"), None]).unwrap();
     assert!(matches!(
         mixed.merge_adapters().unwrap_err(),
-        Error::RowAdapter { .. }
+        Error::PerRowAdapter { .. }
     ));
     let merged = model.merge_adapters().unwrap();
     assert!(matches!(refused(&merged, &[None]), Error::Merged));
@@ -275,15 +277,19 @@ fn what_cannot_be_mixed_is_refused() {
 #[should_panic(expected = "the adapters of 2 rows, and the batch has 3")]
 fn a_batch_of_other_size_is_refused() {
     let (_, device) = cpu_devices().remove(0);
-    let mixed = adapted(&device).activate_rows(&[Some("a"), None]).unwrap();
+    let mixed = adapted(&device)
+        .set_adapter_per_row(&[Some("a"), None])
+        .unwrap();
     mixed.forward(Tensor::zeros([3, 4, 6], &device));
 }
 
 #[test]
-#[should_panic(expected = "call its layer through `peft_core::AdaptedForward`")]
+#[should_panic(expected = "call its layer through `peft_core::nn::AdaptedForward`")]
 fn a_weight_used_by_itself_is_refused() {
     let (_, device) = cpu_devices().remove(0);
-    let mixed = adapted(&device).activate_rows(&[Some("a"), None]).unwrap();
+    let mixed = adapted(&device)
+        .set_adapter_per_row(&[Some("a"), None])
+        .unwrap();
     mixed.first.forward(Tensor::<3>::zeros([2, 4, 6], &device));
 }
 
@@ -296,12 +302,12 @@ fn a_text_is_generated_with_one_row_only() {
     let config = GenerateConfig::default()
         .with_max_new_tokens(5)
         .with_eos_token_id([]);
-    let mixed = model.activate_rows(&[Some("a"), None]).unwrap();
-    assert_eq!(mixed.adapter_rows(), Some(vec![Some("a".into()), None]));
+    let mixed = model.set_adapter_per_row(&[Some("a"), None]).unwrap();
+    assert_eq!(mixed.adapter_per_row(), Some(vec![Some("a".into()), None]));
     let error = mixed.generate_ids(&[1, 5, 7], &config).unwrap_err();
     assert!(matches!(error, GenerateError::Rows { rows: 2 }), "{error}");
-    let alone = model.activate_rows(&[Some("a")]).unwrap();
-    assert_eq!(model.adapter_rows(), None);
+    let alone = model.set_adapter_per_row(&[Some("a")]).unwrap();
+    assert_eq!(model.adapter_per_row(), None);
     assert_eq!(
         alone.generate_ids(&[1, 5, 7], &config).unwrap(),
         model.generate_ids(&[1, 5, 7], &config).unwrap()

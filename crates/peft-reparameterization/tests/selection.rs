@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use peft_core::{ConfigExt as _, Method, PeftModule};
+use peft_core::PeftModule;
+use peft_core::method::{ConfigExt as _, Method};
 use peft_models::{Bert, BertConfig};
 use peft_reparameterization::{
     AdaLoraConfig, C3aConfig, FourierFtConfig, HiraConfig, InitLora, LohaConfig, LokrConfig,

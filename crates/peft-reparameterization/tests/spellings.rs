@@ -6,7 +6,8 @@ use std::path::Path;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use peft_conformance::golden;
-use peft_core::{PeftModule, write_tensors};
+use peft_core::PeftModule;
+use peft_core::checkpoint::write_tensors;
 use peft_models::Llama;
 use peft_reparameterization::METHODS;
 use safetensors::{Dtype, SafeTensors};

@@ -2,10 +2,11 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use peft_core::{
-    Adapter, Common, Error, Family, Layout, Method, MethodInfo, Plan, Result, Selection, Targets,
-    TensorSpec, WeightAdapter, by_peft_type, config_from_json, config_to_json,
+use peft_core::method::{
+    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, WeightAdapter,
+    by_peft_type, config_from_json, config_to_json,
 };
+use peft_core::{Error, Result, Selection, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -34,8 +35,8 @@ pub struct BiasDelta {
 impl Adapter for BiasDelta {
     const METHOD: &'static str = "bitfit";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::named("delta", &self.key)]
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::named("delta", &self.key)]
     }
 }
 
@@ -97,7 +98,7 @@ impl Method for BitFitConfig {
         let by_default = self.targets.target_modules.is_none();
         for layer in self
             .targets
-            .select(layout, BITFIT.title, &everything, plan.strict())?
+            .select(layout, BITFIT.title, &everything, plan.is_new())?
         {
             let Some(bias) = layout.param(layer, "bias") else {
                 continue;

@@ -13,7 +13,7 @@
 mod bitfit;
 mod reference;
 
-use peft_core::MethodInfo;
+use peft_core::method::MethodInfo;
 
 pub use bitfit::{BITFIT, BiasDelta, BitFitConfig};
 pub use reference::{FULL, FullConfig, HEAD_ONLY, HeadOnlyConfig};

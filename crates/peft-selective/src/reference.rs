@@ -1,9 +1,10 @@
 //! What every comparison needs at its ends: training the head alone, and training everything.
 
-use peft_core::{
-    Common, Error, Family, Layout, Method, MethodInfo, Plan, Result, by_peft_type,
-    config_from_json, config_to_json,
+use peft_core::method::{
+    Common, Family, Layout, Method, MethodInfo, Plan, by_peft_type, config_from_json,
+    config_to_json,
 };
+use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

@@ -11,7 +11,7 @@
 mod prefix_tuning;
 mod prompt_tuning;
 
-use peft_core::MethodInfo;
+use peft_core::method::MethodInfo;
 
 pub use prefix_tuning::{PREFIX_TUNING, Prefix, PrefixEncoder, PrefixInit, PrefixTuningConfig};
 pub use prompt_tuning::{PROMPT_TUNING, PromptInit, PromptTuningConfig, SoftPrompt};

@@ -2,10 +2,11 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
-use peft_core::{
-    Adapter, Common, Error, Family, KeyValueAdapter, Layout, Method, MethodInfo, Plan, Result,
-    Shared, SiteKind, TensorSpec, by_peft_type, config_from_json, config_to_json,
+use peft_core::method::{
+    Adapter, CheckpointKey, Common, Family, KeyValueAdapter, Layout, Method, MethodInfo, Plan,
+    Shared, by_peft_type, config_from_json, config_to_json,
 };
+use peft_core::{Error, Result, SiteKind};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -75,9 +76,9 @@ impl Prefix {
 impl Adapter for Prefix {
     const METHOD: &'static str = "prefix tuning";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
         let own = |field: &str, key: &str, width: usize| {
-            TensorSpec::root(field, key).columns(self.layer * width, self.layers * width)
+            CheckpointKey::root(field, key).columns(self.layer * width, self.layers * width)
         };
         let mut tensors = Vec::new();
         if let Some(embeddings) = &self.embeddings {
@@ -89,9 +90,9 @@ impl Adapter for Prefix {
             let width = encoder.outer.lazy_shape()[1];
             let key = |name: &str| format!("prompt_encoder.{name}");
             tensors.extend([
-                TensorSpec::root("encoder.embeddings", &key("embedding.weight")),
-                TensorSpec::root("encoder.inner", &key("transform.0.weight")).transposed(),
-                TensorSpec::root("encoder.inner_bias", &key("transform.0.bias")),
+                CheckpointKey::root("encoder.embeddings", &key("embedding.weight")),
+                CheckpointKey::root("encoder.inner", &key("transform.0.weight")).transposed(),
+                CheckpointKey::root("encoder.inner_bias", &key("transform.0.bias")),
                 own("encoder.outer", &key("transform.2.weight"), width).transposed(),
                 own("encoder.outer_bias", &key("transform.2.bias"), width),
             ]);
@@ -99,7 +100,7 @@ impl Adapter for Prefix {
         tensors
     }
 
-    fn to_stored(&self) -> Self {
+    fn for_checkpoint(&self) -> Self {
         Self {
             embeddings: Some(Param::from_tensor(self.both(Tensor::without_autodiff))),
             encoder: None,
@@ -301,7 +302,7 @@ impl Method for PrefixTuningConfig {
         let like = (&device, dtype);
         let hidden = self.encoder_hidden_size.unwrap_or(first.width);
         // A file holds keys and values, however they were trained.
-        let encoders: Vec<_> = if plan.strict() && self.prefix_projection {
+        let encoders: Vec<_> = if plan.is_new() && self.prefix_projection {
             let widths = [first.width, hidden];
             let encoders = self.encoders(widths, sites.len(), plan, like);
             encoders.into_iter().map(Some).collect()
@@ -321,13 +322,13 @@ impl Method for PrefixTuningConfig {
                 layer,
                 layers: sites.len(),
             };
-            plan.prepend_keys(site, prefix);
+            plan.add_prefix(site, prefix);
         }
-        plan.note("encoder_hidden_size", hidden);
-        plan.note("token_dim", first.width);
-        plan.note("num_attention_heads", first.heads);
-        plan.note("num_layers", sites.len());
-        plan.note("num_transformer_submodules", 1);
+        plan.set_config_field("encoder_hidden_size", hidden);
+        plan.set_config_field("token_dim", first.width);
+        plan.set_config_field("num_attention_heads", first.heads);
+        plan.set_config_field("num_layers", sites.len());
+        plan.set_config_field("num_transformer_submodules", 1);
         Ok(())
     }
 

@@ -2,10 +2,11 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::{
-    Adapter, Common, Error, Family, Layout, LayoutParam, LayoutSite, Method, MethodInfo, Plan,
-    PromptAdapter, Result, SiteKind, TensorSpec, by_peft_type, config_from_json, config_to_json,
+use peft_core::method::{
+    Adapter, CheckpointKey, Common, Family, Layout, LayoutParam, LayoutSite, Method, MethodInfo,
+    Plan, PromptAdapter, by_peft_type, config_from_json, config_to_json,
 };
+use peft_core::{Error, Result, SiteKind};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -32,8 +33,8 @@ pub struct SoftPrompt {
 impl Adapter for SoftPrompt {
     const METHOD: &'static str = "prompt tuning";
 
-    fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec::root("embeddings", "prompt_embeddings")]
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::root("embeddings", "prompt_embeddings")]
     }
 }
 
@@ -147,7 +148,7 @@ impl PromptTuningConfig {
     ) -> Result<Param<Tensor<2>>> {
         let tokens = self.num_virtual_tokens;
         // A checkpoint's values replace the initial ones, and its text is not tokenized again.
-        if plan.strict() && self.prompt_tuning_init != PromptInit::Random {
+        if plan.is_new() && self.prompt_tuning_init != PromptInit::Random {
             let table = table(site, layout).ok_or_else(|| {
                 let expected = "RANDOM: the model's site names no embedding table to start from (see `Site::with_name`)";
                 refuse("prompt_tuning_init", self.prompt_tuning_init, expected)
@@ -208,7 +209,7 @@ impl Method for PromptTuningConfig {
             return Err(layout.no_site(PROMPT_TUNING.title, SiteKind::Embeddings));
         }
         let text = self.prompt_tuning_init == PromptInit::Text;
-        if text && plan.strict() && self.init_token_ids.is_empty() {
+        if text && plan.is_new() && self.init_token_ids.is_empty() {
             let expected = "give the text's tokens with `with_text`";
             return Err(refuse("init_token_ids", &self.init_token_ids, expected));
         }
@@ -223,8 +224,8 @@ impl Method for PromptTuningConfig {
             ));
         }
         let embeddings = self.draw(site, layout, plan)?;
-        plan.note("token_dim", site.width);
-        plan.prepend(site, SoftPrompt { embeddings });
+        plan.set_config_field("token_dim", site.width);
+        plan.add_prompt(site, SoftPrompt { embeddings });
         Ok(())
     }
 

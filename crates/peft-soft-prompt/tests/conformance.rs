@@ -1,6 +1,6 @@
 //! The battery, on soft prompts.
 
-use peft_core::ConfigExt as _;
+use peft_core::method::ConfigExt as _;
 use peft_soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
 
 peft_conformance::battery!(vec![

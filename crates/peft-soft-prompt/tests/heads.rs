@@ -7,7 +7,9 @@ use std::path::Path;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Bool, DType, Device, Gradients, Int, Tensor, TensorData};
-use peft_core::{AdaptedForward, Names, PeftModule, write_tensors};
+use peft_core::checkpoint::write_tensors;
+use peft_core::nn::AdaptedForward;
+use peft_core::{KeyMapping, PeftModule};
 use peft_models::{Bert, BertClassifier};
 use peft_soft_prompt::METHODS;
 use safetensors::{Dtype, SafeTensors};
@@ -57,7 +59,7 @@ fn farthest(ours: &TensorData, theirs: &TensorData) -> f32 {
 struct TokenClassifier {
     bert: Bert,
     classifier: Linear,
-    names: Names,
+    names: KeyMapping,
 }
 
 impl TokenClassifier {
@@ -72,7 +74,7 @@ impl TokenClassifier {
         Self {
             bert: Bert::load(dir, device).unwrap(),
             classifier,
-            names: Names::new(&[]).with_heads(&["classifier"]),
+            names: KeyMapping::new(&[]).with_heads(&["classifier"]),
         }
     }
 }

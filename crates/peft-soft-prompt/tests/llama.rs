@@ -1,7 +1,8 @@
 //! Prefixes and prompts in a Llama's cache.
 
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::{Method, PeftModule as _};
+use peft_core::PeftModule as _;
+use peft_core::method::Method;
 use peft_models::Llama;
 use peft_soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
 

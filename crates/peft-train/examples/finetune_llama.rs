@@ -153,11 +153,11 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let qlora = QLoraConfig::new(arguments.rank)
         .with_lora(lora.clone())
         .with_loftq(usize::from(loftq));
-    let packer = qlora.packer()?;
+    let quantizer = qlora.quantizer()?;
     let loader = LlamaLoader::new(&arguments.model);
     let base = match arguments.method {
         Method::Lora => loader.load(&device)?,
-        Method::Qlora | Method::QloraLoftq => loader.with_packer(&packer).load(&device)?,
+        Method::Qlora | Method::QloraLoftq => loader.with_quantizer(&quantizer).load(&device)?,
     };
     if let Some(held_out) = &held_out {
         say("before", &evaluate(&base, held_out, arguments.batch_size)?);
@@ -167,7 +167,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let model = match (&arguments.adapter, arguments.method) {
         (Some(folder), _) => base.load_adapter(ADAPTER, folder, METHODS)?,
         (None, Method::Lora) => base.attach(ADAPTER, &lora)?,
-        (None, Method::Qlora | Method::QloraLoftq) => packer.attach(&base, ADAPTER)?,
+        (None, Method::Qlora | Method::QloraLoftq) => quantizer.attach(&base, ADAPTER)?,
     };
     drop(base);
     println!("{}", model.summary());

@@ -5,7 +5,7 @@
 //! | `adapter_config.json`, `adapter_model.safetensors` | the adapter, as `save_adapter` writes it; in a folder of its name each if there are several |
 //! | `trained.safetensors` | all values that training changes, by their paths in the model |
 //! | `optimizer.safetensors` | the optimizer's state, by the same paths |
-//! | `schedule.safetensors` | what the adapter's method remembers from step to step (`peft_core::Training`) |
+//! | `schedule.safetensors` | what the adapter's method remembers from step to step (`peft_core::TrainingHooks`) |
 //! | `best.safetensors` | the values with the lowest held-out loss, with `keep_best` |
 //! | `trainer_state.json` | step, losses, evaluations, configuration, rates of groups, digests of base and data |
 //!
@@ -17,8 +17,9 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use peft_core::checkpoint::write_tensors;
 use peft_core::files::{self, NewFolder};
-use peft_core::{PeftModule, Training, write_tensors};
+use peft_core::{PeftModule, TrainingHooks};
 use peft_models::Moment;
 use serde_json::Value;
 
@@ -146,7 +147,7 @@ pub(crate) fn save<M: PeftModule>(
 pub(crate) struct Loaded<M> {
     pub(crate) model: M,
     pub(crate) state: State,
-    pub(crate) training: Training,
+    pub(crate) training: TrainingHooks,
     pub(crate) best: Option<Tensors>,
 }
 
@@ -183,7 +184,7 @@ pub(crate) fn load<M: PeftModule>(
     optimizer
         .restore(&model, moments)
         .map_err(|reason| wrong(&file, reason))?;
-    let training = Training::resume(&model, fresh.steps(), path.join(SCHEDULE_FILE))?;
+    let training = TrainingHooks::resume(&model, fresh.steps(), path.join(SCHEDULE_FILE))?;
     let best = if state.keeps_best() {
         let file = path.join(BEST_FILE);
         let best = tensors::read(&file)?;

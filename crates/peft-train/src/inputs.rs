@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use peft_core::{LayoutParam, PeftModule};
+use peft_core::PeftModule;
+use peft_core::method::LayoutParam;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -45,7 +46,7 @@ impl Inputs {
             adapters.insert(name, adapter);
         }
         let mut packed: BTreeMap<String, usize> = BTreeMap::new();
-        for (_, weight) in model.packed_weights() {
+        for (_, weight) in model.quantized_weights() {
             *packed.entry(weight.format().to_string()).or_default() += 1;
         }
         Ok(Self {
@@ -119,13 +120,13 @@ fn sampled<M: PeftModule>(model: &M) -> String {
     let own = layout.params.iter().filter(|param| !param.is_tied());
     for param in own.filter(|param| !param.is_trainable()) {
         let (name, shape, dtype) = (&param.name, param.shape(), param.dtype());
-        let format = param.packed_format().unwrap_or_default();
+        let format = param.quantized_format().unwrap_or_default();
         hasher.update(format!("{name} {shape:?} {dtype:?} {format}\n"));
         if format.is_empty() {
             hasher.update(sample(param));
         }
     }
-    for (name, weight) in model.packed_weights() {
+    for (name, weight) in model.quantized_weights() {
         let [_, columns] = weight.shape();
         let mut row = vec![0.0; columns];
         weight.decode(0, &mut row);

@@ -4,7 +4,7 @@
 //! use peft_core::PeftModule as _;
 //! use peft_models::{Llama, LlamaTokenizer};
 //! use peft_train::{Dataset, Length, TrainConfig, Trainer};
-//! # fn method() -> Box<dyn peft_core::Method> { unimplemented!() }
+//! # fn method() -> Box<dyn peft_core::method::Method> { unimplemented!() }
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = peft_core::device::device("flex")?.autodiff();

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
-use peft_core::Training;
+use peft_core::TrainingHooks;
 
 use crate::event::StepReport;
 use crate::interrupted::Interrupted;
@@ -24,7 +24,7 @@ pub(crate) struct Run {
     pub(crate) saved: usize,
     pub(crate) optimizer: AdamW,
     /// What the adapters' methods do besides being trained.
-    pub(crate) training: Training,
+    pub(crate) training: TrainingHooks,
     pub(crate) state: State,
     /// Values of the best evaluation, with `keep_best`.
     pub(crate) best: Option<Tensors>,

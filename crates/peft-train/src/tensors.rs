@@ -76,7 +76,7 @@ mod tests {
         let whole = TensorData::new(vec![1.5_f32, -2.0e-30, 0.1, 3.0, 4.0, 5.0], [2, 3]);
         let half = whole.clone().convert_dtype(DType::BF16);
         let tensors = Tensors::from([("a.b".into(), whole), ("c".into(), half)]);
-        peft_core::write_tensors(&path, &tensors).unwrap();
+        peft_core::checkpoint::write_tensors(&path, &tensors).unwrap();
         assert_eq!(read(&path).unwrap(), tensors);
         assert!(is_whole(&path));
 

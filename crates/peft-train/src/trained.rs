@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
-use peft_core::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
+use peft_core::nn::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
 
 use crate::tensors::Tensors;
 
@@ -259,7 +259,9 @@ mod tests {
         let all = both.activate(&["mine", "other"]).unwrap();
         assert_eq!(names(&all).len(), 4);
         // Rows of a batch have both.
-        let rows = both.activate_rows(&[Some("mine"), Some("other")]).unwrap();
+        let rows = both
+            .set_adapter_per_row(&[Some("mine"), Some("other")])
+            .unwrap();
         assert_eq!(names(&rows).len(), 4);
         assert_eq!(count(&both.disable_adapters().unwrap()), 0);
     }

@@ -197,7 +197,7 @@ impl<'a> Trainer<'a> {
         let inputs = Inputs::new(model, &optimizer, data, held_out)?;
         let fresh = State::new(&self.config, plan.steps, inputs);
         let (restored, training, state, best) = match &self.resume {
-            None => (None, model.training(plan.steps)?, fresh, None),
+            None => (None, model.training_hooks(plan.steps)?, fresh, None),
             Some(path) => {
                 let loaded = checkpoint::load(path, model, &mut optimizer, &fresh)?;
                 let model = Some(loaded.model);

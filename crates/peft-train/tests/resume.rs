@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use common::{texts, words};
-use peft_core::{Method, PeftModule as _};
+use peft_core::PeftModule as _;
+use peft_core::method::Method;
 use peft_models::Llama;
 use peft_reparameterization::LoraConfig;
 use peft_soft_prompt::PrefixTuningConfig;

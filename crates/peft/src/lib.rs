@@ -23,7 +23,7 @@ pub use peft_selective as selective;
 pub use peft_soft_prompt as soft_prompt;
 pub use peft_train as train;
 
-use peft_core::MethodInfo;
+use peft_core::method::MethodInfo;
 
 /// Every method there is, family by family.
 pub fn methods() -> Vec<&'static MethodInfo> {

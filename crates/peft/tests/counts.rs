@@ -2,7 +2,8 @@
 //! excluded.
 
 use peft::additive::BottleneckConfig;
-use peft::core::{Method, PeftModule, device::cpu_devices};
+use peft::core::method::Method;
+use peft::core::{PeftModule, device::cpu_devices};
 use peft::reparameterization::{
     AdaLoraConfig, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LohaConfig,
     LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, SaidConfig, VbLoraConfig,

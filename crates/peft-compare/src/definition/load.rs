@@ -217,7 +217,7 @@ fn with_registered(
 }
 
 /// A family as the files and records spell it.
-pub fn family_key(family: peft_core::Family) -> String {
+pub fn family_key(family: peft_core::method::Family) -> String {
     family.to_string().replace(' ', "-")
 }
 

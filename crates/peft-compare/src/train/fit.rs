@@ -63,7 +63,7 @@ pub(super) fn fit<T: Learnable>(
     let mut optimizer = AdamWConfig::new()
         .with_weight_decay(settings.weight_decay as f32)
         .init();
-    let mut training = model.training(steps)?;
+    let mut training = model.training_hooks(steps)?;
     let mut order = StdRng::seed_from_u64(job.seed);
     let (mut curve, mut step_s, mut tokens) = (Vec::new(), Vec::new(), 0);
     let (mut step, mut peak_bytes) = (0, 0);

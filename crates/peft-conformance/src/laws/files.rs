@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use peft_core::{Method, MethodInfo, PeftModule, checkpoint};
+use peft_core::method::{Method, MethodInfo};
+use peft_core::{PeftModule, checkpoint};
 use peft_models::BertClassifier;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};

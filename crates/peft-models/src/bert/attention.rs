@@ -3,8 +3,9 @@
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::tensor::{Bool, Device, Tensor};
+use peft_core::nn::{AdaptedForward, dropout_rate};
 use peft_core::ops::{AttentionOptions, attention};
-use peft_core::{AdaptedForward, Site, SiteKind, dropout_rate};
+use peft_core::{Site, SiteKind};
 
 use super::{BertConfig, BertResidual};
 

@@ -3,7 +3,8 @@
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::tensor::{Bool, Device, Int, Tensor};
-use peft_core::{AdaptedForward, Names};
+use peft_core::KeyMapping;
+use peft_core::nn::AdaptedForward;
 
 use super::{Bert, Pooling, pooling};
 use crate::LoadError;
@@ -24,7 +25,7 @@ pub struct BertClassifier {
     /// The head, `hidden_size` to the number of classes.
     pub classifier: Linear,
     /// Upstream's names for the modules, and which are heads.
-    pub names: Names,
+    pub names: KeyMapping,
     #[module(skip)]
     pooling: Pooling,
 }
@@ -82,7 +83,7 @@ impl BertClassifier {
             classifier: config.linear(config.hidden_size, classes, device),
             dropout: DropoutConfig::new(dropout).init(),
             bert,
-            names: Names::new(&[]).with_heads(&["classifier"]),
+            names: KeyMapping::new(&[]).with_heads(&["classifier"]),
             pooling,
         }
     }

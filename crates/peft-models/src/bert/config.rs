@@ -6,7 +6,7 @@ use burn::module::Initializer;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear};
 use burn::tensor::activation::{gelu_approximate, relu};
 use burn::tensor::{Device, Tensor};
-use peft_core::{AdaptedForward, adapted_gelu};
+use peft_core::nn::{AdaptedForward, adapted_gelu};
 use serde::Deserialize;
 
 use crate::{LoadError, checkpoint};

@@ -3,8 +3,9 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig, Embedding, LayerNorm};
 use burn::tensor::{Bool, Device, Int, Tensor};
+use peft_core::nn::AdaptedForward;
 use peft_core::ops::layer_norm;
-use peft_core::{AdaptedForward, Site, SiteKind};
+use peft_core::{Site, SiteKind};
 
 use super::BertConfig;
 
@@ -59,7 +60,7 @@ impl BertEmbeddings {
         let device = ids.device();
         let (words, padding) = self
             .prompt
-            .prepend(self.word_embeddings.adapted(ids), padding);
+            .add_prompt(self.word_embeddings.adapted(ids), padding);
         let last = first + words.dims()[1];
         let most = self.position_embeddings.weight.dims()[0];
         assert!(

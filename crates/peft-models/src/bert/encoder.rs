@@ -3,7 +3,8 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Bool, Device, Tensor};
-use peft_core::{AdaptedForward, SiteKind};
+use peft_core::SiteKind;
+use peft_core::nn::AdaptedForward;
 
 use super::attention::AttentionMask;
 use super::{BertAttention, BertConfig, BertResidual, HiddenAct};

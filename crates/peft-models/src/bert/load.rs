@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use peft_core::Names;
+use peft_core::KeyMapping;
 
 use super::{Bert, BertClassifier, BertConfig, Pooling, RENAMES};
 use crate::LoadError;
@@ -39,7 +39,7 @@ fn load<M: Module>(
     checkpoint: &mut Checkpoint,
     harmless: impl Fn(&str) -> bool,
 ) -> Result<M, LoadError> {
-    let names = Names::new(RENAMES);
+    let names = KeyMapping::new(RENAMES);
     let mut tensors = wanted(&module, &names);
     for (name, _) in &mut tensors {
         *name = canonical(name);
@@ -57,7 +57,7 @@ impl Bert {
     /// Loads the encoder from a folder in Hugging Face's layout: `config.json` and
     /// `model.safetensors`, or shards and their `model.safetensors.index.json`.
     ///
-    /// Read are f32, f16 and bf16 tensors (all become f32), and the 4-bit packed matrices of the
+    /// Read are f32, f16 and bf16 tensors (all become f32), and the 4-bit quantized matrices of the
     /// crate `pocket-encoder` with its `shapes.json`. Names may have the prefix `bert.`. Heads
     /// (`cls.*`, `classifier.*`) are left out. A checkpoint without a pooler gives a model without
     /// one. Files are read one tensor at a time, so memory holds the model once.

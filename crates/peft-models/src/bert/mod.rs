@@ -12,7 +12,7 @@ mod tiny;
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};
-use peft_core::Names;
+use peft_core::KeyMapping;
 
 pub use attention::{BertAttention, BertSelfAttention};
 pub use classifier::BertClassifier;
@@ -46,7 +46,7 @@ pub struct Bert {
     /// The projection of the first token; sentence encoders are often published without it.
     pub pooler: Option<BertPooler>,
     /// Upstream's names for the modules.
-    pub names: Names,
+    pub names: KeyMapping,
     #[module(skip)]
     config: BertConfig,
 }
@@ -78,7 +78,7 @@ impl BertConfig {
             embeddings: BertEmbeddings::new(self, device),
             encoder: BertEncoder::new(self, device),
             pooler: pooler.then(|| BertPooler::new(self, device)),
-            names: Names::new(RENAMES),
+            names: KeyMapping::new(RENAMES),
             config: self.clone(),
         }
     }

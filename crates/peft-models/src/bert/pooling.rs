@@ -3,7 +3,7 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::Linear;
 use burn::tensor::{Bool, Device, Tensor};
-use peft_core::AdaptedForward;
+use peft_core::nn::AdaptedForward;
 use serde::{Deserialize, Serialize};
 
 use super::{Bert, BertConfig, BertOutput};

@@ -3,8 +3,10 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig, LayerNorm, Linear};
 use burn::tensor::{Device, Tensor};
+use peft_core::method::SiteContext;
+use peft_core::nn::{AdaptedForward, dropout_rate};
 use peft_core::ops::layer_norm;
-use peft_core::{AdaptedForward, Site, SiteKind, Surroundings, dropout_rate};
+use peft_core::{Site, SiteKind};
 
 use super::BertConfig;
 
@@ -46,7 +48,7 @@ impl BertResidual {
             return self.norm(hidden, Some(residual), dropout_rate(&self.dropout));
         }
         let norm = |hidden| self.norm(hidden, None, 0.0);
-        let around = Surroundings::post_norm(residual.clone(), &norm);
+        let around = SiteContext::post_norm(residual.clone(), &norm);
         let hidden = self.site.hidden(self.dropout.adapted(hidden), &around);
         self.norm(hidden, Some(residual), 0.0)
     }

@@ -2,16 +2,19 @@
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
+use peft_core::checkpoint::transposed;
+use peft_core::method::LayerKind;
 use peft_core::ops::give_back_freed_memory;
-use peft_core::ops::packed::Packed;
-use peft_core::{LayerKind, Names, PackedLayer, Packer, PeftModule, transposed};
+use peft_core::ops::quantized::QuantizedWeight;
+use peft_core::quantize::{QuantizedLayer, WeightQuantizer};
+use peft_core::{KeyMapping, PeftModule};
 
 use super::Source;
 use crate::LoadError;
 
 /// Where a traversal is.
 struct Path<'a> {
-    names: &'a Names,
+    names: &'a KeyMapping,
     /// Upstream's segments, and the structs that hold them.
     segments: Vec<(String, String)>,
     /// The fields' own names.
@@ -19,7 +22,7 @@ struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    fn new(names: &'a Names) -> Self {
+    fn new(names: &'a KeyMapping) -> Self {
         Self {
             names,
             segments: Vec::new(),
@@ -58,7 +61,7 @@ impl<'a> Path<'a> {
         matches!(self.segments.last(), Some((name, holder)) if name == "weight" && holder == "Linear")
     }
 
-    /// The layer whose matrix the parameter is, if it is one that can be packed.
+    /// The layer whose matrix the parameter is, if it is one that can be quantized.
     fn matrix(&self) -> Option<(String, LayerKind)> {
         let (last, above) = self.segments.split_last()?;
         let kind = match (last.0.as_str(), last.1.as_str()) {
@@ -103,7 +106,7 @@ impl ModuleVisitor for Wanted<'_> {
 /// The tensors that `module` is made of: upstream's names and layouts.
 ///
 /// Initialises nothing: parameters that are lazy stay so.
-pub(crate) fn wanted<M: Module>(module: &M, names: &Names) -> Vec<(String, Vec<usize>)> {
+pub(crate) fn wanted<M: Module>(module: &M, names: &KeyMapping) -> Vec<(String, Vec<usize>)> {
     let path = Path::new(names);
     let mut visitor = Wanted {
         path,
@@ -117,41 +120,41 @@ struct Fill<'a> {
     path: Path<'a>,
     source: &'a mut dyn Source,
     rename: &'a dyn Fn(&str) -> String,
-    packer: Option<&'a dyn Packer>,
-    /// What was packed, by field path.
-    packed: Vec<(String, Packed)>,
+    quantizer: Option<&'a dyn WeightQuantizer>,
+    /// What was quantized, by field path.
+    quantized: Vec<(String, QuantizedWeight)>,
     /// A mapper cannot fail: the first error is kept, and nothing is read after it.
     error: Option<LoadError>,
 }
 
 impl Fill<'_> {
-    /// The values of a parameter, as upstream lays them out; `None` if it is a matrix that was packed.
+    /// The values of a parameter, as upstream lays them out; `None` if it is a matrix that was quantized.
     fn read(&mut self, shape: &[usize]) -> Result<Option<Vec<f32>>, LoadError> {
         let name = (self.rename)(&self.path.name());
-        let matrix = self.packer.zip(self.path.matrix());
-        let Some((packer, (layer, kind))) = matrix else {
+        let matrix = self.quantizer.zip(self.path.matrix());
+        let Some((quantizer, (layer, kind))) = matrix else {
             return self.source.read(&name).map(Some);
         };
         let mut shape = [shape[0], shape[1]];
         if kind == LayerKind::Linear {
             shape.reverse();
         }
-        let layer = PackedLayer {
+        let layer = QuantizedLayer {
             name: &layer,
             kind: &kind,
             head: self.path.is_head(),
             shape,
         };
-        let mut read = |parts: &_| packer.read_parts(layer, parts);
-        if let Some(packed) = self.source.read_parts(&name, &mut read)? {
-            self.packed.push((self.path.fields.join("."), packed));
+        let mut read = |parts: &_| quantizer.read_parts(layer, parts);
+        if let Some(quantized) = self.source.read_parts(&name, &mut read)? {
+            self.quantized.push((self.path.fields.join("."), quantized));
             return Ok(None);
         }
         let values = self.source.read(&name)?;
-        if packer.wants(layer)
-            && let Some(packed) = packer.pack(layer, &values)?
+        if quantizer.wants(layer)
+            && let Some(quantized) = quantizer.pack(layer, &values)?
         {
-            self.packed.push((self.path.fields.join("."), packed));
+            self.quantized.push((self.path.fields.join("."), quantized));
             if kind == LayerKind::Embedding {
                 // The largest matrix: what it took dense would stay beside all that follows.
                 drop(values);
@@ -181,10 +184,10 @@ impl ModuleMapper for Fill<'_> {
         let mut values = match self.read(&shape) {
             Ok(Some(values)) => values,
             Ok(None) => {
-                // One number stands in for all until the packed form is put there.
+                // One number stands in for all until the quantized form is put there.
                 let id = param.id;
-                let stand_in = Tensor::<D>::zeros([1; D], &device).expand(shape);
-                return param.transform_for_load(stand_in, id);
+                let placeholder = Tensor::<D>::zeros([1; D], &device).expand(shape);
+                return param.transform_for_load(placeholder, id);
             }
             Err(error) => {
                 self.error = Some(error);
@@ -202,31 +205,31 @@ impl ModuleMapper for Fill<'_> {
     }
 }
 
-/// `module` with the source's values, matrices packed as `packer` says. `rename` turns upstream's names into
+/// `module` with the source's values, matrices quantized as `quantizer` says. `rename` turns upstream's names into
 /// the source's.
 ///
 /// # Errors
 ///
-/// What [`Source::read`] or the packer finds wrong with a tensor.
+/// What [`Source::read`] or the quantizer finds wrong with a tensor.
 pub(crate) fn fill<M: Module>(
     module: M,
-    names: &Names,
+    names: &KeyMapping,
     source: &mut dyn Source,
     rename: &dyn Fn(&str) -> String,
-    packer: Option<&dyn Packer>,
+    quantizer: Option<&dyn WeightQuantizer>,
 ) -> Result<M, LoadError> {
     let mut mapper = Fill {
         path: Path::new(names),
         source,
         rename,
-        packer,
-        packed: Vec::new(),
+        quantizer,
+        quantized: Vec::new(),
         error: None,
     };
     let module = module.map(&mut mapper);
     match mapper.error {
-        None if mapper.packed.is_empty() => Ok(module),
-        None => Ok(module.with_packed_weights(mapper.packed)),
+        None if mapper.quantized.is_empty() => Ok(module),
+        None => Ok(module.with_quantized_weights(mapper.quantized)),
         Some(error) => Err(error),
     }
 }

@@ -6,8 +6,8 @@
 mod files;
 mod fill;
 mod header;
-mod packed;
 mod parts;
+mod quantized;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -15,8 +15,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use peft_core::StoredPart;
-use peft_core::ops::packed::Packed;
+use peft_core::ops::quantized::QuantizedWeight;
+use peft_core::quantize::RawTensor;
 use safetensors::Dtype;
 
 use crate::LoadError;
@@ -54,12 +54,12 @@ enum Encoding {
         dtype: Dtype,
         values: Slice,
     },
-    /// 4-bit codes and one scale for each group of them: [`packed`].
-    Packed {
+    /// 4-bit codes and one scale for each group of them: [`quantized`].
+    Quantized {
         codes: Slice,
         scales: Slice,
     },
-    /// A matrix in several tensors, by their names below the layer's, which a packer reads: [`parts`].
+    /// A matrix in several tensors, by their names below the layer's, which a quantizer reads: [`parts`].
     Parts(BTreeMap<String, parts::Part>),
 }
 
@@ -71,9 +71,9 @@ struct Stored {
     encoding: Encoding,
 }
 
-/// What makes a packed matrix of its parts, or nothing if it does not know such parts.
+/// What makes a quantized matrix of its parts, or nothing if it does not know such parts.
 pub(crate) type ReadParts<'a> =
-    dyn FnMut(&BTreeMap<String, StoredPart>) -> peft_core::Result<Option<Packed>> + 'a;
+    dyn FnMut(&BTreeMap<String, RawTensor>) -> peft_core::Result<Option<QuantizedWeight>> + 'a;
 
 /// Where tensors come from.
 pub(crate) trait Source {
@@ -85,7 +85,7 @@ pub(crate) trait Source {
         &mut self,
         _name: &str,
         _read: &mut ReadParts<'_>,
-    ) -> Result<Option<Packed>, LoadError> {
+    ) -> Result<Option<QuantizedWeight>, LoadError> {
         Ok(None)
     }
 }
@@ -99,7 +99,7 @@ impl Source for Checkpoint {
         &mut self,
         name: &str,
         read: &mut ReadParts<'_>,
-    ) -> Result<Option<Packed>, LoadError> {
+    ) -> Result<Option<QuantizedWeight>, LoadError> {
         parts::read(self, name, read)
     }
 }
@@ -118,7 +118,7 @@ impl Checkpoint {
     /// `model.safetensors.index.json` lists. Tensors are known by `rename(name in the file)`.
     pub(crate) fn open(dir: &Path, rename: impl Fn(&str) -> String) -> Result<Self, LoadError> {
         let (path, mut shards, found) = header::open(dir)?;
-        let found = packed::unpack(dir, &path, found)?;
+        let found = quantized::dequantize(dir, &path, found)?;
         let mut tensors = BTreeMap::new();
         for stored in parts::join(&path, &mut shards, found)? {
             let name = rename(&stored.name);
@@ -199,10 +199,10 @@ impl Checkpoint {
                 let shard = &mut self.shards[values.shard];
                 read_plain(shard, values, dtype, &stored.name)?
             }
-            Encoding::Packed { codes, scales } => {
+            Encoding::Quantized { codes, scales } => {
                 let count = stored.shape.iter().product();
                 let shards = &mut self.shards;
-                packed::read(shards, codes, scales, count)?
+                quantized::read(shards, codes, scales, count)?
             }
             Encoding::Parts(_) => {
                 return Err(self.packed_error(stored, parts::NEEDS_PACKER.to_string()));
@@ -221,7 +221,7 @@ impl Checkpoint {
 
     fn path_of(&self, stored: &Stored) -> PathBuf {
         let shard = match &stored.encoding {
-            Encoding::Plain { values: slice, .. } | Encoding::Packed { codes: slice, .. } => {
+            Encoding::Plain { values: slice, .. } | Encoding::Quantized { codes: slice, .. } => {
                 slice.shard
             }
             Encoding::Parts(parts) => parts.values().next().map_or(0, |part| part.values.shard),
@@ -230,7 +230,7 @@ impl Checkpoint {
     }
 
     fn packed_error(&self, stored: &Stored, reason: String) -> LoadError {
-        LoadError::Packed {
+        LoadError::Quantized {
             path: self.path_of(stored),
             tensor: stored.name.clone(),
             reason,

@@ -2,13 +2,13 @@
 //!
 //! A matrix `x.weight` is stored as its codes under that name, and beside them `x.weight.absmax`,
 //! `x.weight.quant_map` and others; `x.weight.quant_state.bitsandbytes__nf4` (or `__fp4`) holds JSON with the
-//! matrix' shape. What the parts mean is the packer's to know: here they are put together.
+//! matrix' shape. What the parts mean is the quantizer's to know: here they are put together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use peft_core::StoredPart;
-use peft_core::ops::packed::Packed;
+use peft_core::ops::quantized::QuantizedWeight;
+use peft_core::quantize::RawTensor;
 use safetensors::Dtype;
 use serde::Deserialize;
 
@@ -23,9 +23,9 @@ const WEIGHT: &str = "weight";
 /// More than settings take; a part beyond is damaged or hostile.
 const MAX_STATE: usize = 1 << 16;
 
-/// What cannot be read without a packer says so.
+/// What cannot be read without a quantizer says so.
 pub(super) const NEEDS_PACKER: &str = "it is stored in bitsandbytes' 4 bits, which this loader does not \
-     read without a packer for them: give `LlamaLoader::with_packer` the `QuantizationConfig::load(folder)` of \
+     read without a quantizer for them: give `LlamaLoader::with_quantizer` the `QuantizationConfig::load(folder)` of \
      peft-quantization";
 
 /// One of a matrix' tensors.
@@ -61,13 +61,13 @@ pub(super) fn join(
             continue;
         };
         let name = stored.name[matrix.len() - WEIGHT.len()..].to_string();
-        let bad = |reason: &str| LoadError::Packed {
+        let bad = |reason: &str| LoadError::Quantized {
             path: path.to_path_buf(),
             tensor: matrix.to_string(),
             reason: format!("`{name}` {reason}"),
         };
         let Encoding::Plain { dtype, values } = stored.encoding else {
-            return Err(bad("is packed in another way besides"));
+            return Err(bad("is quantized in another way besides"));
         };
         let part = Part {
             dtype,
@@ -80,7 +80,7 @@ pub(super) fn join(
         }
     }
     for (name, parts) in parts {
-        let shape = shape(&parts, shards).map_err(|reason| LoadError::Packed {
+        let shape = shape(&parts, shards).map_err(|reason| LoadError::Quantized {
             path: path.to_path_buf(),
             tensor: name.clone(),
             reason,
@@ -129,14 +129,14 @@ pub(super) fn read(
     checkpoint: &mut Checkpoint,
     name: &str,
     read: &mut ReadParts<'_>,
-) -> Result<Option<Packed>, LoadError> {
+) -> Result<Option<QuantizedWeight>, LoadError> {
     let stored = &checkpoint.tensors[name];
     let Encoding::Parts(parts) = &stored.encoding else {
         return Ok(None);
     };
     let mut bytes = BTreeMap::new();
     for (name, part) in parts {
-        let stored = StoredPart {
+        let stored = RawTensor {
             dtype: part.dtype,
             shape: part.shape.clone(),
             bytes: checkpoint.shards[part.values.shard].bytes(part.values)?,
@@ -144,10 +144,10 @@ pub(super) fn read(
         bytes.insert(name.clone(), stored);
     }
     let reason = match read(&bytes) {
-        Ok(Some(packed)) if packed.shape() == stored.shape[..] => return Ok(Some(packed)),
-        Ok(Some(packed)) => format!(
-            "the packer made a matrix of shape {:?} of it, and not {:?}",
-            packed.shape(),
+        Ok(Some(quantized)) if quantized.shape() == stored.shape[..] => return Ok(Some(quantized)),
+        Ok(Some(quantized)) => format!(
+            "the quantizer made a matrix of shape {:?} of it, and not {:?}",
+            quantized.shape(),
             stored.shape
         ),
         Ok(None) => NEEDS_PACKER.to_string(),

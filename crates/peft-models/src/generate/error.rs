@@ -54,8 +54,8 @@ pub enum GenerateError {
     },
     /// The rows of a batch have adapters of their own, and a text is generated in a batch of one.
     #[error(
-        "the model was told the adapters of {rows} rows (`activate_rows`), but a text is generated alone: \
-         call `activate` with its adapter, or `activate_rows` with one row"
+        "the model was told the adapters of {rows} rows (`set_adapter_per_row`), but a text is generated alone: \
+         call `activate` with its adapter, or `set_adapter_per_row` with one row"
     )]
     Rows {
         /// Number of rows that the model was told of.

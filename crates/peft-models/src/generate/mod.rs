@@ -57,7 +57,7 @@ impl Llama {
     /// have none, encode the prompt and call [`generate_from`](Self::generate_from).)
     ///
     /// Active adapters take part. Texts are generated one at a time: where rows have adapters of their own
-    /// ([`activate_rows`](peft_core::PeftModule::activate_rows)), there must be one row. A model on an autodiff device generates by `self.valid()`: no
+    /// ([`set_adapter_per_row`](peft_core::PeftModule::set_adapter_per_row)), there must be one row. A model on an autodiff device generates by `self.valid()`: no
     /// graph is built, and there is no dropout.
     ///
     /// ```no_run
@@ -209,7 +209,7 @@ impl Llama {
         found: impl FnMut(u32) -> Result<bool, GenerateError>,
     ) -> Result<(Vec<u32>, StoppedBy), GenerateError> {
         config.check()?;
-        let rows = self.adapter_rows().map_or(1, |rows| rows.len());
+        let rows = self.adapter_per_row().map_or(1, |rows| rows.len());
         if rows != 1 {
             return Err(GenerateError::Rows { rows });
         }

@@ -3,8 +3,9 @@
 use burn::module::Module;
 use burn::nn::{Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
+use peft_core::nn::{adapted_attention, adapted_norm};
 use peft_core::ops::{AttentionInputs, AttentionOptions, Rotary, Segments, rotary};
-use peft_core::{Site, SiteKind, adapted_attention, adapted_norm};
+use peft_core::{Site, SiteKind};
 
 use super::LlamaConfig;
 use super::cache::LayerCache;

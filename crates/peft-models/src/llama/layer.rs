@@ -3,7 +3,9 @@
 use burn::module::Module;
 use burn::nn::{Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
-use peft_core::{AdaptedForward, Site, SiteKind, Surroundings, adapted_norm, adapted_swiglu};
+use peft_core::method::SiteContext;
+use peft_core::nn::{AdaptedForward, adapted_norm, adapted_swiglu};
+use peft_core::{Site, SiteKind};
 
 use super::LlamaConfig;
 use super::attention::{LlamaAttention, Positions};
@@ -85,6 +87,6 @@ fn add(site: &Site, output: Tensor<3>, norm: &RmsNorm, x: Tensor<3>) -> Tensor<3
     if !site.is_active() {
         return x + output;
     }
-    let around = Surroundings::pre_norm(norm.adapted(x.clone()), x.clone());
+    let around = SiteContext::pre_norm(norm.adapted(x.clone()), x.clone());
     x + site.hidden(output, &around)
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use peft_core::{Names, Packer};
+use peft_core::KeyMapping;
+use peft_core::quantize::WeightQuantizer;
 use serde_json::{Value, json};
 
 use super::{Llama, LlamaConfig, RENAMES};
@@ -31,14 +32,14 @@ pub use export::{ExportConfig, ExportDtype};
 #[derive(Clone, Copy)]
 pub struct LlamaLoader<'a> {
     path: &'a Path,
-    packer: Option<&'a dyn Packer>,
+    quantizer: Option<&'a dyn WeightQuantizer>,
 }
 
 impl std::fmt::Debug for LlamaLoader<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LlamaLoader")
             .field("path", &self.path)
-            .field("packed", &self.packer.is_some())
+            .field("quantized", &self.quantizer.is_some())
             .finish()
     }
 }
@@ -48,19 +49,19 @@ impl<'a> LlamaLoader<'a> {
     pub fn new<P: AsRef<Path> + ?Sized>(path: &'a P) -> Self {
         Self {
             path: path.as_ref(),
-            packer: None,
+            quantizer: None,
         }
     }
 
-    /// Stores weights as `packer` says, while they are read: no weight is there dense but the one being
-    /// packed.
+    /// Stores weights as `quantizer` says, while they are read: no weight is there dense but the one being
+    /// quantized.
     ///
-    /// Of a folder that transformers saved in bitsandbytes' 4 bits, which cannot be loaded otherwise, the packer
+    /// Of a folder that transformers saved in bitsandbytes' 4 bits, which cannot be loaded otherwise, the quantizer
     /// reads these (`QuantizationConfig::load(folder)` of peft-quantization): they stay as they are in the file.
     #[must_use]
-    pub fn with_packer(self, packer: &'a dyn Packer) -> Self {
+    pub fn with_quantizer(self, quantizer: &'a dyn WeightQuantizer) -> Self {
         Self {
-            packer: Some(packer),
+            quantizer: Some(quantizer),
             ..self
         }
     }
@@ -84,12 +85,12 @@ impl<'a> LlamaLoader<'a> {
         let (config, json) = LlamaConfig::of_folder(self.path)?;
         let mut checkpoint = Checkpoint::open(self.path, canonical)?;
         let model = config.build(device);
-        let names = Names::new(RENAMES);
+        let names = KeyMapping::new(RENAMES);
         let tied = config.tie_word_embeddings;
         checkpoint.check(&wanted(&model, &names), |name| {
             name.ends_with("rotary_emb.inv_freq") || tied && name == "lm_head.weight"
         })?;
-        let model = fill(model, &names, &mut checkpoint, &canonical, self.packer)?;
+        let model = fill(model, &names, &mut checkpoint, &canonical, self.quantizer)?;
         Ok(Llama {
             source: Arc::new(json),
             ..model
@@ -102,9 +103,9 @@ impl<'a> LlamaLoader<'a> {
         let config = LlamaConfig::from_json(&json, gguf.path())?;
         let mut source = GgufSource::new(&gguf, &config);
         let model = config.build(device);
-        let names = Names::new(RENAMES);
+        let names = KeyMapping::new(RENAMES);
         source.check(&wanted(&model, &names))?;
-        let model = fill(model, &names, &mut source, &str::to_string, self.packer)?;
+        let model = fill(model, &names, &mut source, &str::to_string, self.quantizer)?;
         // The rest is known of the configuration.
         let source = match &json["pad_token_id"] {
             Value::Null => Value::Null,
@@ -249,8 +250,8 @@ impl Llama {
     /// and their `model.safetensors.index.json`), or from a GGUF file.
     ///
     /// Read are f32, f16 and bf16 tensors, and GGUF's common types
-    /// ([`Gguf`](crate::gguf::Gguf)); all become f32. Weights in bitsandbytes' 4 bits need a packer
-    /// ([`LlamaLoader::with_packer`]). One tensor at a time is read, so memory holds the model
+    /// ([`Gguf`](crate::gguf::Gguf)); all become f32. Weights in bitsandbytes' 4 bits need a quantizer
+    /// ([`LlamaLoader::with_quantizer`]). One tensor at a time is read, so memory holds the model
     /// once. Parameters are trainable, as Burn's fresh ones are; attaching an adapter freezes them.
     ///
     /// # Errors

@@ -16,8 +16,9 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use peft_core::nn::{AdaptedForward, adapted_cross_entropy};
 use peft_core::ops::Rotary;
-use peft_core::{AdaptedForward, Names, Site, SiteKind, TiedHead, adapted_cross_entropy};
+use peft_core::{KeyMapping, Site, SiteKind, TiedHead};
 use serde_json::Value;
 
 pub use attention::LlamaAttention;
@@ -39,8 +40,8 @@ const RENAMES: &[(&str, &str)] = &[("tied_head", "lm_head")];
 /// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`], and in
 /// every layer [`LlamaAttention::prefix`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
 ///
-/// Weights may be packed ([`PeftModule::pack_weights`](peft_core::PeftModule::pack_weights), or while loading:
-/// [`LlamaLoader::with_packer`]): QLoRA is LoRA on such a model.
+/// Weights may be quantized ([`PeftModule::pack_weights`](peft_core::PeftModule::pack_weights), or while loading:
+/// [`LlamaLoader::with_quantizer`]): QLoRA is LoRA on such a model.
 #[derive(Module, Debug)]
 pub struct Llama {
     /// Embeddings and layers.
@@ -50,7 +51,7 @@ pub struct Llama {
     /// The output head that is the embedding table.
     pub tied_head: Option<TiedHead>,
     /// Upstream's names for the modules, and which is the head.
-    pub names: Names,
+    pub names: KeyMapping,
     #[module(skip)]
     config: LlamaConfig,
     /// The `config.json` that the model was loaded with; an object, or null.
@@ -94,7 +95,7 @@ impl LlamaConfig {
             },
             lm_head: (!tied).then(|| self.linear(self.hidden_size, self.vocab_size, false, device)),
             tied_head: tied.then(|| TiedHead::new("model.embed_tokens")),
-            names: Names::new(RENAMES).with_heads(&["lm_head", "tied_head"]),
+            names: KeyMapping::new(RENAMES).with_heads(&["lm_head", "tied_head"]),
             config: self.clone(),
             source: Arc::default(),
         }
@@ -218,7 +219,7 @@ impl Llama {
         padding: Option<Tensor<2, Bool>>,
     ) -> (Tensor<3>, Option<Tensor<2, Bool>>) {
         let words = self.model.embed_tokens.adapted(ids);
-        self.model.prompt.prepend(words, padding)
+        self.model.prompt.add_prompt(words, padding)
     }
 
     /// `positions` are those of `rows` rows.

@@ -65,24 +65,24 @@ impl Folder {
     }
 
     /// A model of the same shapes with its matrices in 4-bit codes.
-    pub(crate) fn packed(&self) -> Self {
+    pub(crate) fn quantized(&self) -> Self {
         let mut folder = self.clone();
-        let (mut packed, mut shapes) = (Vec::new(), Map::new());
+        let (mut quantized, mut shapes) = (Vec::new(), Map::new());
         for (name, dtype, shape, bytes) in self.tensors() {
             if shape.len() != 2 {
-                packed.push((name, dtype, shape, bytes));
+                quantized.push((name, dtype, shape, bytes));
                 continue;
             }
             let count = shape[0] * shape[1];
             let (codes, groups) = (count.div_ceil(2), count.div_ceil(32));
             let noise = bytes.iter().copied().cycle().take(codes).collect();
-            packed.push((format!("{name}.q4"), Dtype::U8, vec![codes], noise));
+            quantized.push((format!("{name}.q4"), Dtype::U8, vec![codes], noise));
             // Scales of 1/128, in f16.
             let scales = [0x00_u8, 0x20].repeat(groups);
-            packed.push((format!("{name}.scales"), Dtype::F16, vec![groups], scales));
+            quantized.push((format!("{name}.scales"), Dtype::F16, vec![groups], scales));
             shapes.insert(name, json!(shape));
         }
-        folder.set(WEIGHTS, stored(&packed));
+        folder.set(WEIGHTS, stored(&quantized));
         folder.set("shapes.json", Value::Object(shapes).to_string());
         folder
     }

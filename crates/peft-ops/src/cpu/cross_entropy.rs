@@ -1,12 +1,12 @@
 //! Cross entropy of a linear head, of which all logits are never there at once: with a dense matrix those of some
-//! rows, with a packed one those of some classes.
+//! rows, with a quantized one those of some classes.
 
 use rayon::prelude::*;
 
 use super::math::{exp_nonpositive, sum, vectors};
 use super::matrix::{Matrix, MatrixMut, Mode, multiply};
-use super::packed;
-use crate::packed::PackedRows;
+use super::quantized;
+use crate::quantized::QuantizedMatrix;
 
 /// Logits that are there at a time: 16 MiB.
 const LOGITS: usize = 1 << 22;
@@ -16,15 +16,15 @@ const LOGITS: usize = 1 << 22;
 pub(crate) enum Head<'a> {
     /// Dense, `[classes, d]`.
     Dense(Matrix<'a>),
-    /// Packed.
-    Packed(&'a dyn PackedRows),
+    /// QuantizedWeight.
+    Quantized(&'a dyn QuantizedMatrix),
 }
 
 impl Head<'_> {
     fn size(self) -> [usize; 2] {
         match self {
             Self::Dense(matrix) => matrix.size(),
-            Self::Packed(matrix) => matrix.shape(),
+            Self::Quantized(matrix) => matrix.shape(),
         }
     }
 }
@@ -100,10 +100,10 @@ pub(crate) struct Loss {
 }
 
 /// Losses of `hidden` `[rows, d]` for `targets`, one for each row, negative where there is none, with what is `added`
-/// to the logits; and the gradients that are `wanted`, in the order of [`Loss`]. A packed head has none.
+/// to the logits; and the gradients that are `wanted`, in the order of [`Loss`]. A quantized head has none.
 ///
 /// With a dense matrix gradients are computed at once, while the logits are there: keeping either would cost their
-/// memory, and computing them twice their time. With a packed one the logits are computed twice, a panel of
+/// memory, and computing them twice their time. With a quantized one the logits are computed twice, a panel of
 /// classes at a time, as decoding the panels for one block of rows after another takes as long.
 pub(crate) fn forward(
     hidden: &[f32],
@@ -141,8 +141,8 @@ pub(crate) fn forward(
                 by_rows(&x, matrix, through, rows, targets, logits, &mut loss);
             }
         }
-        Head::Packed(matrix) => {
-            let most = (LOGITS / packed::panel_rows(matrix)).max(1);
+        Head::Quantized(matrix) => {
+            let most = (LOGITS / quantized::panel_rows(matrix)).max(1);
             for rows in chosen.chunks(most) {
                 let x = gathered(hidden, rows, d);
                 let through = added.map(|added| Through::new(added, rows, of_through));
@@ -276,7 +276,7 @@ impl Row {
 /// Puts losses and gradients of `x`, whose rows have the targets of `rows`, into `loss`.
 fn by_classes(
     x: &[f32],
-    head: &dyn PackedRows,
+    head: &dyn QuantizedMatrix,
     mut through: Option<Through<'_>>,
     rows: &[usize],
     targets: &[i64],
@@ -294,7 +294,7 @@ fn by_classes(
         })
         .collect();
     let matrix = Matrix::new(x, count, d);
-    let mut logits = vec![0.0; count * packed::panel_rows(head)];
+    let mut logits = vec![0.0; count * quantized::panel_rows(head)];
     let logits_of =
         |first, panel: Matrix<'_>, through: Option<&Through<'_>>, logits: &mut [f32]| {
             let classes = panel.size()[0];
@@ -304,7 +304,7 @@ fn by_classes(
                 through.add(first, &mut to, [count, classes]);
             }
         };
-    packed::panels(head, |first, panel| {
+    quantized::panels(head, |first, panel| {
         let classes = panel.size()[0];
         let logits = &mut logits[..count * classes];
         logits_of(first, panel, through.as_ref(), logits);
@@ -323,7 +323,7 @@ fn by_classes(
         return;
     }
     let mut back = vec![0.0; count * d];
-    packed::panels(head, |first, panel| {
+    quantized::panels(head, |first, panel| {
         let classes = panel.size()[0];
         let logits = &mut logits[..count * classes];
         logits_of(first, panel, through.as_ref(), logits);

@@ -2,8 +2,8 @@
 
 use super::dropout::Coins;
 use super::matrix::{Matrix, MatrixMut, Mode, build, change_rows, multiply, product, sum_rows};
-use super::{gelu, math, packed};
-use crate::packed::PackedRows;
+use super::{gelu, math, quantized};
+use crate::quantized::QuantizedMatrix;
 
 /// Sizes of a linear layer over `rows` inputs.
 #[derive(Clone, Copy, Debug)]
@@ -97,15 +97,15 @@ pub(crate) fn forward(
     })
 }
 
-/// The same with a packed weight, whose rows are decoded panel by panel.
+/// The same with a quantized weight, whose rows are decoded panel by panel.
 pub(crate) fn forward_packed(
     sizes: Sizes,
     x: &[f32],
-    weight: &dyn PackedRows,
+    weight: &dyn QuantizedMatrix,
     bias: Option<&[f32]>,
     low_rank: Option<LowRank<'_>>,
 ) -> [Vec<f32>; 2] {
-    let mut output = packed::forward(x, sizes.rows, weight);
+    let mut output = quantized::forward(x, sizes.rows, weight);
     let through = low_rank.map(|low_rank| add_low_rank(sizes, &mut output, x, low_rank));
     if let Some(bias) = bias {
         change_rows(&mut output, sizes.d_out, |_, part| add_row(part, bias));

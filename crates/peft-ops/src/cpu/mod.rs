@@ -9,7 +9,7 @@ pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod matrix;
 pub(crate) mod norm;
-pub(crate) mod packed;
+pub(crate) mod quantized;
 pub(crate) mod rms;
 pub(crate) mod rotary;
 pub(crate) mod swiglu;

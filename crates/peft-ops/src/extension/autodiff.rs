@@ -26,7 +26,7 @@ use crate::attention::Segments;
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
 use crate::cpu::gelu;
-use crate::packed::Packed;
+use crate::quantized::QuantizedWeight;
 
 /// What an operation of `N` inputs keeps for its backward pass.
 pub(super) trait Kept<const N: usize>: Clone + Debug + Send + 'static {
@@ -94,7 +94,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         let part = |index: usize| there[index - 1].then(|| parts[index].0.clone());
         let input = dense(parts[0].0.clone());
         let [gated, gamma, bias, down, up] = [1, 2, 4, 5, 6].map(|index| part(index).map(dense));
-        let weight = Weight::new(part(3), layer.packed);
+        let weight = Weight::new(part(3), layer.quantized);
         let seen = Input {
             data: &input,
             gated: gated.as_ref(),
@@ -236,7 +236,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
     fn linear_cross_entropy(
         hidden: Tracked,
         head: Maybe<Self>,
-        packed: Option<Packed>,
+        quantized: Option<QuantizedWeight>,
         through: Maybe<Self>,
         up: Maybe<Self>,
         targets: Arc<Vec<i64>>,
@@ -247,7 +247,10 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         let inputs = [hidden, head, through, up];
         let wanted = inputs.each_ref().map(Tracked::is_tracked);
         let [(hidden, n0), (head, n1), (through, n2), (up, n3)] = inputs.map(Tracked::into_parts);
-        let (hidden, head) = (dense(hidden), Weight::new(has_head.then_some(head), packed));
+        let (hidden, head) = (
+            dense(hidden),
+            Weight::new(has_head.then_some(head), quantized),
+        );
         let added = [through, up].map(|tensor| is_added.then(|| dense(tensor)));
         let loss = cross_entropy(&hidden, &head, &added, &targets, wanted);
         let output = total(&loss);
@@ -310,7 +313,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
             settings,
         };
         let [bias, down, up] = [4, 5, 6].map(|index| part(index).map(dense));
-        let weight = Weight::new(part(3), layer.packed);
+        let weight = Weight::new(part(3), layer.quantized);
         let input = attend(&attended);
         let seen = Input {
             data: &input,

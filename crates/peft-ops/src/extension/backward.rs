@@ -15,7 +15,7 @@ use crate::cpu::attention::{Attention, Inputs};
 use crate::cpu::dropout::{self, Coins};
 use crate::cpu::linear::{self, LowRank, Sizes};
 use crate::cpu::matrix::change_rows;
-use crate::cpu::{gelu, norm, packed, rms, rotary, swiglu};
+use crate::cpu::{gelu, norm, quantized, rms, rotary, swiglu};
 
 /// What a linear layer keeps.
 #[derive(Clone, Debug)]
@@ -56,11 +56,11 @@ impl Linear {
             _ => None,
         };
         // Through GELU block by block, unless more is to be added first.
-        let packed = match &self.weight {
-            Some(Weight::Packed(weight)) => Some(weight),
+        let quantized = match &self.weight {
+            Some(Weight::Quantized(weight)) => Some(weight),
             _ => None,
         };
-        let later = packed.is_some() || self.coins.is_some();
+        let later = quantized.is_some() || self.coins.is_some();
         let through = self.input.as_ref().filter(|_| self.gelu);
         let early = through.filter(|_| !later).map(numbers);
         let whole = factors.filter(|_| self.coins.is_none());
@@ -70,8 +70,8 @@ impl Linear {
             back = linear::low_rank_gradient(self.sizes, dy, up, rank, self.scale);
             linear::add_dropped(self.sizes, &back, down, coins, &mut d_seen);
         }
-        if let Some(weight) = packed {
-            packed::add_backward(dy, self.sizes.rows, &**weight, &mut d_seen);
+        if let Some(weight) = quantized {
+            quantized::add_backward(dy, self.sizes.rows, &**weight, &mut d_seen);
         }
         if let Some(input) = through.filter(|_| later) {
             gelu::backward_in_place(numbers(input), &mut d_seen);

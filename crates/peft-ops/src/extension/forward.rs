@@ -18,7 +18,7 @@ use crate::cpu::dropout::{self, Coins};
 use crate::cpu::linear::Sizes;
 use crate::cpu::norm::Affine;
 use crate::cpu::{gelu, linear as layer, norm as normalise, rms, rotary, swiglu};
-use crate::packed::Packed;
+use crate::quantized::QuantizedWeight;
 
 impl Fused for Flex {
     fn linear(
@@ -33,7 +33,7 @@ impl Fused for Flex {
     ) -> FlexTensor {
         let [gated, gamma, bias, down, up] =
             [gated, gamma, bias, down, up].map(|tensor| tensor.get().map(dense));
-        let weight = Weight::new(weight.get(), layer.packed);
+        let weight = Weight::new(weight.get(), layer.quantized);
         let input = Input {
             data: &dense(input),
             gated: gated.as_ref(),
@@ -108,12 +108,12 @@ impl Fused for Flex {
     fn linear_cross_entropy(
         hidden: FlexTensor,
         head: Maybe<Self>,
-        packed: Option<Packed>,
+        quantized: Option<QuantizedWeight>,
         through: Maybe<Self>,
         up: Maybe<Self>,
         targets: Arc<Vec<i64>>,
     ) -> FlexTensor {
-        let head = Weight::new(head.get(), packed);
+        let head = Weight::new(head.get(), quantized);
         let added = [through, up].map(|tensor| tensor.get().map(dense));
         let loss = cross_entropy(&dense(hidden), &head, &added, &targets, [false; 4]);
         total(&loss)
@@ -161,18 +161,18 @@ impl Fused for Flex {
     }
 }
 
-/// A weight: Burn's `[in, out]`, or rows `[out, in]` in a packed form.
+/// A weight: Burn's `[in, out]`, or rows `[out, in]` in a quantized form.
 #[derive(Clone, Debug)]
 pub(super) enum Weight {
     Dense(FlexTensor),
-    Packed(Packed),
+    Quantized(QuantizedWeight),
 }
 
 impl Weight {
     /// The one that is there.
-    pub(super) fn new(dense: Option<FlexTensor>, packed: Option<Packed>) -> Self {
-        match (dense, packed) {
-            (_, Some(packed)) => Self::Packed(packed),
+    pub(super) fn new(dense: Option<FlexTensor>, quantized: Option<QuantizedWeight>) -> Self {
+        match (dense, quantized) {
+            (_, Some(quantized)) => Self::Quantized(quantized),
             (Some(tensor), None) => Self::Dense(weight(tensor)),
             (None, None) => unreachable!("a layer has a weight"),
         }
@@ -182,14 +182,14 @@ impl Weight {
     fn widths(&self) -> (usize, usize) {
         match self {
             Self::Dense(tensor) => (tensor.shape()[0], tensor.shape()[1]),
-            Self::Packed(packed) => (packed.shape()[1], packed.shape()[0]),
+            Self::Quantized(quantized) => (quantized.shape()[1], quantized.shape()[0]),
         }
     }
 
     fn head(&self) -> Head<'_> {
         match self {
             Self::Dense(tensor) => Head::Dense(matrix(tensor)),
-            Self::Packed(packed) => Head::Packed(&**packed),
+            Self::Quantized(quantized) => Head::Quantized(&**quantized),
         }
     }
 }
@@ -226,7 +226,7 @@ pub(super) fn linear(
         (Some(gated), _) => Some(swiglu::forward(data, numbers(gated))),
         (None, Some(gamma)) => Some(rms::forward(data, numbers(gamma), input.epsilon)),
         // A dense layer does it block by block.
-        _ if input.gelu && (matches!(weight, Weight::Packed(_)) || input.coins.is_some()) => {
+        _ if input.gelu && (matches!(weight, Weight::Quantized(_)) || input.coins.is_some()) => {
             Some(gelu::forward(data))
         }
         _ => None,
@@ -242,7 +242,9 @@ pub(super) fn linear(
     let whole = factors.filter(|_| input.coins.is_none());
     let [mut output, mut through] = match weight {
         Weight::Dense(tensor) => layer::forward(sizes, seen, matrix(tensor), bias, whole),
-        Weight::Packed(packed) => layer::forward_packed(sizes, seen.data, &**packed, bias, whole),
+        Weight::Quantized(quantized) => {
+            layer::forward_packed(sizes, seen.data, &**quantized, bias, whole)
+        }
     };
     if let (Some(coins), Some(factors)) = (input.coins, factors) {
         let mut dropped = seen.data.to_vec();

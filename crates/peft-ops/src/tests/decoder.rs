@@ -1,17 +1,17 @@
-//! The operations of decoders, and packed weights.
+//! The operations of decoders, and quantized weights.
 
 use super::*;
-use crate::packed::{Packed, PackedRows};
+use crate::quantized::{QuantizedMatrix, QuantizedWeight};
 use crate::{Rotary, Weight};
 
-/// Rows of eighths: a packed form of which every value is known.
+/// Rows of eighths: a quantized form of which every value is known.
 #[derive(Debug)]
 struct Eighths {
     codes: Vec<i8>,
     shape: [usize; 2],
 }
 
-impl PackedRows for Eighths {
+impl QuantizedMatrix for Eighths {
     fn shape(&self) -> [usize; 2] {
         self.shape
     }
@@ -36,12 +36,12 @@ impl PackedRows for Eighths {
     }
 }
 
-pub(super) fn packed(shape: [usize; 2], seed: u64) -> Packed {
+pub(super) fn quantized(shape: [usize; 2], seed: u64) -> QuantizedWeight {
     let codes = data(&shape, seed)
         .iter::<f32>()
         .map(|value| (value * 8.0) as i8)
         .collect();
-    Packed::new(Eighths { codes, shape })
+    QuantizedWeight::new(Eighths { codes, shape })
 }
 
 proptest! {
@@ -83,7 +83,7 @@ proptest! {
         trained[5] &= with_factors;
         trained[6] &= with_factors;
         trained[0] |= !trained.contains(&true);
-        let rows = packed([d_out, wide], seed ^ 9);
+        let rows = quantized([d_out, wide], seed ^ 9);
         let options = crate::AttentionOptions {
             kv_heads, causal: true, ..crate::AttentionOptions::new(heads)
         };
@@ -179,7 +179,7 @@ proptest! {
     ) {
         let mut trained = any_of(trained);
         trained[0] |= !(with_bias && trained[1] || with_factors && (trained[3] || trained[4]) || seen == 2 && trained[2]);
-        let weight = packed([d_out, d_in], seed ^ 9);
+        let weight = quantized([d_out, d_in], seed ^ 9);
         let inputs = || (
             input([batch, seq, d_in], seed, trained[0]),
             input([batch, seq, d_in], seed ^ 2, trained[2] && seen == 2),
@@ -217,7 +217,7 @@ proptest! {
         let mut trained = any_of(trained);
         trained[2] &= !is_packed;
         trained[0] |= !(trained[1] || trained[2] || with_factors && (trained[3] || trained[4]));
-        let rows = packed([d_out, d_in], seed ^ 9);
+        let rows = quantized([d_out, d_in], seed ^ 9);
         let inputs = || (
             input([batch, seq, d_in], seed, trained[0]),
             input([d_in], seed ^ 1, trained[1]),
@@ -282,7 +282,7 @@ proptest! {
             let bits = crate::cpu::math::coin(seed ^ 5, row);
             if bits.is_multiple_of(5) { -100 } else { i64::from(bits >> 8) % classes as i64 }
         }).collect();
-        let rows_of = packed([classes, d], seed ^ 9);
+        let rows_of = quantized([classes, d], seed ^ 9);
         let inputs = || (input([rows, d], seed, trained[0]), input([classes, d], seed ^ 1, trained[1] && !is_packed));
         compare!(inputs(), [hidden, head], {
             let head = if is_packed { Weight::from(rows_of.clone()) } else { head.clone().into() };
@@ -305,7 +305,7 @@ proptest! {
             let bits = crate::cpu::math::coin(seed ^ 5, row);
             if bits.is_multiple_of(5) { -100 } else { i64::from(bits >> 8) % classes as i64 }
         }).collect();
-        let rows_of = packed([classes, d], seed ^ 9);
+        let rows_of = quantized([classes, d], seed ^ 9);
         let inputs = || (
             input([rows, d], seed, trained[0]),
             input([classes, d], seed ^ 1, trained[1]),
@@ -333,7 +333,7 @@ fn large_heads_are_worked_on_in_blocks() {
     let targets: Vec<i64> = (0..rows as i64)
         .map(|row| row * 131 % classes as i64 - 20)
         .collect();
-    let head = packed([classes, d], 3);
+    let head = quantized([classes, d], 3);
     let pass = |loss: fn(Tensor<2>, Tensor<2>, &[i64]) -> Tensor<1>, head: &Tensor<2>| {
         let hidden = input([rows, d], 1, true);
         let loss = loss(hidden.clone(), head.clone(), &targets);
@@ -351,9 +351,9 @@ fn large_heads_are_worked_on_in_blocks() {
     let hidden = input([rows, d], 1, true);
     let loss = crate::linear_cross_entropy(hidden.clone(), head.clone(), &targets);
     let gradients = loss.backward();
-    close("packed loss", &loss.into_data(), &expected.0).unwrap();
+    close("quantized loss", &loss.into_data(), &expected.0).unwrap();
     close(
-        "packed gradient",
+        "quantized gradient",
         &hidden.grad(&gradients).unwrap().into_data(),
         &expected.1,
     )
@@ -393,10 +393,10 @@ fn large_heads_are_worked_on_in_blocks() {
     close("layer", &found.into_data(), &wanted.into_data()).unwrap();
 }
 
-/// Without fusing, packed weights are decoded whole: the same numbers.
+/// Without fusing, quantized weights are decoded whole: the same numbers.
 #[test]
 fn rows_of_a_packed_table_are_its_values() {
-    let table = packed([50, 7], 2);
+    let table = quantized([50, 7], 2);
     let all = table.to_tensor(&Device::flex());
     let some = table.rows_to_tensor(&[49, 0, 7, 7], &Device::flex());
     for (at, row) in [49, 0, 7, 7].into_iter().enumerate() {
@@ -412,6 +412,6 @@ fn rows_of_a_packed_table_are_its_values() {
 #[test]
 fn a_loss_of_what_is_no_number_is_none() {
     let hidden = Tensor::<2>::full([2, 3], f32::NAN, &Device::flex());
-    let loss = crate::linear_cross_entropy(hidden, packed([5, 3], 1), &[1, 2]);
+    let loss = crate::linear_cross_entropy(hidden, quantized([5, 3], 1), &[1, 2]);
     assert!(loss.into_scalar::<f32>().is_nan());
 }

@@ -1,8 +1,9 @@
 //! What a file or a configuration says of a tied head, and what is refused.
 
 use burn::module::Module as _;
+use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
-use peft_core::{ConfigExt as _, PeftModule};
+use peft_core::method::ConfigExt as _;
 use peft_models::{Llama, LlamaConfig};
 use peft_reparameterization::{LoraConfig, METHODS};
 

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Int, Tensor, TensorData};
+use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
-use peft_core::{ConfigExt as _, LayerKind, Method, PeftModule};
+use peft_core::method::{ConfigExt as _, LayerKind, Method};
 use peft_models::{Llama, LmBatch};
 use peft_reparameterization::{LohaConfig, LoraConfig, METHODS, OftConfig};
 
@@ -218,7 +219,7 @@ fn merges(what: &str, case: &Case, model: &Llama, after: &TensorData, loss: f32)
         assert!((found / loss - 1.0).abs() < 1e-4, "{what}: {found} {loss}");
         let untied = plain.tied_head.as_ref().unwrap().own().is_some();
         assert_eq!(untied, !case.stays_tied, "{what}");
-        // Written, and read by whoever knows nothing of adapters.
+        // TensorSource, and read by whoever knows nothing of adapters.
         let dir = tempfile::tempdir().unwrap();
         plain.export(dir.path(), None).unwrap();
         let file = read(dir.path(), "model.safetensors");
@@ -330,7 +331,7 @@ fn rows_of_a_batch_have_heads_of_their_own() {
             model.forward(Tensor::<2, Int>::from_data(ids, &device), None)
         };
         let rows = [Some("b"), None, Some("a")];
-        let mixed = run(&model.activate_rows(&rows).unwrap(), 3);
+        let mixed = run(&model.set_adapter_per_row(&rows).unwrap(), 3);
         for (row, adapter) in rows.iter().enumerate() {
             let alone: Vec<&str> = adapter.iter().copied().collect();
             let alone = run(&model.activate(&alone).unwrap(), 1).into_data();
@@ -347,7 +348,7 @@ fn rows_of_a_batch_have_heads_of_their_own() {
             padding: one.padding.repeat(3),
             ..one.clone()
         };
-        let mixed = model.activate_rows(&rows).unwrap();
+        let mixed = model.set_adapter_per_row(&rows).unwrap();
         let found = mixed.loss(&batch).into_scalar::<f32>();
         let alone = rows.iter().map(|adapter| {
             let adapter: Vec<&str> = adapter.iter().copied().collect();
@@ -362,7 +363,7 @@ fn rows_of_a_batch_have_heads_of_their_own() {
         // An adapter that is on the table too cannot be mixed.
         let tied = lora(["lm_head"]).with_weight_tying(true);
         let model = model.attach("c", &tied).unwrap();
-        assert!(model.activate_rows(&[Some("c"), None]).is_err());
+        assert!(model.set_adapter_per_row(&[Some("c"), None]).is_err());
     }
 }
 

@@ -8,8 +8,9 @@ use std::path::Path;
 
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
-use peft_core::{LayerKind, PeftModule};
+use peft_core::method::LayerKind;
 use peft_models::{Llama, LmBatch};
 use peft_reparameterization::LoraConfig;
 use safetensors::SafeTensors;

@@ -109,12 +109,12 @@ fn four_bits(codes: &[u8], group: usize) -> impl Iterator<Item = u8> {
 /// The six-bit scale and minimum of a group. Those of the first four groups are the low bits of
 /// bytes 0 to 7; those of the last four have their low bits in bytes 8 to 11, and what is left in
 /// the two high bits of bytes 0 to 7.
-fn scale_and_minimum(packed: &[u8], group: usize) -> (f32, f32) {
+fn scale_and_minimum(quantized: &[u8], group: usize) -> (f32, f32) {
     let (scale, minimum) = if group < 4 {
-        (packed[group] & 63, packed[group + 4] & 63)
+        (quantized[group] & 63, quantized[group + 4] & 63)
     } else {
-        let low = packed[group + 4];
-        let (scale, minimum) = (packed[group - 4] >> 6, packed[group] >> 6);
+        let low = quantized[group + 4];
+        let (scale, minimum) = (quantized[group - 4] >> 6, quantized[group] >> 6);
         ((low & 15) | (scale << 4), (low >> 4) | (minimum << 4))
     };
     (f32::from(scale), f32::from(minimum))

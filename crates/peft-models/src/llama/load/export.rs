@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::FloatDType;
+use peft_core::checkpoint::{TensorSource, stage_file};
 use peft_core::files::Files;
-use peft_core::ops::packed::Packed;
-use peft_core::{LayerKind, Layout, Packer, PeftModule, TiedHead, Written, stage_file};
+use peft_core::method::{LayerKind, Layout};
+use peft_core::ops::quantized::QuantizedWeight;
+use peft_core::quantize::WeightQuantizer;
+use peft_core::{PeftModule, TiedHead};
 use serde_json::Value;
 
 use crate::{Llama, LlamaTokenizer, LoadError, RopeScaling, checkpoint};
@@ -55,14 +58,14 @@ impl ExportDtype {
 #[derive(Clone, Copy, Default)]
 pub struct ExportConfig<'a> {
     dtype: Option<ExportDtype>,
-    packer: Option<&'a dyn Packer>,
+    quantizer: Option<&'a dyn WeightQuantizer>,
 }
 
 impl std::fmt::Debug for ExportConfig<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ExportConfig")
             .field("dtype", &self.dtype)
-            .field("packed", &self.packer.is_some())
+            .field("quantized", &self.quantizer.is_some())
             .finish()
     }
 }
@@ -84,24 +87,24 @@ impl<'a> ExportConfig<'a> {
         }
     }
 
-    /// Keeps packed weights packed, in the parts that `packer` makes of them: [`Llama::export_packed`].
+    /// Keeps quantized weights quantized, in the parts that `quantizer` makes of them: [`Llama::export_quantized`].
     #[must_use]
-    pub fn with_packer(self, packer: &'a dyn Packer) -> Self {
+    pub fn with_quantizer(self, quantizer: &'a dyn WeightQuantizer) -> Self {
         Self {
-            packer: Some(packer),
+            quantizer: Some(quantizer),
             ..self
         }
     }
 }
 
-/// The tensors of a folder, and what its configuration says of packed ones.
-type Tensors<'a> = (Vec<(String, Written<'a>)>, Option<Value>);
+/// The tensors of a folder, and what its configuration says of quantized ones.
+type Tensors<'a> = (Vec<(String, TensorSource<'a>)>, Option<Value>);
 
 impl Llama {
     /// Writes the model as a folder that Hugging Face's `transformers` loads: `model.safetensors` and
     /// `config.json`, and the tokenizer's files where one is given ([`LlamaTokenizer::save`]). Adapters are not in
-    /// it: export after [`merge_and_unload`](PeftModule::merge_and_unload) to have them folded in. Packed weights
-    /// are written dense, with the values that they have; [`export_packed`](Self::export_packed) keeps them packed.
+    /// it: export after [`merge_and_unload`](PeftModule::merge_and_unload) to have them folded in. QuantizedWeight weights
+    /// are written dense, with the values that they have; [`export_quantized`](Self::export_quantized) keeps them quantized.
     ///
     /// Fields of the `config.json` that the model was loaded with are kept, and its number format:
     /// a model from 16 bits is written in 16 bits, rounded if it was changed since. For another
@@ -125,8 +128,8 @@ impl Llama {
         self.export_with(dir, tokenizer, &ExportConfig::new())
     }
 
-    /// Writes the model as [`export`](Self::export) does, but weights in the packed form that they have, in the
-    /// parts that `packer` makes of them, and `quantization_config` in `config.json`: with peft-quantization's
+    /// Writes the model as [`export`](Self::export) does, but weights in the quantized form that they have, in the
+    /// parts that `quantizer` makes of them, and `quantization_config` in `config.json`: with peft-quantization's
     /// `QuantizationConfig` the 4-bit weights as transformers and bitsandbytes save them. What has no such parts
     /// (tables in 16 bits, Burn's integers) is written dense.
     ///
@@ -134,17 +137,21 @@ impl Llama {
     ///
     /// # Errors
     ///
-    /// - [`LoadError::Setting`] if no weight of the model is one that the packer makes parts of, and what
+    /// - [`LoadError::Setting`] if no weight of the model is one that the quantizer makes parts of, and what
     ///   [`export`](Self::export) says.
-    /// - [`LoadError::Packing`] if a weight has another format than the packer says.
+    /// - [`LoadError::Packing`] if a weight has another format than the quantizer says.
     /// - [`LoadError::Write`].
-    pub fn export_packed(
+    pub fn export_quantized(
         &self,
         dir: impl AsRef<Path>,
         tokenizer: Option<&LlamaTokenizer>,
-        packer: &dyn Packer,
+        quantizer: &dyn WeightQuantizer,
     ) -> Result<(), LoadError> {
-        self.export_with(dir, tokenizer, &ExportConfig::new().with_packer(packer))
+        self.export_with(
+            dir,
+            tokenizer,
+            &ExportConfig::new().with_quantizer(quantizer),
+        )
     }
 
     /// [`export`](Self::export) with settings.
@@ -164,7 +171,7 @@ impl Llama {
     ///
     /// # Errors
     ///
-    /// As [`export`](Self::export) and [`export_packed`](Self::export_packed).
+    /// As [`export`](Self::export) and [`export_quantized`](Self::export_quantized).
     pub fn export_with(
         &self,
         dir: impl AsRef<Path>,
@@ -174,7 +181,7 @@ impl Llama {
         self.check_rope()?;
         let dtype = config.dtype.unwrap_or(ExportDtype::of(&self.source));
         let layout = self.layout();
-        let (tensors, quantization) = self.tensors(&layout, dtype.dtype(), config.packer)?;
+        let (tensors, quantization) = self.tensors(&layout, dtype.dtype(), config.quantizer)?;
         let dir = dir.as_ref();
         let mut files = Files::new(dir).map_err(checkpoint::written)?;
         stage_file(&mut files, checkpoint::SINGLE, tensors).map_err(checkpoint::written)?;
@@ -206,23 +213,24 @@ impl Llama {
         &self,
         layout: &'a Layout,
         dtype: FloatDType,
-        packer: Option<&dyn Packer>,
+        quantizer: Option<&dyn WeightQuantizer>,
     ) -> Result<Tensors<'a>, LoadError> {
-        let packed: BTreeMap<String, Packed> = self.packed_weights().into_iter().collect();
+        let quantized: BTreeMap<String, QuantizedWeight> =
+            self.quantized_weights().into_iter().collect();
         let mut tensors = Vec::new();
         let mut dense = Vec::new();
         let mut any = false;
         for param in layout.params.iter().filter(|param| !param.is_tied()) {
             let layer = layout.layer_of(param);
-            let rows = packed.get(&layer.name);
-            let parts = match (rows.filter(|_| param.field() == "weight"), packer) {
-                (Some(rows), Some(packer)) => packer.write_parts(&layer.name, rows)?,
+            let rows = quantized.get(&layer.name);
+            let parts = match (rows.filter(|_| param.field() == "weight"), quantizer) {
+                (Some(rows), Some(quantizer)) => quantizer.write_parts(&layer.name, rows)?,
                 _ => None,
             };
             if let Some(parts) = parts {
                 any = true;
                 for (name, part) in parts {
-                    tensors.push((format!("{}.{name}", layer.name), Written::Part(part)));
+                    tensors.push((format!("{}.{name}", layer.name), TensorSource::Part(part)));
                 }
                 continue;
             }
@@ -230,19 +238,19 @@ impl Llama {
             if transposed {
                 dense.push(layer.name.clone());
             }
-            let tensor = Written::of(param, transposed).cast(dtype);
+            let tensor = TensorSource::of(param, transposed).cast(dtype);
             tensors.push((param.name.clone(), tensor));
         }
-        let Some(packer) = packer else {
+        let Some(quantizer) = quantizer else {
             return Ok((tensors, None));
         };
-        let quantization = packer.quantization_config(&dense).filter(|_| any);
+        let quantization = quantizer.quantization_config(&dense).filter(|_| any);
         if quantization.is_none() {
             return Err(LoadError::Setting {
-                setting: "packer",
+                setting: "quantizer",
                 found: "one that makes no parts of this model's weights".to_string(),
                 expected:
-                    "of the format that the weights are packed in; `export` writes them dense"
+                    "of the format that the weights are quantized in; `export` writes them dense"
                         .to_string(),
             });
         }

@@ -1,0 +1,159 @@
+//! The adapter contract: what a method's state must be able to do at the place where it acts.
+
+use burn::module::Module;
+use burn::tensor::module::{conv2d, embedding};
+use burn::tensor::{Int, Tensor};
+use peft_ops::LowRank;
+
+use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::nn::base_layer::{BaseConv2d, BaseEmbedding, BaseLinear};
+
+/// State that a method adds to one place of a model.
+///
+/// A plain `#[derive(Module)]` struct: its parameters take part in optimizers, devices, records
+/// and `valid`/`train` like the model's own. What it does is said by the trait of the place where
+/// it acts: [`WeightAdapter`], [`HiddenAdapter`], [`PromptAdapter`] or [`KeyValueAdapter`].
+pub trait Adapter: Module + Sync + 'static {
+    /// Name of the method, as in `lora`.
+    const METHOD: &'static str;
+
+    /// How the state's parameters are called and laid out in a checkpoint.
+    ///
+    /// Every parameter must be listed, or [`Error::UnlistedTensor`](crate::Error::UnlistedTensor) refuses to attach
+    /// the adapter: its checkpoint would silently lack a tensor.
+    fn tensors(&self) -> Vec<CheckpointKey>;
+
+    /// The state as a file holds it, where that is not what is trained: what a prompt's encoder computes, in the
+    /// encoder's place. Without autodiff, as nothing is trained in a file. Default: the state itself.
+    #[must_use]
+    fn for_checkpoint(&self) -> Self {
+        self.clone()
+    }
+}
+
+/// An adapter of a parameter: W becomes W'(theta), of the same shape.
+///
+/// The two ways to use it must agree (a law of the conformance battery):
+///
+/// - *composed*: [`compose`](Self::compose) gives W'. Works in any Burn module, unchanged.
+/// - *activation side*: [`linear`](Self::linear) and its siblings compute the layer's output
+///   without ever forming W'. The defaults compose; overriding them is what makes a method cheap.
+///
+/// Several adapters on one parameter nest: each sees what lies below it as `inner`, the base
+/// weight being innermost.
+pub trait WeightAdapter: Adapter {
+    /// The effective weight, from the weight below. Shape and dtype are kept.
+    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D>;
+
+    /// The change as factors, where the adapter of a linear layer is that and nothing else:
+    /// W' = W + s·A B for whatever W is, and nothing happens to the input. `None` otherwise.
+    ///
+    /// A method that gives them needs no [`linear`](Self::linear) of its own, and is fused with the
+    /// layer and with other such adapters on it.
+    fn low_rank(&self) -> Option<LowRank> {
+        None
+    }
+
+    /// `x W' + b`, for `input` of shape `[tokens, in]`: returns `[tokens, out]`. The layer's bias
+    /// is `inner`'s.
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+        match self.low_rank() {
+            Some(low_rank) => inner.forward_with(input, low_rank),
+            None => peft_ops::linear(input, self.compose(inner.weight()), inner.bias(), None),
+        }
+    }
+
+    /// Rows of the table for `ids` of shape `[batch, seq]`: returns `[batch, seq, d]`.
+    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
+        embedding(self.compose(inner.weight()), ids)
+    }
+
+    /// The convolution of `input` `[batch, in, h, w]`, without the bias.
+    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
+        conv2d(input, self.compose(inner.weight()), None, inner.options())
+    }
+
+    /// Whether [`compose`](Self::compose) says all that the adapter does. Where it adds to a layer's output
+    /// what no weight can, it cannot be merged, and the layer must be called through
+    /// [`AdaptedForward`](crate::nn::AdaptedForward). Default: yes.
+    fn is_mergeable(&self) -> bool {
+        true
+    }
+
+    /// Whether a head that is this table ([`TiedHead`](crate::TiedHead)) changes with it: new tokens do, a
+    /// change of the embeddings does not unless it is asked for, as upstream has it. Default: no.
+    fn affects_tied_head(&self) -> bool {
+        false
+    }
+
+    /// The change of a head that is this table and moves with it, as factors `[d, r]` and `[r, vocabulary]`: the
+    /// head is the table, transposed. Without them the head's matrix is composed. Default: none.
+    fn tied_low_rank(&self) -> Option<LowRank> {
+        None
+    }
+
+    /// How many of the `base` elements of the weight change; all, unless the method is sparse.
+    fn num_changed_weights(&self, base: usize) -> usize {
+        base
+    }
+}
+
+/// An adapter of a hidden state at a [`Site`](crate::Site) of the forward pass.
+pub trait HiddenAdapter: Adapter {
+    /// The new hidden state, `[batch, seq, d]` as `hidden` is.
+    fn forward(&self, hidden: Tensor<3>, around: &SiteContext<'_>) -> Tensor<3>;
+}
+
+/// An adapter of a model's input: virtual tokens before the embeddings.
+pub trait PromptAdapter: Adapter {
+    /// The virtual tokens' embeddings, `[virtual_tokens, d]`.
+    fn prompt(&self) -> Tensor<2>;
+}
+
+/// An adapter of an attention layer's state: keys and values of tokens that are not there.
+pub trait KeyValueAdapter: Adapter {
+    /// How many virtual tokens.
+    fn virtual_tokens(&self) -> usize;
+
+    /// Keys and values, each `[virtual_tokens, kv_heads · head_dim]`. Keys are as they are attended to: where
+    /// the model rotates by position, they are taken for rotated.
+    fn key_value(&self) -> (Tensor<2>, Tensor<2>);
+}
+
+/// What a [`HiddenAdapter`] may use besides the hidden state itself.
+#[derive(Default)]
+#[non_exhaustive]
+pub struct SiteContext<'a> {
+    /// What went into the sublayer whose output the site sees, `[batch, seq, d]`.
+    pub sublayer_input: Option<Tensor<3>>,
+    /// The residual stream that the model adds after the site, `[batch, seq, d]`.
+    pub residual: Option<Tensor<3>>,
+    /// The normalisation that the model applies after adding the residual (post-norm models).
+    pub norm: Option<&'a dyn Fn(Tensor<3>) -> Tensor<3>>,
+}
+
+impl<'a> SiteContext<'a> {
+    /// Nothing is known: sites in the middle of nowhere.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The site after a sublayer of a post-norm block, `norm(hidden + residual)`, whose residual
+    /// is also the sublayer's input.
+    pub fn post_norm(residual: Tensor<3>, norm: &'a dyn Fn(Tensor<3>) -> Tensor<3>) -> Self {
+        Self {
+            sublayer_input: Some(residual.clone()),
+            residual: Some(residual),
+            norm: Some(norm),
+        }
+    }
+
+    /// The site after a sublayer of a pre-norm block, `hidden + residual`.
+    pub fn pre_norm(sublayer_input: Tensor<3>, residual: Tensor<3>) -> Self {
+        Self {
+            sublayer_input: Some(sublayer_input),
+            residual: Some(residual),
+            norm: None,
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! Erasure of typed adapters, so that one list can hold those of every method.
+//!
+//! A method's state is a plain `#[derive(Module)]` struct. Burn's visitors and mappers have
+//! methods generic over the tensor's rank, which no trait object can have, so this module carries
+//! parameters across as `(rank, dyn Any)` and restores the rank on the other side, as Burn does for
+//! its own reparameterizations. Nothing outside this file sees the erased form.
+
+use std::any::Any;
+
+use burn::module::{Devices, Flag, Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use peft_ops::LowRank;
+
+use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::adapter::contract::{
+    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, SiteContext, WeightAdapter,
+};
+use crate::nn::base_layer::{BaseConv2d, BaseEmbedding, BaseLinear};
+
+/// Runs `$body` with `$d` as the constant that `$rank` holds.
+macro_rules! with_rank {
+    ($rank:expr, $d:ident => $body:expr) => {
+        match $rank {
+            0 => {
+                const $d: usize = 0;
+                $body
+            }
+            1 => {
+                const $d: usize = 1;
+                $body
+            }
+            2 => {
+                const $d: usize = 2;
+                $body
+            }
+            3 => {
+                const $d: usize = 3;
+                $body
+            }
+            4 => {
+                const $d: usize = 4;
+                $body
+            }
+            5 => {
+                const $d: usize = 5;
+                $body
+            }
+            6 => {
+                const $d: usize = 6;
+                $body
+            }
+            7 => {
+                const $d: usize = 7;
+                $body
+            }
+            8 => {
+                const $d: usize = 8;
+                $body
+            }
+            rank => unreachable!("no Burn layer has a parameter of rank {rank}"),
+        }
+    };
+}
+pub(crate) use with_rank;
+
+/// A float tensor whose rank is known at run time only.
+#[derive(Clone, Debug)]
+pub(crate) struct AnyTensor {
+    rank: usize,
+    value: std::sync::Arc<dyn Any + Send + Sync>,
+}
+
+impl AnyTensor {
+    pub(crate) fn new<const D: usize>(tensor: Tensor<D>) -> Self {
+        Self {
+            rank: D,
+            value: std::sync::Arc::new(tensor),
+        }
+    }
+
+    pub(crate) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    pub(crate) fn get<const D: usize>(&self) -> Tensor<D> {
+        self.value
+            .downcast_ref::<Tensor<D>>()
+            .expect("the rank was checked when the adapter was placed")
+            .clone()
+    }
+}
+
+impl AnyTensor {
+    pub(crate) fn to_device(&self, device: &Device) -> Self {
+        with_rank!(self.rank, D => Self::new(self.get::<D>().to_device(device).detach()))
+    }
+
+    pub(crate) fn shape(&self) -> Vec<usize> {
+        with_rank!(self.rank, D => self.get::<D>().dims().to_vec())
+    }
+
+    pub(crate) fn elements(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        with_rank!(self.rank, D => self.get::<D>().dtype())
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        with_rank!(self.rank, D => self.get::<D>().device())
+    }
+
+    pub(crate) fn to_data(&self) -> TensorData {
+        with_rank!(self.rank, D => self.get::<D>().into_data())
+    }
+
+    pub(crate) fn detach(&self) -> Self {
+        with_rank!(self.rank, D => Self::new(self.get::<D>().detach()))
+    }
+
+    /// On the device's autodiff side, or off it.
+    pub(crate) fn with_autodiff(&self, on: bool) -> Self {
+        with_rank!(self.rank, D => {
+            let tensor = self.get::<D>();
+            Self::new(if on { Tensor::from_inner(tensor) } else { tensor.without_autodiff() })
+        })
+    }
+}
+
+/// A parameter on its way through the erased boundary.
+pub(crate) struct AnyParam {
+    rank: usize,
+    value: Box<dyn Any>,
+}
+
+impl AnyParam {
+    fn new<T: Any>(rank: usize, value: T) -> Self {
+        Self {
+            rank,
+            value: Box::new(value),
+        }
+    }
+
+    fn take<T: Any>(self) -> T {
+        *self
+            .value
+            .downcast()
+            .expect("rank and kind travel with the parameter")
+    }
+}
+
+/// A borrowed parameter on its way through the erased boundary.
+pub(crate) struct AnyParamRef<'a> {
+    rank: usize,
+    value: &'a dyn Any,
+}
+
+pub(crate) trait DynVisitor {
+    fn float(&mut self, param: AnyParamRef<'_>);
+    fn int(&mut self, param: AnyParamRef<'_>);
+    fn bool(&mut self, param: AnyParamRef<'_>);
+    fn flag(&mut self, param: &Param<Flag>);
+    fn enter(&mut self, name: &str, container: &str);
+    fn exit(&mut self, name: &str, container: &str);
+}
+
+pub(crate) trait DynMapper {
+    fn float(&mut self, param: AnyParam) -> AnyParam;
+    fn int(&mut self, param: AnyParam) -> AnyParam;
+    fn bool(&mut self, param: AnyParam) -> AnyParam;
+    fn flag(&mut self, param: Param<Flag>) -> Param<Flag>;
+    fn enter(&mut self, name: &str, container: &str);
+    fn exit(&mut self, name: &str, container: &str);
+}
+
+/// Typed visitor calls in, erased calls out.
+struct ToDyn<'a, T: ?Sized>(&'a mut T);
+
+impl ModuleVisitor for ToDyn<'_, dyn DynVisitor + '_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0.float(AnyParamRef {
+            rank: D,
+            value: param,
+        });
+    }
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        self.0.int(AnyParamRef {
+            rank: D,
+            value: param,
+        });
+    }
+    fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
+        self.0.bool(AnyParamRef {
+            rank: D,
+            value: param,
+        });
+    }
+    fn visit_flag(&mut self, param: &Param<Flag>) {
+        self.0.flag(param);
+    }
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.0.enter(name, container);
+    }
+    fn exit_module(&mut self, name: &str, container: &str) {
+        self.0.exit(name, container);
+    }
+}
+
+impl ModuleMapper for ToDyn<'_, dyn DynMapper + '_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        self.0.float(AnyParam::new(D, param)).take()
+    }
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+        self.0.int(AnyParam::new(D, param)).take()
+    }
+    fn map_bool<const D: usize>(
+        &mut self,
+        param: Param<Tensor<D, Bool>>,
+    ) -> Param<Tensor<D, Bool>> {
+        self.0.bool(AnyParam::new(D, param)).take()
+    }
+    fn map_flag(&mut self, param: Param<Flag>) -> Param<Flag> {
+        self.0.flag(param)
+    }
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.0.enter(name, container);
+    }
+    fn exit_module(&mut self, name: &str, container: &str) {
+        self.0.exit(name, container);
+    }
+}
+
+/// Erased calls in, typed visitor calls out.
+pub(crate) struct FromDyn<'a, T>(pub(crate) &'a mut T);
+
+impl<V: ModuleVisitor> DynVisitor for FromDyn<'_, V> {
+    fn float(&mut self, param: AnyParamRef<'_>) {
+        with_rank!(param.rank, D => {
+            self.0.visit_float(param.value.downcast_ref::<Param<Tensor<D>>>().expect("rank"));
+        });
+    }
+    fn int(&mut self, param: AnyParamRef<'_>) {
+        with_rank!(param.rank, D => {
+            self.0.visit_int(param.value.downcast_ref::<Param<Tensor<D, Int>>>().expect("rank"));
+        });
+    }
+    fn bool(&mut self, param: AnyParamRef<'_>) {
+        with_rank!(param.rank, D => {
+            self.0.visit_bool(param.value.downcast_ref::<Param<Tensor<D, Bool>>>().expect("rank"));
+        });
+    }
+    fn flag(&mut self, param: &Param<Flag>) {
+        self.0.visit_flag(param);
+    }
+    fn enter(&mut self, name: &str, container: &str) {
+        self.0.enter_module(name, container);
+    }
+    fn exit(&mut self, name: &str, container: &str) {
+        self.0.exit_module(name, container);
+    }
+}
+
+impl<M: ModuleMapper> DynMapper for FromDyn<'_, M> {
+    fn float(&mut self, param: AnyParam) -> AnyParam {
+        with_rank!(param.rank, D => AnyParam::new(D, self.0.map_float(param.take::<Param<Tensor<D>>>())))
+    }
+    fn int(&mut self, param: AnyParam) -> AnyParam {
+        with_rank!(param.rank, D => AnyParam::new(D, self.0.map_int(param.take::<Param<Tensor<D, Int>>>())))
+    }
+    fn bool(&mut self, param: AnyParam) -> AnyParam {
+        with_rank!(param.rank, D => AnyParam::new(D, self.0.map_bool(param.take::<Param<Tensor<D, Bool>>>())))
+    }
+    fn flag(&mut self, param: Param<Flag>) -> Param<Flag> {
+        self.0.map_flag(param)
+    }
+    fn enter(&mut self, name: &str, container: &str) {
+        self.0.enter_module(name, container);
+    }
+    fn exit(&mut self, name: &str, container: &str) {
+        self.0.exit_module(name, container);
+    }
+}
+
+/// What every erased adapter can do, wherever it acts.
+pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
+    fn method(&self) -> &'static str;
+    fn tensors(&self) -> Vec<CheckpointKey>;
+    /// As a file holds it.
+    fn stored(&self) -> Box<dyn ErasedModule>;
+    fn as_any(&self) -> &dyn Any;
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+    fn visit(&self, visitor: &mut dyn DynVisitor);
+    fn map(&mut self, mapper: &mut dyn DynMapper);
+    fn to_device(&mut self, device: &Device);
+    fn fork(&mut self, device: &Device);
+    fn train(&mut self);
+    fn valid(&mut self);
+    fn collect_devices(&self, devices: Devices) -> Devices;
+}
+
+/// A typed adapter; absent only while it is being changed, so that no second handle on its
+/// tensors keeps an optimizer from updating them in place.
+#[derive(Clone, Debug)]
+struct Typed<A>(Option<A>);
+
+impl<A: Adapter> Typed<A> {
+    fn state(&self) -> &A {
+        self.0
+            .as_ref()
+            .expect("present but for the moment of a change")
+    }
+
+    fn change(&mut self, change: impl FnOnce(A) -> A) {
+        self.0 = self.0.take().map(change);
+    }
+}
+
+impl<A: Adapter> ErasedModule for Typed<A> {
+    fn method(&self) -> &'static str {
+        A::METHOD
+    }
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        self.state().tensors()
+    }
+    fn stored(&self) -> Box<dyn ErasedModule> {
+        Box::new(Self(Some(self.state().for_checkpoint())))
+    }
+    fn as_any(&self) -> &dyn Any {
+        self.state()
+    }
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self.0
+            .as_mut()
+            .expect("present but for the moment of a change")
+    }
+    fn visit(&self, visitor: &mut dyn DynVisitor) {
+        self.state().visit(&mut ToDyn(visitor));
+    }
+    fn map(&mut self, mapper: &mut dyn DynMapper) {
+        self.change(|state| state.map(&mut ToDyn(mapper)));
+    }
+    fn to_device(&mut self, device: &Device) {
+        self.change(|state| state.to_device(device));
+    }
+    fn fork(&mut self, device: &Device) {
+        self.change(|state| state.fork(device));
+    }
+    fn train(&mut self) {
+        self.change(Module::train);
+    }
+    fn valid(&mut self) {
+        self.change(|state| state.valid());
+    }
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.state().collect_devices(devices)
+    }
+}
+
+pub(crate) trait ErasedWeight: ErasedModule {
+    fn compose(&self, base: AnyTensor) -> AnyTensor;
+    fn low_rank(&self) -> Option<LowRank>;
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2>;
+    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3>;
+    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4>;
+    fn is_mergeable(&self) -> bool;
+    fn affects_tied_head(&self) -> bool;
+    fn tied_low_rank(&self) -> Option<LowRank>;
+    fn num_changed_weights(&self, base: usize) -> usize;
+    fn boxed(&self) -> Box<dyn ErasedWeight>;
+}
+
+impl<A: WeightAdapter> ErasedWeight for Typed<A> {
+    fn compose(&self, base: AnyTensor) -> AnyTensor {
+        with_rank!(base.rank(), D => AnyTensor::new(self.state().compose(base.get::<D>())))
+    }
+    fn low_rank(&self) -> Option<LowRank> {
+        self.state().low_rank()
+    }
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+        self.state().linear(input, inner)
+    }
+    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
+        self.state().embedding(ids, inner)
+    }
+    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
+        self.state().conv2d(input, inner)
+    }
+    fn is_mergeable(&self) -> bool {
+        self.state().is_mergeable()
+    }
+    fn affects_tied_head(&self) -> bool {
+        self.state().affects_tied_head()
+    }
+    fn tied_low_rank(&self) -> Option<LowRank> {
+        self.state().tied_low_rank()
+    }
+    fn num_changed_weights(&self, base: usize) -> usize {
+        self.state().num_changed_weights(base)
+    }
+    fn boxed(&self) -> Box<dyn ErasedWeight> {
+        Box::new(self.clone())
+    }
+}
+
+pub(crate) trait ErasedHidden: ErasedModule {
+    fn forward(&self, hidden: Tensor<3>, around: &SiteContext<'_>) -> Tensor<3>;
+    fn boxed(&self) -> Box<dyn ErasedHidden>;
+}
+
+impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
+    fn forward(&self, hidden: Tensor<3>, around: &SiteContext<'_>) -> Tensor<3> {
+        self.state().forward(hidden, around)
+    }
+    fn boxed(&self) -> Box<dyn ErasedHidden> {
+        Box::new(self.clone())
+    }
+}
+
+pub(crate) trait ErasedPrompt: ErasedModule {
+    fn prompt(&self) -> Tensor<2>;
+    fn boxed(&self) -> Box<dyn ErasedPrompt>;
+}
+
+impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
+    fn prompt(&self) -> Tensor<2> {
+        self.state().prompt()
+    }
+    fn boxed(&self) -> Box<dyn ErasedPrompt> {
+        Box::new(self.clone())
+    }
+}
+
+pub(crate) trait ErasedKeyValue: ErasedModule {
+    fn virtual_tokens(&self) -> usize;
+    fn key_value(&self) -> (Tensor<2>, Tensor<2>);
+    fn boxed(&self) -> Box<dyn ErasedKeyValue>;
+}
+
+impl<A: KeyValueAdapter> ErasedKeyValue for Typed<A> {
+    fn virtual_tokens(&self) -> usize {
+        self.state().virtual_tokens()
+    }
+    fn key_value(&self) -> (Tensor<2>, Tensor<2>) {
+        self.state().key_value()
+    }
+    fn boxed(&self) -> Box<dyn ErasedKeyValue> {
+        Box::new(self.clone())
+    }
+}
+
+/// An adapter of any method at any of the places.
+#[derive(Debug)]
+pub(crate) enum AnyAdapter {
+    Weight(Box<dyn ErasedWeight>),
+    Hidden(Box<dyn ErasedHidden>),
+    Prompt(Box<dyn ErasedPrompt>),
+    KeyValue(Box<dyn ErasedKeyValue>),
+}
+
+impl Clone for AnyAdapter {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Weight(adapter) => Self::Weight(adapter.boxed()),
+            Self::Hidden(adapter) => Self::Hidden(adapter.boxed()),
+            Self::Prompt(adapter) => Self::Prompt(adapter.boxed()),
+            Self::KeyValue(adapter) => Self::KeyValue(adapter.boxed()),
+        }
+    }
+}
+
+impl AnyAdapter {
+    pub(crate) fn weight(adapter: impl WeightAdapter) -> Self {
+        Self::Weight(Box::new(Typed(Some(adapter))))
+    }
+    pub(crate) fn hidden(adapter: impl HiddenAdapter) -> Self {
+        Self::Hidden(Box::new(Typed(Some(adapter))))
+    }
+    pub(crate) fn prompt(adapter: impl PromptAdapter) -> Self {
+        Self::Prompt(Box::new(Typed(Some(adapter))))
+    }
+    pub(crate) fn key_value(adapter: impl KeyValueAdapter) -> Self {
+        Self::KeyValue(Box::new(Typed(Some(adapter))))
+    }
+
+    /// The part that does not depend on the place.
+    pub(crate) fn module(&self) -> &dyn ErasedModule {
+        match self {
+            Self::Weight(adapter) => adapter.as_ref(),
+            Self::Hidden(adapter) => adapter.as_ref(),
+            Self::Prompt(adapter) => adapter.as_ref(),
+            Self::KeyValue(adapter) => adapter.as_ref(),
+        }
+    }
+
+    pub(crate) fn module_mut(&mut self) -> &mut dyn ErasedModule {
+        match self {
+            Self::Weight(adapter) => adapter.as_mut(),
+            Self::Hidden(adapter) => adapter.as_mut(),
+            Self::Prompt(adapter) => adapter.as_mut(),
+            Self::KeyValue(adapter) => adapter.as_mut(),
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The adapters on a model: how they are held, found and placed.
+
+pub(crate) mod stack;
+pub(crate) mod traversal;

@@ -1,0 +1,198 @@
+//! The list of named adapters at one place.
+
+use std::sync::Arc;
+
+use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Reparameterization};
+use burn::tensor::{Device, Tensor};
+
+use crate::adapter::erased::{AnyAdapter, AnyTensor, ErasedWeight, FromDyn};
+use crate::adapter::quantized_base::{self, QuantizedBase};
+use crate::attached::traversal;
+use crate::method::contract::AttachedMethod;
+use crate::nn::base_layer::BaseNorms;
+use crate::nn::mixed_batch::Rows;
+
+/// What visitors and mappers are told, in `enter_module` and `exit_module`, to be the container of an adapter that
+/// takes part in the forward pass. The name is the adapter's.
+pub const ACTIVE_ADAPTER: &str = "Adapter";
+
+/// The same of an adapter that is attached and inactive: it gets no gradients.
+pub const INACTIVE_ADAPTER: &str = "InactiveAdapter";
+
+/// Whether a visitor enters an adapter.
+pub(crate) fn is_adapter(container: &str) -> bool {
+    container == ACTIVE_ADAPTER || container == INACTIVE_ADAPTER
+}
+
+/// One named adapter at one place.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) active: bool,
+    pub(crate) adapter: AnyAdapter,
+    pub(crate) origin: Arc<AttachedMethod>,
+}
+
+/// The adapters at one place, the innermost first.
+///
+/// On a parameter it is what Burn attaches ([`Reparameterization`]); in the forward pass it is
+/// held by a [`Site`](crate::Site). Whether an adapter is active is plain data and not a
+/// `Param<Flag>`: `valid()` and `freeze()` turn flags off, and must not turn adapters off.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stack {
+    pub(crate) entries: Vec<Entry>,
+    /// The effective value, computed once: set while the model is merged.
+    pub(crate) merged: Option<AnyTensor>,
+    /// The base, if it is quantized: the parameter's own tensor then only stands in for its shape.
+    pub(crate) quantized: Option<QuantizedBase>,
+    /// The adapter of each row of the batch, if rows have adapters of their own; then none is active.
+    pub(crate) rows: Option<Arc<Rows>>,
+    /// Of the base.
+    pub(crate) norms: BaseNorms,
+}
+
+impl Stack {
+    /// Whether there is nothing at the place.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.merged.is_none() && self.quantized.is_none()
+    }
+
+    pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.name == name)
+    }
+
+    pub(crate) fn active(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.active)
+    }
+
+    /// What the entry at this index reports to visitors.
+    fn container(&self, index: usize) -> &'static str {
+        let in_rows = || self.rows.as_ref().is_some_and(|rows| rows.use_entry(index));
+        if self.entries[index].active || in_rows() {
+            ACTIVE_ADAPTER
+        } else {
+            INACTIVE_ADAPTER
+        }
+    }
+
+    pub(crate) fn active_weights(&self) -> Vec<&dyn ErasedWeight> {
+        self.active()
+            .filter_map(|entry| match &entry.adapter {
+                AnyAdapter::Weight(adapter) => Some(adapter.as_ref()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// The base with the active adapters folded in, whether merged or not. `base` is the parameter's own
+    /// tensor.
+    pub(crate) fn compose(&self, base: AnyTensor) -> AnyTensor {
+        self.active_weights().into_iter().fold(
+            quantized_base::dense(Some(self), &base),
+            |weight, adapter| adapter.compose(weight),
+        )
+    }
+}
+
+impl Reparameterization for Stack {
+    const NAME: &'static str = traversal::SEGMENT;
+
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        assert!(
+            self.rows.as_ref().is_none_or(|rows| !rows.use_any()),
+            "rows of the batch have adapters of their own, so this weight is no single one: call its \
+             layer through `peft_core::nn::AdaptedForward`, or `activate` adapters for all rows"
+        );
+        assert!(
+            self.active_weights()
+                .iter()
+                .all(|adapter| adapter.is_mergeable()),
+            "an adapter adds to this layer's output what its weight cannot: call the layer through \
+             `peft_core::nn::AdaptedForward`"
+        );
+        match &self.merged {
+            Some(merged) => merged.get(),
+            None if self.quantized.is_none() && self.active().next().is_none() => base,
+            None => self.compose(AnyTensor::new(base)).get(),
+        }
+    }
+}
+
+impl Module for Stack {
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        if traversal::hand_out(self) {
+            return;
+        }
+        for (index, entry) in self.entries.iter().enumerate() {
+            let container = self.container(index);
+            visitor.enter_module(&entry.name, container);
+            entry.adapter.module().visit(&mut FromDyn(visitor));
+            visitor.exit_module(&entry.name, container);
+        }
+    }
+
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        match traversal::placed(self) {
+            Ok(placed) => placed,
+            Err(mut stack) => {
+                // The mapper may have changed the base, but not a quantized one.
+                if stack.quantized.is_none() {
+                    stack.norms = BaseNorms::default();
+                }
+                for index in 0..stack.entries.len() {
+                    let container = stack.container(index);
+                    let entry = &mut stack.entries[index];
+                    mapper.enter_module(&entry.name, container);
+                    entry.adapter.module_mut().map(&mut FromDyn(mapper));
+                    mapper.exit_module(&entry.name, container);
+                }
+                stack
+            }
+        }
+    }
+
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.entries.iter().fold(devices, |devices, entry| {
+            entry.adapter.module().collect_devices(devices)
+        })
+    }
+
+    fn to_device(mut self, device: &Device) -> Self {
+        for entry in &mut self.entries {
+            entry.adapter.module_mut().to_device(device);
+        }
+        self.merged = self.merged.map(|merged| merged.to_device(device));
+        self.norms = BaseNorms::default();
+        self
+    }
+
+    fn fork(mut self, device: &Device) -> Self {
+        for entry in &mut self.entries {
+            entry.adapter.module_mut().fork(device);
+        }
+        self.merged = self.merged.map(|merged| merged.to_device(device));
+        self.norms = BaseNorms::default();
+        self
+    }
+
+    fn train(mut self) -> Self {
+        for entry in &mut self.entries {
+            entry.adapter.module_mut().train();
+        }
+        self.merged = self.merged.map(|merged| merged.with_autodiff(true));
+        self
+    }
+
+    fn valid(&self) -> Self {
+        let mut stack = self.clone();
+        for entry in &mut stack.entries {
+            entry.adapter.module_mut().valid();
+        }
+        stack.merged = stack.merged.map(|merged| merged.with_autodiff(false));
+        stack
+    }
+
+    fn materialize(self) -> Self {
+        self
+    }
+}

@@ -1,0 +1,200 @@
+//! Keys of adapter files, as this crate looks for them, from what other tools have made of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::tensor::TensorData;
+
+use crate::adapter::checkpoint_key::Style;
+use crate::checkpoint::read;
+use crate::layout::model_layout::Layout;
+use crate::method::contract::PlannedAdapter;
+use crate::model::attached::place_name;
+
+type Tensors = BTreeMap<String, TensorData>;
+
+/// What `torch.compile` puts in front of the modules that it wraps.
+const COMPILED: &str = "_orig_mod";
+
+/// The tensors without what `torch.compile` put into their keys.
+///
+/// # Errors
+///
+/// Two keys that differ in nothing else.
+pub(crate) fn of_compiled(tensors: Tensors) -> Result<Tensors, String> {
+    let mut plain = Tensors::new();
+    for (key, data) in tensors {
+        let segments: Vec<_> = key.split('.').filter(|part| *part != COMPILED).collect();
+        let short = segments.join(".");
+        if plain.insert(short.clone(), data).is_some() {
+            return Err(format!(
+                "it holds `{short}` twice, with and without `{COMPILED}.` in the key; keep one"
+            ));
+        }
+    }
+    Ok(plain)
+}
+
+/// Keys of the file with those that `planned` adapters look for in their place, where the file has an adapter's
+/// name inside (`lora_A.default.weight`), as state dicts do, or a prefix that this crate once wrote.
+///
+/// # Errors
+///
+/// Names of several adapters; a tensor that is missing, with what the file has instead.
+pub(crate) fn renames(
+    tensors: &Tensors,
+    planned: &[PlannedAdapter],
+    layout: &Layout,
+    style: Style,
+    name: &str,
+) -> Result<Vec<(String, String)>, String> {
+    let expected: BTreeMap<String, Option<usize>> = planned
+        .iter()
+        .flat_map(|planned| {
+            let place = place_name(layout, &planned.path);
+            read::keys(planned.adapter.module(), style, &place, name)
+        })
+        .collect();
+    let mut missing: BTreeMap<&String, Option<usize>> = expected
+        .iter()
+        .filter(|(key, _)| !tensors.contains_key(*key))
+        .map(|(key, place)| (key, *place))
+        .collect();
+    if missing.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut others: BTreeSet<&String> = tensors
+        .keys()
+        .filter(|key| !expected.contains_key(*key))
+        .collect();
+    // Where a layer's tensors have a name inside, all of them have.
+    let named = |key: &String, place: &Option<usize>| place.is_none() || !tensors.contains_key(key);
+    let all_named = expected.iter().all(|(key, place)| named(key, place));
+    // Pairs of a key of the file and what it is looked for as, by the adapter's name that is left out.
+    let mut found: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    for key in &others {
+        let former = style.former_spelling(key).map(|short| Shorter {
+            short,
+            name: String::new(),
+            at: None,
+        });
+        let fits = |found: &Shorter| match (found.at, missing.get(&found.short)) {
+            (Some(at), Some(Some(place))) => all_named && at > *place,
+            (None, Some(None)) => true,
+            _ => false,
+        };
+        if let Some(found_for) = former.into_iter().chain(shorter(key)).find(fits) {
+            let renames = found.entry(found_for.name).or_default();
+            renames.push(((*key).clone(), found_for.short));
+        }
+    }
+    if found.len() > 1 {
+        let names: Vec<_> = found.keys().map(|name| format!("`{name}`")).collect();
+        return Err(format!(
+            "its keys have names of several adapters inside: {}; keep the tensors of one",
+            names.join(", ")
+        ));
+    }
+    let renames: Vec<_> = found.into_values().flatten().collect();
+    for (key, short) in &renames {
+        missing.remove(short);
+        others.remove(key);
+    }
+    match (missing.first_key_value(), others.first()) {
+        (Some((key, _)), Some(other)) => Err(format!(
+            "tensor `{key}` is missing; the file has {} that nobody looks for, such as `{other}`",
+            others.len()
+        )),
+        // What is missing is said where it is looked for.
+        _ => Ok(renames),
+    }
+}
+
+/// What a key of a file may stand for.
+struct Shorter {
+    short: String,
+    /// The adapter's name that is left out.
+    name: String,
+    /// Where in the key that was: behind the layer's name, for a tensor of a layer. `None` where it was in the wrapper
+    /// of a module that is saved whole.
+    at: Option<usize>,
+}
+
+fn shorter(key: &str) -> impl Iterator<Item = Shorter> {
+    let parts: Vec<String> = key.split('.').map(str::to_string).collect();
+    (1..parts.len()).flat_map(move |at| {
+        let without = |from: usize, to: usize, at| Shorter {
+            short: [&parts[..from], &parts[to..]].concat().join("."),
+            name: parts[from.max(to - 1)].clone(),
+            at,
+        };
+        // Behind `weight` and `bias` there is no name: upstream puts it in front of them.
+        let last_of_module = at + 1 == parts.len() && matches!(&*parts[at - 1], "weight" | "bias");
+        let mut found = Vec::new();
+        if !last_of_module {
+            found.push(without(at, at + 1, Some(at)));
+        }
+        if parts[at - 1] == "modules_to_save" {
+            found.push(without(at - 1, at + 1, None));
+        }
+        // A magnitude is in a module of its own.
+        if parts[at + 1..] == ["weight"] {
+            let name = parts[at].clone();
+            found.push(Shorter {
+                name,
+                ..without(at, at + 2, Some(at))
+            });
+        }
+        found
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensors(keys: &[&str]) -> Tensors {
+        let data = || TensorData::new(vec![1.0_f32], [1]);
+        keys.iter().map(|key| (key.to_string(), data())).collect()
+    }
+
+    #[test]
+    fn what_torch_compile_puts_in_front_is_left_out() {
+        let found = of_compiled(tensors(&[
+            "_orig_mod.base_model.a.weight",
+            "base_model._orig_mod.b.weight",
+            "base_model.c.weight",
+        ]));
+        let keys: Vec<_> = found.unwrap().into_keys().collect();
+        assert_eq!(
+            keys,
+            [
+                "base_model.a.weight",
+                "base_model.b.weight",
+                "base_model.c.weight"
+            ]
+        );
+        let error = of_compiled(tensors(&["_orig_mod.a", "a"])).unwrap_err();
+        assert!(error.contains("`a` twice"), "{error}");
+    }
+
+    #[test]
+    fn an_adapters_name_is_left_out_wherever_upstream_has_it() {
+        let stands_for = |key: &str, short: &str| {
+            shorter(key).any(|found| found.name == "default" && found.short == short)
+        };
+        assert!(stands_for("q.lora_A.default.weight", "q.lora_A.weight"));
+        assert!(stands_for(
+            "e.lora_embedding_A.default",
+            "e.lora_embedding_A"
+        ));
+        assert!(stands_for(
+            "score.modules_to_save.default.weight",
+            "score.weight"
+        ));
+        assert!(stands_for(
+            "q.lora_magnitude_vector.default.weight",
+            "q.lora_magnitude_vector"
+        ));
+        assert!(!stands_for("q.lora_A.weight", "q.weight"));
+    }
+}

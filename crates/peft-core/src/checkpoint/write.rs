@@ -1,0 +1,298 @@
+//! Writing safetensors files, one tensor in memory at a time.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::Path;
+
+use burn::tensor::{DType, FloatDType, TensorData, bf16, f16};
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, View};
+use serde_json::Value;
+
+use crate::Result;
+use crate::adapter::checkpoint_key::{Style, transpose};
+use crate::adapter::quantized_base::RawTensor;
+use crate::checkpoint::read::{CONFIG_FILE, wrong};
+use crate::files::{self, Files, Problem};
+use crate::layout::model_layout::LayoutParam;
+
+/// Upstream's headers end at a multiple of so many bytes.
+const ALIGNMENT: usize = 8;
+
+/// A tensor of a file. Those of parameters are computed when they are written, one after another, so that
+/// writing a model needs no second one in memory.
+#[derive(Debug)]
+pub enum TensorSource<'a> {
+    /// As it is.
+    Data(&'a TensorData),
+    /// As it is.
+    Part(RawTensor),
+    /// The value of a parameter, without adapters and dense; `transposed` if it is a matrix that upstream lays
+    /// out so.
+    Param {
+        /// The parameter.
+        param: &'a LayoutParam,
+        /// Shape in the file.
+        shape: Vec<usize>,
+        /// Whether the matrix is transposed.
+        transposed: bool,
+    },
+    /// Another one in another number format: [`TensorSource::cast`].
+    Cast {
+        /// What is converted.
+        of: Box<TensorSource<'a>>,
+        /// The format in the file: f32, f16 or bf16.
+        dtype: Dtype,
+    },
+}
+
+impl<'a> TensorSource<'a> {
+    /// The value of a parameter.
+    pub fn of(param: &'a LayoutParam, transposed: bool) -> Self {
+        let mut shape = param.shape();
+        if transposed {
+            shape.reverse();
+        }
+        Self::Param {
+            param,
+            shape,
+            transposed,
+        }
+    }
+
+    /// This in the number format `dtype`, rounded to the nearest value. One that the format cannot hold (beyond
+    /// 65,504 in f16) is an error when it is written.
+    #[must_use]
+    pub fn cast(self, dtype: FloatDType) -> Self {
+        let dtype = match dtype {
+            FloatDType::F64 => Dtype::F64,
+            FloatDType::F32 | FloatDType::Flex32 => Dtype::F32,
+            FloatDType::F16 => Dtype::F16,
+            FloatDType::BF16 => Dtype::BF16,
+        };
+        if self.element() == Ok(dtype) {
+            return self;
+        }
+        Self::Cast {
+            of: Box::new(self),
+            dtype,
+        }
+    }
+
+    fn element(&self) -> std::result::Result<Dtype, DType> {
+        let dtype = match self {
+            Self::Data(data) => data.dtype(),
+            Self::Part(part) => return Ok(part.dtype),
+            Self::Cast { of, dtype } => return of.element().map(|_| *dtype),
+            Self::Param { param, .. } => param.dtype(),
+        };
+        match dtype {
+            DType::F64 => Ok(Dtype::F64),
+            DType::F32 => Ok(Dtype::F32),
+            DType::F16 => Ok(Dtype::F16),
+            DType::BF16 => Ok(Dtype::BF16),
+            other => Err(other),
+        }
+    }
+}
+
+impl View for TensorSource<'_> {
+    fn dtype(&self) -> Dtype {
+        self.element().expect("checked before writing")
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Data(data) => data.shape(),
+            Self::Part(RawTensor { shape, .. }) | Self::Param { shape, .. } => shape,
+            Self::Cast { of, .. } => of.shape(),
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Data(data) => Cow::Borrowed(data.as_bytes()),
+            Self::Part(part) => Cow::Borrowed(&part.bytes),
+            Self::Cast { of, dtype } => Cow::Owned(converted(&of.data(), of.dtype(), *dtype)),
+            Self::Param {
+                param, transposed, ..
+            } => {
+                let data = param.stored().to_data();
+                let data = if *transposed { transpose(data) } else { data };
+                Cow::Owned(data.as_bytes().to_vec())
+            }
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match self {
+            Self::Data(data) => data.as_bytes().len(),
+            Self::Part(part) => part.bytes.len(),
+            Self::Param { param, .. } => param.elements() * param.dtype().size(),
+            Self::Cast { of, dtype } => {
+                let elements: usize = of.shape().iter().product();
+                elements * (dtype.bitsize() / 8)
+            }
+        }
+    }
+}
+
+/// Numbers of one format as those of another.
+fn converted(bytes: &[u8], from: Dtype, to: Dtype) -> Vec<u8> {
+    let mut found = Vec::with_capacity(bytes.len() / (from.bitsize() / 8) * (to.bitsize() / 8));
+    let mut push = |value: f64| match to {
+        Dtype::F64 => found.extend(value.to_le_bytes()),
+        Dtype::F16 => found.extend(f16::from_f64(value).to_le_bytes()),
+        Dtype::BF16 => found.extend(bf16::from_f64(value).to_le_bytes()),
+        _ => found.extend((value as f32).to_le_bytes()),
+    };
+    match from {
+        Dtype::F64 => (bytes.as_chunks().0.iter()).for_each(|b| push(f64::from_le_bytes(*b))),
+        Dtype::F16 => {
+            (bytes.as_chunks().0.iter()).for_each(|b| push(f16::from_le_bytes(*b).to_f64()));
+        }
+        Dtype::BF16 => {
+            (bytes.as_chunks().0.iter()).for_each(|b| push(bf16::from_le_bytes(*b).to_f64()));
+        }
+        _ => (bytes.as_chunks().0.iter()).for_each(|b| push(f64::from(f32::from_le_bytes(*b)))),
+    }
+    found
+}
+
+/// Whether all are finite.
+fn all_finite(bytes: &[u8], dtype: Dtype) -> bool {
+    let wide = converted(bytes, dtype, Dtype::F64);
+    (wide.as_chunks().0.iter()).all(|bytes| f64::from_le_bytes(*bytes).is_finite())
+}
+
+/// Writes tensors to a safetensors file, whole or not at all.
+///
+/// # Errors
+///
+/// [`Error::Io`](crate::Error::Io), and [`Error::Checkpoint`](crate::Error::Checkpoint) if a tensor holds what
+/// safetensors lacks; a file that was there is as it was.
+pub fn write_file(path: &Path, tensors: Vec<(String, TensorSource<'_>)>) -> Result<()> {
+    files::write_with(path, |file| serialize(file, path, tensors))
+}
+
+/// Adds a safetensors file to a set, as [`Files::stage`] does.
+///
+/// # Errors
+///
+/// As [`write_file`].
+pub fn stage_file(
+    files: &mut Files,
+    name: &str,
+    tensors: Vec<(String, TensorSource<'_>)>,
+) -> Result<()> {
+    files.stage(name, |file| serialize(file, Path::new(name), tensors))
+}
+
+/// [`write_file`] of data.
+///
+/// # Errors
+///
+/// As [`write_file`].
+pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
+    write_file(path, all(tensors))
+}
+
+/// Writes a checkpoint folder: its two files change together.
+pub(crate) fn write_folder(
+    dir: &Path,
+    style: Style,
+    config: &Value,
+    tensors: &BTreeMap<String, TensorData>,
+) -> Result<()> {
+    let text = serde_json::to_string_pretty(config).expect("JSON values serialize");
+    let mut files = Files::new(dir)?;
+    stage_file(&mut files, style.file(), all(tensors))?;
+    files.stage(CONFIG_FILE, |file| file.write_all(text.as_bytes()))?;
+    files.commit()
+}
+
+fn all(tensors: &BTreeMap<String, TensorData>) -> Vec<(String, TensorSource<'_>)> {
+    tensors
+        .iter()
+        .map(|(key, data)| (key.clone(), TensorSource::Data(data)))
+        .collect()
+}
+
+/// A safetensors file: the length of the header, the header, the tensors one after another.
+///
+/// `safetensors` writes files under names of its own choosing and does not sync them, so only its header is used.
+fn serialize(
+    file: &mut dyn Write,
+    path: &Path,
+    mut tensors: Vec<(String, TensorSource<'_>)>,
+) -> Result<(), Problem> {
+    for (key, tensor) in &tensors {
+        if let Err(dtype) = tensor.element() {
+            let reason = format!("tensor `{key}` is {dtype:?}, which safetensors lacks");
+            return Err(wrong(path, reason).into());
+        }
+    }
+    // Wide numbers first, so that each tensor is aligned; then by name.
+    tensors.sort_by(|(name, tensor), (other_name, other)| {
+        (other.dtype().cmp(&tensor.dtype())).then_with(|| name.cmp(other_name))
+    });
+    let mut end = 0;
+    let entries = tensors.iter().map(|(key, tensor)| {
+        let start = end;
+        end += tensor.data_len();
+        let info = TensorInfo {
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            data_offsets: (start, end),
+        };
+        (key.clone(), info)
+    });
+    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let header = Metadata::new(Some(format), entries.collect())
+        .map_err(|error| wrong(path, error.to_string()))?;
+    let mut header = serde_json::to_vec(&header).expect("a header is plain data");
+    header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(&header)?;
+    for (key, tensor) in tensors {
+        let data = tensor.data();
+        debug_assert_eq!(data.len(), tensor.data_len(), "the size of {key}");
+        if let TensorSource::Cast { dtype, .. } = &tensor
+            && !all_finite(&data, *dtype)
+        {
+            let reason = format!("tensor `{key}` has a value that is not finite in {dtype}");
+            return Err(wrong(path, reason).into());
+        }
+        file.write_all(&data)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_rounded_and_what_does_not_fit_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let write = |values: &[f32], dtype| {
+            let data = TensorData::new(values.to_vec(), [values.len()]);
+            write_file(
+                &path,
+                vec![("a".into(), TensorSource::Data(&data).cast(dtype))],
+            )
+        };
+        write(&[1.0, -0.1, 3e38], FloatDType::BF16).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = file.tensor("a").unwrap();
+        assert_eq!(tensor.dtype(), Dtype::BF16);
+        // 1; -205 / 2048, the nearest to -0.1 with 8 bits; 3e38.
+        assert_eq!(tensor.data(), [0x80, 0x3f, 0xcd, 0xbd, 0x62, 0x7f]);
+        let error = write(&[1.0, 65_520.0], FloatDType::F16).unwrap_err();
+        assert!(error.to_string().contains("`a`"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+}

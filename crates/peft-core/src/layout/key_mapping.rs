@@ -1,0 +1,110 @@
+//! Upstream's names for a model's modules.
+
+use burn::module::{
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
+};
+use burn::tensor::Device;
+
+use crate::attached::traversal;
+
+/// How Hugging Face calls what the fields of a model are called here.
+///
+/// A field of the model, without parameters. Everything that names layers (targets, listings,
+/// checkpoints) uses the upstream name, so a configuration or file written in Python fits. A model
+/// without this field is known by its own field names.
+///
+/// Renames act on single path segments, anywhere below the struct that holds the field:
+///
+/// ```
+/// # use peft_core::KeyMapping;
+/// let names = KeyMapping::new(&[("self_attention", "self"), ("layer_norm", "LayerNorm")]);
+/// assert_eq!(names.rename("self_attention"), "self");
+/// assert_eq!(names.rename("query"), "query");
+/// ```
+///
+/// Burn's `gamma` and `beta` of normalisation layers are `weight` and `bias` upstream; that is
+/// known and needs no entry.
+#[derive(Clone, Debug, Default)]
+pub struct KeyMapping {
+    renames: &'static [(&'static str, &'static str)],
+    heads: &'static [&'static str],
+}
+
+impl KeyMapping {
+    /// Renames as pairs of the field here and the module upstream.
+    pub fn new(renames: &'static [(&'static str, &'static str)]) -> Self {
+        Self {
+            renames,
+            heads: &[],
+        }
+    }
+
+    /// Fields, of the struct that holds this, which are output heads: `all-linear` skips them,
+    /// and the task types that have a head (`SEQ_CLS` and its like) train and save them whole.
+    #[must_use]
+    pub fn with_heads(mut self, heads: &'static [&'static str]) -> Self {
+        self.heads = heads;
+        self
+    }
+
+    /// The upstream name of one segment.
+    pub fn rename<'a>(&self, segment: &'a str) -> &'a str {
+        self.renames
+            .iter()
+            .find(|(here, _)| *here == segment)
+            .map_or(segment, |(_, upstream)| upstream)
+    }
+
+    /// Whether a field of the struct that holds this is an output head.
+    pub fn is_head(&self, field: &str) -> bool {
+        self.heads.contains(&field)
+    }
+
+    pub(crate) fn heads(&self) -> &'static [&'static str] {
+        self.heads
+    }
+}
+
+impl Module for KeyMapping {
+    fn visit<V: ModuleVisitor>(&self, _visitor: &mut V) {
+        traversal::report_names(self);
+    }
+
+    fn map<M: ModuleMapper>(self, _mapper: &mut M) -> Self {
+        self
+    }
+
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        devices
+    }
+
+    fn to_device(self, _device: &Device) -> Self {
+        self
+    }
+
+    fn fork(self, _device: &Device) -> Self {
+        self
+    }
+
+    fn train(self) -> Self {
+        self
+    }
+
+    fn valid(&self) -> Self {
+        self.clone()
+    }
+
+    fn materialize(self) -> Self {
+        self
+    }
+}
+
+impl ModuleDisplayDefault for KeyMapping {
+    fn content(&self, content: Content) -> Option<Content> {
+        content
+            .add_formatted(&format!("KeyMapping {{{} renames}}", self.renames.len()))
+            .optional()
+    }
+}
+
+impl ModuleDisplay for KeyMapping {}

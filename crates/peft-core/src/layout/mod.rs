@@ -1,0 +1,6 @@
+//! What a model consists of, as adapters see it, and the selection of what they act on.
+
+pub(crate) mod key_mapping;
+pub(crate) mod model_layout;
+pub(crate) mod patterns;
+pub(crate) mod targets;

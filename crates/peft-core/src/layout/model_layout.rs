@@ -1,0 +1,380 @@
+//! What a model consists of, as adapters see it: layers, parameters and sites, by upstream name.
+
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::Error;
+use crate::adapter::erased::AnyTensor;
+use crate::adapter::quantized_base::QuantizedBase;
+use crate::attached::stack::Stack;
+use crate::attached::traversal::{Found, FoundParam, Tie, Trainable};
+use crate::error::listing;
+use crate::nn::site::SiteKind;
+
+/// Kind of a layer, by the struct that holds its parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LayerKind {
+    /// `nn::Linear`, weight `[in, out]`.
+    Linear,
+    /// `nn::Embedding`, weight `[vocabulary, d]`.
+    Embedding,
+    /// `nn::conv::Conv1d`, weight `[out, in / groups, k]`.
+    Conv1d,
+    /// `nn::conv::Conv2d`, weight `[out, in / groups, h, w]`.
+    Conv2d,
+    /// A normalisation layer: `gamma` and `beta` here, `weight` and `bias` upstream.
+    Norm,
+    /// Any other struct with parameters of its own, by name.
+    Other(String),
+}
+
+impl LayerKind {
+    fn of(container: &str) -> Self {
+        match container {
+            "Linear" => Self::Linear,
+            "Embedding" => Self::Embedding,
+            "Conv1d" => Self::Conv1d,
+            "Conv2d" => Self::Conv2d,
+            "LayerNorm" | "RmsNorm" | "BatchNorm" | "GroupNorm" | "InstanceNorm" => Self::Norm,
+            other => Self::Other(other.to_string()),
+        }
+    }
+}
+
+impl std::fmt::Display for LayerKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Linear => "Linear",
+            Self::Embedding => "Embedding",
+            Self::Conv1d => "Conv1d",
+            Self::Conv2d => "Conv2d",
+            Self::Norm => "Norm",
+            Self::Other(name) => name,
+        })
+    }
+}
+
+/// A parameter of the model.
+#[derive(Clone, Debug)]
+pub struct LayoutParam {
+    /// Field path in the model, dots between the segments.
+    pub path: String,
+    /// Upstream's name, as in `encoder.layer.0.attention.self.query.weight`.
+    pub name: String,
+    /// Index of the layer that holds it, in [`Layout::layers`].
+    pub layer: usize,
+    pub(crate) trainable: Trainable,
+    pub(crate) base: AnyTensor,
+    pub(crate) stack: Option<Stack>,
+    pub(crate) tied: Option<Tie>,
+}
+
+impl LayoutParam {
+    /// Whether it is no parameter itself: the weight `[d, vocabulary]` of a head that is a table
+    /// ([`TiedHead`](crate::TiedHead)), which is that table, transposed. It takes adapters like any weight, and
+    /// has no elements of its own.
+    pub fn is_tied(&self) -> bool {
+        self.tied.is_some()
+    }
+
+    /// Whether it is set to be trained, also where its device has no autodiff right now.
+    pub fn is_trainable(&self) -> bool {
+        self.trainable.get()
+    }
+
+    /// Shape, as Burn stores it.
+    pub fn shape(&self) -> Vec<usize> {
+        self.base.shape()
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.base.elements()
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.base.dtype()
+    }
+
+    /// Device, with its autodiff setting.
+    pub fn device(&self) -> Device {
+        self.base.device()
+    }
+
+    /// The stored value, without adapters. Panics unless `D` is the parameter's rank.
+    pub fn value<const D: usize>(&self) -> Tensor<D> {
+        self.stored().get()
+    }
+
+    /// The format of the stored value where it is quantized, as in `nf4`.
+    pub fn quantized_format(&self) -> Option<&str> {
+        Some(self.quantized()?.rows.format())
+    }
+
+    fn quantized(&self) -> Option<&QuantizedBase> {
+        match &self.tied {
+            Some(tie) => tie.quantized.as_ref(),
+            None => self.stack.as_ref()?.quantized.as_ref(),
+        }
+    }
+
+    /// The stored value, whatever its rank.
+    pub(crate) fn stored(&self) -> AnyTensor {
+        match self.quantized() {
+            Some(quantized) => AnyTensor::new(quantized.dense(&self.base.get::<2>())),
+            None => self.base.clone(),
+        }
+    }
+
+    /// The parameter's own name: `weight`, `bias`, …
+    pub fn field(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or(&self.name)
+    }
+}
+
+/// A struct that holds parameters itself.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Upstream's name, as in `encoder.layer.0.attention.self.query`.
+    pub name: String,
+    /// Kind.
+    pub kind: LayerKind,
+    /// Indices of its parameters, in [`Layout::params`].
+    pub params: Vec<usize>,
+    /// Whether it is (part of) an output head.
+    pub head: bool,
+}
+
+/// A site of the model.
+#[derive(Clone, Debug)]
+pub struct LayoutSite {
+    /// Field path in the model, dots between the segments.
+    pub path: String,
+    /// Upstream's name of the module whose output the site sees.
+    pub name: String,
+    /// What flows by.
+    pub kind: SiteKind,
+    /// Number of features.
+    pub width: usize,
+    /// How many heads share them; 1 where there are none.
+    pub heads: usize,
+    pub(crate) stack: Stack,
+}
+
+/// Heads of models that do not say which their heads are.
+const USUAL_HEADS: &[&str] = &["lm_head", "score", "classifier", "qa_outputs"];
+
+/// What a model consists of, in the order of traversal. Printing it lists the layers.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// All float parameters of the model, and the weights of heads that are tables
+    /// ([`LayoutParam::is_tied`]); adapters' parameters are not among them.
+    pub params: Vec<LayoutParam>,
+    /// All structs with parameters of their own.
+    pub layers: Vec<Layer>,
+    /// All sites.
+    pub sites: Vec<LayoutSite>,
+}
+
+impl Layout {
+    pub(crate) fn new(found: Found) -> Self {
+        let mut layout = Self {
+            params: Vec::new(),
+            layers: Vec::new(),
+            sites: Vec::new(),
+        };
+        let mut last_layer_path: Option<Vec<String>> = None;
+        for param in &found.params {
+            let (field, layer_path) = param.path.split_last().expect("a parameter has a field");
+            let kind = LayerKind::of(&param.container);
+            if last_layer_path.as_deref() != Some(layer_path) {
+                layout.layers.push(Layer {
+                    name: upstream(&found, layer_path).join("."),
+                    kind: kind.clone(),
+                    params: Vec::new(),
+                    head: param.tied.is_some() || is_head(&found, layer_path),
+                });
+                last_layer_path = Some(layer_path.to_vec());
+            }
+            let layer = layout.layers.len() - 1;
+            layout.layers[layer].params.push(layout.params.len());
+            layout
+                .params
+                .push(layout_param(param, layer, field, &layout.layers[layer]));
+        }
+        for site in &found.sites {
+            let mut name = upstream(&found, &site.path);
+            name.pop();
+            if !site.head.name.is_empty() {
+                name.push(site.head.name.to_string());
+            }
+            layout.sites.push(LayoutSite {
+                path: site.path.join("."),
+                name: name.join("."),
+                kind: site.head.kind,
+                width: site.head.width,
+                heads: site.head.heads,
+                stack: site.stack.clone(),
+            });
+        }
+        layout
+    }
+
+    /// The layer that holds `param`.
+    pub fn layer_of(&self, param: &LayoutParam) -> &Layer {
+        &self.layers[param.layer]
+    }
+
+    /// The parameter called `field` of `layer`, if it has one.
+    pub fn param(&self, layer: &Layer, field: &str) -> Option<&LayoutParam> {
+        layer
+            .params
+            .iter()
+            .map(|&index| &self.params[index])
+            .find(|param| param.field() == field)
+    }
+
+    /// The heads that are tables: each with its table.
+    pub fn tied_heads(&self) -> impl Iterator<Item = (&Layer, &Layer)> {
+        let pairs = self.tied_weights();
+        pairs.map(|(head, table)| (self.layer_of(head), self.layer_of(table)))
+    }
+
+    /// The weights of heads that are tables, each with its table's.
+    pub(crate) fn tied_weights(&self) -> impl Iterator<Item = (&LayoutParam, &LayoutParam)> {
+        self.params.iter().filter_map(|head| {
+            let tie = head.tied.as_ref()?;
+            let table = self.params.iter().find(|param| param.path == tie.table)?;
+            Some((head, table))
+        })
+    }
+
+    /// The sites of one kind.
+    pub fn sites_of(&self, kind: SiteKind) -> impl Iterator<Item = &LayoutSite> {
+        self.sites.iter().filter(move |site| site.kind == kind)
+    }
+
+    /// Device and float type for adapters that belong to no parameter: those of the first one.
+    pub fn like(&self) -> (Device, DType) {
+        self.params.first().map_or_else(
+            || (Device::default(), DType::F32),
+            |param| (param.device(), param.dtype()),
+        )
+    }
+
+    /// The refusal of a method that needs sites of `kind` where there are none.
+    pub fn no_site(&self, method: &'static str, kind: SiteKind) -> Error {
+        let mut kinds: Vec<String> = Vec::new();
+        for site in &self.sites {
+            let kind = site.kind.to_string();
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+        let available = if kinds.is_empty() {
+            String::new()
+        } else {
+            format!(" (it has {})", kinds.join(", "))
+        };
+        Error::NoSite {
+            method,
+            kind: kind.to_string(),
+            available,
+        }
+    }
+
+    /// The layers as a list for error messages: name, kind, weight shape; long lists are cut.
+    pub(crate) fn listing(&self) -> String {
+        let line = |layer: &Layer| format!("{} ({})", layer.name, layer.kind);
+        listing(self.layers.iter().map(line))
+    }
+}
+
+fn layout_param(param: &FoundParam, layer: usize, field: &str, holder: &Layer) -> LayoutParam {
+    let field = match (&holder.kind, field) {
+        (LayerKind::Norm, "gamma") => "weight",
+        (LayerKind::Norm, "beta") => "bias",
+        (_, field) => field,
+    };
+    let name = if holder.name.is_empty() {
+        field.to_string()
+    } else {
+        format!("{}.{field}", holder.name)
+    };
+    LayoutParam {
+        path: param.path.join("."),
+        name,
+        layer,
+        trainable: param.trainable.clone(),
+        base: param.base.clone(),
+        stack: param.stack.clone(),
+        tied: param.tied.clone(),
+    }
+}
+
+/// `path` with every segment renamed by the innermost name map above it that knows it.
+fn upstream(found: &Found, path: &[String]) -> Vec<String> {
+    path.iter()
+        .enumerate()
+        .map(|(index, segment)| {
+            found
+                .names
+                .iter()
+                .filter(|(holder, _)| index >= holder.len() && path.starts_with(holder))
+                .map(|(holder, names)| (holder.len(), names.rename(segment)))
+                .filter(|(_, renamed)| renamed != segment)
+                .max_by_key(|(depth, _)| *depth)
+                .map_or(segment.as_str(), |(_, renamed)| renamed)
+                .to_string()
+        })
+        .collect()
+}
+
+fn is_head(found: &Found, path: &[String]) -> bool {
+    let declared = found.names.iter().any(|(holder, names)| {
+        path.strip_prefix(holder.as_slice())
+            .and_then(<[String]>::first)
+            .is_some_and(|segment| names.heads().contains(&segment.as_str()))
+    });
+    declared
+        || path
+            .first()
+            .is_some_and(|segment| USUAL_HEADS.contains(&segment.as_str()))
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let width = self
+            .layers
+            .iter()
+            .map(|layer| layer.name.len())
+            .max()
+            .unwrap_or(0);
+        for layer in &self.layers {
+            write!(f, "{:width$}  {:10}", layer.name, layer.kind.to_string())?;
+            for &index in &layer.params {
+                let param = &self.params[index];
+                write!(f, "  {} {:?}", param.field(), param.shape())?;
+            }
+            let tied = layer
+                .params
+                .iter()
+                .any(|&index| self.params[index].is_tied());
+            let head = match (layer.head, tied) {
+                (_, true) => "  (head, tied)",
+                (true, false) => "  (head)",
+                (false, false) => "",
+            };
+            writeln!(f, "{head}")?;
+        }
+        for site in &self.sites {
+            writeln!(
+                f,
+                "{:width$}  site: {}, {} features",
+                site.name, site.kind, site.width
+            )?;
+        }
+        Ok(())
+    }
+}

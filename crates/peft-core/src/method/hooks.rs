@@ -1,0 +1,151 @@
+//! What a method does in a training loop besides being trained.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::{Tensor, TensorData};
+
+use crate::Result;
+use crate::adapter::contract::Adapter;
+use crate::attached::stack::Stack;
+use crate::attached::traversal::{self, Edits};
+use crate::layout::model_layout::Layout;
+use crate::model::attached::{origins, place_name, stacks, unknown, unmerged};
+
+/// What a method does in a training loop besides being trained: [`Method::schedule`](crate::method::Method::schedule)
+/// gives it, [`TrainingHooks`](crate::TrainingHooks) calls it. Every hook has a default that does nothing.
+///
+/// Steps are the optimizer's and count from 1, so that the last is the number of steps that
+/// `Method::schedule` was told. A schedule that draws random numbers draws them from a seed of its own
+/// and the step, so that a training that is resumed draws the same.
+pub trait MethodHooks: Debug + Send {
+    /// What is added to the loss, of shape `[1]`, on the autodiff side.
+    fn penalty(&self, _states: &States) -> Option<Tensor<1>> {
+        None
+    }
+
+    /// Called before the optimizer's step number `step`, with the gradients that it will get: to look at
+    /// them, or to change them. They are found by the id of a parameter.
+    fn before_step(&mut self, _step: usize, _states: &States, _gradients: &mut GradientsParams) {}
+
+    /// Called after the optimizer's step number `step`, with the states that it left, which may be changed.
+    ///
+    /// A parameter is changed by `Param::map`, which keeps its id, so that the optimizer's moments stay
+    /// with their values; the new value has to be a leaf.
+    fn after_step(&mut self, _step: usize, _states: &mut States) {}
+
+    /// What the schedule has to remember from one step to the next: float tensors by name, for
+    /// [`TrainingHooks::save`](crate::TrainingHooks::save). What is no tensor is one of a single element.
+    fn tensors(&self) -> BTreeMap<String, TensorData> {
+        BTreeMap::new()
+    }
+
+    /// Takes up what [`tensors`](Self::tensors) gave, in a schedule that was just made. What it takes it
+    /// removes from `tensors`; what is left over is refused.
+    ///
+    /// # Errors
+    ///
+    /// What is missing or does not fit, in words.
+    fn restore(
+        &mut self,
+        _tensors: &mut BTreeMap<String, TensorData>,
+        _states: &States,
+    ) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// The place of an adapter's state.
+#[derive(Debug)]
+struct Place {
+    /// Field path of the parameter or site.
+    path: String,
+    /// Upstream's name.
+    name: String,
+    stack: Stack,
+}
+
+/// The states of one adapter at all of its places, of whatever types they are.
+///
+/// They are copies that share ids and autodiff leaves with the model's.
+#[derive(Debug)]
+pub struct States {
+    adapter: String,
+    places: Vec<Place>,
+    changed: bool,
+}
+
+impl States {
+    /// Those of the adapter called `adapter`.
+    pub(crate) fn new(layout: &Layout, adapter: &str) -> Result<Self> {
+        if !origins(layout).contains_key(adapter) {
+            return Err(unknown(adapter, layout));
+        }
+        let places = stacks(layout)
+            .filter(|(_, stack)| stack.entry(adapter).is_some())
+            .map(|(path, stack)| Place {
+                path: path.to_string(),
+                name: place_name(layout, path),
+                stack: stack.clone(),
+            })
+            .collect();
+        Ok(Self {
+            adapter: adapter.to_string(),
+            places,
+            changed: false,
+        })
+    }
+
+    /// Those of an adapter of a model that is not merged.
+    pub(crate) fn of_model<M: Module>(model: &M, adapter: &str) -> Result<Self> {
+        Self::new(&unmerged(model)?, adapter)
+    }
+
+    /// The states of type `A`, with the upstream names of their places, in the order of the model.
+    pub fn of<A: Adapter>(&self) -> impl Iterator<Item = (&str, &A)> {
+        self.places.iter().flat_map(move |place| {
+            let entries = place.stack.entries.iter();
+            entries
+                .filter(move |entry| entry.name == self.adapter)
+                .filter_map(move |entry| {
+                    let state = entry.adapter.module().as_any().downcast_ref::<A>()?;
+                    Some((place.name.as_str(), state))
+                })
+        })
+    }
+
+    /// Changes the states of type `A`; `change` is told the upstream names of their places.
+    pub fn edit<A: Adapter>(&mut self, mut change: impl FnMut(&str, &mut A)) {
+        for place in &mut self.places {
+            for entry in &mut place.stack.entries {
+                if entry.name != self.adapter {
+                    continue;
+                }
+                let state = entry.adapter.module_mut().as_any_mut();
+                if let Some(state) = state.downcast_mut::<A>() {
+                    change(&place.name, state);
+                    self.changed = true;
+                }
+            }
+        }
+    }
+
+    /// Whether a state was changed.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// The model that they are of, with these states in it.
+    pub(crate) fn put<M: Module>(self, model: &M) -> M {
+        let stacks = self.places.into_iter();
+        traversal::place(
+            model,
+            Edits {
+                stacks: stacks.map(|place| (place.path, place.stack)).collect(),
+                ..Edits::default()
+            },
+        )
+    }
+}

@@ -1,0 +1,119 @@
+//! A copy of a parameter, trained in its place: `modules_to_save` and biases.
+
+use burn::module::{Module, Param};
+use burn::tensor::module::embedding;
+use burn::tensor::{Int, Tensor};
+
+use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::adapter::contract::{Adapter, WeightAdapter};
+use crate::adapter::erased::{AnyAdapter, with_rank};
+use crate::layout::model_layout::LayoutParam;
+use crate::nn::base_layer::{BaseEmbedding, BaseLinear};
+
+/// What a copy for `modules_to_save` reports as its method: counted apart from the method's own.
+pub(crate) const MODULE: &str = "saved module";
+/// What the copy of a bias reports as its method.
+const BIAS: &str = "trained bias";
+
+/// The copy of a bias that a method trains ([`Plan::train_bias`](crate::method::Plan::train_bias)).
+pub type TrainedBias = ModuleToSave<1, false>;
+
+impl TrainedBias {
+    /// The bias, `[out]`.
+    pub fn value(&self) -> Tensor<1> {
+        self.value.val()
+    }
+
+    /// With another value.
+    pub(crate) fn with_value(mut self, value: Tensor<1>) -> Self {
+        self.value = Param::from_tensor(value);
+        self
+    }
+}
+
+/// The trained copy. The base below keeps its value, so that disabling the adapter gives the
+/// model back bit for bit, heads and biases included (upstream's `bias="all"` does not).
+#[derive(Module, Debug)]
+pub struct ModuleToSave<const R: usize, const OF_MODULE: bool> {
+    value: Param<Tensor<R>>,
+    #[module(skip)]
+    key: String,
+    #[module(skip)]
+    transposed: bool,
+    /// Upstream's name of the weight of a tied head, if that follows this table.
+    #[module(skip)]
+    head: Option<String>,
+}
+
+impl ModuleToSave<1, true> {
+    /// A copy of `param`, of whatever rank it is, for `modules_to_save`; `head` is the weight of a tied head that
+    /// follows it.
+    pub(crate) fn of_module(
+        param: &LayoutParam,
+        transposed: bool,
+        head: Option<&LayoutParam>,
+    ) -> AnyAdapter {
+        with_rank!(param.shape().len(), R => AnyAdapter::weight(ModuleToSave::<R, true> {
+            value: Param::from_tensor(param.value::<R>().detach()),
+            key: param.name.clone(),
+            transposed,
+            head: head.map(|head| head.name.clone()),
+        }))
+    }
+}
+
+impl ModuleToSave<1, false> {
+    /// A copy of a bias, under another key than its name where a method says so.
+    pub(crate) fn of_bias(param: &LayoutParam, key: Option<String>) -> Self {
+        Self {
+            value: Param::from_tensor(param.value::<1>().detach()),
+            key: key.unwrap_or_else(|| param.name.clone()),
+            transposed: false,
+            head: None,
+        }
+    }
+}
+
+impl<const R: usize, const OF_MODULE: bool> Adapter for ModuleToSave<R, OF_MODULE> {
+    const METHOD: &'static str = if OF_MODULE { MODULE } else { BIAS };
+
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        let spec = CheckpointKey::named("value", &self.key);
+        let spec = match &self.head {
+            Some(head) => spec.twin(CheckpointKey::named("value", head)),
+            None => spec,
+        };
+        vec![if self.transposed {
+            spec.transposed()
+        } else {
+            spec
+        }]
+    }
+}
+
+impl<const R: usize, const OF_MODULE: bool> WeightAdapter for ModuleToSave<R, OF_MODULE> {
+    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
+        // The ranks are equal; the reshape only tells the compiler.
+        self.value.val().reshape(weight.shape())
+    }
+
+    // What lies below is not looked at: a quantized base stays quantized.
+    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+        let shape: [usize; 2] = self.value.dims()[..]
+            .try_into()
+            .expect("the weight of a linear layer is a matrix");
+        let value: Tensor<2> = self.value.val().reshape(shape);
+        peft_ops::linear(input, value, inner.bias(), None)
+    }
+
+    fn embedding(&self, ids: Tensor<2, Int>, _inner: &BaseEmbedding<'_>) -> Tensor<3> {
+        let shape: [usize; 2] = self.value.dims()[..]
+            .try_into()
+            .expect("a table is a matrix");
+        embedding(self.value.val().reshape(shape), ids)
+    }
+
+    fn affects_tied_head(&self) -> bool {
+        self.head.is_some()
+    }
+}

@@ -1,0 +1,115 @@
+//! Rows of an embedding table, trained in their place.
+
+use burn::module::{Module, Param};
+use burn::tensor::module::embedding;
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::adapter::contract::{Adapter, WeightAdapter};
+use crate::layout::model_layout::LayoutParam;
+use crate::nn::base_layer::BaseEmbedding;
+
+/// What trained rows report as their method.
+pub(crate) const ROWS: &str = "trained rows";
+
+/// Trained copies of some rows of an embedding table ([`Plan::train_tokens`](crate::method::Plan::train_tokens)): new
+/// tokens, as a rule. The table below keeps its own.
+#[derive(Module, Debug)]
+pub struct TrainableTokens {
+    /// The rows, `[count, d]`.
+    pub values: Param<Tensor<2>>,
+    #[module(skip)]
+    indices: Vec<i64>,
+    #[module(skip)]
+    key: String,
+}
+
+impl TrainableTokens {
+    pub(crate) fn new(values: Param<Tensor<2>>, indices: &[usize], key: &str) -> Self {
+        Self {
+            values,
+            indices: indices.iter().map(|index| *index as i64).collect(),
+            key: key.into(),
+        }
+    }
+
+    /// The rows as they are in the table.
+    pub(crate) fn of(param: &LayoutParam, indices: &[usize]) -> Param<Tensor<2>> {
+        let table = param.value::<2>().detach();
+        let places: Vec<i64> = indices.iter().map(|index| *index as i64).collect();
+        let count = places.len();
+        let device = table.device();
+        let places = Tensor::<1, Int>::from_data(TensorData::new(places, [count]), &device);
+        Param::from_tensor(table.select(0, places).detach())
+    }
+
+    /// Which rows of the table these are.
+    pub fn indices(&self) -> &[i64] {
+        &self.indices
+    }
+
+    fn places(&self, like: &Tensor<2>) -> Tensor<1, Int> {
+        let data = TensorData::new(self.indices.clone(), [self.indices.len()]);
+        Tensor::from_data(data, &like.device())
+    }
+}
+
+impl Adapter for TrainableTokens {
+    const METHOD: &'static str = ROWS;
+
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        vec![CheckpointKey::layer("values", &self.key)]
+    }
+}
+
+impl WeightAdapter for TrainableTokens {
+    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
+        let shape = weight.shape();
+        let [_, width] = self.values.dims();
+        let table: Tensor<2> = weight.reshape([-1, width as isize]);
+        let [rows, _] = table.dims();
+        let places = self.places(&table);
+        // Rows are replaced, not added to: to the last bit, whatever the table holds.
+        let ones = Tensor::<2>::ones([self.indices.len(), 1], &table.device());
+        let kept = Tensor::<2>::zeros([rows, 1], &table.device()).cast(table.dtype());
+        let ones = ones.cast(table.dtype());
+        let replaced = kept.select_assign(0, places.clone(), ones, ADD);
+        let new = table
+            .zeros_like()
+            .select_assign(0, places, self.values.val(), ADD);
+        let mask = replaced.equal_elem(1.0).expand([rows, width]);
+        table.mask_where(mask, new).reshape(shape)
+    }
+
+    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
+        /// More rows than this are not looked for one by one.
+        const FEW: usize = 64;
+        let values = self.values.val();
+        let [count, width] = values.dims();
+        let [batch, length] = ids.dims();
+        if count > FEW {
+            return embedding(self.compose(inner.weight()), ids);
+        }
+        let base = inner.forward(ids.clone());
+        // Which of the rows a token is: one row of ones and zeros a token.
+        let tokens: Tensor<2, Int> = ids.reshape([batch * length, 1]);
+        let places: Tensor<2, Int> = self.places(&values).reshape([1, count]);
+        let is = tokens
+            .expand([batch * length, count])
+            .equal(places.expand([batch * length, count]));
+        let any = is.clone().any_dim(1).expand([batch * length, width]);
+        let new = is.float().cast(values.dtype()).matmul(values);
+        let base: Tensor<2> = base.reshape([batch * length, width]);
+        base.mask_where(any, new).reshape([batch, length, width])
+    }
+
+    fn affects_tied_head(&self) -> bool {
+        true
+    }
+
+    fn num_changed_weights(&self, _base: usize) -> usize {
+        self.values.lazy_shape().num_elements()
+    }
+}
+
+const ADD: burn::tensor::IndexingUpdateOp = burn::tensor::IndexingUpdateOp::Add;

@@ -1,0 +1,240 @@
+//! What adapters cost: counts and bytes.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use burn::module::{ModuleVisitor, Param};
+use burn::tensor::Tensor;
+
+use crate::adapter::checkpoint_key::unsaved_fields;
+use crate::adapter::erased::{AnyAdapter, FromDyn};
+use crate::attached::stack::{Entry, Stack};
+use crate::attached::traversal;
+use crate::layout::model_layout::Layout;
+use crate::method::module_to_save;
+
+/// Counts over a model and its active adapters (Lialin et al., section 3). Elements, not tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Elements that are trained, heads and other saved modules included.
+    pub trainable: usize,
+    /// Of these, the elements of `modules_to_save` and of trained heads.
+    pub saved_modules: usize,
+    /// All elements: the model's and the adapters'.
+    pub total: usize,
+    /// Elements of the model that differ from the base once the adapters are folded in, plus the
+    /// adapters' own where they cannot be; saved modules not counted.
+    pub changed: usize,
+    /// Elements that the checkpoint holds; saved modules not counted.
+    pub stored: usize,
+    /// Bytes of these in the checkpoint.
+    pub stored_bytes: usize,
+}
+
+impl Counts {
+    /// Trained elements of the method itself: without heads and other saved modules. This is the
+    /// number that papers print.
+    pub fn adapter_trainable(&self) -> usize {
+        self.trainable - self.saved_modules
+    }
+}
+
+/// One named adapter in a [`Summary`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AdapterSummary {
+    /// Its name.
+    pub name: String,
+    /// Its method, as in `LoRA`.
+    pub method: &'static str,
+    /// Whether it takes part in the forward pass.
+    pub active: bool,
+    /// At how many places it sits.
+    pub places: usize,
+    /// Elements of its parameters.
+    pub elements: usize,
+}
+
+/// What is on a model, for people: `println!("{}", model.summary())`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Summary {
+    /// The counts.
+    pub counts: Counts,
+    /// The adapters.
+    pub adapters: Vec<AdapterSummary>,
+    /// Whether the adapters are merged into the effective weights.
+    pub merged: bool,
+}
+
+/// 1234567 as `1,234,567`.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes with a unit of 1024.
+fn bytes(count: usize) -> String {
+    match count {
+        0..=1023 => format!("{count} B"),
+        1024..=1_048_575 => format!("{:.1} KiB", count as f64 / 1024.0),
+        _ => format!("{:.1} MiB", count as f64 / 1_048_576.0),
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = &self.counts;
+        let share = 100.0 * counts.trainable as f64 / counts.total.max(1) as f64;
+        writeln!(
+            f,
+            "trainable {} of {} ({share:.2} %); changed {}; stored {}, {}",
+            grouped(counts.trainable),
+            grouped(counts.total),
+            grouped(counts.changed),
+            grouped(counts.stored),
+            bytes(counts.stored_bytes),
+        )?;
+        if counts.saved_modules > 0 {
+            writeln!(
+                f,
+                "of these, saved modules and heads: {}",
+                grouped(counts.saved_modules)
+            )?;
+        }
+        for adapter in &self.adapters {
+            writeln!(
+                f,
+                "{} `{}` ({}): {} places, {} elements",
+                if adapter.active { "active" } else { "inactive" },
+                adapter.name,
+                adapter.method,
+                adapter.places,
+                grouped(adapter.elements),
+            )?;
+        }
+        if self.merged {
+            writeln!(f, "merged")?;
+        }
+        Ok(())
+    }
+}
+
+/// Elements and bytes of one adapter's parameters.
+#[derive(Default)]
+pub(crate) struct Tally {
+    pub(crate) elements: usize,
+    trainable: usize,
+    /// Elements that are in the file.
+    stored: usize,
+    /// Bytes of these.
+    bytes: usize,
+    /// Fields that are not.
+    unsaved: HashSet<String>,
+    path: Vec<String>,
+}
+
+impl ModuleVisitor for Tally {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let elements = param.dims().iter().product::<usize>();
+        self.elements += elements;
+        if !self.unsaved.contains(&self.path.join(".")) {
+            self.stored += elements;
+            self.bytes += elements * param.dtype().size();
+        }
+        if traversal::is_trainable(param) {
+            self.trainable += elements;
+        }
+    }
+}
+
+pub(crate) fn tally(adapter: &AnyAdapter) -> Tally {
+    let stored = adapter.module().stored();
+    let mut file = Tally {
+        unsaved: unsaved_fields(&stored.tensors()),
+        ..Tally::default()
+    };
+    stored.visit(&mut FromDyn(&mut file));
+    let mut tally = Tally::default();
+    adapter.module().visit(&mut FromDyn(&mut tally));
+    Tally {
+        stored: file.stored,
+        bytes: file.bytes,
+        ..tally
+    }
+}
+
+pub(crate) fn count(layout: &Layout) -> Counts {
+    let mut counts = Counts::default();
+    for param in &layout.params {
+        let base = param.elements();
+        // A tied head's elements are its table's.
+        counts.total += if param.is_tied() { 0 } else { base };
+        if param.is_trainable() {
+            counts.trainable += base;
+            if layout.layer_of(param).head {
+                counts.saved_modules += base;
+            } else {
+                counts.changed += base;
+                counts.stored += base;
+                counts.stored_bytes += base * param.dtype().size();
+            }
+        }
+        let mut changed = 0;
+        for entry in param.stack.iter().flat_map(Stack::active) {
+            count_entry(entry, &mut counts);
+            if let AnyAdapter::Weight(adapter) = &entry.adapter
+                && adapter.method() != module_to_save::MODULE
+            {
+                changed = base.min(changed + adapter.num_changed_weights(base));
+            }
+        }
+        counts.changed += changed;
+    }
+    for entry in layout.sites.iter().flat_map(|site| site.stack.active()) {
+        count_entry(entry, &mut counts);
+        counts.changed += tally(&entry.adapter).elements;
+    }
+    counts
+}
+
+fn count_entry(entry: &Entry, counts: &mut Counts) {
+    let tally = tally(&entry.adapter);
+    counts.total += tally.elements;
+    counts.trainable += tally.trainable;
+    if entry.adapter.module().method() == module_to_save::MODULE {
+        counts.saved_modules += tally.trainable;
+    } else {
+        counts.stored += tally.stored;
+        counts.stored_bytes += tally.bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(22_786_944), "22,786,944");
+        assert_eq!(bytes(1536), "1.5 KiB");
+    }
+}

@@ -1,0 +1,247 @@
+//! Output heads that are the embedding table.
+
+use burn::module::{
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
+    Param,
+};
+use burn::nn::{Embedding, Linear};
+use burn::tensor::{Device, Tensor};
+use peft_ops::LowRank;
+
+use crate::adapter::erased::{AnyTensor, ErasedWeight};
+use crate::adapter::quantized_base::{self, QuantizedBase};
+use crate::attached::stack::Stack;
+use crate::attached::traversal::{self, SEGMENT};
+use crate::layout::model_layout::LayoutParam;
+use crate::method::module_to_save;
+use crate::nn::base_layer::BaseNorms;
+use crate::nn::layers::{self, AdaptedForward, Place};
+
+/// Container that a tied head reports to visitors.
+pub(crate) const TIED: &str = "TiedHead";
+
+/// The output head of a language model that has no matrix of its own: it is the embedding table, transposed.
+///
+/// A field of the model, beside the [`Embedding`]. Without a matrix it has no parameters; to methods it is a linear
+/// layer all the same, whose weight `[d, vocabulary]` is the table. As upstream has it,
+///
+/// - an adapter of the table changes the embeddings and not the head;
+/// - an adapter of the head, or a saved copy of it, changes the head and not the embeddings;
+/// - trained rows of the table, which are new tokens, change both, and so does what is attached with
+///   `ensure_weight_tying` ([`WeightAdapter::affects_tied_head`](crate::method::WeightAdapter::affects_tied_head)).
+///
+/// Where the two differ once adapters are folded in, the head gets a matrix of its own: outputs stay what they
+/// are. (Hugging Face PEFT 0.21 merges into both, and its merged model computes something else than the unmerged
+/// one.)
+#[derive(Clone, Debug)]
+pub struct TiedHead {
+    table: &'static str,
+    own: Option<Linear>,
+    /// Adapters of the head; none where it has a matrix of its own, which holds them itself.
+    stack: Stack,
+}
+
+impl TiedHead {
+    /// The head of the table at `table`: its path of fields, from the struct that holds the head, as in
+    /// `model.embed_tokens`.
+    pub fn new(table: &'static str) -> Self {
+        Self {
+            table,
+            own: None,
+            stack: Stack::default(),
+        }
+    }
+
+    /// The head's own matrix `[vocabulary, d]`, if it has got one.
+    pub fn own(&self) -> Option<Tensor<2>> {
+        self.own.as_ref().map(|own| own.weight.val().transpose())
+    }
+
+    /// Logits `[batch, seq, vocabulary]` of hidden states `[batch, seq, d]`, adapters and all.
+    pub fn logits(&self, table: &Embedding, hidden: Tensor<3>) -> Tensor<3> {
+        match &self.own {
+            Some(own) => own.adapted(hidden),
+            None => layers::through(&self.place(table), hidden),
+        }
+    }
+
+    /// The sum of the negative log likelihoods of `targets` under the logits of `hidden` `[rows, d]`, adapters and
+    /// all: as [`adapted_cross_entropy`](crate::nn::adapted_cross_entropy) of a head with a matrix.
+    pub fn cross_entropy(
+        &self,
+        table: &Embedding,
+        hidden: Tensor<2>,
+        targets: &[i64],
+    ) -> Tensor<1> {
+        match &self.own {
+            Some(own) => layers::adapted_cross_entropy(own, hidden, targets),
+            None => layers::cross_entropy(&self.place(table), hidden, targets),
+        }
+    }
+
+    /// The head as a linear layer.
+    fn place(&self, table: &Embedding) -> Place<'_> {
+        let on_table = table.weight.reparameterization::<Stack>();
+        let mut base = table.weight.base().transpose();
+        let mut quantized = on_table.and_then(|stack| stack.quantized.clone());
+        let mut below = Vec::new();
+        if let Some(on_table) = on_table {
+            let low_rank = followers(on_table).map(ErasedWeight::tied_low_rank);
+            if let (Some(merged), false) = (&on_table.merged, parts(on_table)) {
+                // What the head follows is all there is, and is computed already.
+                base = merged.get::<2>().transpose();
+                quantized = None;
+            } else if let Some(factors) = low_rank.collect::<Option<Vec<LowRank>>>() {
+                below = factors;
+            } else {
+                let table = AnyTensor::new(table.weight.base());
+                base = followed(on_table, table).get::<2>().transpose();
+                quantized = None;
+            }
+        }
+        Place {
+            base,
+            quantized: quantized.map(QuantizedBase::of_linear),
+            bias: None,
+            below,
+            norms: BaseNorms::default(),
+            stack: &self.stack,
+        }
+    }
+}
+
+/// Active adapters of the table that the head follows.
+fn followers(stack: &Stack) -> impl Iterator<Item = &dyn ErasedWeight> {
+    stack
+        .active_weights()
+        .into_iter()
+        .filter(|adapter| adapter.affects_tied_head())
+}
+
+/// The table as the head sees it; `base` is the parameter's own tensor.
+fn followed(stack: &Stack, base: AnyTensor) -> AnyTensor {
+    let mut followers = followers(stack).peekable();
+    // A copy does not look at what it takes the place of.
+    let base = match followers.peek() {
+        Some(first) if first.method() == module_to_save::MODULE => base,
+        _ => quantized_base::dense(Some(stack), &base),
+    };
+    followers.fold(base, |table, adapter| adapter.compose(table))
+}
+
+/// Whether an active adapter changes the table and not the head.
+fn parts(stack: &Stack) -> bool {
+    stack.active().count() > followers(stack).count()
+}
+
+/// What a head multiplies by, `[d, vocabulary]`, with all that is active, where the table with all that is active
+/// on it is something else.
+pub(crate) fn parted(head: &LayoutParam, table: &LayoutParam) -> Option<AnyTensor> {
+    let own = head.stack.as_ref().map(Stack::active_weights);
+    let own = own.unwrap_or_default();
+    let seen = match &table.stack {
+        Some(stack) if own.is_empty() && !parts(stack) => return None,
+        Some(stack) => followed(stack, table.base.clone()),
+        None if own.is_empty() => return None,
+        None => table.base.clone(),
+    };
+    let seen = AnyTensor::new(seen.get::<2>().transpose());
+    let whole = own
+        .into_iter()
+        .fold(seen, |weight, adapter| adapter.compose(weight));
+    Some(whole.detach())
+}
+
+/// Whether the head goes on reading the table as it was, although what is active on that is merged.
+pub(crate) fn reads_base(head: &LayoutParam, table: &LayoutParam) -> bool {
+    let own = head.stack.as_ref().and_then(|stack| stack.active().next());
+    let follows = table
+        .stack
+        .as_ref()
+        .is_some_and(|stack| followers(stack).next().is_some());
+    own.is_none() && !follows
+}
+
+impl Module for TiedHead {
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        if let Some(own) = &self.own {
+            return own.visit(visitor);
+        }
+        visitor.enter_module(SEGMENT, TIED);
+        traversal::report_tied(self.table);
+        self.stack.visit(visitor);
+        visitor.exit_module(SEGMENT, TIED);
+    }
+
+    fn map<M: ModuleMapper>(mut self, mapper: &mut M) -> Self {
+        if let Some(own) = self.own {
+            self.own = Some(own.map(mapper));
+            return self;
+        }
+        mapper.enter_module(SEGMENT, TIED);
+        self.stack = self.stack.map(mapper);
+        if let Some(weight) = traversal::untied() {
+            self.stack = Stack::default();
+            self.own = Some(Linear {
+                weight: Param::from_tensor(weight).set_require_grad(false),
+                bias: None,
+            });
+        }
+        mapper.exit_module(SEGMENT, TIED);
+        self
+    }
+
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        let devices = self.stack.collect_devices(devices);
+        match &self.own {
+            Some(own) => own.collect_devices(devices),
+            None => devices,
+        }
+    }
+
+    fn to_device(mut self, device: &Device) -> Self {
+        self.own = self.own.map(|own| own.to_device(device));
+        self.stack = self.stack.to_device(device);
+        self
+    }
+
+    fn fork(mut self, device: &Device) -> Self {
+        self.own = self.own.map(|own| own.fork(device));
+        self.stack = self.stack.fork(device);
+        self
+    }
+
+    fn train(mut self) -> Self {
+        self.own = self.own.map(Module::train);
+        self.stack = self.stack.train();
+        self
+    }
+
+    fn valid(&self) -> Self {
+        Self {
+            table: self.table,
+            own: self.own.as_ref().map(Module::valid),
+            stack: self.stack.valid(),
+        }
+    }
+
+    fn materialize(mut self) -> Self {
+        self.own = self.own.map(Module::materialize);
+        self
+    }
+}
+
+impl ModuleDisplayDefault for TiedHead {
+    fn content(&self, content: Content) -> Option<Content> {
+        let matrix = if self.own.is_some() {
+            "its own matrix"
+        } else {
+            self.table
+        };
+        content
+            .add_formatted(&format!("TiedHead {{{matrix}}}"))
+            .optional()
+    }
+}
+
+impl ModuleDisplay for TiedHead {}
