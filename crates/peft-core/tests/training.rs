@@ -188,7 +188,7 @@ fn a_loop_that_knows_no_method_runs_its_hooks() {
         assert_eq!(offset(&model), (vec![expected; 6], at + 1));
         assert_eq!(training.step(), at + 1);
     }
-    let bare = model.activate(&[]).unwrap().training(3).unwrap();
+    let bare = model.activate(&[]).unwrap().training_hooks(3).unwrap();
     assert!(bare.penalty(&model).unwrap().is_none());
 }
 
