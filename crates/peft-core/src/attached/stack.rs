@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Reparameterization};
 use burn::tensor::{Device, Tensor};
+use serde_json::{Map, Value};
 
-use crate::adapter::erased::{AnyAdapter, AnyTensor, ErasedWeight, FromDyn};
-use crate::adapter::quantized_base::{self, QuantizedBase};
-use crate::attached::traversal;
-use crate::method::contract::AttachedMethod;
-use crate::nn::base_layer::BaseNorms;
-use crate::nn::mixed_batch::Rows;
+use crate::adapter::any_tensor::AnyTensor;
+use crate::adapter::erased::{AnyAdapter, ErasedWeight, FromDyn};
+use crate::adapter::quantized_base::QuantizedBase;
+use crate::attached::base_norms::BaseNorms;
+use crate::attached::rows::{Names, Rows};
+use crate::method::contract::Method;
+use crate::slot;
 
 /// What visitors and mappers are told, in `enter_module` and `exit_module`, to be the container of an adapter that
 /// takes part in the forward pass. The name is the adapter's.
@@ -22,6 +24,28 @@ pub const INACTIVE_ADAPTER: &str = "InactiveAdapter";
 /// Whether a visitor enters an adapter.
 pub(crate) fn is_adapter(container: &str) -> bool {
     container == ACTIVE_ADAPTER || container == INACTIVE_ADAPTER
+}
+
+/// A method as it was attached.
+#[derive(Debug)]
+pub(crate) struct AttachedMethod {
+    pub(crate) method: Box<dyn Method>,
+    /// What the model told, for the configuration file.
+    pub(crate) notes: Map<String, Value>,
+}
+
+impl AttachedMethod {
+    /// The content of `adapter_config.json`.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut json = self.method.to_json();
+        if let Some(fields) = json.as_object_mut() {
+            for (field, value) in &self.notes {
+                fields.insert(field.clone(), value.clone());
+            }
+            fields.insert("inference_mode".into(), true.into());
+        }
+        json
+    }
 }
 
 /// One named adapter at one place.
@@ -84,18 +108,30 @@ impl Stack {
             .collect()
     }
 
+    /// The base as a dense tensor. `base` is the parameter's own.
+    pub(crate) fn dense(&self, base: &AnyTensor) -> AnyTensor {
+        match &self.quantized {
+            Some(quantized) => AnyTensor::new(quantized.dense(&base.get::<2>())),
+            None => base.clone(),
+        }
+    }
+
     /// The base with the active adapters folded in, whether merged or not. `base` is the parameter's own
     /// tensor.
-    pub(crate) fn compose(&self, base: AnyTensor) -> AnyTensor {
-        self.active_weights().into_iter().fold(
-            quantized_base::dense(Some(self), &base),
-            |weight, adapter| adapter.compose(weight),
-        )
+    pub(crate) fn compose(&self, base: &AnyTensor) -> AnyTensor {
+        let adapters = self.active_weights().into_iter();
+        adapters.fold(self.dense(base), |weight, adapter| adapter.compose(weight))
+    }
+
+    /// The adapters of a batch's rows here, for these names.
+    pub(crate) fn rows_of(&self, names: &Names) -> Arc<Rows> {
+        let entries: Vec<&str> = self.entries.iter().map(|entry| &*entry.name).collect();
+        Rows::new(names, &entries)
     }
 }
 
 impl Reparameterization for Stack {
-    const NAME: &'static str = traversal::SEGMENT;
+    const NAME: &'static str = slot::SEGMENT;
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         assert!(
@@ -113,14 +149,14 @@ impl Reparameterization for Stack {
         match &self.merged {
             Some(merged) => merged.get(),
             None if self.quantized.is_none() && self.active().next().is_none() => base,
-            None => self.compose(AnyTensor::new(base)).get(),
+            None => self.compose(&AnyTensor::new(base)).get(),
         }
     }
 }
 
 impl Module for Stack {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        if traversal::hand_out(self) {
+        if slot::report(|| self.clone()) {
             return;
         }
         for (index, entry) in self.entries.iter().enumerate() {
@@ -131,24 +167,22 @@ impl Module for Stack {
         }
     }
 
-    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
-        match traversal::placed(self) {
-            Ok(placed) => placed,
-            Err(mut stack) => {
-                // The mapper may have changed the base, but not a quantized one.
-                if stack.quantized.is_none() {
-                    stack.norms = BaseNorms::default();
-                }
-                for index in 0..stack.entries.len() {
-                    let container = stack.container(index);
-                    let entry = &mut stack.entries[index];
-                    mapper.enter_module(&entry.name, container);
-                    entry.adapter.module_mut().map(&mut FromDyn(mapper));
-                    mapper.exit_module(&entry.name, container);
-                }
-                stack
-            }
+    fn map<M: ModuleMapper>(mut self, mapper: &mut M) -> Self {
+        if slot::is_writing() {
+            return slot::take().unwrap_or(self);
         }
+        // The mapper may have changed the base, but not a quantized one.
+        if self.quantized.is_none() {
+            self.norms = BaseNorms::default();
+        }
+        for index in 0..self.entries.len() {
+            let container = self.container(index);
+            let entry = &mut self.entries[index];
+            mapper.enter_module(&entry.name, container);
+            entry.adapter.module_mut().map(&mut FromDyn(mapper));
+            mapper.exit_module(&entry.name, container);
+        }
+        self
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {

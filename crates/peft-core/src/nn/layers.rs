@@ -7,10 +7,11 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Int, Tensor};
 use peft_ops::{AttentionInputs, LowRank, Weight};
 
-use crate::adapter::quantized_base::QuantizedBase;
+use crate::adapter::base::{BaseConv2d as _, BaseEmbedding as _, BaseLinear as _};
 use crate::attached::stack::Stack;
-use crate::nn::base_layer::{BaseConv2d, BaseEmbedding, BaseLinear, BaseNorms};
+use crate::nn::base_layer::{Conv2dBelow, EmbeddingBelow, LinearBelow};
 use crate::nn::mixed_batch;
+use crate::nn::place::Place;
 
 /// Forward passes of Burn's layers that never form an adapted weight.
 ///
@@ -174,68 +175,6 @@ impl Seen<3> for AttentionInputs {
     }
 }
 
-/// A linear layer as its adapters find it.
-#[derive(Clone)]
-pub(crate) struct Place<'a> {
-    /// The parameter's own tensor, `[in, out]`.
-    pub(crate) base: Tensor<2>,
-    /// What it stands in for, if the base is quantized.
-    pub(crate) quantized: Option<QuantizedBase>,
-    pub(crate) bias: Option<Tensor<1>>,
-    /// Changes of the base that lie below all adapters.
-    pub(crate) below: Vec<LowRank>,
-    /// Of the base.
-    pub(crate) norms: BaseNorms,
-    pub(crate) stack: &'a Stack,
-}
-
-impl<'a> Place<'a> {
-    fn of(layer: &Linear, stack: &'a Stack) -> Self {
-        Self {
-            base: layer.weight.base(),
-            quantized: stack.quantized.clone(),
-            bias: layer.bias.as_ref().map(Param::val),
-            below: Vec::new(),
-            norms: stack.norms.clone(),
-            stack,
-        }
-    }
-
-    /// The base as an operation takes it.
-    pub(crate) fn weight(&self) -> Weight {
-        match &self.quantized {
-            Some(quantized) => quantized.weight(&self.base),
-            None => Weight::Dense(self.base.clone()),
-        }
-    }
-
-    /// All that is added to the base, if it is low-rank additions and nothing else.
-    fn low_rank(&self) -> Option<Vec<LowRank>> {
-        let adapters = self.stack.active_weights();
-        let alone = self.below.len() + adapters.len() == 1;
-        let factors = adapters.iter().map(|adapter| adapter.low_rank());
-        let mut all: Vec<LowRank> = self.below.clone();
-        all.extend(factors.collect::<Option<Vec<_>>>()?);
-        // Several have one input, and each drops other elements of it.
-        let together = alone || all.iter().all(|factors| factors.dropout == 0.0);
-        together.then_some(all)
-    }
-
-    /// The base with what lies below all adapters folded in, where there is something.
-    fn composed(mut self) -> Self {
-        for factors in std::mem::take(&mut self.below) {
-            let base = match self.quantized.take() {
-                Some(quantized) => quantized.dense(&self.base),
-                None => self.base,
-            };
-            let change = factors.cast(base.dtype()).product();
-            self.base = base + change;
-            self.norms = BaseNorms::default();
-        }
-        self
-    }
-}
-
 fn linear<const D: usize>(layer: &Linear, seen: impl Seen<D>) -> Tensor<D> {
     match layer.weight.reparameterization::<Stack>() {
         Some(stack) if stack.merged.is_none() => through_seen(&Place::of(layer, stack), seen),
@@ -269,7 +208,7 @@ fn through_seen<const D: usize>(place: &Place<'_>, seen: impl Seen<D>) -> Tensor
     let [d_in, d_out] = place.base.dims();
     let rows = input.reshape([-1, d_in as isize]);
     let place = place.clone().composed();
-    let inner = BaseLinear {
+    let base = LinearBelow {
         base: place.base,
         quantized: place.quantized.as_ref(),
         bias: place.bias,
@@ -277,7 +216,7 @@ fn through_seen<const D: usize>(place: &Place<'_>, seen: impl Seen<D>) -> Tensor
         below: &stack.active_weights(),
     };
     shape[D - 1] = d_out;
-    inner.forward(rows).reshape(shape)
+    base.forward(rows).reshape(shape)
 }
 
 /// Low-rank additions as one, scales folded in, in the input's number format: each adapter has its own.
@@ -308,7 +247,7 @@ impl AdaptedForward<Tensor<2, Int>> for Embedding {
     fn adapted(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         match unmerged(self.weight.reparameterization::<Stack>()) {
             None => self.forward(ids),
-            Some(stack) => BaseEmbedding {
+            Some(stack) => EmbeddingBelow {
                 base: self.weight.base(),
                 quantized: stack.quantized.as_ref(),
                 below: &stack.active_weights(),
@@ -333,7 +272,7 @@ impl AdaptedForward<Tensor<4>> for Conv2d {
             self.groups,
         );
         let adapters = stack.active_weights();
-        let output = BaseConv2d {
+        let output = Conv2dBelow {
             base: self.weight.base(),
             below: &adapters,
             options,
@@ -411,14 +350,14 @@ pub(crate) fn cross_entropy(place: &Place<'_>, hidden: Tensor<2>, targets: &[i64
         return peft_ops::linear_cross_entropy_with(hidden, rows, low_rank, targets);
     }
     let place = place.clone().composed();
-    let inner = BaseLinear {
+    let base = LinearBelow {
         base: place.base,
         quantized: place.quantized.as_ref(),
         bias: None,
         norms: &place.norms,
         below: &adapters,
     };
-    peft_ops::linear_cross_entropy(hidden, inner.weight().transpose(), targets)
+    peft_ops::linear_cross_entropy(hidden, base.weight().transpose(), targets)
 }
 
 /// The probability with which a dropout layer drops on autodiff devices: 0 where the layer is

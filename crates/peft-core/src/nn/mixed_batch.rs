@@ -1,132 +1,13 @@
-//! A batch whose rows have adapters of their own.
+//! A linear layer in a batch whose rows have adapters of their own.
 
-use std::sync::Arc;
-
-use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor};
 use peft_ops::LowRank;
 
+use crate::adapter::base::BaseLinear as _;
 use crate::adapter::erased::{AnyAdapter, ErasedWeight};
-use crate::attached::stack::Entry;
-use crate::attached::traversal::{self, Edits};
-use crate::layout::model_layout::{LayerKind, Layout};
-use crate::model::attached::{origins, stacks, unknown};
-use crate::nn::base_layer::BaseLinear;
-use crate::nn::layers::Place;
-use crate::{Error, Result};
-
-/// The adapter of each row of a batch, by name; `None` for the base model.
-pub(crate) type Names = Arc<[Option<String>]>;
-
-/// The adapters of a batch's rows at one place, grouped once for all forward passes.
-#[derive(Debug)]
-pub(crate) struct Rows {
-    /// As they were asked for.
-    pub(crate) names: Names,
-    groups: Vec<Group>,
-    /// The group of each row.
-    group_of: Vec<i64>,
-}
-
-/// Rows with the same adapter at one place.
-#[derive(Debug)]
-struct Group {
-    /// Index of the adapter's entry; rows without one have none at this place.
-    entry: Option<usize>,
-    rows: Vec<i64>,
-}
-
-impl Rows {
-    /// Those of a place with these adapters.
-    pub(crate) fn new(names: &Names, entries: &[Entry]) -> Arc<Self> {
-        let mut groups: Vec<Group> = Vec::new();
-        let mut group_of = Vec::with_capacity(names.len());
-        for (row, name) in names.iter().enumerate() {
-            let named = |entry: &Entry| Some(&entry.name) == name.as_ref();
-            let entry = entries.iter().position(named);
-            let found = groups.iter().position(|group| group.entry == entry);
-            let group = found.unwrap_or_else(|| {
-                let rows = Vec::new();
-                groups.push(Group { entry, rows });
-                groups.len() - 1
-            });
-            groups[group].rows.push(index(row));
-            group_of.push(index(group));
-        }
-        Arc::new(Self {
-            names: names.clone(),
-            groups,
-            group_of,
-        })
-    }
-
-    /// Whether a row has an adapter at this place.
-    pub(crate) fn use_any(&self) -> bool {
-        self.groups.iter().any(|group| group.entry.is_some())
-    }
-
-    /// Whether a row has the adapter at this index of the place's.
-    pub(crate) fn use_entry(&self, entry: usize) -> bool {
-        self.groups.iter().any(|group| group.entry == Some(entry))
-    }
-}
-
-/// As a tensor of indices holds it.
-fn index(at: usize) -> i64 {
-    at.cast_signed() as i64
-}
-
-/// Refuses rows with adapters that cannot differ from row to row.
-pub(crate) fn check(layout: &Layout, names: &[Option<String>]) -> Result<()> {
-    let is_weight_of_linear = |path: &str| {
-        layout.params.iter().any(|param| {
-            param.path == path
-                && param.field() == "weight"
-                && layout.layer_of(param).kind == LayerKind::Linear
-        })
-    };
-    for (path, stack) in stacks(layout) {
-        let asked = |entry: &&Entry| names.iter().flatten().any(|name| *name == entry.name);
-        if let Some(entry) = stack.entries.iter().find(asked)
-            && !is_weight_of_linear(path)
-        {
-            return Err(Error::PerRowAdapter {
-                adapter: entry.name.clone(),
-                method: entry.origin.method.info().title,
-                place: path.to_string(),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// A copy of the model in which row i of a batch has the adapter `rows[i]`.
-pub(crate) fn activate<M: Module>(model: &M, layout: &Layout, rows: &[Option<&str>]) -> Result<M> {
-    let attached = origins(layout);
-    let mut named = rows.iter().flatten();
-    if let Some(name) = named.find(|name| !attached.contains_key(**name)) {
-        return Err(unknown(name, layout));
-    }
-    let names: Names = rows.iter().map(|name| name.map(str::to_string)).collect();
-    check(layout, &names)?;
-    let edited = stacks(layout)
-        .map(|(path, stack)| {
-            let mut stack = stack.clone();
-            for entry in &mut stack.entries {
-                entry.active = false;
-            }
-            stack.rows = Some(Rows::new(&names, &stack.entries));
-            (path.to_string(), stack)
-        })
-        .collect();
-    Ok(traversal::place(
-        model,
-        Edits {
-            stacks: edited,
-            ..Edits::default()
-        },
-    ))
-}
+use crate::attached::rows::{Rows, index};
+use crate::nn::base_layer::LinearBelow;
+use crate::nn::place::Place;
 
 /// The output of a linear layer whose rows have adapters of their own; `input` is `[rows, …, in]`.
 ///
@@ -186,15 +67,14 @@ pub(crate) fn linear<const D: usize>(
             let part = input.clone().select(0, index);
             let [rows, tokens, _] = part.dims();
             let below: Vec<&dyn ErasedWeight> = adapter.iter().copied().collect();
-            let inner = BaseLinear {
+            let base = LinearBelow {
                 base: place.base.clone(),
                 quantized: place.quantized.as_ref(),
                 bias: place.bias.clone(),
                 norms: &place.norms,
                 below: &below,
             };
-            inner
-                .forward(part.reshape([rows * tokens, d_in]))
+            base.forward(part.reshape([rows * tokens, d_in]))
                 .reshape([rows, tokens, d_out])
         });
         let parts = Tensor::cat(parts.collect(), 0);

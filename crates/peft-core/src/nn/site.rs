@@ -8,44 +8,8 @@ use burn::tensor::{Bool, Device, Tensor};
 use crate::adapter::contract::SiteContext;
 use crate::adapter::erased::{AnyAdapter, ErasedKeyValue};
 use crate::attached::stack::Stack;
-use crate::attached::traversal::{self, SEGMENT};
-
-/// Container that a site reports to visitors.
-pub(crate) const SITE: &str = "Site";
-
-/// What flows by at a [`Site`]; methods and targets select by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum SiteKind {
-    /// Token embeddings before positions are added: prompts go in front of them.
-    Embeddings,
-    /// The output of an attention sublayer, before the residual is added.
-    AttentionOutput,
-    /// The output of a feed-forward sublayer, before the residual is added.
-    FeedForwardOutput,
-    /// Keys and values of an attention layer, as its queries see them: prefixes go in front of them.
-    KeyValue,
-}
-
-impl std::fmt::Display for SiteKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Embeddings => "embeddings",
-            Self::AttentionOutput => "attention output",
-            Self::FeedForwardOutput => "feed-forward output",
-            Self::KeyValue => "keys and values",
-        })
-    }
-}
-
-/// The fixed part of a site.
-#[derive(Clone, Debug)]
-pub(crate) struct SiteHead {
-    pub(crate) kind: SiteKind,
-    pub(crate) width: usize,
-    pub(crate) heads: usize,
-    pub(crate) name: &'static str,
-}
+use crate::layout::site_kind::{SiteHead, SiteKind};
+use crate::slot::{self, SEGMENT, SITE};
 
 /// A place in a model's forward pass where adapters can act.
 ///
@@ -229,7 +193,7 @@ impl Site {
 impl Module for Site {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
         visitor.enter_module(SEGMENT, SITE);
-        traversal::report_site(&self.head);
+        slot::report(|| self.head.clone());
         self.stack.visit(visitor);
         visitor.exit_module(SEGMENT, SITE);
     }
