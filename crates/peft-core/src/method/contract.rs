@@ -16,6 +16,7 @@ use crate::method::hooks::{MethodHooks, States};
 use crate::method::module_to_save::ModuleToSave;
 use crate::method::trainable_tokens::TrainableTokens;
 use crate::nn::site::SiteKind;
+use crate::statistics::calibration::Calibration;
 use crate::{Error, Result};
 
 /// Lialin et al.'s families (Scaling Down to Scale Up, section 3).
@@ -269,6 +270,8 @@ pub struct Plan {
     pub(crate) notes: Map<String, Value>,
     /// Shapes of the tensors of the file that is being loaded, by key.
     pub(crate) stored: HashMap<String, Vec<usize>>,
+    /// What the user gathered for the method.
+    pub(crate) calibration: Option<Calibration>,
     init: Init,
     strict: bool,
 }
@@ -281,6 +284,7 @@ impl Plan {
             saved: Vec::new(),
             notes: Map::new(),
             stored: HashMap::new(),
+            calibration: None,
             init,
             strict,
         }
@@ -295,6 +299,12 @@ impl Plan {
     /// The source of initial values.
     pub fn init(&mut self) -> &mut Init {
         &mut self.init
+    }
+
+    /// The statistics that the user gathered for the method, for initial values or masks that depend on data. `None`
+    /// where there are none: the adapter was attached without them, or comes from a file.
+    pub fn calibration(&self) -> Option<&Calibration> {
+        self.calibration.as_ref()
     }
 
     /// Shape of the tensor `key` below `layer` in the file that is being loaded: for what upstream decided

@@ -9,7 +9,9 @@ use burn::tensor::TensorData;
 use serde_json::Value;
 
 use crate::adapter::checkpoint_key::Style;
-use crate::adapter::erased::{AnyAdapter, AnyTensor, with_rank};
+use crate::adapter::erased::{AnyAdapter, AnyTensor};
+use crate::adapter::init::Init;
+use crate::adapter::quantized_base;
 use crate::attached::stack::{Entry, Stack};
 use crate::attached::traversal::{self, Edits, Found};
 use crate::checkpoint::read;
@@ -20,6 +22,7 @@ use crate::method::trainable_tokens::ROWS;
 use crate::model::peft_module::PeftModule;
 use crate::nn::mixed_batch::Names;
 use crate::nn::tied_head;
+use crate::statistics::calibration::Calibration;
 use crate::{Error, Result};
 
 /// The model's content, if an adapter called `name` can be put on it.
@@ -78,6 +81,29 @@ pub(crate) fn recognised<'a>(
                 .collect::<Vec<_>>()
                 .join(", "),
         })
+}
+
+/// See [`PeftModule::attach`]; `calibration` is for the method's plan.
+pub(crate) fn attach<M: Module>(
+    model: &M,
+    name: &str,
+    method: &dyn Method,
+    calibration: Option<&Calibration>,
+) -> Result<M> {
+    method.validate()?;
+    let (found, layout) = survey(model, name)?;
+    let device = found
+        .params
+        .first()
+        .map(|param| param.base.device())
+        .unwrap_or_default();
+    let mut plan = Plan::new(Init::from_device(&device), true);
+    plan.calibration = calibration.cloned();
+    plan.save_modules(method, &layout)?;
+    method.plan(&layout, &mut plan)?;
+    read::refuse_unlisted(&layout, &plan.adapters)?;
+    quantized_base::refuse_trained(&layout, &plan)?;
+    Ok(install(model, found, name, method, plan))
 }
 
 /// Carries out a plan.
@@ -325,7 +351,7 @@ fn with_merged(stack: Stack, value: AnyTensor) -> Stack {
 
 /// Refuses an effective value that is not finite.
 fn check_finite(layout: &Layout, param: &LayoutParam, value: &AnyTensor) -> Result<()> {
-    if is_finite(value) {
+    if value.is_finite() {
         return Ok(());
     }
     // A tied head may follow what is active on its table.
@@ -340,10 +366,6 @@ fn check_finite(layout: &Layout, param: &LayoutParam, value: &AnyTensor) -> Resu
         parameter: param.name.clone(),
         adapters: adapters.join(", "),
     })
-}
-
-fn is_finite(value: &AnyTensor) -> bool {
-    with_rank!(value.rank(), D => value.get::<D>().is_finite().all().into_scalar::<bool>())
 }
 
 /// Names of the layers whose weights an adapter changes; those that it saves whole and rows are not among them.

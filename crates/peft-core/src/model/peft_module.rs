@@ -23,7 +23,7 @@ use crate::method::contract::{Method, MethodInfo, Plan, is_transposed};
 use crate::method::hooks::States;
 use crate::model::accounting::{AdapterSummary, Counts, Summary, count, tally};
 use crate::model::attached::{
-    adapted_layers, edit, exported, in_memory, install, is_merged, merged, names, origins,
+    self, adapted_layers, edit, exported, in_memory, install, is_merged, merged, names, origins,
     place_name, recognised, rows_of, stacks, strip, survey, unknown, unmerged, with_tensors,
 };
 use crate::model::training_hooks::TrainingHooks;
@@ -49,19 +49,7 @@ pub trait PeftModule: Module {
     ///
     /// A refused configuration, name, target, site or module to save: see [`Error`].
     fn attach(&self, name: &str, method: &dyn Method) -> Result<Self> {
-        method.validate()?;
-        let (found, layout) = survey(self, name)?;
-        let device = found
-            .params
-            .first()
-            .map(|param| param.base.device())
-            .unwrap_or_default();
-        let mut plan = Plan::new(Init::from_device(&device), true);
-        plan.save_modules(method, &layout)?;
-        method.plan(&layout, &mut plan)?;
-        read::refuse_unlisted(&layout, &plan.adapters)?;
-        quantized_base::refuse_trained(&layout, &plan)?;
-        Ok(install(self, found, name, method, plan))
+        attached::attach(self, name, method, None)
     }
 
     /// Reads an adapter that [`save_adapter`](Self::save_adapter), Hugging Face PEFT or AdapterHub
@@ -374,6 +362,7 @@ pub trait PeftModule: Module {
                 merged: None,
                 quantized: stack.quantized.clone(),
                 norms: stack.norms.clone(),
+                recorder: stack.recorder.clone(),
             }
         };
         let kept = stacks(&layout)

@@ -60,7 +60,7 @@ pub fn adapted_attention(layer: &Linear, inputs: AttentionInputs) -> Tensor<3> {
 }
 
 /// What a layer sees: the result of an operation that may be one with the layer's own.
-trait Seen<const D: usize> {
+pub(crate) trait Seen<const D: usize> {
     /// The layer, in one operation.
     fn fused(self, weight: Weight, bias: Option<Tensor<1>>, low_rank: Option<LowRank>)
     -> Tensor<D>;
@@ -209,6 +209,12 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// The input as a matrix, `[rows, in]`.
+    fn rows_of<const D: usize>(&self, input: Tensor<D>) -> Tensor<2> {
+        let [d_in, _] = self.base.dims();
+        input.reshape([-1, d_in as isize])
+    }
+
     /// All that is added to the base, if it is low-rank additions and nothing else.
     fn low_rank(&self) -> Option<Vec<LowRank>> {
         let adapters = self.stack.active_weights();
@@ -238,7 +244,7 @@ impl<'a> Place<'a> {
 
 fn linear<const D: usize>(layer: &Linear, seen: impl Seen<D>) -> Tensor<D> {
     match layer.weight.reparameterization::<Stack>() {
-        Some(stack) if stack.merged.is_none() => through_seen(&Place::of(layer, stack), seen),
+        Some(stack) if stack.merged.is_none() => through(&Place::of(layer, stack), seen),
         _ => seen.fused(
             layer.weight.val().into(),
             layer.bias.as_ref().map(Param::val),
@@ -247,8 +253,13 @@ fn linear<const D: usize>(layer: &Linear, seen: impl Seen<D>) -> Tensor<D> {
     }
 }
 
-/// The output of a linear layer, adapters and all.
-pub(crate) fn through<const D: usize>(place: &Place<'_>, input: Tensor<D>) -> Tensor<D> {
+/// The output of a linear layer, adapters and all. A calibrator that asked for the layer's inputs gets them.
+pub(crate) fn through<const D: usize>(place: &Place<'_>, seen: impl Seen<D>) -> Tensor<D> {
+    let Some(recorder) = place.stack.recorder.upgrade() else {
+        return through_seen(place, seen);
+    };
+    let input = seen.whole();
+    recorder.record(place.rows_of(input.clone()));
     through_seen(place, input)
 }
 
@@ -266,8 +277,8 @@ fn through_seen<const D: usize>(place: &Place<'_>, seen: impl Seen<D>) -> Tensor
     }
     let input = seen.whole();
     let mut shape = input.dims();
-    let [d_in, d_out] = place.base.dims();
-    let rows = input.reshape([-1, d_in as isize]);
+    let [_, d_out] = place.base.dims();
+    let rows = place.rows_of(input);
     let place = place.clone().composed();
     let inner = BaseLinear {
         base: place.base,
@@ -385,6 +396,9 @@ pub fn adapted_cross_entropy(head: &Linear, hidden: Tensor<2>, targets: &[i64]) 
 /// As [`adapted_cross_entropy`], of a head without a bias.
 pub(crate) fn cross_entropy(place: &Place<'_>, hidden: Tensor<2>, targets: &[i64]) -> Tensor<1> {
     let stack = place.stack;
+    if let Some(recorder) = stack.recorder.upgrade() {
+        recorder.record(hidden.clone());
+    }
     if let Some(merged) = &stack.merged {
         let rows = merged.get::<2>().transpose();
         return peft_ops::linear_cross_entropy(hidden, rows, targets);
@@ -395,11 +409,11 @@ pub(crate) fn cross_entropy(place: &Place<'_>, hidden: Tensor<2>, targets: &[i64
         // Each row of the batch has as many positions.
         let ([count, d], classes) = (hidden.dims(), place.base.dims()[1]);
         let hidden = hidden.reshape([rows.names.len() as isize, -1, d as isize]);
-        let logits = through::<3>(place, hidden).reshape([count, classes]);
+        let logits = through_seen::<3>(place, hidden).reshape([count, classes]);
         return peft_ops::reference::cross_entropy(logits, targets);
     }
     if beyond {
-        return peft_ops::reference::cross_entropy(through(place, hidden), targets);
+        return peft_ops::reference::cross_entropy(through_seen(place, hidden), targets);
     }
     let rows_of = |weight| match weight {
         Weight::Dense(weight) => Weight::Dense(weight.transpose()),
