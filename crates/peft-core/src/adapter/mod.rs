@@ -3,6 +3,7 @@
 pub(crate) mod checkpoint_key;
 pub(crate) mod contract;
 pub(crate) mod erased;
+pub(crate) mod indices;
 pub(crate) mod init;
 pub(crate) mod quantized_base;
 pub(crate) mod shared;
