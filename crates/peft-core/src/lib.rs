@@ -32,15 +32,19 @@ mod layout;
 pub mod method;
 mod model;
 pub mod nn;
+mod slot;
 mod statistics;
+mod upstream;
 
+pub use attached::composition::Composition;
 pub use error::{Error, Result};
 pub use layout::key_mapping::KeyMapping;
 pub use layout::targets::{Selection, Targets};
 pub use model::accounting;
 pub use model::peft_module::PeftModule;
 pub use model::training_hooks::TrainingHooks;
-pub use nn::{Site, SiteKind, TiedHead};
+pub use nn::site::{HiddenSite, KeyValueSite, PromptSite};
+pub use nn::tied_head::TiedHead;
 pub use peft_ops as ops;
 
 /// Statistics of layers' inputs and parameters' gradients, for methods whose initial values or masks depend on data.
@@ -56,5 +60,5 @@ pub mod calibration {
 
 /// Weights in a quantized format, in place of a model's dense ones.
 pub mod quantize {
-    pub use crate::adapter::quantized_base::{QuantizedLayer, RawTensor, WeightQuantizer};
+    pub use crate::layout::quantizer::{QuantizedLayer, RawTensor, WeightQuantizer};
 }

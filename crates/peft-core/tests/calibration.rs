@@ -8,7 +8,7 @@ use peft_core::method::{
     Adapter, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, WeightAdapter,
     by_peft_type,
 };
-use peft_core::nn::{AdaptedForward as _, adapted_gelu};
+use peft_core::nn::{AdaptedForward as _, ForwardContext, adapted_gelu};
 use peft_core::{Error, PeftModule as _, Result, TiedHead};
 use serde_json::{Value, json};
 
@@ -41,11 +41,13 @@ impl Net {
     /// What the second layer returns, `[batch, seq, 4]`.
     fn hidden(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let embedded = self.dropout.forward(self.table.adapted(ids));
-        adapted_gelu(&self.second, self.first.adapted(embedded))
+        let context = ForwardContext::new();
+        adapted_gelu(&self.second, self.first.adapted(embedded), &context)
     }
 
     fn loss(&self, ids: Tensor<2, Int>) -> Tensor<1> {
-        let logits = self.head.logits(&self.table, self.hidden(ids));
+        let context = ForwardContext::new();
+        let logits = self.head.logits(&self.table, self.hidden(ids), &context);
         logits.square().mean()
     }
 }
@@ -129,9 +131,12 @@ fn the_head_is_recorded_where_its_loss_is_computed_at_once() {
     let calibrator = net.calibrate(&wanted).unwrap();
     let hidden: Tensor<2> = calibrator.model().hidden(ids(1, &device)).reshape([6, 4]);
     let model = calibrator.model();
-    let _ = model
-        .head
-        .cross_entropy(&model.table, hidden.clone(), &[0; 6]);
+    let _ = model.head.cross_entropy(
+        &model.table,
+        hidden.clone(),
+        &[0; 6],
+        &ForwardContext::new(),
+    );
     let found = calibrator.finish().unwrap();
     let statistics = found.inputs("head").unwrap();
     assert_eq!(statistics.rows(), 6);

@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::fmt;
 
 use burn::module::{ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Int, Tensor};
 
-use crate::adapter::checkpoint_key::unsaved_fields;
+use crate::adapter::checkpoint_key::{sparse_fields, unsaved_fields};
 use crate::adapter::erased::{AnyAdapter, FromDyn};
+use crate::adapter::trainable::is_trainable;
 use crate::attached::stack::{Entry, Stack};
-use crate::attached::traversal;
-use crate::layout::model_layout::Layout;
+use crate::attached::view::Attached;
 use crate::method::module_to_save;
 
 /// Counts over a model and its active adapters (Lialin et al., section 3). Elements, not tensors.
@@ -130,8 +130,8 @@ impl fmt::Display for Summary {
 
 /// Elements and bytes of one adapter's parameters.
 #[derive(Default)]
-pub(crate) struct Tally {
-    pub(crate) elements: usize,
+struct Tally {
+    elements: usize,
     trainable: usize,
     /// Elements that are in the file.
     stored: usize,
@@ -139,6 +139,10 @@ pub(crate) struct Tally {
     bytes: usize,
     /// Fields that are not.
     unsaved: HashSet<String>,
+    /// Fields whose elements are the changed ones of the weight.
+    sparse: HashSet<String>,
+    /// How many elements these have.
+    changed: usize,
     path: Vec<String>,
 }
 
@@ -154,24 +158,53 @@ impl ModuleVisitor for Tally {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let elements = param.dims().iter().product::<usize>();
         self.elements += elements;
-        if !self.unsaved.contains(&self.path.join(".")) {
-            self.stored += elements;
-            self.bytes += elements * param.dtype().size();
+        let field = self.path.join(".");
+        if self.sparse.contains(&field) {
+            self.changed += elements;
         }
-        if traversal::is_trainable(param) {
+        self.store(&field, elements, param.dtype());
+        if is_trainable(param) {
             self.trainable += elements;
+        }
+    }
+
+    // Integers are stored, and are no parameters otherwise.
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        let elements = param.dims().iter().product::<usize>();
+        self.store(&self.path.join("."), elements, param.dtype());
+    }
+}
+
+impl Tally {
+    /// Counts a parameter that is in the file, unless none holds it.
+    fn store(&mut self, field: &str, elements: usize, dtype: DType) {
+        if !self.unsaved.contains(field) {
+            self.stored += elements;
+            self.bytes += elements * dtype.size();
+        }
+    }
+
+    /// How many of the `base` elements of a weight the adapter changes: all, unless it is sparse.
+    fn changed(&self, base: usize) -> usize {
+        if self.sparse.is_empty() {
+            base
+        } else {
+            self.changed
         }
     }
 }
 
-pub(crate) fn tally(adapter: &AnyAdapter) -> Tally {
+fn tally(adapter: &AnyAdapter) -> Tally {
     let stored = adapter.module().stored();
     let mut file = Tally {
         unsaved: unsaved_fields(&stored.tensors()),
         ..Tally::default()
     };
     stored.visit(&mut FromDyn(&mut file));
-    let mut tally = Tally::default();
+    let mut tally = Tally {
+        sparse: sparse_fields(&adapter.module().tensors()),
+        ..Tally::default()
+    };
     adapter.module().visit(&mut FromDyn(&mut tally));
     Tally {
         stored: file.stored,
@@ -180,7 +213,9 @@ pub(crate) fn tally(adapter: &AnyAdapter) -> Tally {
     }
 }
 
-pub(crate) fn count(layout: &Layout) -> Counts {
+/// See [`PeftModule::counts`](crate::PeftModule::counts).
+pub(crate) fn count(attached: &Attached) -> Counts {
+    let layout = &attached.layout;
     let mut counts = Counts::default();
     for param in &layout.params {
         let base = param.elements();
@@ -197,24 +232,27 @@ pub(crate) fn count(layout: &Layout) -> Counts {
             }
         }
         let mut changed = 0;
-        for entry in param.stack.iter().flat_map(Stack::active) {
-            count_entry(entry, &mut counts);
+        let stack = attached.stack(&param.path);
+        for entry in stack.into_iter().flat_map(Stack::used) {
+            let tally = count_entry(entry, &mut counts);
             if let AnyAdapter::Weight(adapter) = &entry.adapter
                 && adapter.method() != module_to_save::MODULE
             {
-                changed = base.min(changed + adapter.num_changed_weights(base));
+                changed = base.min(changed + tally.changed(base));
             }
         }
         counts.changed += changed;
     }
-    for entry in layout.sites.iter().flat_map(|site| site.stack.active()) {
-        count_entry(entry, &mut counts);
-        counts.changed += tally(&entry.adapter).elements;
+    let sites = layout.sites.iter();
+    let at_sites = sites.filter_map(|site| attached.stack(&site.path));
+    for entry in at_sites.flat_map(Stack::used) {
+        counts.changed += count_entry(entry, &mut counts).elements;
     }
     counts
 }
 
-fn count_entry(entry: &Entry, counts: &mut Counts) {
+/// Adds an adapter's own elements to the counts, and gives them.
+fn count_entry(entry: &Entry, counts: &mut Counts) -> Tally {
     let tally = tally(&entry.adapter);
     counts.total += tally.elements;
     counts.trainable += tally.trainable;
@@ -223,6 +261,33 @@ fn count_entry(entry: &Entry, counts: &mut Counts) {
     } else {
         counts.stored += tally.stored;
         counts.stored_bytes += tally.bytes;
+    }
+    tally
+}
+
+/// See [`PeftModule::summary`](crate::PeftModule::summary).
+pub(crate) fn summary(attached: &Attached) -> Summary {
+    let mut adapters: Vec<AdapterSummary> = Vec::new();
+    for entry in attached.stacks().flat_map(|(_, stack)| &stack.entries) {
+        let elements = tally(&entry.adapter).elements;
+        let known = adapters.iter_mut().find(|known| known.name == entry.name);
+        if let Some(known) = known {
+            known.places += 1;
+            known.elements += elements;
+        } else {
+            adapters.push(AdapterSummary {
+                name: entry.name.clone(),
+                method: entry.origin.method.info().title,
+                active: entry.active,
+                places: 1,
+                elements,
+            });
+        }
+    }
+    Summary {
+        counts: count(attached),
+        adapters,
+        merged: attached.is_merged(),
     }
 }
 

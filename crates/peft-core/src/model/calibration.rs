@@ -7,15 +7,15 @@ use burn::module::{Flag, Module, ModuleMapper, Param};
 use burn::tensor::Gradients;
 
 use crate::attached::traversal::{self, Edits};
+use crate::error::{Error, Result};
 use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam};
 use crate::layout::targets::{ALL_LINEAR, Selection, Targets};
 use crate::method::contract::Method;
-use crate::model::attached::{self, refuse_foreign, unmerged};
+use crate::model::attach;
 use crate::model::peft_module::PeftModule;
 use crate::statistics::calibration::Calibration;
 use crate::statistics::gradients::{GradientKinds, GradientSums};
 use crate::statistics::inputs::{InputKinds, InputRecorder};
-use crate::{Error, Result};
 
 /// What error messages call this, in the place of a method.
 const TITLE: &str = "Calibration";
@@ -128,7 +128,7 @@ pub trait Calibrate: PeftModule {
         method: &dyn Method,
         calibration: &Calibration,
     ) -> Result<Self> {
-        attached::attach(self, name, method, Some(calibration))
+        attach::attach(self, name, method, Some(calibration))
     }
 }
 
@@ -170,8 +170,10 @@ pub struct Calibrator<M> {
 
 impl<M: Module> Calibrator<M> {
     fn new(model: &M, config: &CalibrationConfig) -> Result<Self> {
-        let layout = unmerged(model)?;
-        refuse_foreign(&traversal::gather(model))?;
+        let attached = traversal::gather(model);
+        attached.refuse_foreign()?;
+        attached.refuse_merged()?;
+        let layout = &attached.layout;
         if !config.inputs.any() && !config.gradients.any() {
             return Err(Error::Calibration {
                 place: "all layers".to_string(),
@@ -180,7 +182,7 @@ impl<M: Module> Calibrator<M> {
             });
         }
         let default = Selection::from(ALL_LINEAR);
-        let layers = config.targets.select(&layout, TITLE, &default, true)?;
+        let layers = config.targets.select(layout, TITLE, &default, true)?;
         // Nothing is differentiated but what is asked for.
         let frozen = layout
             .params
@@ -194,22 +196,22 @@ impl<M: Module> Calibrator<M> {
         let mut chosen = Vec::new();
         for layer in layers {
             if config.inputs.any() {
-                let weight = linear_weight(&layout, layer)?;
+                let weight = linear_weight(layout, layer)?;
                 let recorder = Arc::new(InputRecorder::new(config.inputs));
-                let mut stack = weight.stack.clone().unwrap_or_default();
+                let mut stack = attached.stack(&weight.path).cloned().unwrap_or_default();
                 stack.recorder = Arc::downgrade(&recorder);
                 edits.stacks.insert(weight.path.clone(), stack);
                 inputs.push((layer.name.clone(), recorder));
             }
             if config.gradients.any() {
                 for param in layer.params.iter().map(|&index| &layout.params[index]) {
-                    refuse_without_gradient(&layout, param)?;
+                    refuse_without_gradient(layout, param)?;
                     edits.trainable.insert(param.path.clone(), true);
                     chosen.push(param.path.clone());
                 }
             }
         }
-        let model = traversal::place(model, edits).map(&mut WithoutDropout);
+        let model = traversal::place_with(model, edits).map(&mut WithoutDropout);
         let gradients = model.layout().params.into_iter();
         let gradients = gradients.filter(|param| chosen.contains(&param.path));
         let sums = |param: LayoutParam| {

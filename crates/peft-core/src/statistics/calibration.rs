@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::listing;
+use crate::error::{Error, Result, listing};
 use crate::statistics::gradients::GradientStatistics;
 use crate::statistics::inputs::InputStatistics;
-use crate::{Error, Result};
 
 /// Statistics of layers' inputs and parameters' gradients, from a [`Calibrator`](crate::calibration::Calibrator).
 ///
