@@ -151,6 +151,7 @@ impl Stack {
             quantized: self.quantized.clone(),
             mixture: None,
             norms: self.norms.clone(),
+            recorder: self.recorder.clone(),
         }
     }
 
