@@ -238,7 +238,7 @@ pub(crate) fn through<const D: usize>(
 }
 
 /// As [`through`], of an input that is not recorded, or was.
-pub(crate) fn through_seen<const D: usize>(
+fn through_seen<const D: usize>(
     place: &Place<'_>,
     seen: impl Seen<D>,
     context: &ForwardContext,
@@ -252,7 +252,7 @@ pub(crate) fn through_seen<const D: usize>(
         return seen.fused(place.weight(), place.bias.clone(), factors);
     }
     if let Some(mixture) = stack.mixed() {
-        return mixture::linear(place, mixture, seen.whole(), context);
+        return mixture::linear(place, mixture, seen.whole(), context, through_seen);
     }
     let input = seen.whole();
     let mut shape = input.dims();
