@@ -4,7 +4,7 @@ use crate::{
     cargo::{self, cargo},
     embedded,
     error::Error,
-    skipped,
+    layers, skipped,
 };
 use clap::ValueEnum;
 use std::{
@@ -42,6 +42,8 @@ const VENDORED: [&str; 2] = [
 pub(crate) enum Step {
     /// Formatting
     Fmt,
+    /// Folders of a crate import downward only
+    Layers,
     /// Lints, on every target, with both CPU backends
     Clippy,
     /// Documentation without a warning
@@ -111,6 +113,7 @@ impl Step {
     fn name(self) -> &'static str {
         match self {
             Self::Fmt => "fmt",
+            Self::Layers => "layers",
             Self::Clippy => "clippy",
             Self::Doc => "doc",
             Self::Test => "test",
@@ -124,6 +127,7 @@ impl Step {
         let features = both_cpu_backends();
         match self {
             Self::Fmt => self.execute(&mut cargo(["fmt", "--all", "--check"])),
+            Self::Layers => layers::check(),
             Self::Clippy => {
                 let mut command = cargo(["clippy", "--release", "--workspace", "--all-targets"]);
                 self.execute(command.args(["--features", &features, "--", "-D", "warnings"]))

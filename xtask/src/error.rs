@@ -15,6 +15,24 @@ pub(crate) enum Error {
         source: io::Error,
     },
 
+    #[error("{}:{line} is no Rust: {source}", path.display())]
+    Parse {
+        path: PathBuf,
+        line: usize,
+        source: syn::Error,
+    },
+
+    #[error("cargo cannot say which crates there are: {source}")]
+    Metadata { source: cargo_metadata::Error },
+
+    #[error("there is no crate `{name}` in the workspace; there are {known}")]
+    NoCrate { name: String, known: String },
+
+    #[error(
+        "{text}Move what both sides need into a file below them; `cargo xtask layers` lists the imports of a crate"
+    )]
+    Circles { text: String },
+
     #[error("`{package}` was not built ({status}); cargo's messages are above")]
     Build { package: String, status: ExitStatus },
 

@@ -7,6 +7,7 @@ mod cargo;
 mod check;
 mod embedded;
 mod error;
+mod layers;
 mod skipped;
 
 use clap::{Parser, Subcommand};
@@ -61,7 +62,9 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Everything that CI checks: formatting, lints, documentation, tests, the CUDA build, vendored checkpoints of
+    /// List the folders of each crate from the top down, and the imports between them
+    Layers(layers::Arguments),
+    /// Everything that CI checks: formatting, layers, lints, documentation, tests, the CUDA build, vendored checkpoints of
     /// Python libraries, a short comparison
     Check(check::Arguments),
 }
@@ -85,6 +88,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
         Task::Bench { arguments } => program("peft-bench", features, arguments),
         Task::Parity { arguments } => program("peft-parity", features, arguments),
         Task::Fetch { arguments } => program("peft-fetch", features, arguments),
+        Task::Layers(arguments) => layers::print(arguments).map(|()| ExitCode::SUCCESS),
         Task::Check(arguments) => check::run(arguments).map(|()| ExitCode::SUCCESS),
     }
 }
