@@ -4,8 +4,8 @@ mod imports;
 mod rooms;
 mod source;
 
-use crate::{cargo, error::Error};
-use cargo_metadata::{Metadata, MetadataCommand, TargetKind};
+use crate::{error::Error, workspace};
+use cargo_metadata::TargetKind;
 use rooms::{Arrow, Floor};
 use source::Source;
 use std::{
@@ -89,11 +89,7 @@ pub(crate) fn check() -> Result<(), Error> {
 
 /// The libraries and programs of the workspace, each read.
 fn packages() -> Result<Vec<Package>, Error> {
-    let metadata: Metadata = MetadataCommand::new()
-        .current_dir(cargo::root())
-        .no_deps()
-        .exec()
-        .map_err(|source| Error::Metadata { source })?;
+    let metadata = workspace::metadata()?;
     let mut packages = Vec::new();
     for package in &metadata.packages {
         let folder = package

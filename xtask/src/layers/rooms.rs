@@ -49,12 +49,14 @@ impl Floor {
     }
 }
 
+/// Imports by the rooms that they go from and to, and by whether they go to the parent.
+type Arrows = BTreeMap<(String, String, bool), Vec<Import>>;
+
 /// The folders of a crate, the crate itself first.
 pub(super) fn floors(source: &Source, imports: Vec<Import>) -> Vec<Floor> {
     let paths = module_paths(source);
     // By folder, and by the rooms that an import goes from and to.
-    let mut folders: BTreeMap<&[String], BTreeMap<(String, String, bool), Vec<Import>>> =
-        BTreeMap::new();
+    let mut folders: BTreeMap<&[String], Arrows> = BTreeMap::new();
     for import in imports {
         let (from, to) = (&paths[&import.from], &paths[&import.to]);
         let common = from.iter().zip(to).take_while(|(a, b)| a == b).count();
@@ -71,7 +73,7 @@ pub(super) fn floors(source: &Source, imports: Vec<Import>) -> Vec<Floor> {
         let folder = folders.entry(&from[..common]).or_default();
         folder.entry(arrow).or_default().push(import);
     }
-    let floor = |(path, arrows): (&[String], BTreeMap<_, _>)| {
+    let floor = |(path, arrows): (&[String], Arrows)| {
         let arrows: Vec<Arrow> = arrows
             .into_iter()
             .map(|((from, to, to_parent), imports)| Arrow {
@@ -97,7 +99,10 @@ fn module_paths(source: &Source) -> BTreeMap<PathBuf, Vec<String>> {
     while let Some((index, path)) = open.pop() {
         let module = &source.modules[index];
         for (name, child) in &module.children {
-            open.push((*child, [path.as_slice(), &[name.clone()]].concat()));
+            open.push((
+                *child,
+                [path.as_slice(), std::slice::from_ref(name)].concat(),
+            ));
         }
         let known = paths
             .entry(module.file.clone())

@@ -98,18 +98,17 @@ impl Source {
                 Item::Mod(item) => {
                     let name = item.ident.to_string();
                     let inner = folder.join(&name);
-                    let child = match item.content {
-                        Some((_, items)) => self.module(file, Some(this), &inner, items)?,
-                        None => {
-                            let path = child_file(file, folder, &name, &item.attrs);
-                            let inner = match path.file_name() {
-                                Some(file) if file == "mod.rs" => {
-                                    path.parent().unwrap_or(folder).to_owned()
-                                }
-                                _ => path.with_extension(""),
-                            };
-                            self.file(&path, Some(this), &inner)?
-                        }
+                    let child = if let Some((_, items)) = item.content {
+                        self.module(file, Some(this), &inner, items)?
+                    } else {
+                        let path = child_file(file, folder, &name, &item.attrs);
+                        let inner = match path.file_name() {
+                            Some(file) if file == "mod.rs" => {
+                                path.parent().unwrap_or(folder).to_owned()
+                            }
+                            _ => path.with_extension(""),
+                        };
+                        self.file(&path, Some(this), &inner)?
                     };
                     self.modules[this].children.insert(name, child);
                 }
