@@ -29,7 +29,7 @@ pub(crate) enum Error {
     NoCrate { name: String, known: String },
 
     #[error(
-        "{text}Move what both sides need into a file below them; `cargo xtask layers` lists the imports of a crate"
+        "folders must import downward only (`cargo xtask layers` lists the imports of a crate):\n{text}"
     )]
     Circles { text: String },
 

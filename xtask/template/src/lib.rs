@@ -54,8 +54,8 @@ impl WeightAdapter for MyMethod {
     }
 
     // Scaling the outputs is cheaper than scaling the matrix. Without this function `compose` is used.
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
-        inner.with_bias(self.scaled(inner.product(input)))
+    fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
+        base.with_bias(self.scaled(base.product(input)))
     }
 }
 
