@@ -5,7 +5,7 @@ use peft::core::method::Method;
 use peft::core::{Error, PeftModule as _, device::cpu_devices};
 use peft::reparameterization::LoraConfig;
 use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
-use peft_models::BertConfig;
+use peft_models::{BertConfig, GenerateConfig, GenerateError, Llama};
 
 #[test]
 fn adapters_at_sites_are_not_swapped_in_among_rows() {
@@ -38,4 +38,28 @@ fn adapters_at_sites_are_not_swapped_in_among_rows() {
         swap(&[Some("b"), None]).unwrap();
     }
     assert_eq!(mixed.adapters(), ["a", "b"]);
+}
+
+/// Generation is of one text: more rows are an error that says so, not a panic.
+#[test]
+fn a_text_is_generated_with_one_row_only() {
+    let (_, device) = cpu_devices().remove(0);
+    let lora = LoraConfig::new(2)
+        .with_alpha(7.0)
+        .with_init(false)
+        .with_targets(["q_proj", "v_proj"]);
+    let model = Llama::tiny(&device).attach("a", &lora).unwrap();
+    let config = GenerateConfig::default()
+        .with_max_new_tokens(5)
+        .with_eos_token_id([]);
+    let mixed = model.set_adapter_per_row(&[Some("a"), None]).unwrap();
+    assert_eq!(mixed.adapter_per_row(), Some(vec![Some("a".into()), None]));
+    let error = mixed.generate_ids(&[1, 5, 7], &config).unwrap_err();
+    assert!(matches!(error, GenerateError::Rows { rows: 2 }), "{error}");
+    let alone = model.set_adapter_per_row(&[Some("a")]).unwrap();
+    assert_eq!(model.adapter_per_row(), None);
+    assert_eq!(
+        alone.generate_ids(&[1, 5, 7], &config).unwrap(),
+        model.generate_ids(&[1, 5, 7], &config).unwrap()
+    );
 }

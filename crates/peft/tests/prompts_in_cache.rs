@@ -1,10 +1,10 @@
 //! Prefixes and prompts in a Llama's cache.
 
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::PeftModule as _;
-use peft_core::method::Method;
+use peft::core::PeftModule as _;
+use peft::core::method::Method;
+use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
 use peft_models::Llama;
-use peft_soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
 
 #[test]
 fn a_text_read_piece_by_piece_gives_the_same_logits() {
@@ -13,7 +13,7 @@ fn a_text_read_piece_by_piece_gives_the_same_logits() {
         &PrefixTuningConfig::new(3).with_projection(8),
         &PromptTuningConfig::new(3),
     ];
-    for (name, device) in peft_core::device::cpu_devices() {
+    for (name, device) in peft::core::device::cpu_devices() {
         let base = Llama::tiny(&device);
         let ids = |part: &[i64]| {
             Tensor::<2, Int>::from_data(TensorData::new(part.to_vec(), [1, part.len()]), &device)
