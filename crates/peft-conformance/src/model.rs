@@ -6,8 +6,8 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use peft_core::nn::AdaptedForward;
-use peft_core::{KeyMapping, Site, SiteKind, TiedHead};
+use peft_core::nn::{AdaptedForward, ForwardContext};
+use peft_core::{KeyMapping, PromptSite, TiedHead};
 
 pub use layer::{Attention, Intermediate, Layer, Output, SelfAttention};
 
@@ -57,7 +57,7 @@ pub struct Embeddings {
     /// Normalisation of the sum of all three.
     pub layer_norm: LayerNorm,
     /// Where prompts are put in front of the embeddings of tokens.
-    pub prompt: Site,
+    pub prompt: PromptSite,
 }
 
 /// All layers.
@@ -79,7 +79,7 @@ impl TinyTransformer {
                     .with_padding(PaddingConfig2d::Explicit(1, 0, 1, 0))
                     .init(device),
                 layer_norm: layer::norm(device),
-                prompt: Site::new(SiteKind::Embeddings, WIDTH).with_name("word_embeddings"),
+                prompt: PromptSite::new(WIDTH).with_name("word_embeddings"),
             },
             encoder: Encoder {
                 layer: (0..LAYERS).map(|_| Layer::new(device)).collect(),
@@ -101,40 +101,59 @@ impl TinyTransformer {
     ///
     /// If virtual tokens and `seq` together are more than 40.
     pub fn forward(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<2> {
-        let pooled = mean(
-            self.hidden(ids, padding.clone()),
-            padding,
-            self.embeddings.prompt.virtual_tokens(),
-        );
+        self.forward_in(ids, ForwardContext::new().with_padding(padding))
+    }
+
+    /// As [`forward`](Self::forward), with what adapters find in the context. The model adds positions and virtual
+    /// tokens to it.
+    ///
+    /// # Panics
+    ///
+    /// As `forward`.
+    pub fn forward_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> Tensor<2> {
+        let padding = context.padding();
+        let (embedded, context) = self.embed(ids, context);
+        let hidden = self.encode(embedded, &context);
+        let pooled = mean(hidden, padding, context.virtual_tokens());
         let table = &self.embeddings.word_embeddings;
-        let scores = self.lm_head.logits(table, pooled.clone().unsqueeze_dim(1));
+        let scores = pooled.clone().unsqueeze_dim(1);
+        let scores = self.lm_head.logits(table, scores, &context);
         let tokens = LABEL_TOKENS.map(|token| scores.clone().narrow(2, token, 1));
         let scores = Tensor::cat(tokens.into(), 2).squeeze_dim::<2>(1);
-        self.classifier.adapted(pooled) + scores
+        self.classifier.adapted_in(pooled, &context) + scores
     }
 
     /// Hidden states `[batch, virtual_tokens + seq, 32]` after the last layer; arguments and panics are those of
     /// [`forward`](Self::forward).
     pub fn hidden(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<3> {
-        let (embedded, padding) = self.embed(ids, padding);
-        let mask = padding.map(|padding| layer::attention_mask(padding, &embedded.device()));
-        let layers = self.encoder.layer.iter();
-        layers.fold(embedded, |hidden, layer| {
-            layer.forward(hidden, mask.clone())
-        })
+        let (embedded, context) = self.embed(ids, ForwardContext::new().with_padding(padding));
+        self.encode(embedded, &context)
     }
 
-    /// What goes into the first layer, `[batch, virtual_tokens + seq, 32]`, and the padding with the virtual tokens in
-    /// front; arguments and panics are those of [`forward`](Self::forward).
+    /// What goes into the first layer, `[batch, virtual_tokens + seq, 32]`, and the context with positions, virtual
+    /// tokens and their padding.
+    ///
+    /// # Panics
+    ///
+    /// As [`forward`](Self::forward).
     pub fn embed(
         &self,
         ids: Tensor<2, Int>,
-        padding: Option<Tensor<2, Bool>>,
-    ) -> (Tensor<3>, Option<Tensor<2, Bool>>) {
+        context: ForwardContext,
+    ) -> (Tensor<3>, ForwardContext) {
         let layers = self.encoder.layer.iter();
         let prefixes = layers.map(|layer| layer.attention.self_attention.prefix.virtual_tokens());
         self.embeddings
-            .forward(ids, padding, prefixes.max().unwrap_or(0))
+            .forward(ids, context, prefixes.max().unwrap_or(0))
+    }
+
+    fn encode(&self, embedded: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        let padding = context.padding();
+        let mask = padding.map(|padding| layer::attention_mask(padding, &embedded.device()));
+        let layers = self.encoder.layer.iter();
+        layers.fold(embedded, |hidden, layer| {
+            layer.forward(hidden, mask.clone(), context)
+        })
     }
 }
 
@@ -143,39 +162,43 @@ impl Embeddings {
     fn forward(
         &self,
         ids: Tensor<2, Int>,
-        padding: Option<Tensor<2, Bool>>,
+        context: ForwardContext,
         first: usize,
-    ) -> (Tensor<3>, Option<Tensor<2, Bool>>) {
+    ) -> (Tensor<3>, ForwardContext) {
         let device = ids.device();
-        let (words, padding) = self
-            .prompt
-            .add_prompt(self.word_embeddings.adapted(ids), padding);
+        let words = self.word_embeddings.adapted_in(ids, &context);
+        let (words, padding) = self.prompt.add_prompt(words, context.padding());
         let [batch, tokens, _] = words.dims();
+        let last = first + tokens;
         assert!(
-            first + tokens <= POSITIONS,
-            "{} positions, but the model has embeddings for {POSITIONS}",
-            first + tokens
+            last <= POSITIONS,
+            "{last} positions, but the model has embeddings for {POSITIONS}"
         );
-        let positions = first as i64..(first + tokens) as i64;
-        let positions = Tensor::<1, Int>::arange(positions, &device).unsqueeze::<2>();
-        let positions = self.position_embeddings.adapted(positions);
+        let context = context
+            .with_padding(padding.clone())
+            .with_virtual_tokens(self.prompt.virtual_tokens())
+            .with_positions(1, (first..last).collect::<Vec<_>>());
+        let positions = Tensor::<1, Int>::arange(first as i64..last as i64, &device);
+        let positions = self
+            .position_embeddings
+            .adapted_in(positions.unsqueeze::<2>(), &context);
         // A token's neighbours are no padding.
-        let near = match &padding {
+        let near = match padding {
             Some(padding) => {
-                let padding = padding.clone().unsqueeze_dim::<3>(2);
-                words
-                    .clone()
-                    .mask_fill(padding.expand([batch, tokens, WIDTH]), 0.0)
+                let padding = padding.unsqueeze_dim::<3>(2);
+                let padding = padding.expand([batch, tokens, WIDTH]);
+                words.clone().mask_fill(padding, 0.0)
             }
             None => words.clone(),
         };
-        let near = near
-            .reshape([batch, tokens, HEADS, WIDTH / HEADS])
+        let near = near.reshape([batch, tokens, HEADS, WIDTH / HEADS]);
+        let near = self
+            .convolution
+            .adapted_in(near.swap_dims(1, 2), &context)
             .swap_dims(1, 2);
-        let near = self.convolution.adapted(near).swap_dims(1, 2);
-        let near = near.reshape([batch, tokens, WIDTH]);
-        let sum = words + positions + near;
-        (layer::normalised(&self.layer_norm, sum), padding)
+        let sum = words + positions + near.reshape([batch, tokens, WIDTH]);
+        let embedded = layer::normalised(&self.layer_norm, sum, &context);
+        (embedded, context)
     }
 }
 

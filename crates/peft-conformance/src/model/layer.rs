@@ -1,12 +1,13 @@
 //! One layer of the transformer: attention, then the feed-forward part, each with a norm behind it.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{Bool, Device, Tensor};
-use peft_core::method::SiteContext;
-use peft_core::nn::{AdaptedForward, adapted_gelu};
-use peft_core::ops::{AttentionOptions, attention, layer_norm};
-use peft_core::{Site, SiteKind};
+use peft_core::nn::{
+    AdaptedForward, ForwardContext, HiddenState, SiteContext, adapted_gelu, adapted_layer_norm,
+};
+use peft_core::ops::{AttentionOptions, attention};
+use peft_core::{HiddenSite, KeyValueSite};
 
 use super::{HEADS, WIDTH};
 
@@ -23,6 +24,8 @@ pub struct Layer {
     pub intermediate: Intermediate,
     /// The second half of the feed-forward part.
     pub output: Output,
+    /// Where adapters act on the layer's output.
+    pub site: HiddenSite,
 }
 
 /// Attention and its output.
@@ -44,7 +47,7 @@ pub struct SelfAttention {
     /// Values.
     pub value: Linear,
     /// Where prefixes are put in front of keys and values.
-    pub prefix: Site,
+    pub prefix: KeyValueSite,
 }
 
 /// Projection to 64 features.
@@ -62,7 +65,7 @@ pub struct Output {
     /// Norm of the sum with the residual.
     pub layer_norm: LayerNorm,
     /// Where adapters act on the projected states, before the residual is added.
-    pub site: Site,
+    pub site: HiddenSite,
 }
 
 pub(super) fn norm(device: &Device) -> LayerNorm {
@@ -71,9 +74,12 @@ pub(super) fn norm(device: &Device) -> LayerNorm {
         .init(device)
 }
 
-pub(super) fn normalised(norm: &LayerNorm, hidden: Tensor<3>) -> Tensor<3> {
-    let beta = norm.beta.as_ref().map(Param::val);
-    layer_norm(hidden, None, norm.gamma.val(), beta, EPSILON, 0.0)
+pub(super) fn normalised(
+    norm: &LayerNorm,
+    hidden: Tensor<3>,
+    context: &ForwardContext,
+) -> Tensor<3> {
+    adapted_layer_norm(norm, EPSILON, (hidden, 0.0), None, context)
 }
 
 /// What is added to the attention scores, `[batch, 1, seq]`, for `padding` `[batch, seq]`.
@@ -86,10 +92,10 @@ impl Layer {
     pub(super) fn new(device: &Device) -> Self {
         let linear = |from, to| LinearConfig::new(from, to).init(device);
         let projection = || linear(WIDTH, WIDTH);
-        let output = |from, kind| Output {
+        let output = |from, state| Output {
             dense: linear(from, WIDTH),
             layer_norm: norm(device),
-            site: Site::new(kind, WIDTH),
+            site: HiddenSite::new(state, WIDTH),
         };
         Self {
             attention: Attention {
@@ -97,42 +103,63 @@ impl Layer {
                     query: projection(),
                     key: projection(),
                     value: projection(),
-                    prefix: Site::new(SiteKind::KeyValue, WIDTH).with_heads(HEADS),
+                    prefix: KeyValueSite::new(WIDTH).with_heads(HEADS),
                 },
-                output: output(WIDTH, SiteKind::AttentionOutput),
+                output: output(WIDTH, HiddenState::AttentionOutput),
             },
             intermediate: Intermediate {
                 dense: linear(WIDTH, INNER),
             },
-            output: output(INNER, SiteKind::FeedForwardOutput),
+            output: output(INNER, HiddenState::FeedForwardOutput),
+            site: HiddenSite::new(HiddenState::BlockOutput, WIDTH),
         }
     }
 
-    pub(super) fn forward(&self, hidden: Tensor<3>, mask: Option<Tensor<3>>) -> Tensor<3> {
-        let context = self.attention.self_attention.forward(hidden.clone(), mask);
-        let projected = self.attention.output.dense.adapted(context);
-        let hidden = self.attention.output.forward(projected, hidden);
-        let inner = self.intermediate.dense.adapted(hidden.clone());
-        let projected = adapted_gelu(&self.output.dense, inner);
-        self.output.forward(projected, hidden)
+    pub(super) fn forward(
+        &self,
+        hidden: Tensor<3>,
+        mask: Option<Tensor<3>>,
+        context: &ForwardContext,
+    ) -> Tensor<3> {
+        let Attention {
+            self_attention,
+            output,
+        } = &self.attention;
+        let attended = self_attention.forward(hidden.clone(), mask, context);
+        let projected = output.dense.adapted_in(attended, context);
+        let hidden = output.forward(projected, hidden, context);
+        let inner = self.intermediate.dense.adapted_in(hidden.clone(), context);
+        let projected = adapted_gelu(&self.output.dense, inner, context);
+        let hidden = self.output.forward(projected, hidden, context);
+        self.site.forward(hidden, &SiteContext::new(context))
     }
 }
 
 impl SelfAttention {
-    fn forward(&self, hidden: Tensor<3>, mask: Option<Tensor<3>>) -> Tensor<3> {
-        let query = self.query.adapted(hidden.clone());
-        let key = self.key.adapted(hidden.clone());
-        let value = self.value.adapted(hidden);
-        let (key, value, mask) = self.prefix.key_value(key, value, mask);
+    fn forward(
+        &self,
+        hidden: Tensor<3>,
+        mask: Option<Tensor<3>>,
+        context: &ForwardContext,
+    ) -> Tensor<3> {
+        let query = self.query.adapted_in(hidden.clone(), context);
+        let key = self.key.adapted_in(hidden.clone(), context);
+        let value = self.value.adapted_in(hidden, context);
+        let (key, value, mask) = self.prefix.add_prefix(key, value, mask);
         attention(query, key, value, mask, AttentionOptions::new(HEADS))
     }
 }
 
 impl Output {
     /// The norm of the projected states, after the adapters, and the residual.
-    fn forward(&self, projected: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
-        let norm = |hidden| normalised(&self.layer_norm, hidden);
-        let context = SiteContext::post_norm(residual.clone(), &norm);
-        norm(self.site.hidden(projected, &context) + residual)
+    fn forward(
+        &self,
+        projected: Tensor<3>,
+        residual: Tensor<3>,
+        context: &ForwardContext,
+    ) -> Tensor<3> {
+        let norm = |hidden| normalised(&self.layer_norm, hidden, context);
+        let around = SiteContext::post_norm(context, residual.clone(), &norm);
+        norm(self.site.forward(projected, &around) + residual)
     }
 }

@@ -178,7 +178,7 @@ def of_bert():
             init_weights=False,
         ),
         "c3a_patterns": C3AConfig(
-            block_size=8, block_size_pattern={"query": 32, r"layer\.1\..*dense": 2},
+            block_size=8, block_size_pattern={"query": WIDTH, r"layer\.1\..*dense": 2},
             target_modules=["query", "key", "output.dense"], init_weights="gaussian",
         ),
         "fourierft_patterns": FourierFTConfig(
