@@ -2,9 +2,9 @@
 
 use crate::{
     cargo::{self, cargo},
-    embedded,
+    deny, embedded,
     error::Error,
-    skipped,
+    package, skipped,
 };
 use clap::ValueEnum;
 use std::{
@@ -46,6 +46,10 @@ pub(crate) enum Step {
     Clippy,
     /// Documentation without a warning
     Doc,
+    /// The crates that are published, packed and compiled from their packages
+    Package,
+    /// Licences, sources and advisories of dependencies, where cargo-deny is installed
+    Deny,
     /// Unit, integration, conformance, golden and documentation tests, with both CPU backends
     Test,
     /// The CUDA backend compiles; no GPU is needed
@@ -113,6 +117,8 @@ impl Step {
             Self::Fmt => "fmt",
             Self::Clippy => "clippy",
             Self::Doc => "doc",
+            Self::Package => "package",
+            Self::Deny => "deny",
             Self::Test => "test",
             Self::Cuda => "cuda",
             Self::Parity => "parity",
@@ -132,6 +138,8 @@ impl Step {
                 let mut command = cargo(["doc", "--release", "--no-deps", "--workspace"]);
                 self.execute(command.env("RUSTDOCFLAGS", "-D warnings"))
             }
+            Self::Package => package::check(&features, |command| self.execute(command)),
+            Self::Deny => deny::check(skips, |command| self.execute(command)),
             Self::Test => {
                 let mut command = cargo(["test", "--release", "--workspace", "--no-fail-fast"]);
                 command

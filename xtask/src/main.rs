@@ -5,8 +5,10 @@
 
 mod cargo;
 mod check;
+mod deny;
 mod embedded;
 mod error;
+mod package;
 mod skipped;
 
 use clap::{Parser, Subcommand};
