@@ -249,7 +249,7 @@ mod tests {
         let ours = fs::read_to_string(cargo::root().join("Cargo.toml")).unwrap();
         let other = with_members(&ours, "\"crates/one\"");
         assert!(other.contains("\nmembers = [\"crates/one\"]\n"), "{other}");
-        assert!(!other.contains("xtask"), "{other}");
+        assert!(!other.contains("\"xtask\""), "{other}");
         assert!(other.contains("\n[profile.release]\n"), "{other}");
     }
 }
