@@ -170,17 +170,13 @@ pub enum Error {
         reason: String,
     },
 
-    /// Rows with adapters of their own, where that cannot be.
-    #[error(
-        "`{adapter}` ({method}) at `{place}` cannot differ from row to row: only adapters on weights of linear layers can, unmerged. `activate` it for all rows"
-    )]
-    PerRowAdapter {
+    /// A composition of adapters that cannot be.
+    #[error("`{adapter}` cannot be composed so: {reason}")]
+    Composition {
         /// The adapter.
         adapter: String,
-        /// Its method.
-        method: &'static str,
-        /// Where it sits.
-        place: String,
+        /// Where and why not, and what would do.
+        reason: String,
     },
 
     /// The model is merged, so its adapters cannot be changed.

@@ -11,13 +11,14 @@ pub mod method;
 mod model;
 pub mod nn;
 
+pub use attached::composition::Composition;
 pub use error::{Error, Result};
 pub use layout::key_mapping::KeyMapping;
 pub use layout::targets::{Selection, Targets};
 pub use model::accounting;
 pub use model::peft_module::PeftModule;
 pub use model::training_hooks::TrainingHooks;
-pub use nn::{Site, SiteKind, TiedHead};
+pub use nn::{HiddenSite, KeyValueSite, PromptSite, TiedHead};
 pub use peft_ops as ops;
 
 /// Weights in a quantized format, in place of a model's dense ones.

@@ -2,11 +2,12 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
+use peft_core::method::SiteKind;
 use peft_core::method::{
     Adapter, CheckpointKey, Common, Family, KeyValueAdapter, Layout, Method, MethodInfo, Plan,
     Shared, by_peft_type, config_from_json, config_to_json,
 };
-use peft_core::{Error, Result, SiteKind};
+use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -281,7 +282,7 @@ impl Method for PrefixTuningConfig {
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let sites: Vec<_> = layout.sites_of(SiteKind::KeyValue).collect();
+        let sites: Vec<_> = layout.key_value_sites().collect();
         let Some(first) = sites.first() else {
             return Err(layout.no_site(PREFIX_TUNING.title, SiteKind::KeyValue));
         };
@@ -322,7 +323,7 @@ impl Method for PrefixTuningConfig {
                 layer,
                 layers: sites.len(),
             };
-            plan.add_prefix(site, prefix);
+            plan.add_prefix(*site, prefix);
         }
         plan.set_config_field("encoder_hidden_size", hidden);
         plan.set_config_field("token_dim", first.width);

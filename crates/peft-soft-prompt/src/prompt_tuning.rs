@@ -2,11 +2,12 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
+use peft_core::method::SiteKind;
 use peft_core::method::{
     Adapter, CheckpointKey, Common, Family, Layout, LayoutParam, LayoutSite, Method, MethodInfo,
     Plan, PromptAdapter, by_peft_type, config_from_json, config_to_json,
 };
-use peft_core::{Error, Result, SiteKind};
+use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -39,6 +40,10 @@ impl Adapter for SoftPrompt {
 }
 
 impl PromptAdapter for SoftPrompt {
+    fn virtual_tokens(&self) -> usize {
+        self.embeddings.lazy_shape()[0]
+    }
+
     fn prompt(&self) -> Tensor<2> {
         self.embeddings.val()
     }
@@ -204,7 +209,7 @@ impl Method for PromptTuningConfig {
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let mut sites = layout.sites_of(SiteKind::Embeddings).peekable();
+        let mut sites = layout.prompt_sites().peekable();
         if sites.peek().is_none() {
             return Err(layout.no_site(PROMPT_TUNING.title, SiteKind::Embeddings));
         }
@@ -223,7 +228,7 @@ impl Method for PromptTuningConfig {
                 expected,
             ));
         }
-        let embeddings = self.draw(site, layout, plan)?;
+        let embeddings = self.draw(&site, layout, plan)?;
         plan.set_config_field("token_dim", site.width);
         plan.add_prompt(site, SoftPrompt { embeddings });
         Ok(())

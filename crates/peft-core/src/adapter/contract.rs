@@ -6,6 +6,7 @@ use burn::tensor::{Int, Tensor};
 use peft_ops::LowRank;
 
 use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::adapter::site_context::SiteContext;
 use crate::nn::base_layer::{BaseConv2d, BaseEmbedding, BaseLinear};
 
 /// State that a method adds to one place of a model.
@@ -101,11 +102,14 @@ pub trait WeightAdapter: Adapter {
 /// An adapter of a hidden state at a [`Site`](crate::Site) of the forward pass.
 pub trait HiddenAdapter: Adapter {
     /// The new hidden state, `[batch, seq, d]` as `hidden` is.
-    fn forward(&self, hidden: Tensor<3>, around: &SiteContext<'_>) -> Tensor<3>;
+    fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
 }
 
 /// An adapter of a model's input: virtual tokens before the embeddings.
 pub trait PromptAdapter: Adapter {
+    /// How many virtual tokens.
+    fn virtual_tokens(&self) -> usize;
+
     /// The virtual tokens' embeddings, `[virtual_tokens, d]`.
     fn prompt(&self) -> Tensor<2>;
 }
@@ -118,42 +122,4 @@ pub trait KeyValueAdapter: Adapter {
     /// Keys and values, each `[virtual_tokens, kv_heads · head_dim]`. Keys are as they are attended to: where
     /// the model rotates by position, they are taken for rotated.
     fn key_value(&self) -> (Tensor<2>, Tensor<2>);
-}
-
-/// What a [`HiddenAdapter`] may use besides the hidden state itself.
-#[derive(Default)]
-#[non_exhaustive]
-pub struct SiteContext<'a> {
-    /// What went into the sublayer whose output the site sees, `[batch, seq, d]`.
-    pub sublayer_input: Option<Tensor<3>>,
-    /// The residual stream that the model adds after the site, `[batch, seq, d]`.
-    pub residual: Option<Tensor<3>>,
-    /// The normalisation that the model applies after adding the residual (post-norm models).
-    pub norm: Option<&'a dyn Fn(Tensor<3>) -> Tensor<3>>,
-}
-
-impl<'a> SiteContext<'a> {
-    /// Nothing is known: sites in the middle of nowhere.
-    pub fn none() -> Self {
-        Self::default()
-    }
-
-    /// The site after a sublayer of a post-norm block, `norm(hidden + residual)`, whose residual
-    /// is also the sublayer's input.
-    pub fn post_norm(residual: Tensor<3>, norm: &'a dyn Fn(Tensor<3>) -> Tensor<3>) -> Self {
-        Self {
-            sublayer_input: Some(residual.clone()),
-            residual: Some(residual),
-            norm: Some(norm),
-        }
-    }
-
-    /// The site after a sublayer of a pre-norm block, `hidden + residual`.
-    pub fn pre_norm(sublayer_input: Tensor<3>, residual: Tensor<3>) -> Self {
-        Self {
-            sublayer_input: Some(sublayer_input),
-            residual: Some(residual),
-            norm: None,
-        }
-    }
 }

@@ -13,8 +13,9 @@ use peft_ops::LowRank;
 
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{
-    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, SiteContext, WeightAdapter,
+    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
+use crate::adapter::site_context::SiteContext;
 use crate::nn::base_layer::{BaseConv2d, BaseEmbedding, BaseLinear};
 
 /// Runs `$body` with `$d` as the constant that `$rank` holds.
@@ -113,6 +114,14 @@ impl AnyTensor {
 
     pub(crate) fn to_data(&self) -> TensorData {
         with_rank!(self.rank, D => self.get::<D>().into_data())
+    }
+
+    /// `self + factor · (after − before)`.
+    pub(crate) fn add_difference(&self, after: &Self, before: &Self, factor: f64) -> Self {
+        with_rank!(self.rank, D => {
+            let difference = after.get::<D>() - before.get::<D>();
+            Self::new(self.get::<D>() + difference * factor)
+        })
     }
 
     pub(crate) fn detach(&self) -> Self {
@@ -404,13 +413,13 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
 }
 
 pub(crate) trait ErasedHidden: ErasedModule {
-    fn forward(&self, hidden: Tensor<3>, around: &SiteContext<'_>) -> Tensor<3>;
+    fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
     fn boxed(&self) -> Box<dyn ErasedHidden>;
 }
 
 impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
-    fn forward(&self, hidden: Tensor<3>, around: &SiteContext<'_>) -> Tensor<3> {
-        self.state().forward(hidden, around)
+    fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
+        self.state().forward(hidden, context)
     }
     fn boxed(&self) -> Box<dyn ErasedHidden> {
         Box::new(self.clone())
@@ -418,11 +427,15 @@ impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
 }
 
 pub(crate) trait ErasedPrompt: ErasedModule {
+    fn virtual_tokens(&self) -> usize;
     fn prompt(&self) -> Tensor<2>;
     fn boxed(&self) -> Box<dyn ErasedPrompt>;
 }
 
 impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
+    fn virtual_tokens(&self) -> usize {
+        self.state().virtual_tokens()
+    }
     fn prompt(&self) -> Tensor<2> {
         self.state().prompt()
     }
@@ -499,6 +512,57 @@ impl AnyAdapter {
             Self::Hidden(adapter) => adapter.as_mut(),
             Self::Prompt(adapter) => adapter.as_mut(),
             Self::KeyValue(adapter) => adapter.as_mut(),
+        }
+    }
+
+    /// The adapter, which is on a weight.
+    pub(crate) fn weight_adapter(&self) -> &dyn ErasedWeight {
+        match self {
+            Self::Weight(adapter) => adapter.as_ref(),
+            other => unreachable!("{} is on a weight", other.place()),
+        }
+    }
+
+    /// The adapter, which is at a site of hidden states.
+    pub(crate) fn hidden_adapter(&self) -> &dyn ErasedHidden {
+        match self {
+            Self::Hidden(adapter) => adapter.as_ref(),
+            other => unreachable!("{} is at a site of hidden states", other.place()),
+        }
+    }
+
+    /// The adapter, which is at a site of embeddings.
+    pub(crate) fn prompt_adapter(&self) -> &dyn ErasedPrompt {
+        match self {
+            Self::Prompt(adapter) => adapter.as_ref(),
+            other => unreachable!("{} is at a site of embeddings", other.place()),
+        }
+    }
+
+    /// The adapter, which is at a site of keys and values.
+    pub(crate) fn key_value_adapter(&self) -> &dyn ErasedKeyValue {
+        match self {
+            Self::KeyValue(adapter) => adapter.as_ref(),
+            other => unreachable!("{} is at a site of keys and values", other.place()),
+        }
+    }
+
+    /// How many virtual tokens it puts in front.
+    pub(crate) fn virtual_tokens(&self) -> usize {
+        match self {
+            Self::Prompt(adapter) => adapter.virtual_tokens(),
+            Self::KeyValue(adapter) => adapter.virtual_tokens(),
+            Self::Weight(_) | Self::Hidden(_) => 0,
+        }
+    }
+
+    /// What it was made for. A plan takes adapters for places of their type only.
+    fn place(&self) -> &'static str {
+        match self {
+            Self::Weight(_) => "an adapter of a weight",
+            Self::Hidden(_) => "an adapter of a hidden state",
+            Self::Prompt(_) => "a prompt",
+            Self::KeyValue(_) => "a prefix",
         }
     }
 }

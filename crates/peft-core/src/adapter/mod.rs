@@ -3,6 +3,9 @@
 pub(crate) mod checkpoint_key;
 pub(crate) mod contract;
 pub(crate) mod erased;
+pub(crate) mod forward_context;
 pub(crate) mod init;
 pub(crate) mod quantized_base;
 pub(crate) mod shared;
+pub(crate) mod site_context;
+pub(crate) mod site_type;

@@ -1,4 +1,5 @@
 //! The adapters on a model: how they are held, found and placed.
 
+pub(crate) mod composition;
 pub(crate) mod stack;
 pub(crate) mod traversal;

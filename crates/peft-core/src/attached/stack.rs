@@ -7,10 +7,10 @@ use burn::tensor::{Device, Tensor};
 
 use crate::adapter::erased::{AnyAdapter, AnyTensor, ErasedWeight, FromDyn};
 use crate::adapter::quantized_base::{self, QuantizedBase};
+use crate::attached::composition::{Composition, Mixture, Parts};
 use crate::attached::traversal;
 use crate::method::contract::AttachedMethod;
 use crate::nn::base_layer::BaseNorms;
-use crate::nn::mixed_batch::Rows;
 
 /// What visitors and mappers are told, in `enter_module` and `exit_module`, to be the container of an adapter that
 /// takes part in the forward pass. The name is the adapter's.
@@ -45,8 +45,8 @@ pub(crate) struct Stack {
     pub(crate) merged: Option<AnyTensor>,
     /// The base, if it is quantized: the parameter's own tensor then only stands in for its shape.
     pub(crate) quantized: Option<QuantizedBase>,
-    /// The adapter of each row of the batch, if rows have adapters of their own; then none is active.
-    pub(crate) rows: Option<Arc<Rows>>,
+    /// How adapters act together, where they do not lie one on the other; then none is active.
+    pub(crate) mixture: Option<Mixture>,
     /// Of the base.
     pub(crate) norms: BaseNorms,
 }
@@ -65,10 +65,64 @@ impl Stack {
         self.entries.iter().filter(|entry| entry.active)
     }
 
+    /// The composition, where the adapters do not lie one on the other, and one of them is here.
+    pub(crate) fn mixed(&self) -> Option<&Mixture> {
+        self.mixture.as_ref().filter(|mixture| mixture.is_used())
+    }
+
+    /// The adapters that take part in the forward pass, in whatever composition.
+    pub(crate) fn used(&self) -> impl Iterator<Item = &Entry> {
+        let used = |(index, entry): (usize, _)| self.uses(index).then_some(entry);
+        self.entries.iter().enumerate().filter_map(used)
+    }
+
+    fn uses(&self, index: usize) -> bool {
+        let in_mixture = |mixture: &Mixture| mixture.uses(index);
+        self.entries[index].active || self.mixture.as_ref().is_some_and(in_mixture)
+    }
+
+    /// Whether the weight differs between rows or tokens of a batch.
+    pub(crate) fn varies(&self) -> bool {
+        let parts = self.mixed().map(|mixture| &mixture.parts);
+        matches!(parts, Some(Parts::PerRow(_) | Parts::Routed(_)))
+    }
+
+    /// Composes the adapters otherwise.
+    pub(crate) fn set_composition(&mut self, composition: &Arc<Composition>) {
+        let stacked = match composition.as_ref() {
+            Composition::Stack(names) => names.as_slice(),
+            _ => &[],
+        };
+        for entry in &mut self.entries {
+            entry.active = stacked.contains(&entry.name);
+        }
+        self.mixture = Mixture::new(composition, &self.entries);
+    }
+
+    /// The place with the adapter at this index alone, or with none.
+    pub(crate) fn only(&self, index: Option<usize>) -> Self {
+        let entry = index.map(|index| Entry {
+            active: true,
+            ..self.entries[index].clone()
+        });
+        Self {
+            entries: entry.into_iter().collect(),
+            merged: None,
+            quantized: self.quantized.clone(),
+            mixture: None,
+            norms: self.norms.clone(),
+        }
+    }
+
+    /// The place with the adapter of this name alone, if it is here.
+    pub(crate) fn named(&self, name: Option<&str>) -> Self {
+        let at = |name: &str| self.entries.iter().position(|entry| entry.name == name);
+        self.only(name.and_then(at))
+    }
+
     /// What the entry at this index reports to visitors.
     fn container(&self, index: usize) -> &'static str {
-        let in_rows = || self.rows.as_ref().is_some_and(|rows| rows.use_entry(index));
-        if self.entries[index].active || in_rows() {
+        if self.uses(index) {
             ACTIVE_ADAPTER
         } else {
             INACTIVE_ADAPTER
@@ -77,20 +131,27 @@ impl Stack {
 
     pub(crate) fn active_weights(&self) -> Vec<&dyn ErasedWeight> {
         self.active()
-            .filter_map(|entry| match &entry.adapter {
-                AnyAdapter::Weight(adapter) => Some(adapter.as_ref()),
-                _ => None,
-            })
+            .map(|entry| entry.adapter.weight_adapter())
             .collect()
     }
 
-    /// The base with the active adapters folded in, whether merged or not. `base` is the parameter's own
+    /// The base with the adapters folded in, whether merged or not. `base` is the parameter's own
     /// tensor.
     pub(crate) fn compose(&self, base: AnyTensor) -> AnyTensor {
-        self.active_weights().into_iter().fold(
-            quantized_base::dense(Some(self), &base),
-            |weight, adapter| adapter.compose(weight),
-        )
+        let weight = quantized_base::dense(Some(self), &base);
+        let Some(Parts::Weighted(parts)) = self.mixed().map(|mixture| &mixture.parts) else {
+            return self
+                .active_weights()
+                .into_iter()
+                .fold(weight, |weight, adapter| adapter.compose(weight));
+        };
+        parts.iter().fold(weight.clone(), |sum, (index, factor)| {
+            let changed = self.entries[*index]
+                .adapter
+                .weight_adapter()
+                .compose(weight.clone());
+            sum.add_difference(&changed, &weight, *factor)
+        })
     }
 }
 
@@ -99,20 +160,19 @@ impl Reparameterization for Stack {
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         assert!(
-            self.rows.as_ref().is_none_or(|rows| !rows.use_any()),
-            "rows of the batch have adapters of their own, so this weight is no single one: call its \
+            !self.varies(),
+            "rows or tokens of the batch have adapters of their own, so this weight is no single one: call its \
              layer through `peft_core::nn::AdaptedForward`, or `activate` adapters for all rows"
         );
         assert!(
-            self.active_weights()
-                .iter()
-                .all(|adapter| adapter.is_mergeable()),
+            self.used()
+                .all(|entry| entry.adapter.weight_adapter().is_mergeable()),
             "an adapter adds to this layer's output what its weight cannot: call the layer through \
              `peft_core::nn::AdaptedForward`"
         );
         match &self.merged {
             Some(merged) => merged.get(),
-            None if self.quantized.is_none() && self.active().next().is_none() => base,
+            None if self.quantized.is_none() && self.used().next().is_none() => base,
             None => self.compose(AnyTensor::new(base)).get(),
         }
     }

@@ -1,14 +1,17 @@
 //! What a model consists of, as adapters see it: layers, parameters and sites, by upstream name.
 
+use std::marker::PhantomData;
+use std::ops::Deref;
+
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::Error;
 use crate::adapter::erased::AnyTensor;
 use crate::adapter::quantized_base::QuantizedBase;
+use crate::adapter::site_type::{Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType};
 use crate::attached::stack::Stack;
 use crate::attached::traversal::{Found, FoundParam, Tie, Trainable};
 use crate::error::listing;
-use crate::nn::site::SiteKind;
 
 /// Kind of a layer, by the struct that holds its parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,6 +165,21 @@ pub struct LayoutSite {
     pub(crate) stack: Stack,
 }
 
+/// A site with its type: what adapters it takes.
+#[derive(Clone, Copy, Debug)]
+pub struct TypedSite<'a, T> {
+    site: &'a LayoutSite,
+    site_type: PhantomData<T>,
+}
+
+impl<T> Deref for TypedSite<'_, T> {
+    type Target = LayoutSite;
+
+    fn deref(&self) -> &LayoutSite {
+        self.site
+    }
+}
+
 /// Heads of models that do not say which their heads are.
 const USUAL_HEADS: &[&str] = &["lm_head", "score", "classifier", "qa_outputs"];
 
@@ -250,9 +268,27 @@ impl Layout {
         })
     }
 
-    /// The sites of one kind.
-    pub fn sites_of(&self, kind: SiteKind) -> impl Iterator<Item = &LayoutSite> {
-        self.sites.iter().filter(move |site| site.kind == kind)
+    /// The sites of a hidden state.
+    pub fn hidden_sites(&self, state: HiddenState) -> impl Iterator<Item = TypedSite<'_, Hidden>> {
+        self.typed(SiteKind::Hidden(state))
+    }
+
+    /// The sites of embeddings.
+    pub fn prompt_sites(&self) -> impl Iterator<Item = TypedSite<'_, Prompt>> {
+        self.typed(SiteKind::Embeddings)
+    }
+
+    /// The sites of keys and values.
+    pub fn key_value_sites(&self) -> impl Iterator<Item = TypedSite<'_, KeyValue>> {
+        self.typed(SiteKind::KeyValue)
+    }
+
+    fn typed<T: SiteType>(&self, kind: SiteKind) -> impl Iterator<Item = TypedSite<'_, T>> {
+        let sites = self.sites.iter().filter(move |site| site.kind == kind);
+        sites.map(|site| TypedSite {
+            site,
+            site_type: PhantomData,
+        })
     }
 
     /// Device and float type for adapters that belong to no parameter: those of the first one.

@@ -10,12 +10,12 @@ use serde_json::{Map, Value};
 use crate::adapter::contract::{HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter};
 use crate::adapter::erased::AnyAdapter;
 use crate::adapter::init::Init;
-use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
+use crate::adapter::site_type::{Hidden, KeyValue, Prompt};
+use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam, TypedSite};
 use crate::layout::targets::NO_EMPTY_TEXT;
 use crate::method::hooks::{MethodHooks, States};
 use crate::method::module_to_save::ModuleToSave;
 use crate::method::trainable_tokens::TrainableTokens;
-use crate::nn::site::SiteKind;
 use crate::{Error, Result};
 
 /// Lialin et al.'s families (Scaling Down to Scale Up, section 3).
@@ -320,47 +320,18 @@ impl Plan {
         self.push(&param.path, AnyAdapter::weight(adapter));
     }
 
-    /// Puts `adapter` at a site for hidden states.
-    ///
-    /// # Panics
-    ///
-    /// At a site for embeddings or for keys and values, where no hidden state flows by.
-    pub fn adapt_hidden(&mut self, site: &LayoutSite, adapter: impl HiddenAdapter) {
-        assert!(
-            !matches!(site.kind, SiteKind::Embeddings | SiteKind::KeyValue),
-            "`{}` takes virtual tokens",
-            site.name
-        );
+    /// Puts `adapter` at a site of a hidden state.
+    pub fn adapt_hidden(&mut self, site: TypedSite<'_, Hidden>, adapter: impl HiddenAdapter) {
         self.push(&site.path, AnyAdapter::hidden(adapter));
     }
 
-    /// Puts virtual tokens at a site for embeddings.
-    ///
-    /// # Panics
-    ///
-    /// At any other site.
-    pub fn add_prompt(&mut self, site: &LayoutSite, adapter: impl PromptAdapter) {
-        assert_eq!(
-            site.kind,
-            SiteKind::Embeddings,
-            "`{}` takes no virtual tokens",
-            site.name
-        );
+    /// Puts virtual tokens at a site of embeddings.
+    pub fn add_prompt(&mut self, site: TypedSite<'_, Prompt>, adapter: impl PromptAdapter) {
         self.push(&site.path, AnyAdapter::prompt(adapter));
     }
 
-    /// Puts virtual tokens' keys and values at a site for such.
-    ///
-    /// # Panics
-    ///
-    /// At any other site.
-    pub fn add_prefix(&mut self, site: &LayoutSite, adapter: impl KeyValueAdapter) {
-        assert_eq!(
-            site.kind,
-            SiteKind::KeyValue,
-            "`{}` takes no keys and values",
-            site.name
-        );
+    /// Puts virtual tokens' keys and values at a site of such.
+    pub fn add_prefix(&mut self, site: TypedSite<'_, KeyValue>, adapter: impl KeyValueAdapter) {
         self.push(&site.path, AnyAdapter::key_value(adapter));
     }
 

@@ -8,11 +8,15 @@ pub(crate) mod trainable_tokens;
 
 pub use crate::adapter::checkpoint_key::CheckpointKey;
 pub use crate::adapter::contract::{
-    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, SiteContext, WeightAdapter,
+    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
 pub use crate::adapter::init::Init;
 pub use crate::adapter::shared::Shared;
-pub use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
+pub use crate::adapter::site_context::SiteContext;
+pub use crate::adapter::site_type::{HiddenState, SiteKind};
+pub use crate::layout::model_layout::{
+    Layer, LayerKind, Layout, LayoutParam, LayoutSite, TypedSite,
+};
 pub use crate::layout::patterns::Patterns;
 pub use crate::layout::targets::{ALL_LINEAR, OneOrMany, Selection, Targets};
 pub use crate::nn::base_layer::{BaseConv2d, BaseEmbedding, BaseLinear};

@@ -197,7 +197,7 @@ pub(crate) fn count(layout: &Layout) -> Counts {
             }
         }
         let mut changed = 0;
-        for entry in param.stack.iter().flat_map(Stack::active) {
+        for entry in param.stack.iter().flat_map(Stack::used) {
             count_entry(entry, &mut counts);
             if let AnyAdapter::Weight(adapter) = &entry.adapter
                 && adapter.method() != module_to_save::MODULE
@@ -207,7 +207,7 @@ pub(crate) fn count(layout: &Layout) -> Counts {
         }
         counts.changed += changed;
     }
-    for entry in layout.sites.iter().flat_map(|site| site.stack.active()) {
+    for entry in layout.sites.iter().flat_map(|site| site.stack.used()) {
         count_entry(entry, &mut counts);
         counts.changed += tally(&entry.adapter).elements;
     }

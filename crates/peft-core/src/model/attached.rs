@@ -9,7 +9,7 @@ use burn::tensor::TensorData;
 use serde_json::Value;
 
 use crate::adapter::checkpoint_key::Style;
-use crate::adapter::erased::{AnyAdapter, AnyTensor, with_rank};
+use crate::adapter::erased::{AnyTensor, with_rank};
 use crate::attached::stack::{Entry, Stack};
 use crate::attached::traversal::{self, Edits, Found};
 use crate::checkpoint::read;
@@ -18,7 +18,6 @@ use crate::method::contract::{AttachedMethod, Method, MethodInfo, Plan};
 use crate::method::module_to_save::MODULE;
 use crate::method::trainable_tokens::ROWS;
 use crate::model::peft_module::PeftModule;
-use crate::nn::mixed_batch::Names;
 use crate::nn::tied_head;
 use crate::{Error, Result};
 
@@ -107,7 +106,7 @@ pub(crate) fn install<M: Module>(
         }
     }
     for stack in edits.stacks.values_mut() {
-        stack.rows = None;
+        stack.mixture = None;
         for entry in &mut stack.entries {
             entry.active = false;
         }
@@ -139,11 +138,6 @@ pub(crate) fn stacks(layout: &Layout) -> impl Iterator<Item = (&str, &Stack)> {
         .iter()
         .map(|site| (site.path.as_str(), &site.stack));
     params.chain(sites)
-}
-
-/// The adapters of a batch's rows, if rows have adapters of their own.
-pub(crate) fn rows_of(layout: &Layout) -> Option<Names> {
-    stacks(layout).find_map(|(_, stack)| Some(stack.rows.as_ref()?.names.clone()))
 }
 
 /// The upstream name of the layer or site at a field path.
@@ -202,25 +196,6 @@ pub(crate) fn unmerged<M: Module>(model: &M) -> Result<Layout> {
     }
 }
 
-/// A copy of the model with every entry changed.
-pub(crate) fn edit<M: Module>(model: &M, layout: &Layout, change: impl Fn(&mut Entry)) -> M {
-    let edited = stacks(layout)
-        .map(|(path, stack)| {
-            let mut stack = stack.clone();
-            stack.entries.iter_mut().for_each(&change);
-            stack.rows = None;
-            (path.to_string(), stack)
-        })
-        .collect();
-    traversal::place(
-        model,
-        Edits {
-            stacks: edited,
-            ..Edits::default()
-        },
-    )
-}
-
 /// Replaces every stack and lets Burn fold what is left into the parameters.
 pub(crate) fn strip<M: Module>(model: &M, rest: impl Fn(&Stack) -> Stack) -> Result<M> {
     let found = traversal::gather(model);
@@ -267,7 +242,7 @@ pub(crate) fn strip<M: Module>(model: &M, rest: impl Fn(&Stack) -> Stack) -> Res
 /// The stacks with their effective weight computed, checked to be finite.
 pub(crate) fn merged(layout: &Layout) -> Result<HashMap<String, Stack>> {
     for site in &layout.sites {
-        if let Some(entry) = site.stack.active().next() {
+        if let Some(entry) = site.stack.used().next() {
             return Err(Error::Unmergeable {
                 adapter: entry.name.clone(),
                 method: entry.origin.method.info().title,
@@ -278,25 +253,25 @@ pub(crate) fn merged(layout: &Layout) -> Result<HashMap<String, Stack>> {
     let mut merged = HashMap::new();
     for param in &layout.params {
         let Some(stack) = &param.stack else { continue };
-        if let (Some(_), Some(entry)) = (&stack.rows, stack.entries.first()) {
-            return Err(Error::PerRowAdapter {
+        if let (true, Some(entry)) = (stack.varies(), stack.used().next()) {
+            return Err(Error::Composition {
                 adapter: entry.name.clone(),
-                method: entry.origin.method.info().title,
-                place: param.name.clone(),
+                reason: format!(
+                    "`{}` differs between rows or tokens, so there is no one weight to merge into: `activate` \
+                     adapters for all rows first",
+                    param.name
+                ),
             });
         }
-        let beyond = |entry: &&Entry| match &entry.adapter {
-            AnyAdapter::Weight(adapter) => !adapter.is_mergeable(),
-            _ => false,
-        };
-        if let Some(entry) = stack.active().find(beyond) {
+        let beyond = |entry: &&Entry| !entry.adapter.weight_adapter().is_mergeable();
+        if let Some(entry) = stack.used().find(beyond) {
             return Err(Error::Unmergeable {
                 adapter: entry.name.clone(),
                 method: entry.origin.method.info().title,
                 place: param.name.clone(),
             });
         }
-        if param.is_tied() || stack.active().next().is_none() {
+        if param.is_tied() || stack.used().next().is_none() {
             continue;
         }
         let value = stack.compose(param.base.clone()).detach();

@@ -2,5 +2,6 @@
 
 pub mod accounting;
 pub(crate) mod attached;
+pub(crate) mod compose;
 pub(crate) mod peft_module;
 pub(crate) mod training_hooks;

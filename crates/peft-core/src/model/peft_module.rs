@@ -1,7 +1,8 @@
 //! What can be done with adapters on a model: the extension of Burn's `Module`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::TensorData;
@@ -12,6 +13,7 @@ use crate::adapter::checkpoint_key::Style;
 use crate::adapter::contract::Adapter;
 use crate::adapter::init::Init;
 use crate::adapter::quantized_base::{self, QuantizedBase, WeightQuantizer};
+use crate::attached::composition::{Composition, Mixture};
 use crate::attached::stack::{Entry, Stack};
 use crate::attached::traversal::{self, Edits};
 use crate::checkpoint::read;
@@ -23,11 +25,11 @@ use crate::method::contract::{Method, MethodInfo, Plan, is_transposed};
 use crate::method::hooks::States;
 use crate::model::accounting::{AdapterSummary, Counts, Summary, count, tally};
 use crate::model::attached::{
-    adapted_layers, edit, exported, in_memory, install, is_merged, merged, names, origins,
-    place_name, recognised, rows_of, stacks, strip, survey, unknown, unmerged, with_tensors,
+    adapted_layers, exported, in_memory, install, is_merged, merged, names, origins, place_name,
+    recognised, stacks, strip, survey, unknown, unmerged, with_tensors,
 };
+use crate::model::compose::{check_places, compose, composition_of};
 use crate::model::training_hooks::TrainingHooks;
-use crate::nn::mixed_batch::{self, Rows};
 use crate::{Error, Result};
 
 /// Adapters on any Burn module.
@@ -250,23 +252,17 @@ pub trait PeftModule: Module {
     ///
     /// [`Error::UnknownAdapter`], [`Error::Merged`].
     fn activate(&self, names: &[&str]) -> Result<Self> {
-        let layout = unmerged(self)?;
-        let attached = origins(&layout);
-        if let Some(name) = names.iter().find(|name| !attached.contains_key(**name)) {
-            return Err(unknown(name, &layout));
-        }
-        Ok(edit(self, &layout, |entry| {
-            entry.active = names.contains(&entry.name.as_str());
-        }))
+        let names = names.iter().map(ToString::to_string).collect();
+        self.set_composition(&Composition::Stack(names))
     }
 
     /// Gives row i of the following batches the adapter `rows[i]`, or none: requests for many adapters
     /// in one forward pass. [`activate`](Self::activate) goes back to the same adapters for all rows.
     ///
     /// The layers run once for all rows; low-rank adapters of any rank add two batched products, others
-    /// run once for each adapter. Only adapters that sit on weights of linear layers and nowhere else
-    /// can be mixed so (no heads, biases, prompts, bottlenecks), and only layers that the model calls
-    /// through [`AdaptedForward`](crate::nn::AdaptedForward).
+    /// run once for each adapter. Heads, biases, normalisations and sites differ from row to row, too; of virtual
+    /// tokens all rows must have as many. The model has to call its layers through
+    /// [`AdaptedForward`](crate::nn::AdaptedForward).
     ///
     /// # Panics
     ///
@@ -275,18 +271,25 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownAdapter`], [`Error::PerRowAdapter`], [`Error::Merged`].
+    /// [`Error::UnknownAdapter`], [`Error::Composition`], [`Error::Merged`].
     fn set_adapter_per_row(&self, rows: &[Option<&str>]) -> Result<Self> {
-        let layout = unmerged(self)?;
-        mixed_batch::activate(self, &layout, rows)
+        let rows = rows.iter().map(|row| row.map(str::to_string)).collect();
+        self.set_composition(&Composition::PerRow(rows))
     }
 
-    /// The adapter of each row, as [`set_adapter_per_row`](Self::set_adapter_per_row) was told them; nothing if all rows have
-    /// the same adapters.
-    fn adapter_per_row(&self) -> Option<Vec<Option<String>>> {
-        let layout = self.layout();
-        let rows = stacks(&layout).find_map(|(_, stack)| stack.rows.clone());
-        rows.map(|rows| rows.names.to_vec())
+    /// Composes the attached adapters: which act, and how together. [`activate`](Self::activate) and
+    /// [`set_adapter_per_row`](Self::set_adapter_per_row) are short forms of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`], [`Error::Merged`]; [`Error::Composition`] if an adapter sits where it cannot take part.
+    fn set_composition(&self, composition: &Composition) -> Result<Self> {
+        compose(self, &unmerged(self)?, composition)
+    }
+
+    /// How the attached adapters are composed.
+    fn composition(&self) -> Composition {
+        composition_of(&self.layout())
     }
 
     /// Puts the adapter in `dir` in the place of `name`: it is active where that was, and where it lay among
@@ -303,42 +306,32 @@ pub trait PeftModule: Module {
         methods: &[&MethodInfo],
     ) -> Result<Self> {
         let before = unmerged(self)?;
-        let new = self.detach(name)?.load_adapter(name, dir, methods)?;
-        let layout = new.layout();
-        let rows = rows_of(&before);
-        if let Some(rows) = &rows {
-            mixed_batch::check(&layout, rows)?;
+        let composition = composition_of(&before);
+        let new = self.activate(&[])?.detach(name)?;
+        let new = new.load_adapter(name, dir, methods)?;
+        let mut layout = new.layout();
+        check_places(&layout, &composition)?;
+        let mut edited = HashMap::new();
+        for (path, stack) in stacks(&layout) {
+            let old = stacks(&before).find(|(old, _)| *old == path);
+            let place = |entry: &Entry| {
+                let entries = &old?.1.entries;
+                entries.iter().position(|known| known.name == entry.name)
+            };
+            let mut stack = stack.clone();
+            // Where the adapter is new, it stays outermost.
+            stack
+                .entries
+                .sort_by_key(|entry| place(entry).unwrap_or(usize::MAX));
+            edited.insert(path.to_string(), stack);
         }
-        let edited = stacks(&layout)
-            .map(|(path, stack)| {
-                let mut stack = stack.clone();
-                let old = stacks(&before).find(|(old, _)| *old == path);
-                let place = |entry: &Entry| {
-                    let (_, old) = old?;
-                    old.entries
-                        .iter()
-                        .position(|known| known.name == entry.name)
-                };
-                // Where the adapter is new, it stays outermost.
-                stack
-                    .entries
-                    .sort_by_key(|entry| place(entry).unwrap_or(usize::MAX));
-                stack.rows = rows.as_ref().map(|rows| Rows::new(rows, &stack.entries));
-                for entry in &mut stack.entries {
-                    entry.active = stacks(&before)
-                        .filter_map(|(_, stack)| stack.entry(&entry.name))
-                        .any(|old| old.active);
-                }
-                (path.to_string(), stack)
-            })
-            .collect();
-        Ok(traversal::place(
-            &new,
-            Edits {
-                stacks: edited,
-                ..Edits::default()
-            },
-        ))
+        let edits = Edits {
+            stacks: edited,
+            ..Edits::default()
+        };
+        let new = traversal::place(&new, edits);
+        layout = new.layout();
+        compose(&new, &layout, &composition)
     }
 
     /// Makes no adapter active: outputs are the base model's, bit for bit.
@@ -361,15 +354,14 @@ pub trait PeftModule: Module {
             return Err(unknown(name, &layout));
         }
         // Rows that had this adapter have none.
-        let rows = rows_of(&layout).map(|names| -> mixed_batch::Names {
-            let other = |row: &Option<String>| row.clone().filter(|row| row != name);
-            names.iter().map(other).collect()
-        });
+        let composition = composition_of(&layout).without(name);
+        check_places(&layout, &composition)?;
+        let composition = Arc::new(composition);
         let keep = |stack: &Stack| {
             let entries = stack.entries.iter().filter(|entry| entry.name != name);
             let entries: Vec<Entry> = entries.cloned().collect();
             Stack {
-                rows: rows.as_ref().map(|rows| Rows::new(rows, &entries)),
+                mixture: Mixture::new(&composition, &entries),
                 entries,
                 merged: None,
                 quantized: stack.quantized.clone(),

@@ -8,6 +8,7 @@ use burn::tensor::{Int, Tensor};
 use peft_ops::{LowRank, Weight};
 
 use crate::adapter::erased::{AnyTensor, ErasedWeight};
+use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::quantized_base::QuantizedBase;
 
 /// The base below, as the layer holds it, with the adapters `below` folded in.
@@ -55,10 +56,17 @@ pub struct BaseLinear<'a> {
     pub(crate) quantized: Option<&'a QuantizedBase>,
     pub(crate) bias: Option<Tensor<1>>,
     pub(crate) norms: &'a BaseNorms,
+    /// What flows with the forward pass.
+    pub(crate) context: &'a ForwardContext,
     pub(crate) below: &'a [&'a dyn ErasedWeight],
 }
 
 impl BaseLinear<'_> {
+    /// What flows with the forward pass.
+    pub fn context(&self) -> &ForwardContext {
+        self.context
+    }
+
     /// `x W + b` for `input` of shape `[tokens, in]`: returns `[tokens, out]`.
     pub fn forward(&self, input: Tensor<2>) -> Tensor<2> {
         self.run(input, self.bias.clone(), None)
@@ -89,6 +97,7 @@ impl BaseLinear<'_> {
         };
         let inner = BaseLinear {
             base: self.base.clone(),
+            context: self.context,
             quantized: self.quantized,
             bias,
             norms: self.norms,
@@ -136,10 +145,17 @@ pub struct BaseEmbedding<'a> {
     pub(crate) base: Tensor<2>,
     /// What it stands in for, if the base is quantized.
     pub(crate) quantized: Option<&'a QuantizedBase>,
+    /// What flows with the forward pass.
+    pub(crate) context: &'a ForwardContext,
     pub(crate) below: &'a [&'a dyn ErasedWeight],
 }
 
 impl BaseEmbedding<'_> {
+    /// What flows with the forward pass.
+    pub fn context(&self) -> &ForwardContext {
+        self.context
+    }
+
     /// Rows for `ids` of shape `[batch, seq]`: returns `[batch, seq, d]`.
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         match self.below.split_last() {
@@ -151,6 +167,7 @@ impl BaseEmbedding<'_> {
                 ids,
                 &BaseEmbedding {
                     base: self.base.clone(),
+                    context: self.context,
                     quantized: self.quantized,
                     below,
                 },
@@ -167,11 +184,18 @@ impl BaseEmbedding<'_> {
 /// A 2-D convolution without its bias, below one adapter.
 pub struct BaseConv2d<'a> {
     pub(crate) base: Tensor<4>,
+    /// What flows with the forward pass.
+    pub(crate) context: &'a ForwardContext,
     pub(crate) below: &'a [&'a dyn ErasedWeight],
     pub(crate) options: ConvOptions<2>,
 }
 
 impl BaseConv2d<'_> {
+    /// What flows with the forward pass.
+    pub fn context(&self) -> &ForwardContext {
+        self.context
+    }
+
     /// The convolution of `input` `[batch, in, h, w]`.
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         match self.below.split_last() {
@@ -180,6 +204,7 @@ impl BaseConv2d<'_> {
                 input,
                 &BaseConv2d {
                     base: self.base.clone(),
+                    context: self.context,
                     below,
                     options: self.options.clone(),
                 },

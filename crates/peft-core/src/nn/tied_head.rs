@@ -9,7 +9,9 @@ use burn::tensor::{Device, Tensor};
 use peft_ops::LowRank;
 
 use crate::adapter::erased::{AnyTensor, ErasedWeight};
+use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::quantized_base::{self, QuantizedBase};
+use crate::attached::composition::{Composition, PerRow};
 use crate::attached::stack::Stack;
 use crate::attached::traversal::{self, SEGMENT};
 use crate::layout::model_layout::LayoutParam;
@@ -58,11 +60,30 @@ impl TiedHead {
     }
 
     /// Logits `[batch, seq, vocabulary]` of hidden states `[batch, seq, d]`, adapters and all.
-    pub fn logits(&self, table: &Embedding, hidden: Tensor<3>) -> Tensor<3> {
-        match &self.own {
-            Some(own) => own.adapted(hidden),
-            None => layers::through(&self.place(table), hidden),
+    pub fn logits(
+        &self,
+        table: &Embedding,
+        hidden: Tensor<3>,
+        context: &ForwardContext,
+    ) -> Tensor<3> {
+        if let Some(own) = &self.own {
+            return own.adapted_in(hidden, context);
         }
+        let on_table = table.weight.reparameterization::<Stack>();
+        let Some((on_table, rows)) = on_table.and_then(|stack| Some((stack, rows_of(stack)?)))
+        else {
+            let place = Self::place(table, on_table, &self.stack);
+            return layers::through(&place, hidden, context);
+        };
+        // The table differs between rows, and the head with it.
+        let named = Named::new(rows);
+        named.rows.run(&hidden.device(), |name, rows, index| {
+            let name = name.map(|name| named.names[name]);
+            let (on_table, stack) = (on_table.named(name), self.stack.named(name));
+            let place = Self::place(table, Some(&on_table), &stack);
+            let context = context.of_rows(rows, &index);
+            layers::through(&place, hidden.clone().select(0, index), &context)
+        })
     }
 
     /// The sum of the negative log likelihoods of `targets` under the logits of `hidden` `[rows, d]`, adapters and
@@ -72,16 +93,25 @@ impl TiedHead {
         table: &Embedding,
         hidden: Tensor<2>,
         targets: &[i64],
+        context: &ForwardContext,
     ) -> Tensor<1> {
-        match &self.own {
-            Some(own) => layers::adapted_cross_entropy(own, hidden, targets),
-            None => layers::cross_entropy(&self.place(table), hidden, targets),
+        if let Some(own) = &self.own {
+            return layers::adapted_cross_entropy(own, hidden, targets, context);
         }
+        let on_table = table.weight.reparameterization::<Stack>();
+        let Some(rows) = on_table.and_then(rows_of) else {
+            let place = Self::place(table, on_table, &self.stack);
+            return layers::cross_entropy(&place, hidden, targets, context);
+        };
+        let [count, d] = hidden.dims();
+        let hidden = hidden.reshape([rows.len() as isize, -1, d as isize]);
+        let logits = self.logits(table, hidden, context);
+        let logits = logits.reshape([count as isize, -1]);
+        peft_ops::reference::cross_entropy(logits, targets)
     }
 
-    /// The head as a linear layer.
-    fn place(&self, table: &Embedding) -> Place<'_> {
-        let on_table = table.weight.reparameterization::<Stack>();
+    /// The head as a linear layer, with these adapters on the table and on the head.
+    fn place<'a>(table: &Embedding, on_table: Option<&Stack>, stack: &'a Stack) -> Place<'a> {
         let mut base = table.weight.base().transpose();
         let mut quantized = on_table.and_then(|stack| stack.quantized.clone());
         let mut below = Vec::new();
@@ -105,7 +135,47 @@ impl TiedHead {
             bias: None,
             below,
             norms: BaseNorms::default(),
-            stack: &self.stack,
+            stack,
+        }
+    }
+}
+
+/// The adapters of the batch's rows, where the head changes with the rows' adapters of the table.
+fn rows_of(on_table: &Stack) -> Option<&[Option<String>]> {
+    let mixture = on_table.mixed()?;
+    let follows = on_table
+        .used()
+        .any(|entry| entry.adapter.weight_adapter().affects_tied_head());
+    match mixture.composition.as_ref() {
+        Composition::PerRow(rows) if follows => Some(rows),
+        _ => None,
+    }
+}
+
+/// Rows grouped by the name of their adapter, wherever that is.
+struct Named<'a> {
+    names: Vec<&'a str>,
+    /// With indices of names for entries.
+    rows: PerRow,
+}
+
+impl<'a> Named<'a> {
+    fn new(rows: &'a [Option<String>]) -> Self {
+        let mut names: Vec<&str> = Vec::new();
+        let indices: Vec<Option<usize>> = rows
+            .iter()
+            .map(|row| {
+                let name = row.as_deref()?;
+                let known = names.iter().position(|known| *known == name);
+                Some(known.unwrap_or_else(|| {
+                    names.push(name);
+                    names.len() - 1
+                }))
+            })
+            .collect();
+        Self {
+            names,
+            rows: PerRow::new(indices.into_iter()),
         }
     }
 }
