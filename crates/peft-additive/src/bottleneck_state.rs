@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 /// The non-linearity between the two projections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Activation {
     /// max(x, 0).
     #[default]

@@ -11,6 +11,7 @@ use crate::{Error, Result};
 /// A number format of weights, called as in torch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum FloatFormat {
     /// 32 bits.
     Float32,

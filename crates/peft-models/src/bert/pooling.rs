@@ -11,6 +11,7 @@ use super::{Bert, BertConfig, BertOutput};
 /// How one vector is made of a row's hidden states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Pooling {
     /// The mean over the row's own tokens: neither padding nor virtual tokens count. What
     /// sentence-transformers' models are trained with.
