@@ -132,7 +132,7 @@ impl WeightAdapter for AdaLora {
         (self.rank() > 0 && !self.drops()).then(|| self.factors())
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         if self.rank() == 0 {
             return inner.forward(input);
         }
@@ -140,7 +140,7 @@ impl WeightAdapter for AdaLora {
         add_low_rank(inner.forward(input), dropped, self.factors())
     }
 
-    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
+    fn conv2d(&self, input: Tensor<4>, inner: &dyn BaseConv2d) -> Tensor<4> {
         let weight = inner.weight();
         if self.rank() == 0 || !self.drops() {
             return conv2d(input, self.compose(weight), None, inner.options());

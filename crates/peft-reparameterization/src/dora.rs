@@ -25,7 +25,7 @@ impl<const D: usize> Magnitude<D> {
 const CANCELLED: f32 = 0.05;
 
 /// Norms of the columns of `W + s·AB`, `[out]`, without a gradient: W is what lies below.
-pub(crate) fn norms_below(inner: &BaseLinear<'_>, change: &LowRank) -> Tensor<1> {
+pub(crate) fn norms_below(inner: &dyn BaseLinear, change: &LowRank) -> Tensor<1> {
     let base = has_parts(change).then(|| inner.base_norms()).flatten();
     let product = |rows: Tensor<2>| inner.product(rows);
     base.and_then(|base| norms_by_parts(change, base, product))

@@ -132,7 +132,7 @@ impl WeightAdapter for HraLinear {
         (matrix.clone() - u.matmul(c.matmul(matrix))).reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let (down, up) = self.factors();
         let scale = -1.0;
         let reflected = add_low_rank(

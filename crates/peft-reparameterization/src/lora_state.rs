@@ -127,7 +127,7 @@ impl WeightAdapter for LoraLinear {
         self.added_bias.is_none()
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let Some(magnitude) = &self.magnitude else {
             let output = match self.removed() {
                 Some(removed) => inner.forward_with(input.clone(), removed),
@@ -234,7 +234,7 @@ impl WeightAdapter for LoraEmbedding {
         .reshape(shape)
     }
 
-    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
+    fn embedding(&self, ids: Tensor<2, Int>, inner: &dyn BaseEmbedding) -> Tensor<3> {
         let down = embedding(self.lora_a.val(), ids.clone());
         let up = (self.lora_b.val() * self.scale).unsqueeze();
         let rows = inner.forward(ids) + down.matmul(up);
@@ -321,7 +321,7 @@ impl WeightAdapter for LoraConv2d {
         .reshape(shape)
     }
 
-    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
+    fn conv2d(&self, input: Tensor<4>, inner: &dyn BaseConv2d) -> Tensor<4> {
         let options = inner.options();
         if options.groups != 1 {
             // A's channels are those of one group, so it cannot run on all of the input.

@@ -106,7 +106,7 @@ impl WeightAdapter for VbLoraLinear {
         (!dropping).then(|| self.factors())
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let dropped = self.dropout.adapted(input.clone());
         add_low_rank(inner.forward(input), dropped, self.factors())
     }

@@ -99,7 +99,7 @@ impl WeightAdapter for VeraLinear {
         (!dropping).then_some(factors)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let dropped = self.dropout.adapted(input.clone());
         add_low_rank(inner.forward(input), dropped, self.factors())
     }

@@ -104,6 +104,17 @@ fn each_row_has_the_output_of_its_adapter_alone() {
     }
 }
 
+/// Trained parameters, and those that have a gradient.
+struct Count<'a>(&'a burn::tensor::Gradients, usize, usize);
+impl ModuleVisitor for Count<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if param.is_require_grad() {
+            self.1 += 1;
+            self.2 += usize::from(param.val().grad(self.0).is_some());
+        }
+    }
+}
+
 /// A gradient reaches each row's adapter as if it were alone.
 #[test]
 fn rows_train_their_adapters() {
@@ -116,15 +127,6 @@ fn rows_train_their_adapters() {
         .set_adapter_per_row(&[Some("a"), Some("b"), None, Some("b")])
         .unwrap();
     let gradients = mixed.forward(ids, None).sum().backward();
-    struct Count<'a>(&'a burn::tensor::Gradients, usize, usize);
-    impl ModuleVisitor for Count<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if param.is_require_grad() {
-                self.1 += 1;
-                self.2 += usize::from(param.val().grad(self.0).is_some());
-            }
-        }
-    }
     let mut count = Count(&gradients, 0, 0);
     mixed.visit(&mut count);
     assert!(

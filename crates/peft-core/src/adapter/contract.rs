@@ -5,9 +5,9 @@ use burn::tensor::module::{conv2d, embedding};
 use burn::tensor::{Int, Tensor};
 use peft_ops::LowRank;
 
+use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::site_context::SiteContext;
-use crate::nn::base_layer::{BaseConv2d, BaseEmbedding, BaseLinear};
 
 /// State that a method adds to one place of a model.
 ///
@@ -40,7 +40,7 @@ pub trait Adapter: Module + Sync + 'static {
 /// - *activation side*: [`linear`](Self::linear) and its siblings compute the layer's output
 ///   without ever forming W'. The defaults compose; overriding them is what makes a method cheap.
 ///
-/// Several adapters on one parameter nest: each sees what lies below it as `inner`, the base
+/// Several adapters on one parameter nest: each sees what lies below it as `base`, the model's own
 /// weight being innermost.
 pub trait WeightAdapter: Adapter {
     /// The effective weight, from the weight below. Shape and dtype are kept.
@@ -56,22 +56,22 @@ pub trait WeightAdapter: Adapter {
     }
 
     /// `x W' + b`, for `input` of shape `[tokens, in]`: returns `[tokens, out]`. The layer's bias
-    /// is `inner`'s.
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    /// is `base`'s.
+    fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         match self.low_rank() {
-            Some(low_rank) => inner.forward_with(input, low_rank),
-            None => peft_ops::linear(input, self.compose(inner.weight()), inner.bias(), None),
+            Some(low_rank) => base.forward_with(input, low_rank),
+            None => peft_ops::linear(input, self.compose(base.weight()), base.bias(), None),
         }
     }
 
     /// Rows of the table for `ids` of shape `[batch, seq]`: returns `[batch, seq, d]`.
-    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
-        embedding(self.compose(inner.weight()), ids)
+    fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3> {
+        embedding(self.compose(base.weight()), ids)
     }
 
     /// The convolution of `input` `[batch, in, h, w]`, without the bias.
-    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
-        conv2d(input, self.compose(inner.weight()), None, inner.options())
+    fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4> {
+        conv2d(input, self.compose(base.weight()), None, base.options())
     }
 
     /// Whether [`compose`](Self::compose) says all that the adapter does. Where it adds to a layer's output

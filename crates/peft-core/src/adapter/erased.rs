@@ -8,134 +8,16 @@
 use std::any::Any;
 
 use burn::module::{Devices, Flag, Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor};
 use peft_ops::LowRank;
 
+use crate::adapter::any_tensor::{AnyTensor, with_rank};
+use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{
     Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
 use crate::adapter::site_context::SiteContext;
-use crate::nn::base_layer::{BaseConv2d, BaseEmbedding, BaseLinear};
-
-/// Runs `$body` with `$d` as the constant that `$rank` holds.
-macro_rules! with_rank {
-    ($rank:expr, $d:ident => $body:expr) => {
-        match $rank {
-            0 => {
-                const $d: usize = 0;
-                $body
-            }
-            1 => {
-                const $d: usize = 1;
-                $body
-            }
-            2 => {
-                const $d: usize = 2;
-                $body
-            }
-            3 => {
-                const $d: usize = 3;
-                $body
-            }
-            4 => {
-                const $d: usize = 4;
-                $body
-            }
-            5 => {
-                const $d: usize = 5;
-                $body
-            }
-            6 => {
-                const $d: usize = 6;
-                $body
-            }
-            7 => {
-                const $d: usize = 7;
-                $body
-            }
-            8 => {
-                const $d: usize = 8;
-                $body
-            }
-            rank => unreachable!("no Burn layer has a parameter of rank {rank}"),
-        }
-    };
-}
-pub(crate) use with_rank;
-
-/// A float tensor whose rank is known at run time only.
-#[derive(Clone, Debug)]
-pub(crate) struct AnyTensor {
-    rank: usize,
-    value: std::sync::Arc<dyn Any + Send + Sync>,
-}
-
-impl AnyTensor {
-    pub(crate) fn new<const D: usize>(tensor: Tensor<D>) -> Self {
-        Self {
-            rank: D,
-            value: std::sync::Arc::new(tensor),
-        }
-    }
-
-    pub(crate) fn rank(&self) -> usize {
-        self.rank
-    }
-
-    pub(crate) fn get<const D: usize>(&self) -> Tensor<D> {
-        self.value
-            .downcast_ref::<Tensor<D>>()
-            .expect("the rank was checked when the adapter was placed")
-            .clone()
-    }
-}
-
-impl AnyTensor {
-    pub(crate) fn to_device(&self, device: &Device) -> Self {
-        with_rank!(self.rank, D => Self::new(self.get::<D>().to_device(device).detach()))
-    }
-
-    pub(crate) fn shape(&self) -> Vec<usize> {
-        with_rank!(self.rank, D => self.get::<D>().dims().to_vec())
-    }
-
-    pub(crate) fn elements(&self) -> usize {
-        self.shape().iter().product()
-    }
-
-    pub(crate) fn dtype(&self) -> DType {
-        with_rank!(self.rank, D => self.get::<D>().dtype())
-    }
-
-    pub(crate) fn device(&self) -> Device {
-        with_rank!(self.rank, D => self.get::<D>().device())
-    }
-
-    pub(crate) fn to_data(&self) -> TensorData {
-        with_rank!(self.rank, D => self.get::<D>().into_data())
-    }
-
-    /// `self + factor · (after − before)`.
-    pub(crate) fn add_difference(&self, after: &Self, before: &Self, factor: f64) -> Self {
-        with_rank!(self.rank, D => {
-            let difference = after.get::<D>() - before.get::<D>();
-            Self::new(self.get::<D>() + difference * factor)
-        })
-    }
-
-    pub(crate) fn detach(&self) -> Self {
-        with_rank!(self.rank, D => Self::new(self.get::<D>().detach()))
-    }
-
-    /// On the device's autodiff side, or off it.
-    pub(crate) fn with_autodiff(&self, on: bool) -> Self {
-        with_rank!(self.rank, D => {
-            let tensor = self.get::<D>();
-            Self::new(if on { Tensor::from_inner(tensor) } else { tensor.without_autodiff() })
-        })
-    }
-}
 
 /// A parameter on its way through the erased boundary.
 pub(crate) struct AnyParam {
@@ -369,9 +251,9 @@ impl<A: Adapter> ErasedModule for Typed<A> {
 pub(crate) trait ErasedWeight: ErasedModule {
     fn compose(&self, base: AnyTensor) -> AnyTensor;
     fn low_rank(&self) -> Option<LowRank>;
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2>;
-    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3>;
-    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4>;
+    fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2>;
+    fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3>;
+    fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4>;
     fn is_mergeable(&self) -> bool;
     fn affects_tied_head(&self) -> bool;
     fn tied_low_rank(&self) -> Option<LowRank>;
@@ -386,14 +268,14 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     fn low_rank(&self) -> Option<LowRank> {
         self.state().low_rank()
     }
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
-        self.state().linear(input, inner)
+    fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
+        self.state().linear(input, base)
     }
-    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
-        self.state().embedding(ids, inner)
+    fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3> {
+        self.state().embedding(ids, base)
     }
-    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
-        self.state().conv2d(input, inner)
+    fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4> {
+        self.state().conv2d(input, base)
     }
     fn is_mergeable(&self) -> bool {
         self.state().is_mergeable()

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::attached::stack::Entry;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Which of the attached adapters act, and how they act together.
 ///
@@ -100,8 +99,8 @@ pub(crate) enum Parts {
 
 impl Mixture {
     /// The composition at a place with these adapters; none for adapters one on the other.
-    pub(crate) fn new(composition: &Arc<Composition>, entries: &[Entry]) -> Option<Self> {
-        let at = |name: &str| entries.iter().position(|entry| entry.name == name);
+    pub(crate) fn new(composition: &Arc<Composition>, entries: &[&str]) -> Option<Self> {
+        let at = |name: &str| entries.iter().position(|entry| *entry == name);
         let parts = match composition.as_ref() {
             Composition::Stack(_) => return None,
             Composition::PerRow(rows) => {

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Reparameterization};
 use burn::tensor::{Device, Tensor};
+use serde_json::{Map, Value};
 
-use crate::adapter::erased::{AnyAdapter, AnyTensor, ErasedWeight, FromDyn};
-use crate::adapter::quantized_base::{self, QuantizedBase};
+use crate::adapter::any_tensor::AnyTensor;
+use crate::adapter::erased::{AnyAdapter, ErasedWeight, FromDyn};
+use crate::adapter::quantized_base::QuantizedBase;
+use crate::attached::base_norms::BaseNorms;
 use crate::attached::composition::{Composition, Mixture, Parts};
-use crate::attached::traversal;
-use crate::method::contract::AttachedMethod;
-use crate::nn::base_layer::BaseNorms;
+use crate::method::contract::Method;
+use crate::slot;
 
 /// What visitors and mappers are told, in `enter_module` and `exit_module`, to be the container of an adapter that
 /// takes part in the forward pass. The name is the adapter's.
@@ -22,6 +24,28 @@ pub const INACTIVE_ADAPTER: &str = "InactiveAdapter";
 /// Whether a visitor enters an adapter.
 pub(crate) fn is_adapter(container: &str) -> bool {
     container == ACTIVE_ADAPTER || container == INACTIVE_ADAPTER
+}
+
+/// A method as it was attached.
+#[derive(Debug)]
+pub(crate) struct AttachedMethod {
+    pub(crate) method: Box<dyn Method>,
+    /// What the model told, for the configuration file.
+    pub(crate) notes: Map<String, Value>,
+}
+
+impl AttachedMethod {
+    /// The content of `adapter_config.json`.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut json = self.method.to_json();
+        if let Some(fields) = json.as_object_mut() {
+            for (field, value) in &self.notes {
+                fields.insert(field.clone(), value.clone());
+            }
+            fields.insert("inference_mode".into(), true.into());
+        }
+        json
+    }
 }
 
 /// One named adapter at one place.
@@ -87,6 +111,16 @@ impl Stack {
         matches!(parts, Some(Parts::PerRow(_) | Parts::Routed(_)))
     }
 
+    /// The composition as it is here.
+    pub(crate) fn mixture_of(&self, composition: &Arc<Composition>) -> Option<Mixture> {
+        let names: Vec<&str> = self
+            .entries
+            .iter()
+            .map(|entry| entry.name.as_str())
+            .collect();
+        Mixture::new(composition, &names)
+    }
+
     /// Composes the adapters otherwise.
     pub(crate) fn set_composition(&mut self, composition: &Arc<Composition>) {
         let stacked = match composition.as_ref() {
@@ -96,7 +130,7 @@ impl Stack {
         for entry in &mut self.entries {
             entry.active = stacked.contains(&entry.name);
         }
-        self.mixture = Mixture::new(composition, &self.entries);
+        self.mixture = self.mixture_of(composition);
     }
 
     /// The place with the adapter at this index alone, or with none.
@@ -135,10 +169,18 @@ impl Stack {
             .collect()
     }
 
+    /// The base as a dense tensor. `base` is the parameter's own.
+    pub(crate) fn dense(&self, base: &AnyTensor) -> AnyTensor {
+        match &self.quantized {
+            Some(quantized) => AnyTensor::new(quantized.dense(&base.get::<2>())),
+            None => base.clone(),
+        }
+    }
+
     /// The base with the adapters folded in, whether merged or not. `base` is the parameter's own
     /// tensor.
-    pub(crate) fn compose(&self, base: AnyTensor) -> AnyTensor {
-        let weight = quantized_base::dense(Some(self), &base);
+    pub(crate) fn compose(&self, base: &AnyTensor) -> AnyTensor {
+        let weight = self.dense(base);
         let Some(Parts::Weighted(parts)) = self.mixed().map(|mixture| &mixture.parts) else {
             return self
                 .active_weights()
@@ -156,7 +198,7 @@ impl Stack {
 }
 
 impl Reparameterization for Stack {
-    const NAME: &'static str = traversal::SEGMENT;
+    const NAME: &'static str = slot::SEGMENT;
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         assert!(
@@ -173,14 +215,14 @@ impl Reparameterization for Stack {
         match &self.merged {
             Some(merged) => merged.get(),
             None if self.quantized.is_none() && self.used().next().is_none() => base,
-            None => self.compose(AnyTensor::new(base)).get(),
+            None => self.compose(&AnyTensor::new(base)).get(),
         }
     }
 }
 
 impl Module for Stack {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        if traversal::hand_out(self) {
+        if slot::report(|| self.clone()) {
             return;
         }
         for (index, entry) in self.entries.iter().enumerate() {
@@ -191,24 +233,22 @@ impl Module for Stack {
         }
     }
 
-    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
-        match traversal::placed(self) {
-            Ok(placed) => placed,
-            Err(mut stack) => {
-                // The mapper may have changed the base, but not a quantized one.
-                if stack.quantized.is_none() {
-                    stack.norms = BaseNorms::default();
-                }
-                for index in 0..stack.entries.len() {
-                    let container = stack.container(index);
-                    let entry = &mut stack.entries[index];
-                    mapper.enter_module(&entry.name, container);
-                    entry.adapter.module_mut().map(&mut FromDyn(mapper));
-                    mapper.exit_module(&entry.name, container);
-                }
-                stack
-            }
+    fn map<M: ModuleMapper>(mut self, mapper: &mut M) -> Self {
+        if slot::is_writing() {
+            return slot::take().unwrap_or(self);
         }
+        // The mapper may have changed the base, but not a quantized one.
+        if self.quantized.is_none() {
+            self.norms = BaseNorms::default();
+        }
+        for index in 0..self.entries.len() {
+            let container = self.container(index);
+            let entry = &mut self.entries[index];
+            mapper.enter_module(&entry.name, container);
+            entry.adapter.module_mut().map(&mut FromDyn(mapper));
+            mapper.exit_module(&entry.name, container);
+        }
+        self
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {

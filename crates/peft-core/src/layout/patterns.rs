@@ -2,8 +2,8 @@
 
 use fancy_regex::Regex;
 
+use crate::error::{Error, Result};
 use crate::layout::targets::pattern_error;
-use crate::{Error, Result};
 
 /// Values by regular expressions for the end of a layer's name, compiled once for all layers.
 #[derive(Clone, Debug)]

@@ -3,8 +3,8 @@
 use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::layout::model_layout::{Layer, LayerKind, Layout};
-use crate::{Error, Result};
 
 /// A list of names, or one regular expression.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

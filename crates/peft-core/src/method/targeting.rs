@@ -1,10 +1,11 @@
 //! What methods have in common: which layers they adapt, which biases they train, values by pattern.
 
+use crate::error::{Error, Result};
 use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam};
 use crate::layout::patterns::Patterns;
 use crate::layout::targets::{ALL_LINEAR, Selection, Targets};
-use crate::method::contract::{MethodInfo, Plan, config_to_json};
-use crate::{Error, Result};
+use crate::method::contract::{MethodInfo, config_to_json};
+use crate::method::plan::Plan;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 

@@ -7,58 +7,34 @@ use burn::module::Module;
 use crate::adapter::site_type::SiteKind;
 use crate::attached::composition::Composition;
 use crate::attached::stack::Stack;
-use crate::attached::traversal::{self, Edits};
+use crate::attached::traversal;
+use crate::attached::view::Attached;
+use crate::error::{Error, Result};
 use crate::layout::model_layout::{LayerKind, Layout, LayoutParam};
-use crate::model::attached::{origins, place_name, stacks, unknown};
-use crate::{Error, Result};
+use crate::model::states::unmerged;
 
-/// A copy of the model whose adapters are composed otherwise.
-pub(crate) fn compose<M: Module>(
-    model: &M,
-    layout: &Layout,
-    composition: &Composition,
-) -> Result<M> {
-    let attached = origins(layout);
-    let names = composition.names();
-    if let Some(name) = names.iter().find(|name| !attached.contains_key(**name)) {
-        return Err(unknown(name, layout));
-    }
+/// See [`PeftModule::set_composition`](crate::PeftModule::set_composition).
+pub(crate) fn compose<M: Module>(model: &M, composition: &Composition) -> Result<M> {
+    let attached = unmerged(model)?;
+    attached.refuse_unknown(&composition.names())?;
     composition.check()?;
-    check_places(layout, composition)?;
+    check_places(&attached, composition)?;
     let composition = Arc::new(composition.clone());
-    let edited = stacks(layout).map(|(path, stack)| {
+    let stacks = attached.changed(|stack| {
         let mut stack = stack.clone();
         stack.set_composition(&composition);
-        (path.to_string(), stack)
+        stack
     });
-    let edits = Edits {
-        stacks: edited.collect(),
-        ..Edits::default()
-    };
-    Ok(traversal::place(model, edits))
-}
-
-/// The composition of a model's adapters.
-pub(crate) fn composition_of(layout: &Layout) -> Composition {
-    let mut mixtures = stacks(layout).filter_map(|(_, stack)| stack.mixture.as_ref());
-    if let Some(mixture) = mixtures.next() {
-        return mixture.composition.as_ref().clone();
-    }
-    let mut names: Vec<String> = Vec::new();
-    for entry in stacks(layout).flat_map(|(_, stack)| stack.active()) {
-        if !names.contains(&entry.name) {
-            names.push(entry.name.clone());
-        }
-    }
-    Composition::Stack(names)
+    Ok(traversal::place(model, stacks))
 }
 
 /// Refuses a composition in which an adapter sits where it cannot take part.
-pub(crate) fn check_places(layout: &Layout, composition: &Composition) -> Result<()> {
+pub(crate) fn check_places(attached: &Attached, composition: &Composition) -> Result<()> {
+    let layout = &attached.layout;
     if matches!(composition, Composition::Stack(_)) {
         return Ok(());
     }
-    for (path, stack) in stacks(layout) {
+    for (path, stack) in attached.stacks() {
         let used = |name: &&str| stack.entry(name).is_some();
         let Some(adapter) = composition.names().into_iter().find(used) else {
             continue;
@@ -76,7 +52,7 @@ pub(crate) fn check_places(layout: &Layout, composition: &Composition) -> Result
         if let Some(reason) = problem {
             return Err(Error::Composition {
                 adapter: adapter.to_string(),
-                reason: format!("at `{}` {reason}", place_name(layout, path)),
+                reason: format!("at `{}` {reason}", layout.place_name(path)),
             });
         }
     }

@@ -7,13 +7,13 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Int, Tensor};
 use peft_ops::{AttentionInputs, LowRank, Weight};
 
-use crate::adapter::erased::ErasedWeight;
+use crate::adapter::base::{BaseConv2d as _, BaseEmbedding as _, BaseLinear as _};
 use crate::adapter::forward_context::ForwardContext;
-use crate::adapter::quantized_base::QuantizedBase;
 use crate::attached::composition::{Mixture, Parts};
 use crate::attached::stack::Stack;
-use crate::nn::base_layer::{BaseConv2d, BaseEmbedding, BaseLinear, BaseNorms};
+use crate::nn::base_layer::{Conv2dBelow, EmbeddingBelow, LinearBelow};
 use crate::nn::mixture::{self, Vector};
+use crate::nn::place::Place;
 
 /// Forward passes of Burn's layers that never form an adapted weight.
 ///
@@ -204,82 +204,6 @@ impl Seen<3> for AttentionInputs {
     }
 }
 
-/// A linear layer as its adapters find it.
-#[derive(Clone)]
-pub(crate) struct Place<'a> {
-    /// The parameter's own tensor, `[in, out]`.
-    pub(crate) base: Tensor<2>,
-    /// What it stands in for, if the base is quantized.
-    pub(crate) quantized: Option<QuantizedBase>,
-    pub(crate) bias: Option<Tensor<1>>,
-    /// Changes of the base that lie below all adapters.
-    pub(crate) below: Vec<LowRank>,
-    /// Of the base.
-    pub(crate) norms: BaseNorms,
-    pub(crate) stack: &'a Stack,
-}
-
-impl<'a> Place<'a> {
-    fn of(layer: &Linear, stack: &'a Stack, bias: Option<Tensor<1>>) -> Self {
-        Self {
-            base: layer.weight.base(),
-            quantized: stack.quantized.clone(),
-            bias,
-            below: Vec::new(),
-            norms: stack.norms.clone(),
-            stack,
-        }
-    }
-
-    /// The base as an operation takes it.
-    pub(crate) fn weight(&self) -> Weight {
-        match &self.quantized {
-            Some(quantized) => quantized.weight(&self.base),
-            None => Weight::Dense(self.base.clone()),
-        }
-    }
-
-    /// All that is added to the base, if it is low-rank additions and nothing else.
-    fn low_rank(&self) -> Option<Vec<LowRank>> {
-        let added = match self.stack.mixed().map(|mixture| &mixture.parts) {
-            Some(Parts::PerRow(_) | Parts::Routed(_)) => return None,
-            Some(Parts::Weighted(parts)) => {
-                let factors = parts.iter().map(|(entry, weight)| {
-                    let adapter = self.stack.entries[*entry].adapter.weight_adapter();
-                    let factors = adapter.low_rank()?;
-                    let scale = factors.scale * weight;
-                    Some(LowRank { scale, ..factors })
-                });
-                factors.collect::<Option<Vec<_>>>()?
-            }
-            None => {
-                let adapters = self.stack.active_weights().into_iter();
-                let factors = adapters.map(ErasedWeight::low_rank);
-                factors.collect::<Option<Vec<_>>>()?
-            }
-        };
-        let alone = self.below.len() + added.len() == 1;
-        let all: Vec<LowRank> = self.below.iter().cloned().chain(added).collect();
-        // Several have one input, and each drops other elements of it.
-        let together = alone || all.iter().all(|factors| factors.dropout == 0.0);
-        together.then_some(all)
-    }
-
-    /// The base with what lies below all adapters folded in, where there is something.
-    fn composed(mut self) -> Self {
-        for factors in std::mem::take(&mut self.below) {
-            let base = match self.quantized.take() {
-                Some(quantized) => quantized.dense(&self.base),
-                None => self.base,
-            };
-            let change = factors.cast(base.dtype()).product();
-            self.base = base + change;
-            self.norms = BaseNorms::default();
-        }
-        self
-    }
-}
-
 fn linear<const D: usize>(
     layer: &Linear,
     seen: impl Seen<D>,
@@ -329,7 +253,7 @@ fn through_seen<const D: usize>(
     let [d_in, d_out] = place.base.dims();
     let rows = input.reshape([-1, d_in as isize]);
     let place = place.clone().composed();
-    let inner = BaseLinear {
+    let base = LinearBelow {
         base: place.base,
         quantized: place.quantized.as_ref(),
         bias: place.bias,
@@ -338,7 +262,7 @@ fn through_seen<const D: usize>(
         below: &stack.active_weights(),
     };
     shape[D - 1] = d_out;
-    inner.forward(rows).reshape(shape)
+    base.forward(rows).reshape(shape)
 }
 
 /// Low-rank additions as one, scales folded in, in the input's number format: each adapter has its own.
@@ -391,7 +315,7 @@ fn rows_of_table(
             rows_of_table(base.clone(), stack, ids, context)
         });
     }
-    BaseEmbedding {
+    EmbeddingBelow {
         base,
         quantized: stack.quantized.as_ref(),
         context,
@@ -442,7 +366,7 @@ fn convolve(
         layer.dilation,
         layer.groups,
     );
-    BaseConv2d {
+    Conv2dBelow {
         base: layer.weight.base(),
         context,
         below: &stack.active_weights(),
@@ -607,7 +531,7 @@ pub(crate) fn cross_entropy(
         return peft_ops::reference::cross_entropy(logits, targets);
     }
     let place = place.clone().composed();
-    let inner = BaseLinear {
+    let base = LinearBelow {
         base: place.base,
         quantized: place.quantized.as_ref(),
         bias: None,
@@ -615,7 +539,7 @@ pub(crate) fn cross_entropy(
         context,
         below: &adapters,
     };
-    peft_ops::linear_cross_entropy(hidden, inner.weight().transpose(), targets)
+    peft_ops::linear_cross_entropy(hidden, base.weight().transpose(), targets)
 }
 
 /// The probability with which a dropout layer drops on autodiff devices: 0 where the layer is

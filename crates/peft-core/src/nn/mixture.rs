@@ -5,10 +5,12 @@ use burn::tensor::kind::Basic;
 use burn::tensor::{DType, Int, Tensor};
 use peft_ops::LowRank;
 
+use crate::adapter::any_tensor::AnyTensor;
 use crate::adapter::forward_context::{ForwardContext, Routing};
 use crate::attached::composition::{Mixture, Parts, PerRow};
 use crate::attached::stack::Stack;
-use crate::nn::layers::{Place, through};
+use crate::nn::layers::through;
+use crate::nn::place::Place;
 
 /// The output of a layer under a mixture, from its outputs under one adapter or none. `run` computes those of the
 /// stack that it is given, for some rows of the input and their part of the context.
@@ -329,8 +331,10 @@ impl Vector {
         };
         let base = param.base();
         let of = |entry: Option<usize>| -> Tensor<1> {
-            let base = crate::adapter::erased::AnyTensor::new(base.clone());
-            stack.only(entry).compose(base).get()
+            stack
+                .only(entry)
+                .compose(&AnyTensor::new(base.clone()))
+                .get()
         };
         match &mixture.parts {
             Parts::PerRow(rows) => {

@@ -3,6 +3,7 @@
 pub(crate) mod base_layer;
 pub(crate) mod layers;
 pub(crate) mod mixture;
+pub(crate) mod place;
 pub(crate) mod site;
 pub(crate) mod tied_head;
 

@@ -11,20 +11,9 @@ use crate::adapter::site_context::SiteContext;
 use crate::adapter::site_type::{Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType};
 use crate::attached::composition::Parts;
 use crate::attached::stack::{Entry, Stack};
-use crate::attached::traversal::{self, SEGMENT};
+use crate::layout::site_kind::SiteHead;
 use crate::nn::mixture::mix;
-
-/// Container that a site reports to visitors.
-pub(crate) const SITE: &str = "Site";
-
-/// What a site says of itself.
-#[derive(Clone, Debug)]
-pub(crate) struct SiteHead {
-    pub(crate) kind: SiteKind,
-    pub(crate) width: usize,
-    pub(crate) heads: usize,
-    pub(crate) name: &'static str,
-}
+use crate::slot::{self, SEGMENT, SITE};
 
 /// A place in a model's forward pass where adapters can act. What flows by is its type: [`HiddenSite`],
 /// [`PromptSite`] or [`KeyValueSite`].
@@ -268,7 +257,7 @@ fn in_front(stack: &Stack, batch: usize, of: impl Fn(&Entry) -> Tensor<2>) -> Ve
 impl<T: SiteType> Module for Site<T> {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
         visitor.enter_module(SEGMENT, SITE);
-        traversal::report_site(&self.head);
+        slot::report(|| self.head.clone());
         self.stack.visit(visitor);
         visitor.exit_module(SEGMENT, SITE);
     }

@@ -8,19 +8,18 @@ use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, Tensor};
 use peft_ops::LowRank;
 
-use crate::adapter::erased::{AnyTensor, ErasedWeight};
+use crate::adapter::any_tensor::AnyTensor;
+use crate::adapter::erased::ErasedWeight;
 use crate::adapter::forward_context::ForwardContext;
-use crate::adapter::quantized_base::{self, QuantizedBase};
+use crate::adapter::quantized_base::QuantizedBase;
+use crate::attached::base_norms::BaseNorms;
 use crate::attached::composition::{Composition, PerRow};
 use crate::attached::stack::Stack;
-use crate::attached::traversal::{self, SEGMENT};
-use crate::layout::model_layout::LayoutParam;
+use crate::attached::traversal::{OwnWeight, TableName};
 use crate::method::module_to_save;
-use crate::nn::base_layer::BaseNorms;
-use crate::nn::layers::{self, AdaptedForward, Place};
-
-/// Container that a tied head reports to visitors.
-pub(crate) const TIED: &str = "TiedHead";
+use crate::nn::layers::{self, AdaptedForward};
+use crate::nn::place::Place;
+use crate::slot::{self, SEGMENT, TIED};
 
 /// The output head of a language model that has no matrix of its own: it is the embedding table, transposed.
 ///
@@ -194,7 +193,7 @@ fn followed(stack: &Stack, base: AnyTensor) -> AnyTensor {
     // A copy does not look at what it takes the place of.
     let base = match followers.peek() {
         Some(first) if first.method() == module_to_save::MODULE => base,
-        _ => quantized_base::dense(Some(stack), &base),
+        _ => stack.dense(&base),
     };
     followers.fold(base, |table, adapter| adapter.compose(table))
 }
@@ -205,15 +204,18 @@ fn parts(stack: &Stack) -> bool {
 }
 
 /// What a head multiplies by, `[d, vocabulary]`, with all that is active, where the table with all that is active
-/// on it is something else.
-pub(crate) fn parted(head: &LayoutParam, table: &LayoutParam) -> Option<AnyTensor> {
-    let own = head.stack.as_ref().map(Stack::active_weights);
-    let own = own.unwrap_or_default();
-    let seen = match &table.stack {
+/// on it is something else. `table` is the parameter's own tensor; the stacks are the head's and the table's.
+pub(crate) fn parted(
+    head: Option<&Stack>,
+    table: &AnyTensor,
+    on_table: Option<&Stack>,
+) -> Option<AnyTensor> {
+    let own = head.map(Stack::active_weights).unwrap_or_default();
+    let seen = match on_table {
         Some(stack) if own.is_empty() && !parts(stack) => return None,
-        Some(stack) => followed(stack, table.base.clone()),
+        Some(stack) => followed(stack, table.clone()),
         None if own.is_empty() => return None,
-        None => table.base.clone(),
+        None => table.clone(),
     };
     let seen = AnyTensor::new(seen.get::<2>().transpose());
     let whole = own
@@ -223,12 +225,9 @@ pub(crate) fn parted(head: &LayoutParam, table: &LayoutParam) -> Option<AnyTenso
 }
 
 /// Whether the head goes on reading the table as it was, although what is active on that is merged.
-pub(crate) fn reads_base(head: &LayoutParam, table: &LayoutParam) -> bool {
-    let own = head.stack.as_ref().and_then(|stack| stack.active().next());
-    let follows = table
-        .stack
-        .as_ref()
-        .is_some_and(|stack| followers(stack).next().is_some());
+pub(crate) fn reads_base(head: Option<&Stack>, on_table: Option<&Stack>) -> bool {
+    let own = head.and_then(|stack| stack.active().next());
+    let follows = on_table.is_some_and(|stack| followers(stack).next().is_some());
     own.is_none() && !follows
 }
 
@@ -238,7 +237,7 @@ impl Module for TiedHead {
             return own.visit(visitor);
         }
         visitor.enter_module(SEGMENT, TIED);
-        traversal::report_tied(self.table);
+        slot::report(|| TableName(self.table));
         self.stack.visit(visitor);
         visitor.exit_module(SEGMENT, TIED);
     }
@@ -250,7 +249,7 @@ impl Module for TiedHead {
         }
         mapper.enter_module(SEGMENT, TIED);
         self.stack = self.stack.map(mapper);
-        if let Some(weight) = traversal::untied() {
+        if let Some(OwnWeight(weight)) = slot::take() {
             self.stack = Stack::default();
             self.own = Some(Linear {
                 weight: Param::from_tensor(weight).set_require_grad(false),
