@@ -48,7 +48,6 @@ pub enum MergeMethod {
 
 /// What decides on a sign.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum TiesElectSign {
     /// The sum of the values, before weights.
     #[default]
