@@ -146,7 +146,11 @@ fn one_folder_uses_burns_mechanism() {
         let mut names = code.split(|letter: char| !letter.is_alphanumeric());
         names.any(|name| mechanism.contains(&name))
     };
-    let but_in = ["crates/peft-core/src/attached/"];
+    // `slot.rs` has the name under which Burn shows the mechanism to visitors.
+    let but_in = [
+        "crates/peft-core/src/attached/",
+        "crates/peft-core/src/slot.rs",
+    ];
     assert_eq!(
         violations("crates", &but_in, is_wrong),
         Vec::<String>::new()
