@@ -1,4 +1,4 @@
-//! What a bottleneck adapter adds to a hidden state.
+//! The state of a bottleneck adapter at one site, and what it computes.
 
 use burn::module::{Module, Param};
 use burn::nn::Dropout;

@@ -1,4 +1,4 @@
-//! Which weights are kept how, in the words of transformers' `BitsAndBytesConfig`.
+//! Which weights are quantized in which format, with the fields of transformers' `BitsAndBytesConfig`.
 
 use std::collections::BTreeMap;
 

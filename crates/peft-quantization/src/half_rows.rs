@@ -1,4 +1,4 @@
-//! Matrices in 16 bits: what should be small, but not that small.
+//! Matrices in 16-bit floats, for tables and heads.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};

@@ -1,4 +1,4 @@
-//! LoftQ on a whole model, one that is there or one that is being loaded.
+//! LoftQ on all layers of a model, in memory or while it is loaded.
 
 use std::cell::RefCell;
 

@@ -1,4 +1,4 @@
-//! What a run tells its observer.
+//! Events of a run, for its observer.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! From hidden states to one vector a text.
+//! Pooling: from hidden states to one vector for each text.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::Linear;
