@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, Tolerance};
 use peft_core::PeftModule;
+use peft_core::nn::ForwardContext;
 use peft_models::Bert;
 use peft_reparameterization::{LoraConfig, LoraLinear, METHODS, eva, lora_plus};
 
@@ -82,7 +83,11 @@ fn the_first_direction_is_that_of_the_inputs() {
         let ids = Tensor::<2>::random([4, 20], Distribution::Uniform(1.0, 96.0), &device());
         ids.int()
     };
-    let inputs = base.embeddings.forward(ids, None, 0).0.reshape([80, 32]);
+    let inputs = base
+        .embeddings
+        .forward(ids, ForwardContext::new(), 0)
+        .0
+        .reshape([80, 32]);
     let explained = |direction: Tensor<2>| -> f32 {
         inputs
             .clone()

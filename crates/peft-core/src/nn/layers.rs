@@ -246,7 +246,7 @@ fn through_seen<const D: usize>(
         return seen.fused(place.weight(), place.bias.clone(), factors);
     }
     if let Some(mixture) = stack.mixed() {
-        return mixture::linear(place, mixture, seen.whole(), context);
+        return mixture::linear(place, mixture, seen.whole(), context, through);
     }
     let input = seen.whole();
     let mut shape = input.dims();
