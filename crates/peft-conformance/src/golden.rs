@@ -13,6 +13,7 @@ use std::path::Path;
 use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Bool, Device, Distribution, Gradients, Int, Tensor, TensorData};
 use peft_core::method::MethodInfo;
+use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, checkpoint};
 use peft_models::{Bert, Llama};
 use peft_testing::largest;

@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, Tolerance};
 use peft_core::PeftModule;
 use peft_core::method::ConfigExt as _;
+use peft_core::state::AdapterState as _;
 use peft_models::Bert;
 use peft_reparameterization::{
     Bias, CombinationType, LoraConfig, LoraEmbedding, LoraLinear, MergeMethod, TiesElectSign,

@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, Tolerance};
 use peft_core::PeftModule;
+use peft_core::state::AdapterState as _;
 use peft_models::Bert;
 use peft_reparameterization::{LoraConfig, LoraLinear, METHODS, eva, lora_plus};
 

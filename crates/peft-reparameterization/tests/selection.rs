@@ -5,6 +5,7 @@ use std::path::Path;
 
 use peft_core::PeftModule;
 use peft_core::method::{ConfigExt as _, Method};
+use peft_core::state::AdapterState as _;
 use peft_models::{Bert, BertConfig};
 use peft_reparameterization::{
     AdaLoraConfig, C3aConfig, FourierFtConfig, HiraConfig, InitLora, LohaConfig, LokrConfig,

@@ -8,6 +8,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use peft_conformance::golden;
 use peft_core::PeftModule;
 use peft_core::checkpoint::write_tensors;
+use peft_core::state::AdapterState as _;
 use peft_models::Llama;
 use peft_reparameterization::METHODS;
 use safetensors::{Dtype, SafeTensors};

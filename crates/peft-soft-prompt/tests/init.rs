@@ -2,6 +2,7 @@
 
 use burn::tensor::TensorData;
 use peft_core::device::cpu_devices;
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule};
 use peft_models::Bert;
 use peft_soft_prompt::{PromptTuningConfig, SoftPrompt};

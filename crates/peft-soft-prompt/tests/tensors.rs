@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::Module as _;
 use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::device::cpu_devices;
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule as _, checkpoint};
 use peft_models::Bert;
 use peft_soft_prompt::{METHODS, PrefixTuningConfig};

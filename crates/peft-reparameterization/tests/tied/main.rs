@@ -8,6 +8,7 @@ use std::path::Path;
 
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use peft_core::state::AdapterState as _;
 use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
 use peft_core::method::LayerKind;
