@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use burn::tensor::DType;
+
 use peft_core::PeftModule;
 use peft_core::ops::quantized::QuantizedWeight;
 

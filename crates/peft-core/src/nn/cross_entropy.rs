@@ -10,7 +10,7 @@ use crate::attached::composition::{Mixture, Parts};
 use crate::attached::stack::Stack;
 use crate::nn::base_layer::LinearBelow;
 use crate::nn::layers::AdaptedForward as _;
-use crate::nn::linear::{side_by_side, through};
+use crate::nn::linear::{side_by_side, through_seen};
 use crate::nn::place::Place;
 
 /// The sum of the negative log likelihoods of `targets` under an output head `[d, classes]`, adapters and all:
@@ -71,6 +71,9 @@ pub(crate) fn cross_entropy(
     context: &ForwardContext,
 ) -> Tensor<1> {
     let stack = place.stack;
+    if let Some(recorder) = stack.recorder.upgrade() {
+        recorder.record(hidden.clone());
+    }
     if let Some(merged) = &stack.merged {
         let rows = merged.get::<2>().transpose();
         return peft_ops::linear_cross_entropy(hidden, rows, targets);
@@ -86,14 +89,14 @@ pub(crate) fn cross_entropy(
     }
     if let Some(mixture) = stack.mixed() {
         let logits = logits_of_rows(mixture, hidden, context, |hidden| {
-            through(place, hidden, context)
+            through_seen(place, hidden, context)
         });
         return peft_ops::reference::cross_entropy(logits, targets);
     }
     let adapters = stack.active_weights();
     let beyond = adapters.iter().any(|adapter| !adapter.is_mergeable());
     if beyond {
-        let logits = through(place, hidden, context);
+        let logits = through_seen(place, hidden, context);
         return peft_ops::reference::cross_entropy(logits, targets);
     }
     let place = place.clone().composed();

@@ -13,7 +13,7 @@ use crate::nn::place::Place;
 use crate::nn::seen::Seen;
 use crate::nn::vector::Vector;
 
-/// The output of a linear layer, adapters and all.
+/// The output of a linear layer, with the adapters on its weight and its bias.
 pub(crate) fn linear<const D: usize>(
     layer: &Linear,
     seen: impl Seen<D>,
@@ -23,7 +23,7 @@ pub(crate) fn linear<const D: usize>(
     let same = bias.as_ref().and_then(Vector::same);
     let output = match layer.weight.reparameterization::<Stack>() {
         Some(stack) if stack.merged.is_none() => {
-            through_seen(&Place::of(layer, stack, same), seen, context)
+            through(&Place::of(layer, stack, same), seen, context)
         }
         _ => seen.fused(layer.weight.val().into(), same, None),
     };
@@ -33,16 +33,22 @@ pub(crate) fn linear<const D: usize>(
     }
 }
 
-/// The output of a linear layer, or of a head that is a table.
+/// The output of a linear layer, adapters and all. A calibrator that asked for the layer's inputs gets them.
 pub(crate) fn through<const D: usize>(
     place: &Place<'_>,
-    input: Tensor<D>,
+    seen: impl Seen<D>,
     context: &ForwardContext,
 ) -> Tensor<D> {
+    let Some(recorder) = place.stack.recorder.upgrade() else {
+        return through_seen(place, seen, context);
+    };
+    let input = seen.whole();
+    recorder.record(place.as_rows(input.clone()));
     through_seen(place, input, context)
 }
 
-fn through_seen<const D: usize>(
+/// As [`through`], of an input that is not recorded, or was.
+pub(crate) fn through_seen<const D: usize>(
     place: &Place<'_>,
     seen: impl Seen<D>,
     context: &ForwardContext,
@@ -56,12 +62,12 @@ fn through_seen<const D: usize>(
         return seen.fused(place.weight(), place.bias.clone(), factors);
     }
     if let Some(mixture) = stack.mixed() {
-        return mixture::linear(place, mixture, seen.whole(), context, through);
+        return mixture::linear(place, mixture, seen.whole(), context, through_seen);
     }
     let input = seen.whole();
     let mut shape = input.dims();
-    let [d_in, d_out] = place.base.dims();
-    let rows = input.reshape([-1, d_in as isize]);
+    let [_, d_out] = place.base.dims();
+    let rows = place.as_rows(input);
     let place = place.clone().composed();
     let base = LinearBelow {
         base: place.base,

@@ -163,7 +163,7 @@ impl PerRow {
 /// The output of a linear layer under a mixture; `input` is `[batch, …, in]`. `run` gives that under one adapter.
 ///
 /// The layer runs once, for all rows, where all adapters are low-rank additions without dropout: these are two batched
-/// products more, or two products whose middle is weighted.
+/// products more, or two products whose middle is weighted. Otherwise `run` computes the layer with one adapter or none.
 pub(crate) fn linear<const D: usize>(
     place: &Place<'_>,
     mixture: &Mixture,
