@@ -206,16 +206,16 @@ pub(crate) fn unsaved_fields(specs: &[CheckpointKey]) -> HashSet<String> {
     unsaved.map(|spec| spec.field.clone()).collect()
 }
 
-/// The fields whose values a file does not hold a second time, under the key of a twin.
-pub(crate) fn fields_without_twin(specs: &[CheckpointKey]) -> HashSet<String> {
-    let alone = specs.iter().filter(|spec| spec.twin.is_none());
-    alone.map(|spec| spec.field.clone()).collect()
-}
-
 /// The fields whose elements are the changed ones; none if the adapter changes all of the weight.
 pub(crate) fn sparse_fields(specs: &[CheckpointKey]) -> HashSet<String> {
     let sparse = specs.iter().filter(|spec| spec.sparse);
     sparse.map(|spec| spec.field.clone()).collect()
+}
+
+/// The fields whose values a file does not hold a second time, under the key of a twin.
+pub(crate) fn fields_without_twin(specs: &[CheckpointKey]) -> HashSet<String> {
+    let alone = specs.iter().filter(|spec| spec.twin.is_none());
+    alone.map(|spec| spec.field.clone()).collect()
 }
 
 /// A part of a tensor: elements from `from` on along an axis that has `of`.
