@@ -89,7 +89,7 @@ pub struct RunRecord {
     /// Inference latency.
     pub latency_ms: Latency,
     /// Largest rank of the change of a weight, where it is known.
-    pub max_rank: Option<u64>,
+    pub rank_of_change: Option<u64>,
     /// Anything a reader of the result should know.
     pub notes: Vec<String>,
 }

@@ -320,7 +320,7 @@ impl Order {
             tokens_per_s: outcome.tokens_per_s,
             memory: outcome.memory,
             latency_ms: outcome.latency_ms,
-            max_rank: configured.max_rank().map(|rank| rank as u64),
+            rank_of_change: configured.max_rank().map(|rank| rank as u64),
             notes: outcome.notes.clone(),
         };
         record.write(&self.runs_dir())?;

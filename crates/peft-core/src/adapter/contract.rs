@@ -92,11 +92,6 @@ pub trait WeightAdapter: Adapter {
     fn tied_low_rank(&self) -> Option<LowRank> {
         None
     }
-
-    /// How many of the `base` elements of the weight change; all, unless the method is sparse.
-    fn num_changed_weights(&self, base: usize) -> usize {
-        base
-    }
 }
 
 /// An adapter of a hidden state at a [`Site`](crate::Site) of the forward pass.

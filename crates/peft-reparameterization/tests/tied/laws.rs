@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
 use peft_core::method::{ConfigExt as _, LayerKind, Method};
+use peft_core::{Composition, PeftModule};
 use peft_models::{Llama, LmBatch};
 use peft_reparameterization::{LohaConfig, LoraConfig, METHODS, OftConfig};
 
@@ -330,16 +330,10 @@ fn rows_of_a_batch_have_heads_of_their_own() {
             let ids = TensorData::new(ids.repeat(rows), [rows, 12]);
             model.forward(Tensor::<2, Int>::from_data(ids, &device), None)
         };
-        let rows = [Some("b"), None, Some("a")];
-        let mixed = run(&model.set_adapter_per_row(&rows).unwrap(), 3);
-        for (row, adapter) in rows.iter().enumerate() {
-            let alone: Vec<&str> = adapter.iter().copied().collect();
-            let alone = run(&model.activate(&alone).unwrap(), 1).into_data();
-            let found = mixed.clone().slice_dim(0, row..row + 1).into_data();
-            let distance = farthest(&found, &alone);
-            assert!(distance < 1e-5, "{name}, row {row}: {distance}");
-        }
-        // So is the loss.
+        // The adapter c is on the table, and the head follows it.
+        let tied = LoraConfig::new(2).with_targets(["lm_head"]);
+        let tied = tied.with_init(false).with_weight_tying(true);
+        let model = model.attach("c", &tied).unwrap();
         let one = LmBatch::of_text(&TEXT);
         let batch = LmBatch {
             rows: 3,
@@ -348,22 +342,32 @@ fn rows_of_a_batch_have_heads_of_their_own() {
             padding: one.padding.repeat(3),
             ..one.clone()
         };
-        let mixed = model.set_adapter_per_row(&rows).unwrap();
-        let found = mixed.loss(&batch).into_scalar::<f32>();
-        let alone = rows.iter().map(|adapter| {
-            let adapter: Vec<&str> = adapter.iter().copied().collect();
-            let model = model.activate(&adapter).unwrap();
-            model.loss(&one).into_scalar::<f32>()
-        });
-        let expected: f32 = alone.sum();
-        assert!(
-            (found / expected - 1.0).abs() < 1e-5,
-            "{name}: {found} {expected}"
-        );
-        // An adapter that is on the table too cannot be mixed.
-        let tied = lora(["lm_head"]).with_weight_tying(true);
-        let model = model.attach("c", &tied).unwrap();
-        assert!(model.set_adapter_per_row(&[Some("c"), None]).is_err());
+        for rows in [
+            [Some("b"), None, Some("a")],
+            [Some("c"), None, Some("a")],
+            [Some("c"), Some("b"), Some("c")],
+        ] {
+            let mixed = model.set_adapter_per_row(&rows).unwrap();
+            let logits = run(&mixed, 3);
+            let mut loss = 0.0;
+            for (row, adapter) in rows.iter().enumerate() {
+                let alone = model.activate(adapter.as_slice()).unwrap();
+                loss += alone.loss(&one).into_scalar::<f32>();
+                let expected = run(&alone, 1).into_data();
+                let found = logits.clone().slice_dim(0, row..row + 1).into_data();
+                let distance = farthest(&found, &expected);
+                assert!(distance < 1e-5, "{name}, {rows:?}, row {row}: {distance}");
+            }
+            let found = mixed.loss(&batch).into_scalar::<f32>();
+            assert!(
+                (found / loss - 1.0).abs() < 1e-5,
+                "{name}, {rows:?}: {found} {loss}"
+            );
+        }
+        // What the head follows differs from row to row, and not from token to token.
+        let routed = Composition::Routed(vec!["c".into()]);
+        let error = model.set_composition(&routed).unwrap_err().to_string();
+        assert!(error.contains("also the model's head"), "{error}");
     }
 }
 
