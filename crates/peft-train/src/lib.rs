@@ -2,6 +2,7 @@
 
 mod check;
 pub mod checkpoint;
+mod checkpoints;
 mod config;
 pub mod data;
 mod digest;
@@ -17,6 +18,7 @@ mod model;
 mod optimizer;
 mod outcome;
 mod output;
+mod plan;
 mod progress;
 mod run;
 mod schedule;

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::Metric;
-use crate::report::{BASE, HEAD_ONLY};
+use crate::reference::{BASE, HEAD_ONLY};
 
 /// What a task is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +13,22 @@ pub enum Kind {
     Classification,
     /// Running text: a causal language model that goes on learning to predict the next token.
     LanguageModel,
+}
+
+/// The measure of quality.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Metric {
+    /// Name: `accuracy`, or `loss` in nats a token.
+    pub name: String,
+    /// Whether more is better.
+    pub higher_is_better: bool,
+}
+
+impl Metric {
+    /// `score` so that more is better: negated where less is.
+    pub fn oriented(&self, score: f64) -> f64 {
+        if self.higher_is_better { score } else { -score }
+    }
 }
 
 impl Kind {
