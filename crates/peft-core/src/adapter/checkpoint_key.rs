@@ -212,6 +212,12 @@ pub(crate) fn sparse_fields(specs: &[CheckpointKey]) -> HashSet<String> {
     sparse.map(|spec| spec.field.clone()).collect()
 }
 
+/// The fields whose values a file does not hold a second time, under the key of a twin.
+pub(crate) fn fields_without_twin(specs: &[CheckpointKey]) -> HashSet<String> {
+    let alone = specs.iter().filter(|spec| spec.twin.is_none());
+    alone.map(|spec| spec.field.clone()).collect()
+}
+
 /// A part of a tensor: elements from `from` on along an axis that has `of`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Columns {

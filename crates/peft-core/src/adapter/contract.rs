@@ -34,7 +34,7 @@ pub trait Adapter: Module + Sync + 'static {
 
 /// An adapter of a parameter: W becomes W'(theta), of the same shape.
 ///
-/// The two ways to use it must agree (a law of the conformance battery):
+/// The two ways to use it must agree (a test of the conformance suite):
 ///
 /// - *composed*: [`compose`](Self::compose) gives W'. Works in any Burn module, unchanged.
 /// - *activation side*: [`linear`](Self::linear) and its siblings compute the layer's output

@@ -6,7 +6,7 @@ use std::fmt;
 use burn::module::{ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor};
 
-use crate::adapter::checkpoint_key::{sparse_fields, unsaved_fields};
+use crate::adapter::checkpoint_key::{fields_without_twin, sparse_fields, unsaved_fields};
 use crate::adapter::erased::{AnyAdapter, FromDyn};
 use crate::adapter::trainable::is_trainable;
 use crate::attached::stack::{Entry, Stack};
@@ -259,10 +259,22 @@ fn count_entry(entry: &Entry, counts: &mut Counts) -> Tally {
     if entry.adapter.module().method() == module_to_save::MODULE {
         counts.saved_modules += tally.trainable;
     } else {
-        counts.stored += tally.stored;
-        counts.stored_bytes += tally.bytes;
+        let twins = twins(&entry.adapter);
+        counts.stored += tally.stored + twins.stored;
+        counts.stored_bytes += tally.bytes + twins.bytes;
     }
     tally
+}
+
+/// What a file holds of the adapter a second time, under the keys of twins.
+fn twins(adapter: &AnyAdapter) -> Tally {
+    let stored = adapter.module().stored();
+    let mut twins = Tally {
+        unsaved: fields_without_twin(&stored.tensors()),
+        ..Tally::default()
+    };
+    stored.visit(&mut FromDyn(&mut twins));
+    twins
 }
 
 /// See [`PeftModule::summary`](crate::PeftModule::summary).

@@ -1,18 +1,18 @@
 //! A head that is the embedding table: as a target, saved whole, and kept equal to the table.
 
 mod files;
-mod laws;
+mod guarantees;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_core::PeftModule;
-use peft_core::device::cpu_devices;
-use peft_core::method::LayerKind;
+use peft::core::PeftModule;
+use peft::core::device::cpu_devices;
+use peft::core::method::LayerKind;
+use peft::reparameterization::{LoraConfig, LoraLinear};
 use peft_models::{Llama, LmBatch};
-use peft_reparameterization::LoraConfig;
 use safetensors::SafeTensors;
 
 const BASE: &str = "../peft-models/tests/golden/llama/base";
@@ -112,6 +112,6 @@ fn a_tied_head_is_a_linear_layer_of_the_model() {
     assert!(!saved.contains_key("lm_head.weight"), "{:?}", saved.keys());
     // All linear layers are without the head.
     let all = base(&device).attach("all", &LoraConfig::new(2)).unwrap();
-    let states = all.adapter_states::<peft_reparameterization::LoraLinear>("all");
+    let states = all.adapter_states::<LoraLinear>("all");
     assert_eq!(states.unwrap().len(), 14);
 }

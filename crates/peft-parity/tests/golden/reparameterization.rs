@@ -2,18 +2,19 @@
 
 use std::path::Path;
 
-use peft_conformance::golden;
 use peft_core::PeftModule;
 use peft_models::Bert;
+use peft_parity::golden;
 use peft_reparameterization::METHODS;
 
-const BASE: &str = "../peft-models/tests/golden/bert/base";
-const CASES: &str = "tests/golden";
+use crate::{BERT, LLAMA};
+
+const CASES: &str = "../peft-reparameterization/tests/golden";
 
 #[test]
 fn checkpoints_compute_what_upstream_computes() {
     golden::check(
-        Path::new(BASE),
+        Path::new(BERT),
         Path::new(CASES),
         &[
             "lora",
@@ -68,7 +69,7 @@ fn checkpoints_compute_what_upstream_computes() {
 #[test]
 fn what_is_not_built_yet_is_refused_and_not_misread() {
     let (_, device) = &peft_core::device::cpu_devices()[0];
-    let base = Bert::load(BASE, device).unwrap();
+    let base = Bert::load(BERT, device).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let case = Path::new(CASES).join("lora");
     let name = "adapter_model.safetensors";
@@ -84,9 +85,31 @@ fn what_is_not_built_yet_is_refused_and_not_misread() {
 }
 
 #[test]
+fn what_upstream_refuses_of_a_checkpoint_is_refused() {
+    let case = Path::new(CASES).join("lora");
+    let dir = tempfile::tempdir().unwrap();
+    let (config, file) = ("adapter_config.json", "adapter_model.safetensors");
+    std::fs::copy(case.join(file), dir.path().join(file)).unwrap();
+    let text = std::fs::read_to_string(case.join(config)).unwrap();
+    let mut fields: serde_json::Value = serde_json::from_str(&text).unwrap();
+    fields["layers_pattern"] = "layer".into();
+    std::fs::write(dir.path().join(config), fields.to_string()).unwrap();
+    let base = Bert::load(BERT, &peft_core::device::cpu_devices()[0].1);
+    let error = base
+        .unwrap()
+        .load_adapter("a", dir.path(), METHODS)
+        .unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("`layers_pattern`") && error.contains("layers_to_transform"),
+        "{error}"
+    );
+}
+
+#[test]
 fn unknown_fields_of_a_configuration_are_written_back() {
     let (_, device) = &peft_core::device::cpu_devices()[0];
-    let base = Bert::load(BASE, device).unwrap();
+    let base = Bert::load(BERT, device).unwrap();
     let case = Path::new(CASES).join("lora");
     let model = base.load_adapter("x", &case, METHODS).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -109,7 +132,7 @@ fn unknown_fields_of_a_configuration_are_written_back() {
 fn a_module_saved_whole_gets_no_adapter_besides() {
     use peft_core::method::ConfigExt as _;
     let (_, device) = &peft_core::device::cpu_devices()[0];
-    let base = Bert::load(BASE, device).unwrap();
+    let base = Bert::load(BERT, device).unwrap();
     let config = peft_reparameterization::LoraConfig::new(4).with_modules_to_save(["pooler"]);
     let model = base.attach("x", &config).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -128,7 +151,7 @@ fn a_module_saved_whole_gets_no_adapter_besides() {
 #[test]
 fn absurd_sizes_of_a_configuration_cost_nothing() {
     let (_, device) = &peft_core::device::cpu_devices()[0];
-    let base = Bert::load(BASE, device).unwrap();
+    let base = Bert::load(BERT, device).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let case = Path::new(CASES).join("lora");
     let name = "adapter_model.safetensors";
@@ -147,8 +170,8 @@ fn absurd_sizes_of_a_configuration_cost_nothing() {
 #[test]
 fn checkpoints_of_a_llama_compute_what_upstream_computes() {
     golden::check(
-        Path::new("../peft-models/tests/golden/llama/base"),
-        Path::new("tests/golden/llama"),
+        Path::new(LLAMA),
+        &Path::new(CASES).join("llama"),
         &[
             "lora",
             "lora_all_linear",
@@ -184,7 +207,7 @@ fn checkpoints_of_a_llama_compute_what_upstream_computes() {
 /// Where upstream's merged output is not its unmerged one, somebody has to say which is right.
 #[test]
 fn a_case_that_is_not_named_has_no_excuse() {
-    let base = Path::new("../peft-models/tests/golden/llama/base");
+    let base = Path::new(LLAMA);
     let (_, device) = &peft_core::device::cpu_devices()[0];
     let dir = tempfile::tempdir().unwrap();
     let (named, other) = ("lora_embedding", "another");
@@ -208,7 +231,7 @@ fn a_case_that_is_not_named_has_no_excuse() {
 /// Heads that are the table: adapted, saved beside it, and kept equal to it (`ensure_weight_tying`).
 #[test]
 fn checkpoints_of_tied_heads_compute_what_upstream_computes() {
-    let cases = Path::new("tests/golden/llama_tied");
+    let cases = &Path::new(CASES).join("llama_tied");
     golden::check(
         &cases.join("base"),
         cases,

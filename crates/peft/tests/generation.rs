@@ -1,10 +1,11 @@
-//! Prefixes and prompts in a Llama's cache.
+//! Adapters of a Llama that reads a text piece by piece, and writes one.
 
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::PeftModule as _;
-use peft_core::method::Method;
-use peft_models::Llama;
-use peft_soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
+use peft::core::method::Method;
+use peft::core::{Composition, PeftModule as _};
+use peft::reparameterization::LoraConfig;
+use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
+use peft_models::{GenerateConfig, GenerateError, Llama};
 
 #[test]
 fn a_text_read_piece_by_piece_gives_the_same_logits() {
@@ -13,7 +14,7 @@ fn a_text_read_piece_by_piece_gives_the_same_logits() {
         &PrefixTuningConfig::new(3).with_projection(8),
         &PromptTuningConfig::new(3),
     ];
-    for (name, device) in peft_core::device::cpu_devices() {
+    for (name, device) in peft::core::device::cpu_devices() {
         let base = Llama::tiny(&device);
         let ids = |part: &[i64]| {
             Tensor::<2, Int>::from_data(TensorData::new(part.to_vec(), [1, part.len()]), &device)
@@ -45,4 +46,31 @@ fn a_text_read_piece_by_piece_gives_the_same_logits() {
             assert!(moved > 1e-3, "{title} on {name} changes nothing");
         }
     }
+}
+
+/// Generation is of one text: more rows are an error that says so, not a panic.
+#[test]
+fn a_text_is_generated_with_one_row_only() {
+    let (_, device) = peft::core::device::cpu_devices().remove(0);
+    let lora = LoraConfig::new(2)
+        .with_alpha(7.0)
+        .with_targets(["q_proj", "v_proj"])
+        .with_init(false);
+    let model = Llama::tiny(&device).attach("a", &lora).unwrap();
+    let config = GenerateConfig::default()
+        .with_max_new_tokens(5)
+        .with_eos_token_id([]);
+    let mixed = model.set_adapter_per_row(&[Some("a"), None]).unwrap();
+    assert_eq!(
+        mixed.composition(),
+        Composition::PerRow(vec![Some("a".into()), None])
+    );
+    let error = mixed.generate_ids(&[1, 5, 7], &config).unwrap_err();
+    assert!(matches!(error, GenerateError::Rows { rows: 2 }), "{error}");
+    let alone = model.set_adapter_per_row(&[Some("a")]).unwrap();
+    assert!(matches!(model.composition(), Composition::Stack(_)));
+    assert_eq!(
+        alone.generate_ids(&[1, 5, 7], &config).unwrap(),
+        model.generate_ids(&[1, 5, 7], &config).unwrap()
+    );
 }

@@ -1,4 +1,4 @@
-//! The law about bases that are stored quantized.
+//! The conformance test about bases that are stored quantized.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData};
@@ -6,10 +6,10 @@ use peft_core::method::Method;
 use peft_core::ops::quantized::{QuantizedMatrix, QuantizedWeight};
 use peft_core::quantize::{QuantizedLayer, WeightQuantizer};
 use peft_core::{Error, PeftModule};
-use peft_models::BertClassifier;
 use peft_testing::largest;
 
-use super::{NAME, Verdict, ensure, text};
+use super::{NAME, Verdict, ensure, registered, text};
+use crate::TinyTransformer;
 use crate::fixture::{Fixture, farthest};
 
 /// Matrices in whole numbers of -127 to 127, with one scale.
@@ -92,7 +92,7 @@ impl ModuleVisitor for OfAdapters<'_> {
 }
 
 /// Dropout throws the same coins in every call.
-fn gradients(fixture: &Fixture, model: &BertClassifier) -> Vec<TensorData> {
+fn gradients(fixture: &Fixture, model: &TinyTransformer) -> Vec<TensorData> {
     fixture.device.seed(2);
     let gradients = fixture.loss(model).backward();
     let mut visitor = OfAdapters {
@@ -104,8 +104,11 @@ fn gradients(fixture: &Fixture, model: &BertClassifier) -> Vec<TensorData> {
     visitor.found
 }
 
-/// On a quantized base an adapter computes what it computes on the values that the base has: outputs,
-/// gradients, merged; and the base stays quantized and as it was.
+/// Guarantees: on a quantized base an adapter computes what it computes on the values that the base has: outputs,
+/// gradients, merged. The base stays quantized and as it was. What trains parameters themselves is refused.
+///
+/// If it fails: `linear` takes the base's tensor and not the layer below (`BaseLinear::forward`, `BaseLinear::weight`): on a
+/// quantized base that tensor is a placeholder.
 pub(super) fn quantized_base(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let near = 2e-5;
     let quantized = fixture.base.pack_weights(&InBytes).map_err(text)?;
@@ -126,9 +129,9 @@ pub(super) fn quantized_base(fixture: &Fixture, method: &dyn Method) -> Verdict 
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     let trained = dense.trained(NAME, method)?;
     let saved = trained.save_adapter(NAME, dir.path());
-    let load = |base: &BertClassifier| {
-        let methods = [method.info()];
-        base.load_adapter(NAME, dir.path(), &methods).map_err(text)
+    let load = |base: &TinyTransformer| {
+        base.load_adapter(NAME, dir.path(), &registered(method))
+            .map_err(text)
     };
     let (here, there) = match saved {
         // References train parameters themselves.

@@ -5,20 +5,21 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use peft_conformance::golden;
 use peft_core::PeftModule;
 use peft_core::checkpoint::write_tensors;
 use peft_models::Llama;
+use peft_parity::golden;
 use peft_reparameterization::METHODS;
 use safetensors::{Dtype, SafeTensors};
 
-const BASE: &str = "../peft-models/tests/golden/llama/base";
-const CASES: &str = "tests/golden/llama_spellings";
+use crate::LLAMA;
+
+const CASES: &str = "../peft-reparameterization/tests/golden/llama_spellings";
 const FILE: &str = "adapter_model.safetensors";
 
 fn base() -> Llama {
     let (_, device) = peft_core::device::cpu_devices().remove(0);
-    Llama::load(BASE, &device).unwrap()
+    Llama::load(LLAMA, &device).unwrap()
 }
 
 fn read(case: &str) -> BTreeMap<String, TensorData> {
@@ -54,7 +55,7 @@ fn refusal(dir: &tempfile::TempDir) -> String {
 #[test]
 fn other_spellings_compute_what_upstream_computes() {
     golden::check(
-        Path::new(BASE),
+        Path::new(LLAMA),
         Path::new(CASES),
         &[
             "orig_mod",

@@ -3,24 +3,26 @@
 use std::path::Path;
 
 use peft_additive::METHODS;
-use peft_conformance::golden;
 use peft_core::PeftModule;
 use peft_models::Bert;
+use peft_parity::golden;
 
-const BASE: &str = "../peft-models/tests/golden/bert/base";
+use crate::BERT;
+
+const CASES: &str = "../peft-additive/tests/golden";
 
 #[test]
 fn checkpoints_compute_what_upstream_computes() {
     let cases = ["seq_bn", "double_seq_bn"];
-    golden::check(Path::new(BASE), Path::new("tests/golden"), &cases, METHODS);
+    golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
 }
 
 #[test]
 fn what_is_written_has_upstreams_names_and_fields() {
     let (_, device) = &peft_core::device::cpu_devices()[0];
-    let base = Bert::load(BASE, device).unwrap();
+    let base = Bert::load(BERT, device).unwrap();
     for case in ["seq_bn", "double_seq_bn"] {
-        let case = Path::new("tests/golden").join(case);
+        let case = Path::new(CASES).join(case);
         let name = case.file_name().unwrap().to_str().unwrap();
         let model = base.load_adapter(name, &case, METHODS).unwrap();
         let dir = tempfile::tempdir().unwrap();

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::device::cpu_devices;
-use peft_core::method::{ConfigExt as _, LayerKind, Method};
-use peft_core::{Composition, PeftModule};
+use peft::core::device::cpu_devices;
+use peft::core::method::{ConfigExt as _, LayerKind, Method};
+use peft::core::{Composition, PeftModule};
+use peft::reparameterization::{LohaConfig, LoraConfig, METHODS, OftConfig};
 use peft_models::{Llama, LmBatch};
-use peft_reparameterization::{LohaConfig, LoraConfig, METHODS, OftConfig};
 
 use crate::{HEAD, TABLE, TEXT, base, farthest, logits, lora, read, trained};
 

@@ -99,7 +99,7 @@ fn check<M: PeftModule, const D: usize>(
     load: impl Fn(&Path, &Device) -> M,
     run: impl Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<D>,
 ) {
-    let group = Path::new("tests/golden").join(group);
+    let group = Path::new("../peft-soft-prompt/tests/golden").join(group);
     let base = load(&group.join("base"), &device.clone().autodiff());
     for case in CASES {
         let case = group.join(case);

@@ -2,16 +2,18 @@
 
 use std::path::Path;
 
-use peft_conformance::golden;
+use peft_parity::golden;
 use peft_soft_prompt::METHODS;
+
+use crate::{BERT, LLAMA};
 
 const CASES: &[&str] = &["prompt_tuning", "prefix_tuning", "prefix_tuning_projection"];
 
 #[test]
 fn checkpoints_compute_what_upstream_computes() {
     golden::check(
-        Path::new("../peft-models/tests/golden/bert/base"),
-        Path::new("tests/golden"),
+        Path::new(BERT),
+        Path::new("../peft-soft-prompt/tests/golden"),
         CASES,
         METHODS,
     );
@@ -20,8 +22,8 @@ fn checkpoints_compute_what_upstream_computes() {
 #[test]
 fn checkpoints_of_a_llama_compute_what_upstream_computes() {
     golden::check(
-        Path::new("../peft-models/tests/golden/llama/base"),
-        Path::new("tests/golden/llama"),
+        Path::new(LLAMA),
+        Path::new("../peft-soft-prompt/tests/golden/llama"),
         CASES,
         METHODS,
     );

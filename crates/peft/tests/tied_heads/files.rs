@@ -1,11 +1,11 @@
 //! What a file or a configuration says of a tied head, and what is refused.
 
 use burn::module::Module as _;
-use peft_core::PeftModule;
-use peft_core::device::cpu_devices;
-use peft_core::method::ConfigExt as _;
+use peft::core::PeftModule;
+use peft::core::device::cpu_devices;
+use peft::core::method::ConfigExt as _;
+use peft::reparameterization::{LORA, LoraConfig, METHODS};
 use peft_models::{Llama, LlamaConfig};
-use peft_reparameterization::{LoraConfig, METHODS};
 
 use crate::{HEAD, TABLE, base, farthest, logits, lora, read, trained, write};
 
@@ -101,7 +101,7 @@ fn rows_of_table_and_head_are_the_same_rows() {
             r#"{{"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "trainable_token_indices": {lists}}}"#
         );
         let json = serde_json::from_str(&json).unwrap();
-        let method = (peft_reparameterization::LORA.parse)(&json).unwrap();
+        let method = (LORA.parse)(&json).unwrap();
         base.attach("x", method.as_ref())
     };
     let both = attach(r#"{"embed_tokens": [1, 2], "lm_head": [1, 2]}"#).unwrap();
