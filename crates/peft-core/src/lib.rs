@@ -39,4 +39,10 @@ pub mod calibration {
 /// Weights in a quantized format, in place of a model's dense ones.
 pub mod quantize {
     pub use crate::layout::quantizer::{QuantizedLayer, RawTensor, WeightQuantizer};
+    pub use crate::model::quantized_module::QuantizedModule;
+}
+
+/// States and tensors of the adapters on a model.
+pub mod state {
+    pub use crate::model::adapter_state::AdapterState;
 }

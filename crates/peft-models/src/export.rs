@@ -8,6 +8,7 @@ use peft_core::checkpoint::{TensorSource, stage_file};
 use peft_core::files::Files;
 use peft_core::method::{LayerKind, Layout};
 use peft_core::ops::quantized::QuantizedWeight;
+use peft_core::quantize::QuantizedModule as _;
 use peft_core::quantize::WeightQuantizer;
 use peft_core::{PeftModule, TiedHead};
 use serde_json::Value;

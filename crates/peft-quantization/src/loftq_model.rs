@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::PeftModule;
+use peft_core::quantize::QuantizedModule as _;
 use peft_core::quantize::{QuantizedLayer, WeightQuantizer};
 use peft_ops::quantized::QuantizedWeight;
 

@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 
 use burn::tensor::DType;
+
 use peft_core::PeftModule;
 use peft_core::ops::quantized::QuantizedWeight;
+
 use peft_core::quantize::{QuantizedLayer, RawTensor, WeightQuantizer};
+use peft_core::state::AdapterState as _;
 use peft_reparameterization::{LoraConfig, LoraLinear, cast_factors, init_from_factors};
 use serde_json::Value;
 

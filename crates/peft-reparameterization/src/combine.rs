@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{DType, Tensor, TensorData};
 use peft_core::method::{Init, LayoutParam, TrainedBias};
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule, Result};
 
 use crate::LoraConfig;

@@ -1,6 +1,7 @@
 //! LoRA+: a higher learning rate for B than for A.
 
 use burn::module::ParamGroup;
+use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, Result};
 
 use crate::lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};

@@ -22,6 +22,7 @@ use burn::train::{
 };
 use peft_core::device::cpu_devices;
 use peft_core::method::ConfigExt as _;
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule};
 use peft_reparameterization::{LoraConfig, LoraLinear, METHODS};
 
