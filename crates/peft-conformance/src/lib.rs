@@ -1,79 +1,4 @@
-//! The conformance suite: what every method of peft guarantees on every backend, as tests.
-//!
-//! A method crate runs the suite with one call, in `tests/conformance.rs`. The call takes the crate's list of methods and
-//! the configurations to check:
-//!
-//! ```
-//! # use peft_core::Result;
-//! # use peft_core::method::{
-//! #     Bias, Common, Family, Layout, Method, MethodInfo, Plan, by_peft_type, config_from_json, config_to_json,
-//! #     train_biases,
-//! # };
-//! # use serde::{Deserialize, Serialize};
-//! # static BIASES: MethodInfo = MethodInfo {
-//! #     name: "biases",
-//! #     peft_type: "BIASES",
-//! #     title: "Biases",
-//! #     family: Family::Selective,
-//! #     reference: "an example",
-//! #     identity_at_init: true,
-//! #     mergeable: true,
-//! #     parse: config_from_json::<BiasesConfig>,
-//! #     recognises: by_peft_type,
-//! # };
-//! # pub const METHODS: &[&MethodInfo] = &[&BIASES];
-//! # #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-//! # struct BiasesConfig {
-//! #     #[serde(flatten)]
-//! #     common: Common,
-//! # }
-//! # impl Method for BiasesConfig {
-//! #     fn info(&self) -> &'static MethodInfo {
-//! #         &BIASES
-//! #     }
-//! #     fn common(&self) -> &Common {
-//! #         &self.common
-//! #     }
-//! #     fn common_mut(&mut self) -> &mut Common {
-//! #         &mut self.common
-//! #     }
-//! #     fn validate(&self) -> Result<()> {
-//! #         Ok(())
-//! #     }
-//! #     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-//! #         train_biases(Bias::All, layout, &[], plan);
-//! #         Ok(())
-//! #     }
-//! #     fn to_json(&self) -> serde_json::Value {
-//! #         config_to_json(self, &BIASES)
-//! #     }
-//! #     fn boxed(&self) -> Box<dyn Method> {
-//! #         Box::new(self.clone())
-//! #     }
-//! # }
-//! use peft_core::method::ConfigExt as _;
-//!
-//! peft_conformance::conformance_suite!(
-//!     METHODS,
-//!     vec![
-//!         Case::new("biases", BiasesConfig::default()),
-//!         Case::new("biases, with a head", BiasesConfig::default().with_modules_to_save(["classifier"])),
-//!     ]
-//! );
-//! # fn main() {
-//! #     peft_conformance::every_method_has_a_case(METHODS, &cases());
-//! # }
-//! ```
-//!
-//! Each [conformance test](ConformanceTest) becomes a `#[test]` of the crate. It runs for every case on every CPU
-//! device that is compiled in. One more test, `every_method_has_a_case`, holds the list of methods against the cases. A
-//! crate outside of this workspace calls the suite in the same way.
-//!
-//! What a method promises ([`MethodInfo`]) decides what a test asks for: a method that does not promise to be mergeable
-//! must refuse to merge.
-//!
-//! The model is [`TinyTransformer`], in which every parameter matters. It has every kind of layer and of
-//! [`Site`](peft_core::Site) that methods act on. The suite needs `peft-core` and no other model.
+#![doc = include_str!("../README.md")]
 
 mod fixture;
 mod model;
@@ -177,7 +102,69 @@ pub fn every_method_has_a_case(methods: &[&MethodInfo], cases: &[Case]) {
 }
 
 /// The whole suite, for a crate's list of methods (`&[&MethodInfo]`) and an expression that gives `Vec<Case>`: one
-/// `#[test]` for each conformance test. The [crate's documentation](crate) has an example.
+/// `#[test]` for each conformance test. An example:
+///
+/// ```
+/// # use peft_core::Result;
+/// # use peft_core::method::{
+/// #     Bias, Common, Family, Layout, Method, MethodInfo, Plan, by_peft_type, config_from_json, config_to_json,
+/// #     train_biases,
+/// # };
+/// # use serde::{Deserialize, Serialize};
+/// # static BIASES: MethodInfo = MethodInfo {
+/// #     name: "biases",
+/// #     peft_type: "BIASES",
+/// #     title: "Biases",
+/// #     family: Family::Selective,
+/// #     reference: "an example",
+/// #     identity_at_init: true,
+/// #     mergeable: true,
+/// #     parse: config_from_json::<BiasesConfig>,
+/// #     recognises: by_peft_type,
+/// # };
+/// # pub const METHODS: &[&MethodInfo] = &[&BIASES];
+/// # #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// # struct BiasesConfig {
+/// #     #[serde(flatten)]
+/// #     common: Common,
+/// # }
+/// # impl Method for BiasesConfig {
+/// #     fn info(&self) -> &'static MethodInfo {
+/// #         &BIASES
+/// #     }
+/// #     fn common(&self) -> &Common {
+/// #         &self.common
+/// #     }
+/// #     fn common_mut(&mut self) -> &mut Common {
+/// #         &mut self.common
+/// #     }
+/// #     fn validate(&self) -> Result<()> {
+/// #         Ok(())
+/// #     }
+/// #     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+/// #         train_biases(Bias::All, layout, &[], plan);
+/// #         Ok(())
+/// #     }
+/// #     fn to_json(&self) -> serde_json::Value {
+/// #         config_to_json(self, &BIASES)
+/// #     }
+/// #     fn boxed(&self) -> Box<dyn Method> {
+/// #         Box::new(self.clone())
+/// #     }
+/// # }
+/// use peft_core::method::ConfigExt as _;
+///
+/// peft_conformance::conformance_suite!(
+///     METHODS,
+///     vec![
+///         Case::new("biases", BiasesConfig::default()),
+///         Case::new("biases, with a head", BiasesConfig::default().with_modules_to_save(["classifier"])),
+///     ]
+/// );
+/// # fn main() {
+/// #     peft_conformance::every_method_has_a_case(METHODS, &cases());
+/// # }
+/// ```
 #[macro_export]
 macro_rules! conformance_suite {
     ($methods:expr, $cases:expr $(,)?) => {

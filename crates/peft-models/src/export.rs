@@ -17,6 +17,7 @@ use crate::{Llama, LlamaTokenizer, LoadError, RopeScaling, checkpoint};
 
 /// Number format of an exported model's dense weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExportDtype {
     /// 32 bits, as weights are in memory: nothing is lost.
     F32,

@@ -15,6 +15,7 @@ use peft_core::method::Bias;
 
 /// How several values of one parameter become one. A density is the share that is kept, in (0, 1].
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum MergeMethod {
     /// The weighted sum. Upstream's `linear` and `svd`.
     Sum,
@@ -58,6 +59,7 @@ pub enum TiesElectSign {
 
 /// What a [`MergeMethod`] is applied to.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum CombinationType {
     /// The factors side by side: exactly the weighted sum of the changes. The rank is the sum of the
     /// ranks. Upstream's `cat`.

@@ -1,4 +1,4 @@
-//! Refusals that all statistics have in common.
+//! Statistics that are not there.
 
 use crate::error::Error;
 
@@ -12,7 +12,6 @@ pub(crate) fn not_gathered(place: &str, ask: &str) -> Error {
     }
 }
 
-/// Values that no statistic can be made of.
 pub(crate) fn not_finite(place: &str, what: &str) -> Error {
     Error::Calibration {
         place: place.to_string(),
