@@ -10,7 +10,7 @@ use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::loha::{ChangeDropout, LycorisFields};
+use crate::lycoris::fields::{ChangeDropout, LycorisFields};
 use peft_core::method::{LINEAR, select};
 use peft_core::{common_method, target_builders};
 

@@ -9,11 +9,10 @@ use peft_core::method::{Common, Layout, LayoutParam, Method, MethodInfo, Plan};
 use peft_core::{Error, Result, Selection};
 use serde_json::Value;
 
-use crate::LoraConfig;
-use crate::linalg;
-use crate::lora::LORA;
-use crate::lora_init::on_device;
-use crate::lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
+use crate::lora::config::{LORA, LoraConfig};
+use crate::lora::init::on_device;
+use crate::lora::state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
+use crate::math::linalg;
 
 /// Where factors came from, and go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

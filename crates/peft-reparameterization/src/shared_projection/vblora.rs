@@ -13,7 +13,7 @@ use peft_core::ops::{LowRank, add_low_rank};
 use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 
-use crate::vera::{first_like, fits};
+use crate::shared_projection::projections::{first_like, fits};
 use peft_core::method::{Bias, LINEAR, select, train_biases};
 use peft_core::{common_method, target_builders};
 

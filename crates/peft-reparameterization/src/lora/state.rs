@@ -11,7 +11,7 @@ use peft_core::method::{
 use peft_core::nn::{AdaptedForward, dropout_rate};
 use peft_core::ops::{LowRank, add_low_rank};
 
-use crate::dora::{self, Magnitude};
+use crate::lora::dora::{self, Magnitude};
 
 /// Hu et al. 2021, section 4.1: `y = xW + s·(drop(x) A) B`.
 #[derive(Module, Debug)]

@@ -3,8 +3,8 @@
 use peft_core::method::{Layer, LayerKind, Layout, Plan};
 use peft_core::{Error, Result};
 
-use crate::lora::{LORA, Size};
-use crate::lora_config::{LoraConfig, TrainableTokenIndices};
+use crate::lora::config::{LORA, LoraConfig, TrainableTokenIndices};
+use crate::lora::init::Size;
 use peft_core::method::Target;
 
 /// A head that is a table, and that table.

@@ -10,7 +10,7 @@ use peft_core::method::{
 use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 
-use crate::rotation::{cayley, drop_blocks, rotate_inputs, rotate_rows};
+use crate::orthogonal::rotation::{cayley, drop_blocks, rotate_inputs, rotate_rows};
 use peft_core::method::{Bias, LINEAR, refuse_unsupported, select, train_biases};
 use peft_core::{common_method, target_builders};
 

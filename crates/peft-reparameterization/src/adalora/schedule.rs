@@ -9,8 +9,8 @@ use peft_core::method::{MethodHooks, States};
 use peft_core::{Error, Result};
 use serde_json::{Map, Value};
 
-use crate::adalora::{ADALORA, AdaLoraConfig};
-use crate::adalora_state::AdaLora;
+use crate::adalora::config::{ADALORA, AdaLoraConfig};
+use crate::adalora::state::AdaLora;
 
 /// The parameters of a layer, as they are called in what a training remembers.
 const PARAMETERS: [&str; 3] = ["lora_A", "lora_E", "lora_B"];

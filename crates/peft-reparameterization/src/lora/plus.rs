@@ -3,7 +3,7 @@
 use burn::module::ParamGroup;
 use peft_core::{PeftModule, Result};
 
-use crate::lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
+use crate::lora::state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
 
 /// Parameters of a LoRA adapter that learn at a rate of their own (Hayou et al. 2024, LoRA+: Efficient Low
 /// Rank Adaptation of Large Models, section 4). All others learn at the base rate.

@@ -7,10 +7,17 @@ use burn::tensor::{DType, Device, Shape, Tensor};
 use peft_core::method::{Init, LayoutParam};
 use peft_core::{Error, Result};
 
-use crate::linalg::{qr, svd, svd_fast};
-use crate::lora::LORA;
-use crate::lora_config::InitLora;
-use crate::lora_state::InitialFactors;
+use crate::lora::config::InitLora;
+use crate::lora::config::LORA;
+use crate::lora::state::InitialFactors;
+use crate::math::linalg::{qr, svd, svd_fast};
+
+/// Rank and scale of one layer.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Size {
+    pub(crate) rank: usize,
+    pub(crate) scale: f64,
+}
 
 /// What [`InitLora`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

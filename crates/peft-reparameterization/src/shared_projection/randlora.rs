@@ -13,8 +13,8 @@ use peft_core::ops::{self, LowRank, add_low_rank};
 use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 
-use crate::torch_random::TorchGenerator;
-use crate::vera::{corner, first_like, fits, lazy, widest, yes};
+use crate::math::torch_random::TorchGenerator;
+use crate::shared_projection::projections::{corner, first_like, fits, lazy, widest, yes};
 use peft_core::method::{Bias, LINEAR, select, train_biases};
 use peft_core::{common_method, target_builders};
 
@@ -466,7 +466,7 @@ mod tests {
     use peft_core::PeftModule;
 
     use super::*;
-    use crate::vera::tests::golden;
+    use crate::shared_projection::projections::tests::golden;
 
     #[test]
     fn the_key_gives_upstreams_bases() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use peft_core::Targets;
-use peft_core::method::Common;
+use peft_core::method::{Common, Family, MethodInfo, by_peft_type, config_from_json};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -56,6 +56,19 @@ impl From<&str> for InitLora {
         Self::Named(name.into())
     }
 }
+
+/// LoRA's registration.
+pub static LORA: MethodInfo = MethodInfo {
+    name: "lora",
+    peft_type: "LORA",
+    title: "LoRA",
+    family: Family::Reparameterization,
+    reference: "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, section 4.1",
+    identity_at_init: true,
+    mergeable: true,
+    parse: config_from_json::<LoraConfig>,
+    recognises: by_peft_type,
+};
 
 /// LoRA's configuration. Fields are called and behave as in Hugging Face PEFT's `LoraConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,10 +6,9 @@ use burn::tensor::{DType, Tensor, TensorData};
 use peft_core::method::{Init, LayoutParam, TrainedBias};
 use peft_core::{Error, PeftModule, Result};
 
-use crate::LoraConfig;
-use crate::given::{Factors, Kind, LoraFromFactors, bias_of, factored, plain};
-use crate::lora::LORA;
-use crate::lora_state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
+use crate::lora::config::{LORA, LoraConfig};
+use crate::lora::fixed_factors::{Factors, Kind, LoraFromFactors, bias_of, factored, plain};
+use crate::lora::state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
 use peft_core::method::Bias;
 
 /// How several values of one parameter become one. A density is the share that is kept, in (0, 1].

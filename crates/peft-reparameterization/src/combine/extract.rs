@@ -6,8 +6,8 @@ use burn::tensor::Tensor;
 use peft_core::method::{ALL_LINEAR, LayerKind, LayoutParam};
 use peft_core::{Error, PeftModule, Result, Selection, Targets};
 
-use crate::given::{Kind, LoraFromFactors, factored, plain};
-use crate::lora::LORA;
+use crate::lora::config::LORA;
+use crate::lora::fixed_factors::{Kind, LoraFromFactors, factored, plain};
 
 /// How well a layer's extracted factors give its change back.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,36 +3,20 @@
 use burn::module::Param;
 use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device, Tensor};
-use peft_core::method::{
-    Family, Init, Layer, LayerKind, Layout, LayoutParam, Method, MethodInfo, Patterns, Plan,
-    by_peft_type, config_from_json,
-};
+use peft_core::method::{Init, Layer, LayerKind, Layout, LayoutParam, Method, Patterns, Plan};
 use peft_core::ops::column_norms;
 use peft_core::{Error, Result};
 use serde_json::Value;
 
-use crate::dora::{Magnitude, norms_of_rows};
-use crate::lora_config::LoraConfig;
-use crate::lora_init::{Start, orthogonal};
-use crate::lora_state::{
+use crate::lora::config::{LORA, LoraConfig};
+use crate::lora::dora::{Magnitude, norms_of_rows};
+use crate::lora::init::{Size, Start, orthogonal};
+use crate::lora::state::{
     Follower, InitialFactors, LoraBias, LoraConv2d, LoraEmbedding, LoraLinear,
 };
 use peft_core::common_method;
 use peft_core::method::{
     Bias, at_least_one, patterns, refuse_unsupported, refuse_unused, select, train_biases,
-};
-
-/// LoRA's registration.
-pub static LORA: MethodInfo = MethodInfo {
-    name: "lora",
-    peft_type: "LORA",
-    title: "LoRA",
-    family: Family::Reparameterization,
-    reference: "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, section 4.1",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<LoraConfig>,
-    recognises: by_peft_type,
 };
 
 /// Fields of upstream's that change what a checkpoint means and are not built yet.
@@ -48,13 +32,6 @@ const UNSUPPORTED: &[&str] = &[
     "monteclora_config",
     "fan_in_fan_out",
 ];
-
-/// Rank and scale of one layer.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) struct Size {
-    rank: usize,
-    scale: f64,
-}
 
 impl LoraConfig {
     pub(crate) fn ranks(&self) -> Result<Patterns<usize>> {

@@ -15,7 +15,7 @@ use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::lora_config::InitLora;
+use crate::lora::config::InitLora;
 use peft_core::method::{at_least_one, patterns, refuse_unused, select};
 use peft_core::{common_method, target_builders};
 

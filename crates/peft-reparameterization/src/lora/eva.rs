@@ -11,11 +11,10 @@ use peft_core::method::{
 use peft_core::{Error, PeftModule, Result};
 use serde_json::Value;
 
-use crate::LoraConfig;
-use crate::given::{Factors, Kind, LoraFromFactors, exactly, only};
-use crate::linalg;
-use crate::lora::LORA;
-use crate::lora_init::Start;
+use crate::lora::config::{LORA, LoraConfig};
+use crate::lora::fixed_factors::{Factors, Kind, LoraFromFactors, exactly, only};
+use crate::lora::init::Start;
+use crate::math::linalg;
 use peft_core::method::{LINEAR, select};
 
 /// Σ xᵀx over a layer's inputs, `[in, in]`.
@@ -150,7 +149,7 @@ pub fn eva<M: PeftModule>(
     if config.lora_bias {
         return refuse("lora_bias", &true, plain);
     }
-    if config.bias != crate::Bias::None {
+    if config.bias != peft_core::method::Bias::None {
         return refuse("bias", &config.bias, plain);
     }
     if config.freeze_a {

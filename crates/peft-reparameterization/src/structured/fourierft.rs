@@ -14,7 +14,7 @@ use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::torch_random::TorchGenerator;
+use crate::math::torch_random::TorchGenerator;
 use peft_core::method::{
     Bias, LINEAR, at_least_one, patterns, refuse_unsupported, refuse_unused, select, train_biases,
 };

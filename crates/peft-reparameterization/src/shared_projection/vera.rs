@@ -1,8 +1,8 @@
 //! VeRA: two frozen random projections that all layers share, scaled by trained vectors.
 
-use burn::module::{Module, Param, ParamId};
+use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use peft_core::checkpoint::transposed;
 use peft_core::method::{
     Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, Shared,
@@ -13,8 +13,9 @@ use peft_core::ops::{LowRank, add_low_rank};
 use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
 
-use crate::torch_random::TorchGenerator;
-use peft_core::method::{Bias, LINEAR, Target, select, train_biases};
+use crate::math::torch_random::TorchGenerator;
+use crate::shared_projection::projections::{corner, first_like, fits, lazy, widest, yes};
+use peft_core::method::{Bias, LINEAR, select, train_biases};
 use peft_core::{common_method, target_builders};
 
 /// VeRA's registration.
@@ -145,11 +146,6 @@ fn default_rank() -> usize {
 
 fn default_d_initial() -> f64 {
     0.1
-}
-
-/// For serde's defaults.
-pub(crate) fn yes() -> bool {
-    true
 }
 
 impl Default for VeraConfig {
@@ -299,57 +295,6 @@ impl Method for VeraConfig {
     }
 }
 
-/// The largest input and output widths among the targets.
-pub(crate) fn widest(targets: &[Target<'_>]) -> [usize; 2] {
-    targets.iter().fold([0, 0], |[d_in, d_out], (_, weight)| {
-        let shape = weight.shape();
-        [d_in.max(shape[0]), d_out.max(shape[1])]
-    })
-}
-
-/// Device and float type of what the targets share: the first one's.
-pub(crate) fn first_like(targets: &[Target<'_>], layout: &Layout) -> (Device, DType) {
-    targets.first().map_or_else(
-        || layout.like(),
-        |(_, weight)| (weight.device(), weight.dtype()),
-    )
-}
-
-/// Whether there can be a tensor of this shape at all.
-pub(crate) fn fits(shape: &[usize]) -> bool {
-    shape
-        .iter()
-        .try_fold(size_of::<f32>(), |bytes, &size| bytes.checked_mul(size))
-        .is_some_and(|bytes| isize::try_from(bytes).is_ok())
-}
-
-/// The first elements of `tensor` along every axis.
-pub(crate) fn corner<const D: usize>(tensor: Tensor<D>, shape: [usize; D]) -> Tensor<D> {
-    if tensor.dims() == shape {
-        return tensor;
-    }
-    tensor.slice(shape.map(|size| 0..size))
-}
-
-/// A parameter whose values are computed when they are first used. Values that a configuration says
-/// all about take no memory so until a checkpoint's other tensors were checked.
-pub(crate) fn lazy<const D: usize>(
-    shape: [usize; D],
-    (device, dtype): (&Device, DType),
-    trained: bool,
-    values: impl FnOnce() -> Vec<f32> + Send + Sync + 'static,
-) -> Param<Tensor<D>> {
-    // A quantized base has no float type of its own.
-    let dtype = if dtype.is_float() { dtype } else { DType::F32 };
-    let shape = Shape::from(shape.to_vec());
-    let of_data = shape.clone();
-    let init = move |device: &Device, require_grad: bool| {
-        let data = TensorData::new(values(), of_data);
-        Tensor::<D>::from_data(data, (device, dtype)).set_require_grad(require_grad)
-    };
-    Param::uninitialized(ParamId::new(), init, device.clone(), trained, shape)
-}
-
 /// A `[rank, in]` and B `[out, rank]` as upstream draws them: torch's `kaiming_uniform_` with gain √2,
 /// A first.
 fn drawn(key: u64, rank: usize, [d_in, d_out]: [usize; 2]) -> [Vec<f32>; 2] {
@@ -361,18 +306,10 @@ fn drawn(key: u64, rank: usize, [d_in, d_out]: [usize; 2]) -> [Vec<f32>; 2] {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// A tensor of a golden checkpoint.
-    pub(crate) fn golden(case: &str, key: &str) -> Vec<f32> {
-        let path = format!("tests/golden/{case}/adapter_model.safetensors");
-        let bytes = std::fs::read(path).unwrap();
-        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let tensor = file.tensor(key).unwrap();
-        let (values, _) = tensor.data().as_chunks::<4>();
-        values.iter().copied().map(f32::from_le_bytes).collect()
-    }
+    use crate::shared_projection::projections::tests::golden;
+    use burn::tensor::{Shape, TensorData};
 
     #[test]
     fn the_key_gives_upstreams_projections() {
@@ -412,12 +349,5 @@ pub(crate) mod tests {
         // Rows [1, 2] and [3, 4], times [[10, -20], [2, 10]].
         let expected = TensorData::from([[14.0_f32, 0.0], [38.0, -20.0]]);
         change.into_data().assert_eq(&expected, false);
-    }
-
-    #[test]
-    fn a_size_that_overflows_fits_nowhere() {
-        assert!(fits(&[256, 4096]));
-        assert!(!fits(&[usize::MAX / 2, 3]));
-        assert!(!fits(&[usize::MAX / 8, 4]));
     }
 }

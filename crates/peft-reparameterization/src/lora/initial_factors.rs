@@ -6,8 +6,8 @@ use burn::module::Param;
 use burn::tensor::{DType, Tensor};
 use peft_core::{Error, PeftModule, Result};
 
-use crate::lora::LORA;
-use crate::lora_state::LoraLinear;
+use crate::lora::config::LORA;
+use crate::lora::state::LoraLinear;
 
 /// Gives layers of an attached LoRA the factors to start from: those of each layer's upstream name, `down`
 /// `[in, r]` and `up` `[r, out]`. The change of the layer's weight is then `down · up`, whatever scale s the
@@ -157,7 +157,7 @@ mod tests {
     use peft_core::device::cpu_devices;
 
     use super::*;
-    use crate::LoraConfig;
+    use crate::lora::config::LoraConfig;
 
     #[derive(Module, Debug)]
     struct Net {
