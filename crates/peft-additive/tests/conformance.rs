@@ -15,7 +15,7 @@ peft_conformance::battery!(vec![
     Case::new(
         "pfeiffer from a late block on, with a head",
         BottleneckConfig::pfeiffer()
-            .with_activation(Activation::Gelu)
+            .with_non_linearity(Activation::Gelu)
             .with_leave_out([0])
             .with_dropout(0.1)
             .with_modules_to_save(["classifier"])

@@ -8,8 +8,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Tensor, TensorData};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodHooks, MethodInfo, Plan, States,
-    WeightAdapter, by_peft_type,
+    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodHooks, MethodInfo,
+    Plan, States, WeightAdapter, by_peft_type,
 };
 use peft_core::{PeftModule as _, Result, TrainingHooks, checkpoint};
 use serde_json::{Map, Value, json};
@@ -55,7 +55,7 @@ struct OffsetConfig {
     common: Common,
 }
 
-impl Method for OffsetConfig {
+impl MethodConfig for OffsetConfig {
     fn info(&self) -> &'static MethodInfo {
         &OFFSET
     }
@@ -68,10 +68,20 @@ impl Method for OffsetConfig {
         &mut self.common
     }
 
-    fn validate(&self) -> Result<()> {
+    fn check_fields(&self) -> Result<()> {
         Ok(())
     }
 
+    fn to_json(&self) -> Value {
+        json!({ "peft_type": OFFSET.peft_type })
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+impl Method for OffsetConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         for param in layout.params.iter().filter(|p| p.shape().len() == 2) {
             let shape = [param.shape()[0], param.shape()[1]];
@@ -92,14 +102,6 @@ impl Method for OffsetConfig {
         let drawn = states.of::<Offset>().map(|(_, state)| state.drawn);
         let drawn = Value::from(drawn.sum::<usize>());
         Ok(Map::from_iter([("drawn".to_string(), drawn)]))
-    }
-
-    fn to_json(&self) -> Value {
-        json!({ "peft_type": OFFSET.peft_type })
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }
 

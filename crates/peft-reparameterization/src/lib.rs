@@ -73,7 +73,7 @@ pub use lora::eva::eva;
 pub use lora::initial_factors::{cast_factors, init_from_factors};
 pub use lora::plus::{LoraPlus, lora_plus};
 pub use lora::state::{Follower, InitialFactors, LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
-pub use lycoris::fields::ChangeDropout;
+pub use lycoris::change_dropout::ChangeDropout;
 pub use lycoris::loha::{LOHA, LohaConfig, LohaLinear};
 pub use lycoris::lokr::{InitLokr, KroneckerFactor, LOKR, LokrConfig, LokrLinear};
 pub use orthogonal::boft::{BOFT, BoftConfig, BoftLinear};

@@ -24,12 +24,12 @@ peft_conformance::battery!(vec![
         "rslora with dropout, patterns and a head",
         LoraConfig::new(4)
             .with_alpha(5.0)
-            .with_rslora(true)
-            .with_dropout(0.1)
+            .with_use_rslora(true)
+            .with_lora_dropout(0.1)
             .with_targets(r".*\.(query|dense)")
             .with_excluded("bert.pooler.*")
-            .with_rank_for("query", 3)
-            .with_alpha_for(r"layer\.1\..*", 9.0)
+            .with_rank_pattern("query", 3)
+            .with_alpha_pattern(r"layer\.1\..*", 9.0)
             .with_modules_to_save(["classifier"])
     ),
     Case::new(
@@ -43,16 +43,16 @@ peft_conformance::battery!(vec![
         "dora, also of an embedding",
         LoraConfig::new(3)
             .with_alpha(7.0)
-            .with_dora(true)
+            .with_use_dora(true)
             .with_targets(["word_embeddings", "value", "dense"])
             .with_excluded(["pooler.dense"])
     ),
     Case::new(
         "dora with dropout over pissa",
         LoraConfig::new(3)
-            .with_dora(true)
-            .with_dropout(0.1)
-            .with_init("pissa")
+            .with_use_dora(true)
+            .with_lora_dropout(0.1)
+            .with_init_lora_weights("pissa")
             .with_targets(["query", "value"])
     ),
     Case::new(
@@ -60,7 +60,7 @@ peft_conformance::battery!(vec![
         LoraConfig::new(4)
             .with_alpha(16.0)
             .with_lora_bias(true)
-            .with_frozen_a(true)
+            .with_freeze_a(true)
             .with_targets(["query", "value", "dense"])
             .with_excluded(["pooler.dense"])
     ),
@@ -68,14 +68,14 @@ peft_conformance::battery!(vec![
         "token rows",
         LoraConfig::new(3)
             .with_alpha(6.0)
-            .with_token_rows([3, 50, 7])
+            .with_trainable_token_indices([3, 50, 7])
             .with_targets(["query", "value"])
     ),
     Case::new(
         "olora",
         LoraConfig::new(2)
             .with_alpha(3.0)
-            .with_init("olora")
+            .with_init_lora_weights("olora")
             .with_targets(["query", "dense"])
             .with_excluded(["pooler.dense"])
     ),
@@ -88,9 +88,9 @@ peft_conformance::battery!(vec![
     Case::new(
         "vera, drawn from its key, dropout, head, biases",
         VeraConfig::new(40)
-            .with_projection_key(7)
-            .with_saved_projection(false)
-            .with_dropout(0.1)
+            .with_projection_prng_key(7)
+            .with_save_projection(false)
+            .with_vera_dropout(0.1)
             .with_targets(["query", "dense"])
             .with_bias(Bias::Adapted)
             .with_modules_to_save(["classifier"])
@@ -98,24 +98,24 @@ peft_conformance::battery!(vec![
     Case::new(
         "randlora, query and value",
         RandLoraConfig::new(8)
-            .with_alpha(16.0)
+            .with_randlora_alpha(16.0)
             .with_targets(["query", "value"])
     ),
     Case::new(
         "randlora, sparse, several shapes",
         RandLoraConfig::new(5)
-            .with_alpha(20.0)
+            .with_randlora_alpha(20.0)
             .with_sparse(true)
             .with_targets(["query", "key", "value", "dense"])
     ),
     Case::new(
         "randlora, very sparse, unsaved, dropout, head",
         RandLoraConfig::new(6)
-            .with_alpha(20.0)
+            .with_randlora_alpha(20.0)
             .with_very_sparse(true)
-            .with_saved_projection(false)
-            .with_projection_key(-3)
-            .with_dropout(0.1)
+            .with_save_projection(false)
+            .with_projection_prng_key(-3)
+            .with_randlora_dropout(0.1)
             .with_targets(["query", "dense"])
             .with_modules_to_save(["classifier"])
     ),
@@ -123,15 +123,17 @@ peft_conformance::battery!(vec![
         "vb-lora, all linear",
         VbLoraConfig::new(3, 12, 16)
             .with_topk(3)
-            .with_init(0.2, 0.1)
+            .with_init_vector_bank_bound(0.2)
+            .with_init_logits_std(0.1)
             .with_targets(["query", "key", "value", "dense"])
     ),
     Case::new(
         "vb-lora, all vectors, dropout, head, biases",
         VbLoraConfig::new(2, 5, 32)
             .with_topk(5)
-            .with_init(0.1, 0.1)
-            .with_dropout(0.1)
+            .with_init_vector_bank_bound(0.1)
+            .with_init_logits_std(0.1)
+            .with_vblora_dropout(0.1)
             .with_bias(Bias::All)
             .with_targets(["query", "dense"])
             .with_modules_to_save(["classifier"])
@@ -146,11 +148,12 @@ peft_conformance::battery!(vec![
         "loha as factors, with dropouts and patterns",
         LohaConfig::new(2)
             .with_alpha(32.0)
-            .with_dropouts(0.1, 0.1)
+            .with_rank_dropout(0.1)
+            .with_module_dropout(0.1)
             .with_targets(["value", "dense"])
             .with_excluded(r".*pooler.*")
-            .with_rank_for("value", 6)
-            .with_alpha_for(r"layer\.1\..*", 20.0)
+            .with_rank_pattern("value", 6)
+            .with_alpha_pattern(r"layer\.1\..*", 20.0)
     ),
     Case::new(
         "lokr",
@@ -170,11 +173,12 @@ peft_conformance::battery!(vec![
         LokrConfig::new(2)
             .with_alpha(6.0)
             .with_decompose_factor(2)
-            .with_dropouts(0.1, 0.1)
-            .with_init(InitLokr::Named("lycoris".into()))
+            .with_rank_dropout(0.1)
+            .with_module_dropout(0.1)
+            .with_init_weights(InitLokr::Named("lycoris".into()))
             .with_targets(["query", "dense"])
             .with_excluded(r".*pooler.*")
-            .with_rank_for("query", 3)
+            .with_rank_pattern("query", 3)
     ),
     Case::new(
         "krona",
@@ -194,7 +198,7 @@ peft_conformance::battery!(vec![
     Case::new(
         "miss of a rank that divides no width",
         MissConfig::new(5)
-            .with_dropout(0.1)
+            .with_miss_dropout(0.1)
             .with_excluded(r".*pooler.*")
     ),
     Case::new(
@@ -211,14 +215,14 @@ peft_conformance::battery!(vec![
     Case::new(
         "adalora",
         AdaLoraConfig::new(4, 2)
-            .with_alpha(64.0)
+            .with_lora_alpha(64.0)
             .with_targets(["query", "value"])
     ),
     Case::new(
         "adalora with dropout, biases and a head",
         AdaLoraConfig::new(3, 2)
-            .with_alpha(32.0)
-            .with_dropout(0.1)
+            .with_lora_alpha(32.0)
+            .with_lora_dropout(0.1)
             .with_bias(Bias::Adapted)
             .with_targets(["query", "key", "value", "dense"])
             .with_excluded(["pooler.dense"])
@@ -228,9 +232,9 @@ peft_conformance::battery!(vec![
     Case::new(
         "hira gaussian, dropout, pattern, embedding, head",
         HiraConfig::new(4)
-            .with_init("gaussian")
-            .with_dropout(0.1)
-            .with_rank_for("dense", 6)
+            .with_init_weights("gaussian")
+            .with_hira_dropout(0.1)
+            .with_rank_pattern("dense", 6)
             .with_targets(["word_embeddings", "query", "dense"])
             .with_excluded(["pooler.dense"])
             .with_task_type("SEQ_CLS")
@@ -251,17 +255,20 @@ peft_conformance::battery!(vec![
     Case::new(
         "oft, exact, constrained, shared",
         OftConfig::new(32)
-            .with_blocks(4)
-            .with_coft(0.5)
+            .with_r(4)
+            .with_oft_block_size(0)
+            .with_coft(true)
+            .with_eps(true)
+            .with_eps(0.5)
             .with_block_share(true)
-            .with_series(None)
+            .with_use_cayley_neumann(false)
             .with_targets(["query", "dense"])
     ),
     Case::new(
         "oft, dropout and biases",
         OftConfig::new(16)
-            .with_series(None)
-            .with_dropout(0.5)
+            .with_use_cayley_neumann(false)
+            .with_module_dropout(0.5)
             .with_bias(Bias::Adapted)
             .with_targets(["dense"])
     ),
@@ -269,9 +276,10 @@ peft_conformance::battery!(vec![
     Case::new(
         "boft, a butterfly with dropout and a head",
         BoftConfig::new(4)
-            .with_blocks(8)
-            .with_factors(3)
-            .with_dropout(0.3)
+            .with_boft_block_num(8)
+            .with_boft_block_size(0)
+            .with_boft_n_butterfly_factor(3)
+            .with_boft_dropout(0.3)
             .with_targets(["query", "dense"])
             .with_modules_to_save(["classifier"])
     ),
@@ -282,15 +290,15 @@ peft_conformance::battery!(vec![
     Case::new(
         "c3a, patterns",
         C3aConfig::new(8)
-            .with_block_size_for("query", 32)
-            .with_block_size_for(r"layer\.1\..*", 2)
-            .with_init(InitC3a::Named("gaussian".into()))
+            .with_block_size_pattern("query", 32)
+            .with_block_size_pattern(r"layer\.1\..*", 2)
+            .with_init_weights(InitC3a::Named("gaussian".into()))
             .with_targets(["query", "key", "value", "dense"])
     ),
     Case::new(
         "c3a with a head",
         C3aConfig::new(16)
-            .with_init(InitC3a::Named("kaiming_uniform".into()))
+            .with_init_weights(InitC3a::Named("kaiming_uniform".into()))
             .with_targets(["value", "dense"])
             .with_modules_to_save(["classifier"])
     ),
@@ -310,8 +318,8 @@ peft_conformance::battery!(vec![
         "fourierft, patterns and a head",
         FourierFtConfig::new(7)
             .with_scaling(300.0)
-            .with_seed(3)
-            .with_frequencies_for("query", 90)
+            .with_random_loc_seed(3)
+            .with_n_frequency_pattern("query", 90)
             .with_targets(["query", "dense"])
             .with_modules_to_save(["classifier"])
     ),

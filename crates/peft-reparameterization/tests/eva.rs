@@ -123,7 +123,7 @@ fn lora_plus_moves_b_by_its_own_rate() {
     let base = Bert::load(BASE, &device).unwrap();
     let config = LoraConfig::new(2)
         .with_targets(["query", "word_embeddings"])
-        .with_init(false);
+        .with_init_lora_weights(false);
     let model = base.attach("x", &config).unwrap();
     let groups = lora_plus(&model, "x").unwrap();
     let step = |model: Bert, sixteen: bool| {

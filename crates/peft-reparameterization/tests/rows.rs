@@ -35,7 +35,7 @@ fn lora<const N: usize>(r: usize, targets: [&str; N]) -> LoraConfig {
     LoraConfig::new(r)
         .with_alpha(7.0)
         .with_targets(targets)
-        .with_init(InitLora::Default(false))
+        .with_init_lora_weights(InitLora::Default(false))
 }
 
 /// Three adapters: of other ranks, and one on one layer only.

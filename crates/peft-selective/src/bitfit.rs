@@ -3,8 +3,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, WeightAdapter,
-    by_peft_type, config_from_json, config_to_json,
+    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan,
+    WeightAdapter, by_peft_type, config_from_json, config_to_json,
 };
 use peft_core::{Error, Result, Selection, Targets};
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,7 @@ impl BitFitConfig {
     }
 }
 
-impl Method for BitFitConfig {
+impl MethodConfig for BitFitConfig {
     fn info(&self) -> &'static MethodInfo {
         &BITFIT
     }
@@ -89,10 +89,20 @@ impl Method for BitFitConfig {
         &mut self.common
     }
 
-    fn validate(&self) -> Result<()> {
+    fn check_fields(&self) -> Result<()> {
         Ok(())
     }
 
+    fn to_json(&self) -> Value {
+        config_to_json(self, &BITFIT)
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+impl Method for BitFitConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let everything = Selection::from(".*");
         let by_default = self.targets.target_modules.is_none();
@@ -126,13 +136,5 @@ impl Method for BitFitConfig {
             ));
         }
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        config_to_json(self, &BITFIT)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }

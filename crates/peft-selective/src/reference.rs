@@ -1,7 +1,7 @@
 //! What every comparison needs at its ends: training the head alone, and training everything.
 
 use peft_core::method::{
-    Common, Family, Layout, Method, MethodInfo, Plan, by_peft_type, config_from_json,
+    Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan, by_peft_type, config_from_json,
     config_to_json,
 };
 use peft_core::{Error, Result};
@@ -49,7 +49,7 @@ impl HeadOnlyConfig {
     }
 }
 
-impl Method for HeadOnlyConfig {
+impl MethodConfig for HeadOnlyConfig {
     fn info(&self) -> &'static MethodInfo {
         &HEAD_ONLY
     }
@@ -62,10 +62,20 @@ impl Method for HeadOnlyConfig {
         &mut self.common
     }
 
-    fn validate(&self) -> Result<()> {
+    fn check_fields(&self) -> Result<()> {
         Ok(())
     }
 
+    fn to_json(&self) -> Value {
+        config_to_json(self, &HEAD_ONLY)
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+impl Method for HeadOnlyConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         if self
             .common
@@ -92,14 +102,6 @@ impl Method for HeadOnlyConfig {
         }
         Ok(())
     }
-
-    fn to_json(&self) -> Value {
-        config_to_json(self, &HEAD_ONLY)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
-    }
 }
 
 /// Trains every parameter of the model in place.
@@ -120,7 +122,7 @@ impl FullConfig {
     }
 }
 
-impl Method for FullConfig {
+impl MethodConfig for FullConfig {
     fn info(&self) -> &'static MethodInfo {
         &FULL
     }
@@ -133,15 +135,7 @@ impl Method for FullConfig {
         &mut self.common
     }
 
-    fn validate(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        layout
-            .params
-            .iter()
-            .for_each(|param| plan.train_in_place(param));
+    fn check_fields(&self) -> Result<()> {
         Ok(())
     }
 
@@ -151,5 +145,15 @@ impl Method for FullConfig {
 
     fn boxed(&self) -> Box<dyn Method> {
         Box::new(self.clone())
+    }
+}
+
+impl Method for FullConfig {
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        layout
+            .params
+            .iter()
+            .for_each(|param| plan.train_in_place(param));
+        Ok(())
     }
 }

@@ -3,8 +3,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, KeyValueAdapter, Layout, Method, MethodInfo, Plan,
-    Shared, by_peft_type, config_from_json, config_to_json,
+    Adapter, CheckpointKey, Common, Family, KeyValueAdapter, Layout, Method, MethodConfig,
+    MethodInfo, Plan, Shared, by_peft_type, config_from_json, config_to_json,
 };
 use peft_core::{Error, Result, SiteKind};
 use serde::{Deserialize, Serialize};
@@ -246,7 +246,7 @@ fn refuse(field: &'static str, value: impl std::fmt::Debug, expected: &str) -> E
     Error::config(PREFIX_TUNING.title, field, value, expected)
 }
 
-impl Method for PrefixTuningConfig {
+impl MethodConfig for PrefixTuningConfig {
     fn info(&self) -> &'static MethodInfo {
         &PREFIX_TUNING
     }
@@ -259,6 +259,20 @@ impl Method for PrefixTuningConfig {
         &mut self.common
     }
 
+    fn check_fields(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn to_json(&self) -> Value {
+        config_to_json(self, &PREFIX_TUNING)
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+impl Method for PrefixTuningConfig {
     fn validate(&self) -> Result<()> {
         if self.num_virtual_tokens == 0 {
             let expected = "at least 1";
@@ -330,13 +344,5 @@ impl Method for PrefixTuningConfig {
         plan.set_config_field("num_layers", sites.len());
         plan.set_config_field("num_transformer_submodules", 1);
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        config_to_json(self, &PREFIX_TUNING)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }

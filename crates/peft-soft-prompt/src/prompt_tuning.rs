@@ -3,8 +3,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, LayoutParam, LayoutSite, Method, MethodInfo,
-    Plan, PromptAdapter, by_peft_type, config_from_json, config_to_json,
+    Adapter, CheckpointKey, Common, Family, Layout, LayoutParam, LayoutSite, Method, MethodConfig,
+    MethodInfo, Plan, PromptAdapter, by_peft_type, config_from_json, config_to_json,
 };
 use peft_core::{Error, Result, SiteKind};
 use serde::{Deserialize, Serialize};
@@ -179,7 +179,7 @@ fn table<'a>(site: &LayoutSite, layout: &'a Layout) -> Option<&'a LayoutParam> {
     layout.param(layer, "weight")
 }
 
-impl Method for PromptTuningConfig {
+impl MethodConfig for PromptTuningConfig {
     fn info(&self) -> &'static MethodInfo {
         &PROMPT_TUNING
     }
@@ -192,6 +192,25 @@ impl Method for PromptTuningConfig {
         &mut self.common
     }
 
+    fn check_fields(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn to_json(&self) -> Value {
+        // Upstream wants the tokenizer beside a text; trained values need neither.
+        let stored = Self {
+            prompt_tuning_init: PromptInit::Random,
+            ..self.clone()
+        };
+        config_to_json(&stored, &PROMPT_TUNING)
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+impl Method for PromptTuningConfig {
     fn validate(&self) -> Result<()> {
         if self.num_virtual_tokens == 0 {
             return Err(refuse(
@@ -227,18 +246,5 @@ impl Method for PromptTuningConfig {
         plan.set_config_field("token_dim", site.width);
         plan.add_prompt(site, SoftPrompt { embeddings });
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        // Upstream wants the tokenizer beside a text; trained values need neither.
-        let stored = Self {
-            prompt_tuning_init: PromptInit::Random,
-            ..self.clone()
-        };
-        config_to_json(&stored, &PROMPT_TUNING)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }

@@ -53,13 +53,18 @@ fn counts_of_the_reparameterizations_are_those_of_their_pages() {
     let model = minilm_l6();
     let qv = ["query", "value"];
     let cases: [(&dyn Method, usize); 18] = [
-        (&LoraConfig::new(8).with_dora(true).with_targets(qv), 78_336),
         (
-            &LoraConfig::new(8).with_frozen_a(true).with_targets(qv),
+            &LoraConfig::new(8).with_use_dora(true).with_targets(qv),
+            78_336,
+        ),
+        (
+            &LoraConfig::new(8).with_freeze_a(true).with_targets(qv),
             36_864,
         ),
         (
-            &LoraConfig::new(8).with_init("pissa").with_targets(qv),
+            &LoraConfig::new(8)
+                .with_init_lora_weights("pissa")
+                .with_targets(qv),
             73_728,
         ),
         (&AdaLoraConfig::new(12, 8).with_targets(qv), 110_736),
@@ -72,7 +77,12 @@ fn counts_of_the_reparameterizations_are_those_of_their_pages() {
         (&HiraConfig::new(8).with_targets(qv), 73_728),
         (&MissConfig::new(8).with_targets(qv), 36_864),
         (&OftConfig::new(32).with_targets(qv), 71_424),
-        (&BoftConfig::new(8).with_factors(2).with_targets(qv), 78_336),
+        (
+            &BoftConfig::new(8)
+                .with_boft_n_butterfly_factor(2)
+                .with_targets(qv),
+            78_336,
+        ),
         (&HraConfig::new(8).with_targets(qv), 36_864),
         (&C3aConfig::new(32).with_targets(qv), 55_296),
         (&FourierFtConfig::new(1000).with_targets(qv), 12_000),

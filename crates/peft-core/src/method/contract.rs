@@ -1,5 +1,6 @@
 //! A method: a configuration that plans adapters for a model.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -11,7 +12,8 @@ use crate::adapter::contract::{HiddenAdapter, KeyValueAdapter, PromptAdapter, We
 use crate::adapter::erased::AnyAdapter;
 use crate::adapter::init::Init;
 use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam, LayoutSite};
-use crate::layout::targets::NO_EMPTY_TEXT;
+use crate::layout::targets::{NO_EMPTY_TEXT, Targets};
+use crate::method::bias::Bias;
 use crate::method::hooks::{MethodHooks, States};
 use crate::method::module_to_save::ModuleToSave;
 use crate::method::trainable_tokens::TrainableTokens;
@@ -78,11 +80,9 @@ pub fn by_peft_type(_: &Value) -> bool {
     false
 }
 
-/// A configured method.
-///
-/// Implemented by a method's `XConfig`. [`plan`](Self::plan) says which adapters go where;
-/// attaching, freezing, saving and all the rest is the core's.
-pub trait Method: std::fmt::Debug + Send + Sync {
+/// What a method's configuration says: the part of a [`Method`] that
+/// [`method_config`](crate::method::method_config) writes.
+pub trait MethodConfig: std::fmt::Debug + Send + Sync {
     /// The method's registration.
     fn info(&self) -> &'static MethodInfo;
 
@@ -92,12 +92,53 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     /// The same, to change.
     fn common_mut(&mut self) -> &mut Common;
 
-    /// Checks every field. Called before anything is touched.
+    /// Checks the range of every field by itself.
     ///
     /// # Errors
     ///
     /// [`Error::Config`] naming the field, its value and what would be right.
-    fn validate(&self) -> Result<()>;
+    fn check_fields(&self) -> Result<()>;
+
+    /// Checks fields by layer against `layers`, the names of all layers that are adapted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnusedPattern`] for patterns that fit none of them.
+    fn check_layers(&self, _layers: &[&str]) -> Result<()> {
+        Ok(())
+    }
+
+    /// The field `targets`, if there is one.
+    fn targets(&self) -> Option<&Targets> {
+        None
+    }
+
+    /// The field `bias`; none where there is no such field.
+    fn bias(&self) -> Bias {
+        Bias::None
+    }
+
+    /// The content of `adapter_config.json`.
+    fn to_json(&self) -> Value;
+
+    /// A copy.
+    fn boxed(&self) -> Box<dyn Method>;
+}
+
+/// A configured method.
+///
+/// Implemented by a method's `XConfig`. [`plan`](Self::plan) says which adapters go where;
+/// attaching, freezing, saving and all the rest is the core's. A method that puts one state on each linear layer
+/// implements [`LinearMethod`](crate::method::LinearMethod), and has this by it.
+pub trait Method: MethodConfig {
+    /// Checks every field. Called before anything is touched. Default: [`check_fields`](MethodConfig::check_fields).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] naming the field, its value and what would be right.
+    fn validate(&self) -> Result<()> {
+        self.check_fields()
+    }
 
     /// Plans the adapters for a model.
     ///
@@ -144,12 +185,6 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     fn finalize(&self, _states: &mut States) -> Result<Map<String, Value>> {
         Ok(Map::new())
     }
-
-    /// The content of `adapter_config.json`.
-    fn to_json(&self) -> Value;
-
-    /// A copy.
-    fn boxed(&self) -> Box<dyn Method>;
 }
 
 /// Configuration fields that every method has; unknown ones of a loaded file are kept.
@@ -199,9 +234,40 @@ pub trait ConfigExt: Method + Sized {
 
 impl<M: Method> ConfigExt for M {}
 
+/// Refuses a number that does not fit, saying what is `expected`.
+///
+/// # Errors
+///
+/// [`Error::Config`].
+pub fn check_field<T: Copy + std::fmt::Debug>(
+    info: &MethodInfo,
+    field: &'static str,
+    value: T,
+    expected: &str,
+    fits: impl Fn(T) -> bool,
+) -> Result<()> {
+    if fits(value) {
+        return Ok(());
+    }
+    Err(Error::config(info.title, field, value, expected))
+}
+
+/// The configuration as upstream writes it: with its `peft_type`, and the method's name in `bias`. For
+/// [`MethodConfig::to_json`].
+pub fn upstream_json<C: MethodConfig + Serialize>(config: &C) -> Value {
+    let info = config.info();
+    let mut json = config_to_json(config, info);
+    if let Some(bias) = json.get_mut("bias")
+        && bias == "lora_only"
+    {
+        *bias = format!("{}_only", info.peft_type.to_lowercase()).into();
+    }
+    json
+}
+
 /// Serializes a configuration with its `peft_type`.
 ///
-/// For implementing [`Method::to_json`].
+/// For implementing [`MethodConfig::to_json`].
 pub fn config_to_json<C: Serialize>(config: &C, info: &MethodInfo) -> Value {
     let mut json = serde_json::to_value(config).expect("a configuration is plain data");
     if let Some(fields) = json.as_object_mut() {
@@ -260,7 +326,6 @@ pub(crate) struct PlannedAdapter {
 }
 
 /// What a method wants done to a model. Nothing happens until the whole plan is there.
-#[derive(Debug)]
 pub struct Plan {
     pub(crate) adapters: Vec<PlannedAdapter>,
     pub(crate) trained_in_place: Vec<String>,
@@ -271,6 +336,19 @@ pub struct Plan {
     pub(crate) stored: HashMap<String, Vec<usize>>,
     init: Init,
     strict: bool,
+    /// What layers have in common, by its key.
+    common: Vec<Box<dyn Any + Send>>,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plan")
+            .field("adapters", &self.adapters)
+            .field("trained_in_place", &self.trained_in_place)
+            .field("saved", &self.saved)
+            .field("notes", &self.notes)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Plan {
@@ -283,6 +361,7 @@ impl Plan {
             stored: HashMap::new(),
             init,
             strict,
+            common: Vec::new(),
         }
     }
 
@@ -295,6 +374,24 @@ impl Plan {
     /// The source of initial values.
     pub fn init(&mut self) -> &mut Init {
         &mut self.init
+    }
+
+    /// What layers with an equal `key` have in common: made for the first of them, and a clone for the others.
+    pub fn in_common<K, V>(&mut self, key: K, make: impl FnOnce() -> V) -> V
+    where
+        K: PartialEq + Send + 'static,
+        V: Clone + Send + 'static,
+    {
+        let made = self.common.iter().find_map(|made| {
+            let (of, value) = made.downcast_ref::<(K, V)>()?;
+            (*of == key).then_some(value)
+        });
+        if let Some(value) = made {
+            return value.clone();
+        }
+        let value = make();
+        self.common.push(Box::new((key, value.clone())));
+        value
     }
 
     /// Shape of the tensor `key` below `layer` in the file that is being loaded: for what upstream decided

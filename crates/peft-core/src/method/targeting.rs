@@ -3,49 +3,10 @@
 use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam};
 use crate::layout::patterns::Patterns;
 use crate::layout::targets::{ALL_LINEAR, Selection, Targets};
-use crate::method::contract::{MethodInfo, Plan, config_to_json};
+use crate::method::bias::Bias;
+use crate::method::contract::{MethodInfo, Plan};
 use crate::{Error, Result};
-use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
-
-/// Which biases are trained besides the method's own parameters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bias {
-    /// None.
-    #[default]
-    None,
-    /// All of the model.
-    All,
-    /// Those of the adapted layers; upstream writes `lora_only`, `oft_only` and so on.
-    #[serde(rename = "lora_only")]
-    Adapted,
-}
-
-impl<'de> Deserialize<'de> for Bias {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match text.as_str() {
-            "none" => Ok(Self::None),
-            "all" => Ok(Self::All),
-            _ if text.ends_with("_only") => Ok(Self::Adapted),
-            _ => Err(serde::de::Error::custom(format!(
-                "bias is \"{text}\"; \"none\", \"all\" or \"lora_only\" would do"
-            ))),
-        }
-    }
-}
-
-/// The configuration as upstream writes it: `bias` has the method's name in it.
-pub fn bias_to_json<C: Serialize>(config: &C, info: &MethodInfo) -> Value {
-    let mut json = config_to_json(config, info);
-    if let Some(bias) = json.get_mut("bias")
-        && bias == "lora_only"
-    {
-        *bias = format!("{}_only", info.peft_type.to_lowercase()).into();
-    }
-    json
-}
 
 /// A layer with the weight that is to be adapted.
 pub type Target<'a> = (&'a Layer, &'a LayoutParam);
@@ -92,6 +53,12 @@ pub const LINEAR: (&[LayerKind], &str) = (&[LayerKind::Linear], "Linear");
 /// Linear layers and convolutions, for [`select`].
 pub const LINEAR_AND_CONV2D: (&[LayerKind], &str) =
     (&[LayerKind::Linear, LayerKind::Conv2d], "Linear and Conv2d");
+
+/// Linear layers, embedding tables and convolutions, for [`select`].
+pub const LINEAR_EMBEDDING_AND_CONV2D: (&[LayerKind], &str) = (
+    &[LayerKind::Linear, LayerKind::Embedding, LayerKind::Conv2d],
+    "Linear, Embedding and Conv2d",
+);
 
 /// Plans the training of biases.
 pub fn train_biases(bias: Bias, layout: &Layout, adapted: &[Target<'_>], plan: &mut Plan) {
@@ -205,29 +172,34 @@ pub fn refuse_unsupported(
     Ok(())
 }
 
-/// The part of [`Method`](crate::method::Method) that is the same everywhere: for a configuration with a
-/// field `common`, inside of its `impl Method`.
+/// The [`MethodConfig`](crate::method::MethodConfig) of a configuration with a field `common`.
 #[macro_export]
 macro_rules! common_method {
-    ($info:ident) => {
-        fn info(&self) -> &'static $crate::method::MethodInfo {
-            &$info
-        }
+    ($info:ident, $config:ident) => {
+        impl $crate::method::MethodConfig for $config {
+            fn info(&self) -> &'static $crate::method::MethodInfo {
+                &$info
+            }
 
-        fn common(&self) -> &$crate::method::Common {
-            &self.common
-        }
+            fn common(&self) -> &$crate::method::Common {
+                &self.common
+            }
 
-        fn common_mut(&mut self) -> &mut $crate::method::Common {
-            &mut self.common
-        }
+            fn common_mut(&mut self) -> &mut $crate::method::Common {
+                &mut self.common
+            }
 
-        fn to_json(&self) -> serde_json::Value {
-            $crate::method::bias_to_json(self, &$info)
-        }
+            fn check_fields(&self) -> $crate::Result<()> {
+                Ok(())
+            }
 
-        fn boxed(&self) -> Box<dyn $crate::method::Method> {
-            Box::new(self.clone())
+            fn to_json(&self) -> serde_json::Value {
+                $crate::method::upstream_json(self)
+            }
+
+            fn boxed(&self) -> Box<dyn $crate::method::Method> {
+                Box::new(self.clone())
+            }
         }
     };
 }
@@ -236,24 +208,28 @@ macro_rules! common_method {
 #[macro_export]
 macro_rules! target_builders {
     () => {
+        $crate::target_builders!(targets);
+    };
+    ($targets:ident) => {
         /// Sets the layers to adapt: a list of names, or one regular expression, or `all-linear`.
         #[must_use]
         pub fn with_targets(mut self, targets: impl Into<$crate::Selection>) -> Self {
-            self.targets.target_modules = Some(targets.into());
+            self.$targets.target_modules = Some(targets.into());
             self
         }
 
         /// Leaves layers out that are selected otherwise.
         #[must_use]
         pub fn with_excluded(mut self, excluded: impl Into<$crate::Selection>) -> Self {
-            self.targets.exclude_modules = Some(excluded.into());
+            self.$targets.exclude_modules = Some(excluded.into());
             self
         }
 
         /// Adapts layers of these blocks only, by their indices in the model's list; with a list of targets.
         #[must_use]
         pub fn with_layers_to_transform(mut self, blocks: impl Into<Vec<usize>>) -> Self {
-            self.targets.layers_to_transform = Some($crate::method::OneOrMany::Many(blocks.into()));
+            self.$targets.layers_to_transform =
+                Some($crate::method::OneOrMany::Many(blocks.into()));
             self
         }
 
@@ -261,7 +237,31 @@ macro_rules! target_builders {
         /// `layers_to_transform`.
         #[must_use]
         pub fn with_layers_pattern(mut self, pattern: impl Into<String>) -> Self {
-            self.targets.layers_pattern = Some($crate::method::OneOrMany::One(pattern.into()));
+            self.$targets.layers_pattern = Some($crate::method::OneOrMany::One(pattern.into()));
+            self
+        }
+    };
+}
+
+/// Builder methods for the fields that every configuration has, inside of its `impl`.
+#[macro_export]
+macro_rules! common_builders {
+    ($common:ident) => {
+        /// Trains and saves these modules whole.
+        #[must_use]
+        pub fn with_modules_to_save<S: Into<String>>(
+            mut self,
+            modules: impl IntoIterator<Item = S>,
+        ) -> Self {
+            let modules = modules.into_iter().map(Into::into).collect();
+            self.$common.modules_to_save = Some(modules);
+            self
+        }
+
+        /// Sets upstream's task type, as in `SEQ_CLS`.
+        #[must_use]
+        pub fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
+            self.$common.task_type = Some(task_type.into());
             self
         }
     };

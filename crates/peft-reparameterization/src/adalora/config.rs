@@ -3,194 +3,83 @@
 use std::collections::BTreeMap;
 
 use peft_core::method::{
-    Bias, Common, Family, MethodInfo, by_peft_type, config_from_json, read_patterns,
+    Bias, Common, MethodConfig as _, config_to_json, method_config, read_by_layer,
 };
-use peft_core::{Result, Targets, target_builders};
-use serde::{Deserialize, Serialize};
+use peft_core::{Result, Targets};
 use serde_json::{Map, Value};
 
 use crate::lora::config::InitLora;
-
-/// AdaLoRA's registration.
-pub static ADALORA: MethodInfo = MethodInfo {
-    name: "adalora",
-    peft_type: "ADALORA",
-    title: "AdaLoRA",
-    family: Family::Reparameterization,
-    reference: "Zhang et al. 2023, Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning, section 3",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<AdaLoraConfig>,
-    recognises: by_peft_type,
-};
-
-/// Fields of upstream's that change what a checkpoint means and that are not built.
-pub(crate) const UNSUPPORTED: &[&str] = &[
-    "use_dora",
-    "loftq_config",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "alora_invocation_tokens",
-];
 
 /// AdaLoRA's configuration. Fields are called and behave as in Hugging Face PEFT's `AdaLoraConfig`.
 ///
 /// Those of the schedule act in a training loop that drives
 /// [`PeftModule::training_hooks`](peft_core::PeftModule::training_hooks); without it AdaLoRA keeps its initial rank.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    ADALORA, peft_type = "ADALORA", title = "AdaLoRA", family = Reparameterization, identity_at_init, mergeable, new(init_r, target_r),
+    reference = "Zhang et al. 2023, Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning, section 3",
+    unsupported("use_dora", "loftq_config", "layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens"),
+    to_json = AdaLoraConfig::json
+)]
 pub struct AdaLoraConfig {
     /// Rank at the start. Default: 12. At least 1, at most the layer's smaller side.
-    #[serde(default = "default_init_r")]
+    #[field(default = 12, at_least = 1)]
     pub init_r: usize,
     /// Average rank over all layers at the end. Default: 8. At least 1; for the schedule at most `init_r`.
-    #[serde(default = "default_target_r")]
+    #[field(default = 8, at_least = 1)]
     pub target_r: usize,
     /// Steps at the start without masking. Default: 0.
-    #[serde(default)]
+    #[field(any)]
     pub tinit: usize,
     /// Steps at the end with a fixed mask. Default: 0.
-    #[serde(default)]
+    #[field(any)]
     pub tfinal: usize,
     /// Steps from one allocation of ranks to the next. Default: 1.
-    #[serde(default = "default_delta_t", rename = "deltaT")]
+    #[field(default = 1, rename = "deltaT", at_least = 1)]
     pub delta_t: usize,
     /// Smoothing of the sensitivities, in (0, 1). Default: 0.85.
-    #[serde(default = "default_beta")]
+    #[field(default = 0.85, above = 0.0, below = 1.0)]
     pub beta1: f64,
     /// Smoothing of their uncertainties, in (0, 1). Default: 0.85.
-    #[serde(default = "default_beta")]
+    #[field(default = 0.85, above = 0.0, below = 1.0)]
     pub beta2: f64,
     /// Weight of the penalty that keeps A and B orthogonal, at least 0. Default: 0.5.
-    #[serde(default = "default_orth_reg_weight")]
+    #[field(default = 0.5, at_least = 0.0)]
     pub orth_reg_weight: f64,
     /// Steps that `tinit`, `tfinal` and `deltaT` are out of; more than the first two together. A training of
     /// another length stretches all three. Default: none, they are steps of whatever training there is. The
     /// file then names the least that upstream accepts, `tinit` + `tfinal` + 1, which stretches nothing.
-    #[serde(default)]
+    #[field(any)]
     pub total_step: Option<usize>,
     /// Which singular values are left, by layer: `<layer>.lora_E` and `init_r` times true or false. Written
     /// after a training with the schedule. Default: all.
-    #[serde(default)]
     pub rank_pattern: Option<Map<String, Value>>,
     /// Scaling numerator. Default: 8. Above 0; from a file, 0 and less stand for the layer's rank.
-    #[serde(default = "default_alpha")]
+    #[field(default = 8.0, finite)]
     pub lora_alpha: f64,
     /// Dropout probability on the input of A, in [0, 1). Default: 0. It acts on the activation side only.
-    #[serde(default)]
+    #[field(probability)]
     pub lora_dropout: f64,
     /// Biases to train. Default: none.
-    #[serde(default)]
     pub bias: Bias,
     /// Initial values. Default: `true`: E zero, A and B normal with standard deviation 0.02, as for any
     /// name. `false`: all normal with standard deviation 1, so that the fresh adapter does change
     /// outputs; for tests.
-    #[serde(default)]
     pub init_lora_weights: InitLora,
     /// Layers to adapt. Default: `all-linear`.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub common: Common,
 }
 
-fn default_init_r() -> usize {
-    12
-}
-
-fn default_target_r() -> usize {
-    8
-}
-
-fn default_delta_t() -> usize {
-    1
-}
-
-fn default_beta() -> f64 {
-    0.85
-}
-
-fn default_orth_reg_weight() -> f64 {
-    0.5
-}
-
-fn default_alpha() -> f64 {
-    8.0
-}
-
-impl Default for AdaLoraConfig {
-    fn default() -> Self {
-        Self::new(default_init_r(), default_target_r())
-    }
-}
-
 impl AdaLoraConfig {
-    /// AdaLoRA from rank `init_r` to `target_r` on the average, on all linear layers but the output head.
-    pub fn new(init_r: usize, target_r: usize) -> Self {
-        Self {
-            init_r,
-            target_r,
-            tinit: 0,
-            tfinal: 0,
-            delta_t: default_delta_t(),
-            beta1: default_beta(),
-            beta2: default_beta(),
-            orth_reg_weight: default_orth_reg_weight(),
-            total_step: None,
-            rank_pattern: None,
-            lora_alpha: default_alpha(),
-            lora_dropout: 0.0,
-            bias: Bias::None,
-            init_lora_weights: InitLora::default(),
-            targets: Targets::default(),
-            common: Common::default(),
-        }
-    }
-
     /// Sets the steps before and after masking, and those from one allocation to the next.
     #[must_use]
     pub fn with_phases(mut self, tinit: usize, tfinal: usize, delta_t: usize) -> Self {
         (self.tinit, self.tfinal, self.delta_t) = (tinit, tfinal, delta_t);
         self
     }
-
-    /// Sets the steps that these are out of: a training of another length stretches them.
-    #[must_use]
-    pub fn with_total_step(mut self, total_step: usize) -> Self {
-        self.total_step = Some(total_step);
-        self
-    }
-
-    /// Sets alpha.
-    #[must_use]
-    pub fn with_alpha(mut self, alpha: f64) -> Self {
-        self.lora_alpha = alpha;
-        self
-    }
-
-    /// Sets the dropout probability.
-    #[must_use]
-    pub fn with_dropout(mut self, dropout: f64) -> Self {
-        self.lora_dropout = dropout;
-        self
-    }
-
-    /// Sets the weight of the orthogonality penalty.
-    #[must_use]
-    pub fn with_orthogonality(mut self, weight: f64) -> Self {
-        self.orth_reg_weight = weight;
-        self
-    }
-
-    /// Sets which biases are trained.
-    #[must_use]
-    pub fn with_bias(mut self, bias: Bias) -> Self {
-        self.bias = bias;
-        self
-    }
-
-    target_builders!();
 
     /// The least `total_step` that upstream accepts.
     pub(crate) fn least_steps(&self) -> usize {
@@ -226,7 +115,7 @@ impl AdaLoraConfig {
             mask.collect::<Option<Vec<bool>>>()
                 .filter(|mask| mask.len() == self.init_r)
         };
-        let found = read_patterns(fields, (&ADALORA, "rank_pattern"), &expected, read)?;
+        let found = read_by_layer(fields, (&ADALORA, "rank_pattern"), &expected, read)?;
         Ok(found
             .into_iter()
             // The adapter's name may follow.
@@ -235,5 +124,14 @@ impl AdaLoraConfig {
                 None => (key, mask),
             })
             .collect())
+    }
+
+    /// With the least `total_step` that upstream accepts, where there is none; and with LoRA's word in `bias`.
+    fn json(&self) -> Value {
+        let mut json = config_to_json(self, self.info());
+        if self.total_step.is_none() {
+            json["total_step"] = self.least_steps().into();
+        }
+        json
     }
 }

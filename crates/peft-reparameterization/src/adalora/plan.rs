@@ -2,65 +2,26 @@
 
 use burn::nn::DropoutConfig;
 use peft_core::method::{
-    Common, LINEAR_AND_CONV2D, LayerKind, Layout, Method, MethodHooks, MethodInfo, Plan, States,
-    config_to_json, refuse_unsupported, select, train_biases,
+    LINEAR_AND_CONV2D, Layout, Method, MethodConfig as _, MethodHooks, Plan, States, TargetLayer,
+    adapt_each, layer_targets,
 };
 use peft_core::{Error, Result};
 use serde_json::{Map, Value};
 
-use crate::adalora::config::{ADALORA, AdaLoraConfig, UNSUPPORTED};
+use crate::adalora::config::{ADALORA, AdaLoraConfig};
 use crate::adalora::schedule::{AdaLoraSchedule, prune};
 use crate::adalora::state::AdaLora;
 use crate::lora::config::InitLora;
 
 impl Method for AdaLoraConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &ADALORA
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
     fn validate(&self) -> Result<()> {
-        let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
-            Err(Error::config(ADALORA.title, field, value, expected))
-        };
-        let counts = [
-            ("init_r", self.init_r),
-            ("target_r", self.target_r),
-            ("deltaT", self.delta_t),
-        ];
-        for (field, count) in counts {
-            if count == 0 {
-                return refuse(field, &count, "at least 1");
-            }
-        }
-        for (field, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
-            if !(beta > 0.0 && beta < 1.0) {
-                return refuse(field, &beta, "above 0 and below 1");
-            }
-        }
-        let weight = self.orth_reg_weight;
-        if !(weight.is_finite() && weight >= 0.0) {
-            return refuse("orth_reg_weight", &weight, "a finite number of at least 0");
-        }
-        if !self.lora_alpha.is_finite() {
-            return refuse("lora_alpha", &self.lora_alpha, "a finite number");
-        }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return refuse("lora_dropout", &self.lora_dropout, "in [0, 1)");
-        }
+        self.check_fields()?;
         if let Some(total) = self.total_step
             && self.tinit.saturating_add(self.tfinal) >= total
         {
-            return refuse("total_step", &total, "more than tinit + tfinal");
+            let expected = "more than tinit + tfinal";
+            return Err(Error::config(ADALORA.title, "total_step", total, expected));
         }
-        refuse_unsupported(&self.common.unknown, &ADALORA, UNSUPPORTED)?;
         self.masks().map(|_| ())
     }
 
@@ -69,9 +30,9 @@ impl Method for AdaLoraConfig {
             let (field, alpha) = ("lora_alpha", self.lora_alpha);
             return Err(Error::config(ADALORA.title, field, alpha, "above 0"));
         }
-        let targets = select(&self.targets, layout, plan, &ADALORA, LINEAR_AND_CONV2D)?;
+        let targets = layer_targets(self, layout, plan, LINEAR_AND_CONV2D)?;
         let masks = self.masks()?;
-        let names = || targets.iter().map(|(layer, _)| layer.name.as_str());
+        let names = || targets.iter().map(TargetLayer::name);
         let used = |key: &&str| names().any(|name| name == *key);
         let unused: Vec<_> = masks.keys().map(String::as_str).collect();
         let unused: Vec<_> = unused.into_iter().filter(|key| !used(key)).collect();
@@ -79,19 +40,16 @@ impl Method for AdaLoraConfig {
             let field = "rank_pattern";
             return Err(Error::unused_pattern(ADALORA.title, field, unused, names()));
         }
-        for &(layer, weight) in &targets {
-            let rank = match masks.get(&layer.name) {
+        adapt_each(self, &targets, layout, plan, |target, plan| {
+            let rank = match masks.get(target.name()) {
                 Some(mask) => mask.iter().filter(|kept| **kept).count(),
                 None => self.init_r,
             };
-            let shape = weight.shape();
-            let (rows, columns) = match layer.kind {
-                LayerKind::Linear => (shape[0], shape[1]),
-                _ => (shape[1..].iter().product(), shape[0]),
-            };
+            let (rows, columns, like) = (target.d_in, target.d_out, target.like());
             let most = rows.min(columns);
             if plan.is_new() && rank > most {
-                let expected = format!("`{}` has shape {shape:?}, so at most {most}", layer.name);
+                let (name, shape) = (target.name(), target.weight.shape());
+                let expected = format!("`{name}` has shape {shape:?}, so at most {most}");
                 return Err(Error::config(ADALORA.title, "init_r", rank, expected));
             }
             let alpha = if self.lora_alpha > 0.0 {
@@ -99,11 +57,10 @@ impl Method for AdaLoraConfig {
             } else {
                 rank as f64
             };
-            let like = (&weight.device(), weight.dtype());
             let random = self.init_lora_weights == InitLora::Default(false);
             let std = if random { 1.0 } else { 0.02 };
             let init = plan.init();
-            let state = AdaLora {
+            Ok(AdaLora {
                 lora_a: init.normal([rows, rank], std, like),
                 lora_e: if random {
                     init.normal([rank, 1], std, like)
@@ -115,11 +72,8 @@ impl Method for AdaLoraConfig {
                 scale: alpha / (self.init_r as f64 + 1e-5),
                 dropout: DropoutConfig::new(self.lora_dropout).init(),
                 kept: None,
-            };
-            plan.adapt_weight(weight, state);
-        }
-        train_biases(self.bias, layout, &targets, plan);
-        Ok(())
+            })
+        })
     }
 
     fn max_rank(&self) -> Option<usize> {
@@ -136,18 +90,6 @@ impl Method for AdaLoraConfig {
 
     fn finalize(&self, states: &mut States) -> Result<Map<String, Value>> {
         prune(self, states)
-    }
-
-    fn to_json(&self) -> Value {
-        let mut json = config_to_json(self, &ADALORA);
-        if self.total_step.is_none() {
-            json["total_step"] = self.least_steps().into();
-        }
-        json
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }
 

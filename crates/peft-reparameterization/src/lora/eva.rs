@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::module::Module;
 use burn::tensor::{DType, Tensor};
 use peft_core::method::{
-    Adapter, BaseLinear, CheckpointKey, Common, Layout, Method, MethodInfo, Plan, WeightAdapter,
+    Adapter, BaseLinear, ByLayer, CheckpointKey, Common, Layout, Method, MethodConfig, MethodInfo,
+    Plan, WeightAdapter,
 };
 use peft_core::{Error, PeftModule, Result};
 use serde_json::Value;
@@ -60,7 +61,7 @@ struct Probes {
     moments: Arc<Mutex<BTreeMap<String, Moments>>>,
 }
 
-impl Method for Probes {
+impl MethodConfig for Probes {
     fn info(&self) -> &'static MethodInfo {
         &LORA
     }
@@ -73,6 +74,20 @@ impl Method for Probes {
         &mut self.config.common
     }
 
+    fn check_fields(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn to_json(&self) -> Value {
+        self.config.to_json()
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+impl Method for Probes {
     fn validate(&self) -> Result<()> {
         self.config.validate()
     }
@@ -85,14 +100,6 @@ impl Method for Probes {
             plan.adapt_weight(weight, Probe { moments });
         }
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        self.config.to_json()
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }
 
@@ -174,7 +181,6 @@ pub fn eva<M: PeftModule>(
         .moments
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
-    let ranks = config.ranks()?;
     let mut layers = Vec::new();
     for (layer, moments) in seen.iter() {
         let moments = moments.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,7 +188,7 @@ pub fn eva<M: PeftModule>(
             let expected = "every target's layer run through `AdaptedForward` in `look`";
             return refuse("target_modules", layer, expected);
         };
-        let rank = ranks.get(layer)?.unwrap_or(config.r);
+        let rank = config.rank_pattern.of(layer, config.r)?;
         // Of a symmetric matrix, singular vectors are eigenvectors.
         let Some(svd) = linalg::svd(moments) else {
             return refuse("target_modules", layer, "a layer with finite inputs");
@@ -214,18 +220,17 @@ fn distribute<M: PeftModule>(
     for (_, index) in shares.iter().take(budget) {
         counts[*index] += 1;
     }
-    let alphas = config.alphas()?;
     let layout = model.layout();
     let mut factors = BTreeMap::new();
     let mut written = config.clone();
     written.init_lora_weights = "eva".into();
-    written.rank_pattern.clear();
-    written.alpha_pattern.clear();
+    written.rank_pattern = ByLayer::default();
+    written.alpha_pattern = ByLayer::default();
     for ((layer, rank, svd), count) in layers.iter().zip(counts) {
         if count == 0 {
             continue;
         }
-        let alpha = alphas.get(layer)?.unwrap_or(config.lora_alpha);
+        let alpha = config.alpha_pattern.of(layer, config.lora_alpha)?;
         let divisor = |rank: usize| {
             if config.use_rslora {
                 (rank as f64).sqrt()
@@ -235,11 +240,11 @@ fn distribute<M: PeftModule>(
         };
         let scale = alpha / divisor(*rank);
         if count != config.r {
-            written.rank_pattern.insert(exactly(layer), count.into());
+            written.rank_pattern.insert(&exactly(layer), count);
         }
         let alpha = scale * divisor(count);
         if (alpha - config.lora_alpha).abs() > 1e-12 {
-            written.alpha_pattern.insert(exactly(layer), alpha.into());
+            written.alpha_pattern.insert(&exactly(layer), alpha);
         }
         let out = layout
             .params

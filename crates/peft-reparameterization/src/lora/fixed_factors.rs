@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::Param;
 use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Tensor};
-use peft_core::method::{Common, Layout, LayoutParam, Method, MethodInfo, Plan};
+use peft_core::method::{Common, Layout, LayoutParam, Method, MethodConfig, MethodInfo, Plan};
 use peft_core::{Error, Result, Selection};
 use serde_json::Value;
 
@@ -116,8 +116,8 @@ impl LoraFromFactors {
             if rank != largest {
                 let pattern = exactly(layer);
                 config = config
-                    .with_rank_for(&pattern, rank)
-                    .with_alpha_for(&pattern, rank as f64);
+                    .with_rank_pattern(&pattern, rank)
+                    .with_alpha_pattern(&pattern, rank as f64);
             }
         }
         config
@@ -157,7 +157,7 @@ fn param<const D: usize>(
     Param::from_tensor(on_device(value, &like.device()))
 }
 
-impl Method for LoraFromFactors {
+impl MethodConfig for LoraFromFactors {
     fn info(&self) -> &'static MethodInfo {
         &LORA
     }
@@ -170,6 +170,20 @@ impl Method for LoraFromFactors {
         &mut self.config.common
     }
 
+    fn check_fields(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn to_json(&self) -> Value {
+        self.config.to_json()
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.config.clone())
+    }
+}
+
+impl Method for LoraFromFactors {
     fn validate(&self) -> Result<()> {
         self.config.validate()
     }
@@ -245,14 +259,6 @@ impl Method for LoraFromFactors {
 
     fn max_rank(&self) -> Option<usize> {
         self.config.max_rank()
-    }
-
-    fn to_json(&self) -> Value {
-        self.config.to_json()
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.config.clone())
     }
 }
 

@@ -239,7 +239,7 @@ mod tests {
             ),
             (config(), vec![good(), good()], "already"),
             (config(), vec![nan()], "finite"),
-            (config().with_dora(true), vec![good()], "DoRA"),
+            (config().with_use_dora(true), vec![good()], "DoRA"),
             (config().with_init("pissa"), vec![good()], "PiSSA"),
             (config().with_alpha(0.0), vec![good()], "lora_alpha"),
         ] {

@@ -3,10 +3,12 @@
 use burn::module::Param;
 use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device, Tensor};
-use peft_core::method::{Init, Layer, LayerKind, Layout, LayoutParam, Method, Patterns, Plan};
+use peft_core::method::{
+    Bias, Init, LINEAR_EMBEDDING_AND_CONV2D, Layer, LayerKind, Layout, LayoutParam, Method,
+    MethodConfig as _, Plan, layer_targets, train_biases,
+};
 use peft_core::ops::column_norms;
 use peft_core::{Error, Result};
-use serde_json::Value;
 
 use crate::lora::config::{LORA, LoraConfig};
 use crate::lora::dora::{Magnitude, norms_of_rows};
@@ -14,45 +16,8 @@ use crate::lora::init::{Size, Start, orthogonal};
 use crate::lora::state::{
     Follower, InitialFactors, LoraBias, LoraConv2d, LoraEmbedding, LoraLinear,
 };
-use peft_core::common_method;
-use peft_core::method::{
-    Bias, at_least_one, patterns, refuse_unsupported, refuse_unused, select, train_biases,
-};
-
-/// Fields of upstream's that change what a checkpoint means and are not built yet.
-const UNSUPPORTED: &[&str] = &[
-    "use_qalora",
-    "use_bdlora",
-    "layer_replication",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-    "fan_in_fan_out",
-];
 
 impl LoraConfig {
-    pub(crate) fn ranks(&self) -> Result<Patterns<usize>> {
-        let expected = "a whole number of at least 1";
-        patterns(
-            &self.rank_pattern,
-            (&LORA, "rank_pattern"),
-            expected,
-            at_least_one,
-        )
-    }
-
-    pub(crate) fn alphas(&self) -> Result<Patterns<f64>> {
-        patterns(
-            &self.alpha_pattern,
-            (&LORA, "alpha_pattern"),
-            "a number",
-            Value::as_f64,
-        )
-    }
-
     /// Initial values of both factors: A of `fan_in` inputs.
     fn draw<const D: usize>(
         start: Start,
@@ -245,28 +210,17 @@ impl LoraConfig {
 }
 
 impl Method for LoraConfig {
-    common_method!(LORA);
-
     fn ties_heads(&self) -> bool {
         self.ensure_weight_tying
     }
 
     fn validate(&self) -> Result<()> {
+        self.check_fields()?;
         let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
             Err(Error::config(LORA.title, field, value, expected))
         };
-        if self.r == 0 {
-            return refuse("r", &self.r, "at least 1");
-        }
-        if !self.lora_alpha.is_finite() {
-            return refuse("lora_alpha", &self.lora_alpha, "a finite number");
-        }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return refuse("lora_dropout", &self.lora_dropout, "in [0, 1)");
-        }
         let start = self.init_lora_weights.start()?;
-        let alphas = self.alphas()?;
-        let mut all = alphas.values().chain([self.lora_alpha]);
+        let mut all = self.alpha_pattern.values().chain([self.lora_alpha]);
         if start.subtracts_from_base() && !all.all(|alpha| alpha > 0.0) {
             return refuse(
                 "lora_alpha",
@@ -284,8 +238,7 @@ impl Method for LoraConfig {
         if self.lora_bias && (self.bias != Bias::None || self.use_dora) {
             return refuse("lora_bias", &true, "false with `bias` or `use_dora`");
         }
-        refuse_unsupported(&self.common.unknown, &LORA, UNSUPPORTED)?;
-        self.ranks().map(|_| ())
+        Ok(())
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
@@ -300,17 +253,12 @@ impl Method for LoraConfig {
                 expected,
             ));
         }
-        let kinds = (
-            &[LayerKind::Linear, LayerKind::Embedding, LayerKind::Conv2d][..],
-            "Linear, Embedding and Conv2d",
-        );
-        let targets = select(&self.targets, layout, plan, &LORA, kinds)?;
-        let (ranks, alphas) = (self.ranks()?, self.alphas()?);
-        refuse_unused(&ranks, &targets, plan)?;
-        refuse_unused(&alphas, &targets, plan)?;
+        let targets = layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV2D)?;
+        let targets = targets.iter().map(|target| (target.layer, target.weight));
+        let targets = targets.collect();
         let size = |layer: &Layer| {
-            let rank = ranks.get(&layer.name)?.unwrap_or(self.r);
-            let alpha = alphas.get(&layer.name)?.unwrap_or(self.lora_alpha);
+            let rank = self.rank_pattern.of(&layer.name, self.r)?;
+            let alpha = self.alpha_pattern.of(&layer.name, self.lora_alpha)?;
             let divisor = if self.use_rslora {
                 (rank as f64).sqrt()
             } else {
@@ -357,7 +305,7 @@ impl Method for LoraConfig {
             .start()
             .ok()
             .filter(|_| !self.use_dora)?;
-        let rank = self.ranks().ok()?.values().chain([self.r]).max()?;
+        let rank = self.rank_pattern.values().chain([self.r]).max()?;
         // What is taken out is of that rank, too.
         Some(if start.subtracts_from_base() {
             2 * rank

@@ -3,48 +3,36 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::method::{
-    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan,
-    WeightAdapter, by_peft_type, config_from_json,
+    Adapter, BaseLinear, ByLayer, Common, LinearMethod, Plan, TargetLayer, WeightAdapter,
+    method_config,
 };
 use peft_core::ops::{self, LowRank};
 use peft_core::{Error, Result, Targets};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use crate::lycoris::fields::{ChangeDropout, LycorisFields};
-use peft_core::method::{LINEAR, select};
-use peft_core::{common_method, target_builders};
-
-/// LoHa's registration.
-pub static LOHA: MethodInfo = MethodInfo {
-    name: "loha",
-    peft_type: "LOHA",
-    title: "LoHa",
-    family: Family::Reparameterization,
-    reference: "Hyeon-Woo et al. 2021, FedPara, proposition 1; Yeh et al. 2023, LyCORIS, section 3.2",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<LohaConfig>,
-    recognises: by_peft_type,
-};
+use crate::lycoris::change_dropout::ChangeDropout;
 
 /// `W' = W + s·(A₁ B₁) ∘ (A₂ B₂)`, ∘ elementwise.
 ///
 /// A product of rank r² at most, `s·A B` with the columns of A being all products of a column of A₁
 /// and one of A₂; where that is cheaper than a dense matrix, the layer computes it so.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct LohaLinear {
     /// A₁, `[in, r]`: upstream's `hada_w1_b`, transposed.
+    #[tensor("hada_w1_b", transposed)]
     pub down_1: Param<Tensor<2>>,
     /// B₁, `[r, out]`: upstream's `hada_w1_a`, transposed.
+    #[tensor("hada_w1_a", transposed)]
     pub up_1: Param<Tensor<2>>,
     /// A₂, `[in, r]`: upstream's `hada_w2_b`, transposed.
+    #[tensor("hada_w2_b", transposed)]
     pub down_2: Param<Tensor<2>>,
     /// B₂, `[r, out]`: upstream's `hada_w2_a`, transposed.
+    #[tensor("hada_w2_a", transposed)]
     pub up_2: Param<Tensor<2>>,
     /// s: alpha / r.
     pub scale: f64,
     /// On the change.
+    #[no_tensor]
     pub dropout: ChangeDropout,
 }
 
@@ -61,31 +49,14 @@ impl LohaLinear {
         let down =
             self.down_1.val().reshape([d_in, rank, 1]) * self.down_2.val().reshape([d_in, 1, rank]);
         let up = self.up_1.val().reshape([rank, 1, out]) * self.up_2.val().reshape([1, rank, out]);
-        LowRank {
-            down: down.reshape([d_in, rank * rank]),
-            up: up.reshape([rank * rank, out]),
-            scale: self.scale,
-            dropout: 0.0,
-        }
+        let down = down.reshape([d_in, rank * rank]);
+        LowRank::new(down, up.reshape([rank * rank, out]), self.scale)
     }
 
     /// Whether factors of rank r² cost less than a dense matrix.
     fn is_low_rank(&self) -> bool {
         let ([d_in, rank], [_, out]) = (self.down_1.dims(), self.up_1.dims());
         rank * rank * (d_in + out) < d_in * out
-    }
-}
-
-impl Adapter for LohaLinear {
-    const METHOD: &'static str = "loha";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![
-            CheckpointKey::layer("down_1", "hada_w1_b").transposed(),
-            CheckpointKey::layer("up_1", "hada_w1_a").transposed(),
-            CheckpointKey::layer("down_2", "hada_w2_b").transposed(),
-            CheckpointKey::layer("up_2", "hada_w2_a").transposed(),
-        ]
     }
 }
 
@@ -108,19 +79,9 @@ impl WeightAdapter for LohaLinear {
             None => features,
         };
         if self.is_low_rank() {
-            let LowRank {
-                down, up, scale, ..
-            } = self.factors();
-            let up = dropped(up);
-            return inner.forward_with(
-                input,
-                LowRank {
-                    down,
-                    up,
-                    scale,
-                    dropout: 0.0,
-                },
-            );
+            let mut factors = self.factors();
+            factors.up = dropped(factors.up);
+            return inner.forward_with(input, factors);
         }
         let weight = inner.weight() + dropped(self.delta());
         ops::linear(input, weight, inner.bias(), None)
@@ -128,170 +89,74 @@ impl WeightAdapter for LohaLinear {
 }
 
 /// LoHa's configuration. Fields are called and behave as in Hugging Face PEFT's `LoHaConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    LOHA, peft_type = "LOHA", title = "LoHa", family = Reparameterization, identity_at_init, mergeable, new(r),
+    reference = "Hyeon-Woo et al. 2021, FedPara, proposition 1; Yeh et al. 2023, LyCORIS, section 3.2"
+)]
 pub struct LohaConfig {
     /// Rank of each of the two matrices. Default: 8. At least 1, at most the layer's smaller side.
-    #[serde(default = "default_rank")]
+    #[field(default = 8, at_least = 1)]
     pub r: usize,
     /// Scaling numerator: the change is scaled by alpha / r. Default: 8.
-    #[serde(default = "default_alpha")]
+    #[field(default = 8.0, finite)]
     pub alpha: f64,
     /// Probability, in [0, 1), that an output feature of the change is dropped in training; the
     /// others grow by the inverse of the share that stayed. Default: 0. On the activation side only.
-    #[serde(default)]
+    #[field(probability)]
     pub rank_dropout: f64,
     /// Probability, in [0, 1), that the whole change of a layer is dropped in a pass in training.
     /// Default: 0. On the activation side only.
-    #[serde(default)]
+    #[field(probability)]
     pub module_dropout: f64,
     /// Another form for convolutions, which are not adapted here: no effect. Default: false.
-    #[serde(default)]
     pub use_effective_conv2d: bool,
     /// Whether a fresh adapter changes nothing: A₂ is zero. Else all four are random, for tests.
     /// Default: true.
-    #[serde(default = "default_init")]
+    #[field(default = true)]
     pub init_weights: bool,
     /// Other ranks for some layers: the key is a regular expression for the end of the name.
-    #[serde(default)]
-    pub rank_pattern: Map<String, Value>,
+    #[field(at_least = 1)]
+    pub rank_pattern: ByLayer<usize>,
     /// Other alphas for some layers.
-    #[serde(default)]
-    pub alpha_pattern: Map<String, Value>,
+    #[field(finite)]
+    pub alpha_pattern: ByLayer<f64>,
     /// Layers to adapt. Default: `all-linear`.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub common: Common,
 }
 
-fn default_rank() -> usize {
-    8
-}
+impl LinearMethod for LohaConfig {
+    type State = LohaLinear;
 
-fn default_alpha() -> f64 {
-    8.0
-}
-
-fn default_init() -> bool {
-    true
-}
-
-impl Default for LohaConfig {
-    fn default() -> Self {
-        Self::new(default_rank())
-    }
-}
-
-impl LohaConfig {
-    /// LoHa of rank `r` on all linear layers but the output head.
-    pub fn new(r: usize) -> Self {
-        Self {
-            r,
-            alpha: default_alpha(),
-            rank_dropout: 0.0,
-            module_dropout: 0.0,
-            use_effective_conv2d: false,
-            init_weights: default_init(),
-            rank_pattern: Map::new(),
-            alpha_pattern: Map::new(),
-            targets: Targets::default(),
-            common: Common::default(),
+    fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<LohaLinear> {
+        let (name, d_in, out, like) = (target.name(), target.d_in, target.d_out, target.like());
+        let rank = self.rank_pattern.of(name, self.r)?;
+        let alpha = self.alpha_pattern.of(name, self.alpha)?;
+        let most = d_in.min(out);
+        if plan.is_new() && rank > most {
+            let expected = format!("`{name}` is {d_in} × {out}, so at most {most}");
+            return Err(Error::config(LOHA.title, "r", rank, expected));
         }
-    }
-
-    /// Sets alpha.
-    #[must_use]
-    pub fn with_alpha(mut self, alpha: f64) -> Self {
-        self.alpha = alpha;
-        self
-    }
-
-    /// Sets the probabilities with which output features of a change, and whole changes, are dropped.
-    #[must_use]
-    pub fn with_dropouts(mut self, rank_dropout: f64, module_dropout: f64) -> Self {
-        (self.rank_dropout, self.module_dropout) = (rank_dropout, module_dropout);
-        self
-    }
-
-    /// Sets whether a fresh adapter changes nothing.
-    #[must_use]
-    pub fn with_init(mut self, init_weights: bool) -> Self {
-        self.init_weights = init_weights;
-        self
-    }
-
-    target_builders!();
-
-    /// Sets another rank for layers whose name ends in `pattern`, a regular expression.
-    #[must_use]
-    pub fn with_rank_for(mut self, pattern: &str, r: usize) -> Self {
-        self.rank_pattern.insert(pattern.into(), r.into());
-        self
-    }
-
-    /// Sets another alpha for layers whose name ends in `pattern`, a regular expression.
-    #[must_use]
-    pub fn with_alpha_for(mut self, pattern: &str, alpha: f64) -> Self {
-        self.alpha_pattern.insert(pattern.into(), alpha.into());
-        self
-    }
-
-    fn fields(&self) -> LycorisFields<'_> {
-        LycorisFields {
-            info: &LOHA,
-            r: self.r,
-            alpha: self.alpha,
-            rank_dropout: self.rank_dropout,
-            module_dropout: self.module_dropout,
-            rank_pattern: &self.rank_pattern,
-            alpha_pattern: &self.alpha_pattern,
-        }
-    }
-}
-
-impl Method for LohaConfig {
-    common_method!(LOHA);
-
-    fn validate(&self) -> Result<()> {
-        self.fields().validate()
-    }
-
-    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let targets = select(&self.targets, layout, plan, &LOHA, LINEAR)?;
-        let sizes = self.fields().sizes(&targets, plan)?;
-        for (layer, weight) in targets {
-            let (rank, scale) = sizes.of(&layer.name)?;
-            let shape = weight.shape();
-            let (d_in, out) = (shape[0], shape[1]);
-            let most = d_in.min(out);
-            if plan.is_new() && rank > most {
-                let expected = format!("`{}` is {d_in} × {out}, so at most {most}", layer.name);
-                return Err(Error::config(LOHA.title, "r", rank, expected));
-            }
-            let like = (&weight.device(), weight.dtype());
-            let init = plan.init();
-            let adapter = LohaLinear {
-                down_1: init.kaiming_uniform([d_in, rank], d_in, like),
-                up_1: init.kaiming_uniform([rank, out], rank, like),
-                down_2: if self.init_weights {
-                    init.zeros([d_in, rank], like)
-                } else {
-                    init.kaiming_uniform([d_in, rank], d_in, like)
-                },
-                up_2: init.kaiming_uniform([rank, out], rank, like),
-                scale,
-                dropout: ChangeDropout::new(self.rank_dropout, self.module_dropout, true),
-            };
-            plan.adapt_weight(weight, adapter);
-        }
-        Ok(())
+        let init = plan.init();
+        Ok(LohaLinear {
+            down_1: init.kaiming_uniform([d_in, rank], d_in, like),
+            up_1: init.kaiming_uniform([rank, out], rank, like),
+            down_2: if self.init_weights {
+                init.zeros([d_in, rank], like)
+            } else {
+                init.kaiming_uniform([d_in, rank], d_in, like)
+            },
+            up_2: init.kaiming_uniform([rank, out], rank, like),
+            scale: alpha / rank as f64,
+            dropout: ChangeDropout::new(self.rank_dropout, self.module_dropout, true),
+        })
     }
 
     fn max_rank(&self) -> Option<usize> {
-        let ranks = self.fields().ranks().ok()?;
-        let others = ranks.values();
-        let most = others.chain([self.r]).max()?;
+        let most = self.rank_pattern.values().chain([self.r]).max()?;
         most.checked_mul(most)
     }
 }

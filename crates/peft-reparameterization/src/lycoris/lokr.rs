@@ -3,29 +3,13 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::{
-    Adapter, BaseLinear, CheckpointKey, Common, Family, Init, Layout, Method, MethodInfo, Plan,
-    WeightAdapter, by_peft_type, config_from_json,
+    Adapter, BaseLinear, ByLayer, CheckpointKey, Common, Init, LinearMethod, Plan, TargetLayer,
+    WeightAdapter, method_config,
 };
 use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use crate::lycoris::fields::{ChangeDropout, LycorisFields};
-use peft_core::method::{LINEAR, select};
-use peft_core::{common_method, target_builders};
-
-/// LoKr's registration.
-pub static LOKR: MethodInfo = MethodInfo {
-    name: "lokr",
-    peft_type: "LOKR",
-    title: "LoKr",
-    family: Family::Reparameterization,
-    reference: "Yeh et al. 2023, LyCORIS, section 3.2; Edalati et al. 2022, KronA",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<LokrConfig>,
-    recognises: by_peft_type,
-};
+use crate::lycoris::change_dropout::ChangeDropout;
 
 /// One factor of a Kronecker product: a matrix, or the product of two of rank r.
 #[derive(Module, Debug)]
@@ -204,171 +188,65 @@ impl Default for InitLokr {
 const LYCORIS: &str = "lycoris";
 
 /// LoKr's configuration. Fields are called and behave as in Hugging Face PEFT's `LoKrConfig`.
-#[allow(clippy::struct_excessive_bools, reason = "upstream's fields")]
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    LOKR, peft_type = "LOKR", title = "LoKr", family = Reparameterization, identity_at_init, mergeable, new(r),
+    reference = "Yeh et al. 2023, LyCORIS, section 3.2; Edalati et al. 2022, KronA"
+)]
 pub struct LokrConfig {
     /// Rank of a factor that is a product. K₂ is a whole matrix where r is at least half of its
     /// larger side. Default: 8. At least 1.
-    #[serde(default = "default_rank")]
+    #[field(default = 8, at_least = 1)]
     pub r: usize,
     /// Scaling numerator: the change is scaled by alpha / r, also where both factors are whole.
     /// Default: 8.
-    #[serde(default = "default_alpha")]
+    #[field(default = 8.0, finite)]
     pub alpha: f64,
     /// Probability, in [0, 1), that an output feature of the change is dropped in training.
     /// Default: 0. On the activation side only.
-    #[serde(default)]
+    #[field(probability)]
     pub rank_dropout: f64,
     /// Probability, in [0, 1), that the whole change of a layer is dropped in a pass in training.
     /// Default: 0. On the activation side only.
-    #[serde(default)]
+    #[field(probability)]
     pub module_dropout: f64,
     /// Another form for convolutions, which are not adapted here: no effect. Default: false.
-    #[serde(default)]
     pub use_effective_conv2d: bool,
     /// Whether K₁ is a product of rank r too, where r is below half of its larger side.
     /// Default: false.
-    #[serde(default)]
     pub decompose_both: bool,
     /// How many of a layer's features, in and out, are K₁'s, where that divides them. Else it is the
     /// largest divisor that is neither above this nor above the square root; -1 is no bound.
     /// Default: -1.
-    #[serde(default = "default_factor")]
+    #[field(default = -1, any)]
     pub decompose_factor: i64,
     /// Whether the features that `rank_dropout` leaves grow by the inverse of the share that stayed.
     /// Default: false.
-    #[serde(default)]
     pub rank_dropout_scale: bool,
     /// KronA's shapes: both factors are whole whatever r is, and K₂ has the sides of K₁ the other way
     /// round, as `[16, 24]` and `[24, 16]` of `[384, 384]`. Not one of upstream's fields, and written
     /// only if it is true. Default: false.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[field(skip_false)]
     pub krona: bool,
     /// Initial values. Default: `true`.
-    #[serde(default)]
     pub init_weights: InitLokr,
     /// Other ranks for some layers: the key is a regular expression for the end of the name.
-    #[serde(default)]
-    pub rank_pattern: Map<String, Value>,
+    #[field(at_least = 1)]
+    pub rank_pattern: ByLayer<usize>,
     /// Other alphas for some layers.
-    #[serde(default)]
-    pub alpha_pattern: Map<String, Value>,
+    #[field(finite)]
+    pub alpha_pattern: ByLayer<f64>,
     /// Layers to adapt. Default: `all-linear`.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub common: Common,
 }
 
-fn default_rank() -> usize {
-    8
-}
-
-fn default_alpha() -> f64 {
-    8.0
-}
-
-fn default_factor() -> i64 {
-    -1
-}
-
-impl Default for LokrConfig {
-    fn default() -> Self {
-        Self::new(default_rank())
-    }
-}
-
 impl LokrConfig {
-    /// LoKr of rank `r` on all linear layers but the output head.
-    pub fn new(r: usize) -> Self {
-        Self {
-            r,
-            alpha: default_alpha(),
-            rank_dropout: 0.0,
-            module_dropout: 0.0,
-            use_effective_conv2d: false,
-            decompose_both: false,
-            decompose_factor: default_factor(),
-            rank_dropout_scale: false,
-            krona: false,
-            init_weights: InitLokr::default(),
-            rank_pattern: Map::new(),
-            alpha_pattern: Map::new(),
-            targets: Targets::default(),
-            common: Common::default(),
-        }
-    }
-
     /// KronA (Edalati et al. 2022), scaled by `scale`.
     pub fn krona(scale: f64) -> Self {
-        Self {
-            krona: true,
-            ..Self::new(1).with_alpha(scale)
-        }
-    }
-
-    /// Sets alpha.
-    #[must_use]
-    pub fn with_alpha(mut self, alpha: f64) -> Self {
-        self.alpha = alpha;
-        self
-    }
-
-    /// Sets the probabilities with which output features of a change, and whole changes, are dropped.
-    #[must_use]
-    pub fn with_dropouts(mut self, rank_dropout: f64, module_dropout: f64) -> Self {
-        (self.rank_dropout, self.module_dropout) = (rank_dropout, module_dropout);
-        self
-    }
-
-    /// Sets whether K₁ may be a product too.
-    #[must_use]
-    pub fn with_decompose_both(mut self, decompose_both: bool) -> Self {
-        self.decompose_both = decompose_both;
-        self
-    }
-
-    /// Sets the features of K₁.
-    #[must_use]
-    pub fn with_decompose_factor(mut self, decompose_factor: i64) -> Self {
-        self.decompose_factor = decompose_factor;
-        self
-    }
-
-    /// Sets the initial values.
-    #[must_use]
-    pub fn with_init(mut self, init: InitLokr) -> Self {
-        self.init_weights = init;
-        self
-    }
-
-    target_builders!();
-
-    /// Sets another rank for layers whose name ends in `pattern`, a regular expression.
-    #[must_use]
-    pub fn with_rank_for(mut self, pattern: &str, r: usize) -> Self {
-        self.rank_pattern.insert(pattern.into(), r.into());
-        self
-    }
-
-    /// Sets another alpha for layers whose name ends in `pattern`, a regular expression.
-    #[must_use]
-    pub fn with_alpha_for(mut self, pattern: &str, alpha: f64) -> Self {
-        self.alpha_pattern.insert(pattern.into(), alpha.into());
-        self
-    }
-
-    fn fields(&self) -> LycorisFields<'_> {
-        LycorisFields {
-            info: &LOKR,
-            r: self.r,
-            alpha: self.alpha,
-            rank_dropout: self.rank_dropout,
-            module_dropout: self.module_dropout,
-            rank_pattern: &self.rank_pattern,
-            alpha_pattern: &self.alpha_pattern,
-        }
+        Self::new(1).with_alpha(scale).with_krona(true)
     }
 }
 
@@ -396,54 +274,48 @@ fn split(width: usize, factor: i64) -> [usize; 2] {
     pair
 }
 
-impl Method for LokrConfig {
-    common_method!(LOKR);
+impl LinearMethod for LokrConfig {
+    type State = LokrLinear;
 
-    fn validate(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         if let InitLokr::Named(name) = &self.init_weights
             && name != LYCORIS
         {
             let expected = "true, false or \"lycoris\"";
             return Err(Error::config(LOKR.title, "init_weights", name, expected));
         }
-        self.fields().validate()
+        Ok(())
     }
 
-    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let zero_1 = self.init_weights == InitLokr::Default(true);
-        let zero_2 = matches!(self.init_weights, InitLokr::Named(_));
-        let targets = select(&self.targets, layout, plan, &LOKR, LINEAR)?;
-        let sizes = self.fields().sizes(&targets, plan)?;
-        for (layer, weight) in targets {
-            let (rank, scale) = sizes.of(&layer.name)?;
-            let shape = weight.shape();
-            let [in_1, in_2] = split(shape[0], self.decompose_factor);
-            let [mut out_1, mut out_2] = split(shape[1], self.decompose_factor);
-            if self.krona {
-                (out_1, out_2) = (out_2, out_1);
-            }
-            // Whether r is below half of the larger side.
-            let is_product =
-                |sides: [usize; 2]| !self.krona && rank < sides[0].max(sides[1]).div_ceil(2);
-            let rank_1 = (self.decompose_both && is_product([in_1, out_1])).then_some(rank);
-            let rank_2 = is_product([in_2, out_2]).then_some(rank);
-            // Zero is the last matrix of K₁, as upstream has it.
-            let zero_1 = [zero_1 && rank_1.is_none(), zero_1];
-            let like = (&weight.device(), weight.dtype());
-            let init = plan.init();
-            let adapter = LokrLinear {
-                w1: KroneckerFactor::draw(init, [in_1, out_1], rank_1, zero_1, like),
-                w2: KroneckerFactor::draw(init, [in_2, out_2], rank_2, [zero_2, false], like),
-                scale,
-                dropout: ChangeDropout::new(
-                    self.rank_dropout,
-                    self.module_dropout,
-                    self.rank_dropout_scale,
-                ),
-            };
-            plan.adapt_weight(weight, adapter);
+    fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<LokrLinear> {
+        let (name, like) = (target.name(), target.like());
+        let rank = self.rank_pattern.of(name, self.r)?;
+        let alpha = self.alpha_pattern.of(name, self.alpha)?;
+        let [in_1, in_2] = split(target.d_in, self.decompose_factor);
+        let [mut out_1, mut out_2] = split(target.d_out, self.decompose_factor);
+        if self.krona {
+            (out_1, out_2) = (out_2, out_1);
         }
-        Ok(())
+        // Whether r is below half of the larger side.
+        let is_product =
+            |sides: [usize; 2]| !self.krona && rank < sides[0].max(sides[1]).div_ceil(2);
+        let rank_1 = (self.decompose_both && is_product([in_1, out_1])).then_some(rank);
+        let rank_2 = is_product([in_2, out_2]).then_some(rank);
+        // Zero is the last matrix of K₁, as upstream has it.
+        let zero_1 = self.init_weights == InitLokr::Default(true);
+        let zero_1 = [zero_1 && rank_1.is_none(), zero_1];
+        let zero_2 = matches!(self.init_weights, InitLokr::Named(_));
+        let init = plan.init();
+        Ok(LokrLinear {
+            w1: KroneckerFactor::draw(init, [in_1, out_1], rank_1, zero_1, like),
+            w2: KroneckerFactor::draw(init, [in_2, out_2], rank_2, [zero_2, false], like),
+            scale: alpha / rank as f64,
+            dropout: ChangeDropout::new(
+                self.rank_dropout,
+                self.module_dropout,
+                self.rank_dropout_scale,
+            ),
+        })
     }
 }
 

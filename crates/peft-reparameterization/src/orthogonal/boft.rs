@@ -4,37 +4,23 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::method::{
-    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan,
-    WeightAdapter, by_peft_type, config_from_json,
+    Adapter, BaseLinear, Bias, Common, LinearMethod, Plan, TargetLayer, WeightAdapter,
+    method_config,
 };
 use peft_core::{Error, Result, Targets};
-use serde::{Deserialize, Serialize};
 
 use crate::orthogonal::rotation::{cayley, drop_blocks, rotate_inputs, rotate_rows};
-use peft_core::method::{Bias, LINEAR, refuse_unsupported, select, train_biases};
-use peft_core::{common_method, target_builders};
-
-/// BOFT's registration.
-pub static BOFT: MethodInfo = MethodInfo {
-    name: "boft",
-    peft_type: "BOFT",
-    title: "BOFT",
-    family: Family::Reparameterization,
-    reference: "Liu et al. 2024, Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, section 4",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<BoftConfig>,
-    recognises: by_peft_type,
-};
 
 /// `W' = B_(m−1) … B₁ B₀ W · diag(s)` with factors `B_i = P_i·diag(R_i1, R_i2, …)·P_iᵀ`: rotations in
 /// blocks, of features that a permutation has put side by side.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct BoftLinear {
     /// What the rotations are made of, by the skew-symmetric part of each matrix:
     /// `[factors, blocks, size, size]`.
+    #[tensor("boft_R")]
     pub boft_r: Param<Tensor<4>>,
     /// s, `[out, 1]`.
+    #[tensor("boft_s")]
     pub boft_s: Param<Tensor<2>>,
     /// Of blocks; on the activation side only.
     pub dropout: Dropout,
@@ -95,17 +81,6 @@ fn exchanged(matrix: Tensor<2>, side: Side, sizes: [usize; 2], unit: usize) -> T
     parts.swap_dims(1, 2).reshape([rows, columns])
 }
 
-impl Adapter for BoftLinear {
-    const METHOD: &'static str = "boft";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![
-            CheckpointKey::layer("boft_r", "boft_R"),
-            CheckpointKey::layer("boft_s", "boft_s"),
-        ]
-    }
-}
-
 impl WeightAdapter for BoftLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
@@ -129,13 +104,17 @@ impl WeightAdapter for BoftLinear {
 }
 
 /// BOFT's configuration. Fields are called and behave as in Hugging Face PEFT's `BOFTConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    BOFT, peft_type = "BOFT", title = "BOFT", family = Reparameterization, identity_at_init, mergeable, new(boft_block_size),
+    reference = "Liu et al. 2024, Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, section 4",
+    unsupported("fan_in_fan_out")
+)]
 pub struct BoftConfig {
     /// Features of a block; 0 where [`boft_block_num`](Self::boft_block_num) is given. Default: 4.
-    #[serde(default = "default_block_size")]
+    #[field(default = 4, any)]
     pub boft_block_size: usize,
     /// Blocks of a factor; 0 where [`boft_block_size`](Self::boft_block_size) is given. Default: 0.
-    #[serde(default)]
+    #[field(any)]
     pub boft_block_num: usize,
     /// Butterfly factors, m. Default: 1, rotations in blocks as in OFT. Each factor more doubles the
     /// number of inputs that a rotated feature is made of. `size · 2^(m − 1)` must divide a layer's
@@ -143,96 +122,26 @@ pub struct BoftConfig {
     ///
     /// A file may hold one factor and say more here: upstream makes one where its CUDA extension cannot
     /// be built. Then it is one.
-    #[serde(default = "default_factors")]
+    #[field(default = 1, at_least = 1)]
     pub boft_n_butterfly_factor: usize,
     /// Share of the blocks of one factor, drawn like these anew each time, that do nothing in a pass in
     /// training, in [0, 1). Default: 0. Rounded down to whole blocks. On the activation side only.
-    #[serde(default)]
+    #[field(probability)]
     pub boft_dropout: f64,
     /// Biases to train. Default: none.
-    #[serde(default)]
     pub bias: Bias,
     /// Whether a fresh adapter changes nothing; else it is random, for tests. Default: true.
-    #[serde(default = "default_init")]
+    #[field(default = true)]
     pub init_weights: bool,
     /// Layers to adapt. Default: `all-linear`.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub common: Common,
 }
 
-fn default_block_size() -> usize {
-    4
-}
-
-fn default_factors() -> usize {
-    1
-}
-
-fn default_init() -> bool {
-    true
-}
-
-impl Default for BoftConfig {
-    fn default() -> Self {
-        Self::new(default_block_size())
-    }
-}
-
 impl BoftConfig {
-    /// BOFT with blocks of `boft_block_size` features on all linear layers but the output head.
-    pub fn new(boft_block_size: usize) -> Self {
-        Self {
-            boft_block_size,
-            boft_block_num: 0,
-            boft_n_butterfly_factor: default_factors(),
-            boft_dropout: 0.0,
-            bias: Bias::None,
-            init_weights: default_init(),
-            targets: Targets::default(),
-            common: Common::default(),
-        }
-    }
-
-    /// Sets the number of blocks in place of their size.
-    #[must_use]
-    pub fn with_blocks(mut self, boft_block_num: usize) -> Self {
-        (self.boft_block_num, self.boft_block_size) = (boft_block_num, 0);
-        self
-    }
-
-    /// Sets the number of butterfly factors.
-    #[must_use]
-    pub fn with_factors(mut self, boft_n_butterfly_factor: usize) -> Self {
-        self.boft_n_butterfly_factor = boft_n_butterfly_factor;
-        self
-    }
-
-    /// Sets the share of blocks that do nothing in a pass in training.
-    #[must_use]
-    pub fn with_dropout(mut self, boft_dropout: f64) -> Self {
-        self.boft_dropout = boft_dropout;
-        self
-    }
-
-    /// Sets which biases are trained.
-    #[must_use]
-    pub fn with_bias(mut self, bias: Bias) -> Self {
-        self.bias = bias;
-        self
-    }
-
-    /// Sets whether a fresh adapter changes nothing.
-    #[must_use]
-    pub fn with_init(mut self, init_weights: bool) -> Self {
-        self.init_weights = init_weights;
-        self
-    }
-
-    target_builders!();
-
     /// Blocks of a factor and their size, for a layer with `width` inputs.
     fn blocks(&self, layer: &str, width: usize, factors: usize) -> Result<[usize; 2]> {
         let (field, value) = match self.boft_block_size {
@@ -267,61 +176,46 @@ impl BoftConfig {
     }
 }
 
-impl Method for BoftConfig {
-    common_method!(BOFT);
+impl LinearMethod for BoftConfig {
+    type State = BoftLinear;
 
-    fn validate(&self) -> Result<()> {
-        let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
-            Err(Error::config(BOFT.title, field, value, expected))
-        };
+    fn check(&self) -> Result<()> {
         if (self.boft_block_size == 0) == (self.boft_block_num == 0) {
-            let value = (self.boft_block_size, self.boft_block_num);
+            let (field, value) = (
+                "boft_block_size, boft_block_num",
+                (self.boft_block_size, self.boft_block_num),
+            );
             let expected = "one of them, and 0 for the other";
-            return refuse("boft_block_size, boft_block_num", &value, expected);
+            return Err(Error::config(BOFT.title, field, value, expected));
         }
-        if self.boft_n_butterfly_factor == 0 {
-            return refuse("boft_n_butterfly_factor", &0, "at least 1");
-        }
-        if !(0.0..1.0).contains(&self.boft_dropout) {
-            return refuse("boft_dropout", &self.boft_dropout, "in [0, 1)");
-        }
-        refuse_unsupported(&self.common.unknown, &BOFT, &["fan_in_fan_out"])
+        Ok(())
     }
 
-    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let targets = select(&self.targets, layout, plan, &BOFT, LINEAR)?;
-        for &(layer, weight) in &targets {
-            let shape = weight.shape();
-            let (width, out) = (shape[0], shape[1]);
-            let factors = match plan.stored_shape(layer, "boft_R") {
-                Some([1, _, _, _]) => 1,
-                _ => self.boft_n_butterfly_factor,
-            };
-            let [count, size] = self.blocks(&layer.name, width, factors)?;
-            let like = (&weight.device(), weight.dtype());
-            let shape = [factors, count, size, size];
-            let init = plan.init();
-            let (boft_r, boft_s) = if self.init_weights {
-                (init.zeros(shape, like), init.zeros([out, 1], like))
-            } else {
-                let boft_r = init.normal(shape, 0.1, like);
-                (boft_r, init.normal([out, 1], 0.1, like))
-            };
-            // Around 1; a file has its own.
-            let boft_s = if plan.is_new() {
-                Param::from_tensor((boft_s.val() + 1.0).detach())
-            } else {
-                boft_s
-            };
-            let adapter = BoftLinear {
-                boft_r,
-                boft_s,
-                dropout: DropoutConfig::new(self.boft_dropout).init(),
-            };
-            plan.adapt_weight(weight, adapter);
-        }
-        train_biases(self.bias, layout, &targets, plan);
-        Ok(())
+    fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<BoftLinear> {
+        let factors = match plan.stored_shape(target.layer, "boft_R") {
+            Some([1, _, _, _]) => 1,
+            _ => self.boft_n_butterfly_factor,
+        };
+        let [count, size] = self.blocks(target.name(), target.d_in, factors)?;
+        let (shape, out, like) = ([factors, count, size, size], target.d_out, target.like());
+        let init = plan.init();
+        let (boft_r, boft_s) = if self.init_weights {
+            (init.zeros(shape, like), init.zeros([out, 1], like))
+        } else {
+            let boft_r = init.normal(shape, 0.1, like);
+            (boft_r, init.normal([out, 1], 0.1, like))
+        };
+        // Around 1; a file has its own.
+        let boft_s = if plan.is_new() {
+            Param::from_tensor((boft_s.val() + 1.0).detach())
+        } else {
+            boft_s
+        };
+        Ok(BoftLinear {
+            boft_r,
+            boft_s,
+            dropout: DropoutConfig::new(self.boft_dropout).init(),
+        })
     }
 }
 
@@ -380,7 +274,15 @@ mod tests {
         let blocks = |config: BoftConfig, factors| config.blocks("layer", 48, factors).ok();
         assert_eq!(blocks(BoftConfig::new(4), 1), Some([12, 4]));
         assert_eq!(blocks(BoftConfig::new(4), 3), Some([12, 4]));
-        assert_eq!(blocks(BoftConfig::new(4).with_blocks(8), 4), Some([8, 6]));
+        assert_eq!(
+            blocks(
+                BoftConfig::new(4)
+                    .with_boft_block_num(8)
+                    .with_boft_block_size(0),
+                4
+            ),
+            Some([8, 6])
+        );
         assert_eq!(blocks(BoftConfig::new(3), 1), Some([16, 3]));
         assert_eq!(blocks(BoftConfig::new(3), 2), None);
         assert_eq!(blocks(BoftConfig::new(5), 1), None);

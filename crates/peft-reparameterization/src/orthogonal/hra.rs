@@ -3,37 +3,20 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use peft_core::method::{
-    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, LayoutParam, Method, MethodInfo,
-    Plan, WeightAdapter, by_peft_type, config_from_json,
+    Adapter, BaseLinear, Bias, Common, LinearMethod, Plan, TargetLayer, WeightAdapter,
+    method_config,
 };
 use peft_core::ops::{LowRank, add_low_rank};
 use peft_core::{Error, Result, Targets};
-use serde::{Deserialize, Serialize};
-
-use peft_core::method::{Bias, LINEAR, select, train_biases};
-use peft_core::{common_method, target_builders};
-
-/// HRA's registration.
-pub static HRA: MethodInfo = MethodInfo {
-    name: "hra",
-    peft_type: "HRA",
-    title: "HRA",
-    family: Family::Reparameterization,
-    reference: "Yuan et al. 2024, Bridging the Gap between Low-rank and Orthogonal Adaptation via \
-                Householder Reflection Adaptation, section 3.1",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<HraConfig>,
-    recognises: by_peft_type,
-};
 
 /// `W' = H_r ⋯ H₁ W` with `H_i = I − 2 u_i u_iᵀ / ‖u_i‖²`.
 ///
 /// The product is `I − U C` with U of r columns and C of r rows, so the layer's input is changed by a
 /// low-rank addition, and no matrix of the weight's size is made.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct HraLinear {
     /// u as columns, of any length, `[in, r]`.
+    #[tensor("hra_u")]
     pub hra_u: Param<Tensor<2>>,
     /// Whether the reflections are at the vectors that Gram and Schmidt's method makes of u, which
     /// are orthogonal.
@@ -116,14 +99,6 @@ fn orthonormal(u: Tensor<2>) -> Tensor<2> {
     Tensor::cat(basis, 1)
 }
 
-impl Adapter for HraLinear {
-    const METHOD: &'static str = "hra";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![CheckpointKey::layer("hra_u", "hra_u")]
-    }
-}
-
 impl WeightAdapter for HraLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
@@ -134,139 +109,66 @@ impl WeightAdapter for HraLinear {
 
     fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
         let (down, up) = self.factors();
-        let scale = -1.0;
-        let reflected = add_low_rank(
-            input.clone(),
-            input,
-            LowRank {
-                down,
-                up,
-                scale,
-                dropout: 0.0,
-            },
-        );
-        inner.forward(reflected)
+        let change = LowRank::new(down, up, -1.0);
+        inner.forward(add_low_rank(input.clone(), input, change))
     }
 }
 
 /// HRA's configuration. Fields are called and behave as in Hugging Face PEFT's `HRAConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    HRA, peft_type = "HRA", title = "HRA", family = Reparameterization, identity_at_init, mergeable, new(r),
+    reference = "Yuan et al. 2024, Bridging the Gap between Low-rank and Orthogonal Adaptation via \
+                 Householder Reflection Adaptation, section 3.1"
+)]
 pub struct HraConfig {
     /// Number of reflections. Default: 8. At least 1, at most the layer's input features; even, if a
     /// fresh adapter is to change nothing.
-    #[serde(default = "default_rank")]
+    #[field(default = 8, at_least = 1)]
     pub r: usize,
     /// Whether the vectors are made orthogonal to one another in every pass. A fresh adapter then
     /// does change outputs. Default: false.
-    #[serde(default, rename = "apply_GS")]
+    #[field(rename = "apply_GS")]
     pub apply_gs: bool,
     /// Whether the reflections of a fresh adapter are equal in pairs, which cancel. Else all are
     /// random, as they are with an odd `r` and with `apply_gs`. Default: true.
-    #[serde(default = "default_init")]
+    #[field(default = true)]
     pub init_weights: bool,
     /// Biases to train. Default: none.
-    #[serde(default)]
     pub bias: Bias,
     /// Layers to adapt. Default: `all-linear`.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub common: Common,
 }
 
-fn default_rank() -> usize {
-    8
-}
+impl LinearMethod for HraConfig {
+    type State = HraLinear;
 
-fn default_init() -> bool {
-    true
-}
-
-impl Default for HraConfig {
-    fn default() -> Self {
-        Self::new(default_rank())
-    }
-}
-
-impl HraConfig {
-    /// HRA of `r` reflections on all linear layers but the output head.
-    pub fn new(r: usize) -> Self {
-        Self {
-            r,
-            apply_gs: false,
-            init_weights: default_init(),
-            bias: Bias::None,
-            targets: Targets::default(),
-            common: Common::default(),
+    fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<HraLinear> {
+        let (d_in, r, like) = (target.d_in, self.r, target.like());
+        // From a file, too, within reason: reflections are held against one another.
+        if r > d_in && (plan.is_new() || r > 4 * d_in) {
+            let expected = format!("`{}` has {d_in} inputs, so at most that", target.name());
+            return Err(Error::config(HRA.title, "r", r, expected));
         }
-    }
-
-    /// Sets whether the vectors are made orthogonal.
-    #[must_use]
-    pub fn with_gram_schmidt(mut self, apply_gs: bool) -> Self {
-        self.apply_gs = apply_gs;
-        self
-    }
-
-    /// Sets whether the reflections of a fresh adapter cancel.
-    #[must_use]
-    pub fn with_init(mut self, init_weights: bool) -> Self {
-        self.init_weights = init_weights;
-        self
-    }
-
-    /// Sets which biases are trained.
-    #[must_use]
-    pub fn with_bias(mut self, bias: Bias) -> Self {
-        self.bias = bias;
-        self
-    }
-
-    target_builders!();
-
-    /// u of a fresh adapter, `[in, r]`.
-    fn draw(&self, plan: &mut Plan, d_in: usize, weight: &LayoutParam) -> Param<Tensor<2>> {
-        let like = (&weight.device(), weight.dtype());
         // Of equal columns, Gram and Schmidt's method makes nothing but rounding errors.
-        let pairs = self.init_weights && !self.apply_gs && self.r.is_multiple_of(2);
-        if !(pairs && plan.is_new()) {
-            return plan.init().kaiming_uniform([d_in, self.r], self.r, like);
-        }
-        let half = self.r / 2;
-        let drawn = plan.init().kaiming_uniform([d_in, half], half, like).val();
-        let doubled = drawn.reshape([d_in, half, 1]).repeat_dim(2, 2);
-        Param::from_tensor(doubled.reshape([d_in, self.r]).detach())
-    }
-}
-
-impl Method for HraConfig {
-    common_method!(HRA);
-
-    fn validate(&self) -> Result<()> {
-        if self.r == 0 {
-            return Err(Error::config(HRA.title, "r", self.r, "at least 1"));
-        }
-        Ok(())
-    }
-
-    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let targets = select(&self.targets, layout, plan, &HRA, LINEAR)?;
-        for &(layer, weight) in &targets {
-            let d_in = weight.shape()[0];
-            // From a file, too, within reason: reflections are held against one another.
-            if self.r > d_in && (plan.is_new() || self.r > 4 * d_in) {
-                let expected = format!("`{}` has {d_in} inputs, so at most that", layer.name);
-                return Err(Error::config(HRA.title, "r", self.r, expected));
-            }
-            let adapter = HraLinear {
-                hra_u: self.draw(plan, d_in, weight),
-                apply_gs: self.apply_gs,
-            };
-            plan.adapt_weight(weight, adapter);
-        }
-        train_biases(self.bias, layout, &targets, plan);
-        Ok(())
+        let pairs = self.init_weights && !self.apply_gs && r.is_multiple_of(2);
+        let hra_u = if pairs && plan.is_new() {
+            let drawn = plan
+                .init()
+                .kaiming_uniform([d_in, r / 2], r / 2, like)
+                .val();
+            let doubled = drawn.reshape([d_in, r / 2, 1]).repeat_dim(2, 2);
+            Param::from_tensor(doubled.reshape([d_in, r]).detach())
+        } else {
+            plan.init().kaiming_uniform([d_in, r], r, like)
+        };
+        Ok(HraLinear {
+            hra_u,
+            apply_gs: self.apply_gs,
+        })
     }
 
     fn max_rank(&self) -> Option<usize> {

@@ -2,39 +2,25 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Tensor};
 use peft_core::method::{
-    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan,
-    WeightAdapter, by_peft_type, config_from_json,
+    Adapter, BaseLinear, Bias, Common, LinearMethod, Plan, TargetLayer, WeightAdapter,
+    method_config,
 };
 use peft_core::{Error, Result, Targets};
-use serde::{Deserialize, Serialize};
 
 use crate::orthogonal::rotation::{
     Triangles, cayley, drop_blocks, neumann, rotate_inputs, rotate_rows,
 };
-use peft_core::method::{Bias, LINEAR, refuse_unsupported, select, train_biases};
-use peft_core::{common_method, target_builders};
-
-/// OFT's registration.
-pub static OFT: MethodInfo = MethodInfo {
-    name: "oft",
-    peft_type: "OFT",
-    title: "OFT",
-    family: Family::Reparameterization,
-    reference: "Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning, section 3",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<OftConfig>,
-    recognises: by_peft_type,
-};
 
 /// `W' = diag(R₁, R₂, …)·W`: the layer sees rotated inputs, `(x·diag(R₁, R₂, …)) W + b`.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct OftLinear {
     /// Strictly upper triangles of skew-symmetric matrices, row by row: `[blocks, size·(size − 1) / 2]`,
     /// or one row where all blocks are one.
+    #[tensor("oft_R.weight")]
     pub oft_r: Param<Tensor<2>>,
+    #[no_tensor]
     triangles: Triangles,
     /// Blocks along the diagonal.
     pub blocks: usize,
@@ -85,14 +71,6 @@ fn projected(weight: Tensor<2>, eps: f64) -> Tensor<2> {
     inside.cast(dtype) + (weight - own)
 }
 
-impl Adapter for OftLinear {
-    const METHOD: &'static str = "oft";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![CheckpointKey::layer("oft_r", "oft_R.weight")]
-    }
-}
-
 impl WeightAdapter for OftLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
@@ -110,146 +88,51 @@ impl WeightAdapter for OftLinear {
 }
 
 /// OFT's configuration. Fields are called and behave as in Hugging Face PEFT's `OFTConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(
-    clippy::struct_excessive_bools,
-    reason = "they are upstream's, and independent"
+#[method_config(
+    OFT, peft_type = "OFT", title = "OFT", family = Reparameterization, identity_at_init, mergeable, new(oft_block_size),
+    reference = "Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning, section 3",
+    unsupported("fan_in_fan_out")
 )]
 pub struct OftConfig {
     /// Number of blocks; 0 where [`oft_block_size`](Self::oft_block_size) is given. Default: 0.
-    #[serde(default)]
+    #[field(any)]
     pub r: usize,
     /// Features of a block; 0 where [`r`](Self::r) is given. Default: 32. What does not divide a layer's
     /// inputs is replaced by the divisor next to it, the lower one of two.
-    #[serde(default = "default_block_size")]
+    #[field(default = 32, any)]
     pub oft_block_size: usize,
     /// Share of the blocks that do nothing in a pass in training, drawn anew each time, in [0, 1).
     /// Default: 0. Rounded down to whole blocks. On the activation side only.
-    #[serde(default)]
+    #[field(probability)]
     pub module_dropout: f64,
     /// Biases to train. Default: none.
-    #[serde(default)]
     pub bias: Bias,
     /// Whether a fresh adapter changes nothing; else it is random, for tests. Default: true.
-    #[serde(default = "on")]
+    #[field(default = true)]
     pub init_weights: bool,
     /// COFT: rotations stay close to none. Default: false.
-    #[serde(default)]
     pub coft: bool,
     /// How close, for COFT: a bound of the matrices that rotations are made of, above 0. Default: 6e-5.
-    #[serde(default = "default_eps")]
+    #[field(default = 6e-5, finite)]
     pub eps: f64,
     /// Whether all blocks of a layer are one. Default: false.
-    #[serde(default)]
     pub block_share: bool,
     /// A series in place of an inverse, which makes rotations approximate and cheap (Qiu et al. 2025,
     /// Orthogonal Finetuning Made Scalable). Default: true.
-    #[serde(default = "on")]
+    #[field(default = true)]
     pub use_cayley_neumann: bool,
     /// Terms of the series, from 2 to 100. Default: 5.
-    #[serde(default = "default_terms")]
+    #[field(default = 5, any)]
     pub num_cayley_neumann_terms: usize,
     /// Layers to adapt. Default: `all-linear`.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub common: Common,
 }
 
-fn default_block_size() -> usize {
-    32
-}
-
-fn default_eps() -> f64 {
-    6e-5
-}
-
-fn default_terms() -> usize {
-    5
-}
-
-fn on() -> bool {
-    true
-}
-
-impl Default for OftConfig {
-    fn default() -> Self {
-        Self::new(default_block_size())
-    }
-}
-
 impl OftConfig {
-    /// OFT with blocks of `oft_block_size` features on all linear layers but the output head.
-    pub fn new(oft_block_size: usize) -> Self {
-        Self {
-            r: 0,
-            oft_block_size,
-            module_dropout: 0.0,
-            bias: Bias::None,
-            init_weights: on(),
-            coft: false,
-            eps: default_eps(),
-            block_share: false,
-            use_cayley_neumann: on(),
-            num_cayley_neumann_terms: default_terms(),
-            targets: Targets::default(),
-            common: Common::default(),
-        }
-    }
-
-    /// Sets the number of blocks in place of their size.
-    #[must_use]
-    pub fn with_blocks(mut self, r: usize) -> Self {
-        (self.r, self.oft_block_size) = (r, 0);
-        self
-    }
-
-    /// Sets the share of blocks that do nothing in a pass in training.
-    #[must_use]
-    pub fn with_dropout(mut self, module_dropout: f64) -> Self {
-        self.module_dropout = module_dropout;
-        self
-    }
-
-    /// Sets which biases are trained.
-    #[must_use]
-    pub fn with_bias(mut self, bias: Bias) -> Self {
-        self.bias = bias;
-        self
-    }
-
-    /// Sets whether a fresh adapter changes nothing.
-    #[must_use]
-    pub fn with_init(mut self, init_weights: bool) -> Self {
-        self.init_weights = init_weights;
-        self
-    }
-
-    /// COFT with this bound.
-    #[must_use]
-    pub fn with_coft(mut self, eps: f64) -> Self {
-        (self.coft, self.eps) = (true, eps);
-        self
-    }
-
-    /// Sets whether all blocks of a layer are one.
-    #[must_use]
-    pub fn with_block_share(mut self, block_share: bool) -> Self {
-        self.block_share = block_share;
-        self
-    }
-
-    /// Sets the terms of the series, or `None` for exact rotations.
-    #[must_use]
-    pub fn with_series(mut self, terms: Option<usize>) -> Self {
-        self.use_cayley_neumann = terms.is_some();
-        self.num_cayley_neumann_terms = terms.unwrap_or_else(default_terms);
-        self
-    }
-
-    target_builders!();
-
     /// Features of a block for a layer of `width` inputs.
     fn block_size(&self, width: usize) -> usize {
         if self.r == 0 {
@@ -275,25 +158,19 @@ fn nearest_divisor(width: usize, wanted: usize) -> usize {
     }
 }
 
-impl Method for OftConfig {
-    common_method!(OFT);
+impl LinearMethod for OftConfig {
+    type State = OftLinear;
 
-    fn validate(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
             Err(Error::config(OFT.title, field, value, expected))
         };
         if (self.r == 0) == (self.oft_block_size == 0) {
             let value = (self.r, self.oft_block_size);
-            return refuse(
-                "r, oft_block_size",
-                &value,
-                "one of them, and 0 for the other",
-            );
+            let expected = "one of them, and 0 for the other";
+            return refuse("r, oft_block_size", &value, expected);
         }
-        if !(0.0..1.0).contains(&self.module_dropout) {
-            return refuse("module_dropout", &self.module_dropout, "in [0, 1)");
-        }
-        if self.coft && !(self.eps.is_finite() && self.eps > 0.0) {
+        if self.coft && self.eps <= 0.0 {
             return refuse("eps", &self.eps, "above 0");
         }
         let terms = self.num_cayley_neumann_terms;
@@ -301,58 +178,42 @@ impl Method for OftConfig {
             let expected = "from 2 to 100: one term rotates nothing";
             return refuse("num_cayley_neumann_terms", &terms, expected);
         }
-        refuse_unsupported(&self.common.unknown, &OFT, &["fan_in_fan_out"])
+        Ok(())
     }
 
-    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let targets = select(&self.targets, layout, plan, &OFT, LINEAR)?;
-        // Layers with blocks of one size have them in common.
-        let mut known: Vec<(usize, Device, Triangles)> = Vec::new();
-        for &(layer, weight) in &targets {
-            let width = weight.shape()[0];
-            let size = self.block_size(width);
-            if size < 2 {
-                let (field, value) = match self.r {
-                    0 => ("oft_block_size", self.oft_block_size),
-                    blocks => ("r", blocks),
-                };
-                let expected = format!(
-                    "`{}` has {width} inputs, and a block needs two or more of them",
-                    layer.name
-                );
-                return Err(Error::config(OFT.title, field, value, expected));
-            }
-            let blocks = width / size;
-            let rows = if self.block_share { 1 } else { blocks };
-            let shape = [rows, size * (size - 1) / 2];
-            let like = (&weight.device(), weight.dtype());
-            let oft_r = if self.init_weights {
-                plan.init().zeros(shape, like)
-            } else {
-                plan.init().normal(shape, 0.1, like)
+    fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<OftLinear> {
+        let (width, like) = (target.d_in, target.like());
+        let size = self.block_size(width);
+        if size < 2 {
+            let (field, value) = match self.r {
+                0 => ("oft_block_size", self.oft_block_size),
+                blocks => ("r", blocks),
             };
-            let same = known.iter().find(|(of, on, _)| *of == size && on == like.0);
-            let triangles = if let Some((_, _, triangles)) = same {
-                triangles.clone()
-            } else {
-                let triangles = Triangles::new(size, like.0);
-                known.push((size, like.0.clone(), triangles.clone()));
-                triangles
-            };
-            let adapter = OftLinear {
-                oft_r,
-                triangles,
-                blocks,
-                terms: self
-                    .use_cayley_neumann
-                    .then_some(self.num_cayley_neumann_terms),
-                eps: self.coft.then_some(self.eps),
-                dropout: DropoutConfig::new(self.module_dropout).init(),
-            };
-            plan.adapt_weight(weight, adapter);
+            let expected = format!(
+                "`{}` has {width} inputs, and a block needs two or more of them",
+                target.name()
+            );
+            return Err(Error::config(OFT.title, field, value, expected));
         }
-        train_biases(self.bias, layout, &targets, plan);
-        Ok(())
+        let blocks = width / size;
+        let rows = if self.block_share { 1 } else { blocks };
+        let shape = [rows, size * (size - 1) / 2];
+        let oft_r = if self.init_weights {
+            plan.init().zeros(shape, like)
+        } else {
+            plan.init().normal(shape, 0.1, like)
+        };
+        let key = ("triangles", size, like.0.clone());
+        Ok(OftLinear {
+            oft_r,
+            triangles: plan.in_common(key, || Triangles::new(size, like.0)),
+            blocks,
+            terms: self
+                .use_cayley_neumann
+                .then_some(self.num_cayley_neumann_terms),
+            eps: self.coft.then_some(self.eps),
+            dropout: DropoutConfig::new(self.module_dropout).init(),
+        })
     }
 }
 
@@ -375,8 +236,20 @@ mod tests {
         ] {
             assert_eq!(OftConfig::new(wanted).block_size(width), expected);
         }
-        assert_eq!(OftConfig::new(32).with_blocks(5).block_size(48), 12);
-        assert_eq!(OftConfig::new(32).with_blocks(99).block_size(48), 1);
+        assert_eq!(
+            OftConfig::new(32)
+                .with_r(5)
+                .with_oft_block_size(0)
+                .block_size(48),
+            12
+        );
+        assert_eq!(
+            OftConfig::new(32)
+                .with_r(99)
+                .with_oft_block_size(0)
+                .block_size(48),
+            1
+        );
     }
 
     #[test]

@@ -2,26 +2,20 @@
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
-use peft_core::method::{Layout, Target};
-
-/// For serde's defaults.
-pub(crate) fn yes() -> bool {
-    true
-}
+use peft_core::method::{Layout, TargetLayer};
 
 /// The largest input and output widths among the targets.
-pub(crate) fn widest(targets: &[Target<'_>]) -> [usize; 2] {
-    targets.iter().fold([0, 0], |[d_in, d_out], (_, weight)| {
-        let shape = weight.shape();
-        [d_in.max(shape[0]), d_out.max(shape[1])]
+pub(crate) fn widest(targets: &[TargetLayer<'_>]) -> [usize; 2] {
+    targets.iter().fold([0, 0], |[d_in, d_out], target| {
+        [d_in.max(target.d_in), d_out.max(target.d_out)]
     })
 }
 
 /// Device and float type of what the targets share: the first one's.
-pub(crate) fn first_like(targets: &[Target<'_>], layout: &Layout) -> (Device, DType) {
+pub(crate) fn first_like(targets: &[TargetLayer<'_>], layout: &Layout) -> (Device, DType) {
     targets.first().map_or_else(
         || layout.like(),
-        |(_, weight)| (weight.device(), weight.dtype()),
+        |target| (target.weight.device(), target.weight.dtype()),
     )
 }
 

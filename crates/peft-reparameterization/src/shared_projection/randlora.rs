@@ -5,47 +5,34 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::{
-    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, Shared,
-    WeightAdapter, by_peft_type, config_from_json,
+    Adapter, BaseLinear, Bias, Common, Layout, Method, Plan, Shared, WeightAdapter, adapt_each,
+    linear_targets, method_config,
 };
 use peft_core::nn::{AdaptedForward, dropout_rate};
 use peft_core::ops::{self, LowRank, add_low_rank};
 use peft_core::{Error, Result, Targets};
-use serde::{Deserialize, Serialize};
 
 use crate::math::torch_random::TorchGenerator;
-use crate::shared_projection::projections::{corner, first_like, fits, lazy, widest, yes};
-use peft_core::method::{Bias, LINEAR, select, train_biases};
-use peft_core::{common_method, target_builders};
-
-/// RandLoRA's registration.
-pub static RANDLORA: MethodInfo = MethodInfo {
-    name: "randlora",
-    peft_type: "RANDLORA",
-    title: "RandLoRA",
-    family: Family::Reparameterization,
-    reference: "Albert et al. 2025, RandLoRA: Full-rank parameter-efficient fine-tuning of large models, \
-                section 3",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<RandLoraConfig>,
-    recognises: by_peft_type,
-};
+use crate::shared_projection::projections::{corner, first_like, fits, lazy, widest};
 
 /// Albert et al. 2025, section 3: `W' = W + s·Σ Bₙ Λₙ A Γₙ` over n bases of rank r, with n r at least the
 /// layer's smaller side. Λₙ and Γₙ are diagonal and trained, A and the Bₙ frozen and shared.
 ///
 /// With m the layer's smaller side and M its larger one, A has m columns and Bₙ has M rows; where the
 /// input is the smaller side, the product is transposed.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct RandLoraLinear {
     /// A for the widest layer, `[r, 1, m]`, frozen. A layer uses its first columns.
+    #[tensor(root = "base_model.randlora_A", also = "randlora_A", saved_if = save_projection)]
     pub randlora_a: Shared<3>,
     /// The Bₙ for the widest layer, `[M, n, r]`, frozen. A layer uses the first rows and bases.
+    #[tensor(root = "base_model.randlora_B", also = "randlora_B", saved_if = save_projection)]
     pub randlora_b: Shared<3>,
     /// The diagonals of the Λₙ, `[r, n]`.
+    #[tensor("randlora_lambda")]
     pub randlora_lambda: Param<Tensor<2>>,
     /// The diagonals of the Γₙ, `[n, m]`.
+    #[tensor("randlora_gamma")]
     pub randlora_gamma: Param<Tensor<2>>,
     /// s: alpha / r.
     pub scale: f64,
@@ -77,33 +64,7 @@ impl RandLoraLinear {
         } else {
             (b, a)
         };
-        LowRank {
-            down,
-            up,
-            scale: self.scale,
-            dropout: 0.0,
-        }
-    }
-}
-
-impl Adapter for RandLoraLinear {
-    const METHOD: &'static str = "randlora";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        let mut tensors = vec![
-            CheckpointKey::layer("randlora_lambda", "randlora_lambda"),
-            CheckpointKey::layer("randlora_gamma", "randlora_gamma"),
-        ];
-        tensors.extend(if self.save_projection {
-            // Upstream writes what all layers share once more for every layer, and reads the first.
-            [
-                CheckpointKey::root("randlora_a", "base_model.randlora_A").also("randlora_A"),
-                CheckpointKey::root("randlora_b", "base_model.randlora_B").also("randlora_B"),
-            ]
-        } else {
-            ["randlora_a", "randlora_b"].map(CheckpointKey::unsaved)
-        });
-        tensors
+        LowRank::new(down, up, self.scale)
     }
 }
 
@@ -129,131 +90,49 @@ impl WeightAdapter for RandLoraLinear {
 }
 
 /// RandLoRA's configuration. Fields are called and behave as in Hugging Face PEFT's `RandLoraConfig`.
-#[expect(clippy::struct_excessive_bools, reason = "upstream's fields")]
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    RANDLORA, peft_type = "RANDLORA", title = "RandLoRA", family = Reparameterization, identity_at_init, mergeable, new(r),
+    reference = "Albert et al. 2025, RandLoRA: Full-rank parameter-efficient fine-tuning of large models, \
+                section 3"
+)]
 pub struct RandLoraConfig {
     /// Rank of a basis. Default: 32. At least 1. The smaller it is, the more bases there are, and
     /// trained parameters.
-    #[serde(default = "default_rank")]
+    #[field(default = 32, at_least = 1)]
     pub r: usize,
     /// Seed of the bases, for torch's generator. Default: 0.
-    #[serde(default)]
+    #[field(any)]
     pub projection_prng_key: i64,
     /// Whether the bases are in the checkpoint. Default: true.
-    #[serde(default = "yes")]
+    #[field(default = true)]
     pub save_projection: bool,
     /// Bases of -1, 0 and 1, a third of them not 0, over their standard deviation. Default: false.
-    #[serde(default)]
     pub sparse: bool,
     /// The same with 1 / √m not 0, m being the smaller side of the widest layer. Goes before `sparse`.
     /// Default: false.
-    #[serde(default)]
     pub very_sparse: bool,
     /// Dropout probability on the layers' input, in [0, 1). Default: 0. It acts on the activation side
     /// only.
-    #[serde(default)]
+    #[field(probability)]
     pub randlora_dropout: f64,
     /// Scaling numerator. Default: 640.
-    #[serde(default = "default_alpha")]
+    #[field(default = 640.0, finite)]
     pub randlora_alpha: f64,
     /// Biases to train. Default: none.
-    #[serde(default)]
     pub bias: Bias,
     /// Initial values. Default: true, Λ zero and Γ 1 / m. False: Λ normal and Γ 1 / M, so that the
     /// fresh adapter does change outputs; for tests.
-    #[serde(default = "yes")]
+    #[field(default = true)]
     pub init_weights: bool,
     /// Layers to adapt. Default: `all-linear`.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub common: Common,
 }
 
-fn default_rank() -> usize {
-    32
-}
-
-fn default_alpha() -> f64 {
-    640.0
-}
-
-impl Default for RandLoraConfig {
-    fn default() -> Self {
-        Self::new(default_rank())
-    }
-}
-
 impl RandLoraConfig {
-    /// RandLoRA with bases of rank `r` on all linear layers but the output head.
-    pub fn new(r: usize) -> Self {
-        Self {
-            r,
-            projection_prng_key: 0,
-            save_projection: true,
-            sparse: false,
-            very_sparse: false,
-            randlora_dropout: 0.0,
-            randlora_alpha: default_alpha(),
-            bias: Bias::None,
-            init_weights: true,
-            targets: Targets::default(),
-            common: Common::default(),
-        }
-    }
-
-    /// Sets the seed of the bases.
-    #[must_use]
-    pub fn with_projection_key(mut self, key: i64) -> Self {
-        self.projection_prng_key = key;
-        self
-    }
-
-    /// Sets whether the bases are in the checkpoint.
-    #[must_use]
-    pub fn with_saved_projection(mut self, save: bool) -> Self {
-        self.save_projection = save;
-        self
-    }
-
-    /// Sets whether the bases are sparse.
-    #[must_use]
-    pub fn with_sparse(mut self, sparse: bool) -> Self {
-        self.sparse = sparse;
-        self
-    }
-
-    /// Sets whether the bases are very sparse.
-    #[must_use]
-    pub fn with_very_sparse(mut self, very_sparse: bool) -> Self {
-        self.very_sparse = very_sparse;
-        self
-    }
-
-    /// Sets the dropout probability.
-    #[must_use]
-    pub fn with_dropout(mut self, dropout: f64) -> Self {
-        self.randlora_dropout = dropout;
-        self
-    }
-
-    /// Sets alpha.
-    #[must_use]
-    pub fn with_alpha(mut self, alpha: f64) -> Self {
-        self.randlora_alpha = alpha;
-        self
-    }
-
-    /// Sets which biases are trained.
-    #[must_use]
-    pub fn with_bias(mut self, bias: Bias) -> Self {
-        self.bias = bias;
-        self
-    }
-
-    target_builders!();
-
     /// A and the Bₙ.
     fn bases(
         &self,
@@ -285,26 +164,8 @@ impl RandLoraConfig {
 }
 
 impl Method for RandLoraConfig {
-    common_method!(RANDLORA);
-
-    fn validate(&self) -> Result<()> {
-        let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
-            Err(Error::config(RANDLORA.title, field, value, expected))
-        };
-        if self.r == 0 {
-            return refuse("r", &self.r, "at least 1");
-        }
-        if !(0.0..1.0).contains(&self.randlora_dropout) {
-            return refuse("randlora_dropout", &self.randlora_dropout, "in [0, 1)");
-        }
-        if !self.randlora_alpha.is_finite() {
-            return refuse("randlora_alpha", &self.randlora_alpha, "a finite number");
-        }
-        Ok(())
-    }
-
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let targets = select(&self.targets, layout, plan, &RANDLORA, LINEAR)?;
+        let targets = linear_targets(self, layout, plan)?;
         let rank = self.r;
         let shared = Sizes::new(rank, widest(&targets));
         if !fits(&shared.of_a()) || !fits(&shared.of_b()) {
@@ -313,35 +174,31 @@ impl Method for RandLoraConfig {
         }
         let (device, dtype) = first_like(&targets, layout);
         let [a, b] = self.bases(shared, plan, (&device, dtype));
-        let handles = Shared::new(a, targets.len()).zip(Shared::new(b, targets.len()));
-        for (&(_, weight), (randlora_a, randlora_b)) in targets.iter().zip(handles) {
-            let [d_in, d_out] = [weight.shape()[0], weight.shape()[1]];
+        let mut a = Shared::new(a, targets.len());
+        let mut b = Shared::new(b, targets.len());
+        adapt_each(self, &targets, layout, plan, |target, plan| {
+            let (d_in, d_out, like) = (target.d_in, target.d_out, target.like());
             let sizes = Sizes::new(rank, [d_in, d_out]);
             let (bases, small) = (sizes.bases, sizes.small);
-            let like = (&weight.device(), weight.dtype());
-            let (lambda, gamma) = if self.init_weights {
+            let (randlora_lambda, gamma) = if self.init_weights {
                 (plan.init().zeros([rank, bases], like), bases.max(small))
             } else {
                 (plan.init().normal([rank, bases], 1.0, like), sizes.large)
             };
             let gamma = 1.0 / gamma as f32;
-            let state = RandLoraLinear {
-                randlora_a,
-                randlora_b,
-                randlora_lambda: lambda,
-                randlora_gamma: lazy([bases, small], like, true, move || {
-                    vec![gamma; bases * small]
-                }),
+            let gammas = move || vec![gamma; bases * small];
+            Ok(RandLoraLinear {
+                randlora_a: a.next().expect("a handle for each target"),
+                randlora_b: b.next().expect("a handle for each target"),
+                randlora_lambda,
+                randlora_gamma: lazy([bases, small], like, true, gammas),
                 scale: self.randlora_alpha / rank as f64,
                 dropout: DropoutConfig::new(self.randlora_dropout).init(),
                 d_in,
                 d_out,
                 save_projection: self.save_projection,
-            };
-            plan.adapt_weight(weight, state);
-        }
-        train_biases(self.bias, layout, &targets, plan);
-        Ok(())
+            })
+        })
     }
 }
 
@@ -541,7 +398,7 @@ mod tests {
             let net = Net {
                 query: LinearConfig::new(4, 6).init(&device),
             };
-            let mut config = RandLoraConfig::new(2).with_alpha(4.0);
+            let mut config = RandLoraConfig::new(2).with_randlora_alpha(4.0);
             config.init_weights = false;
             let model = net.attach("x", &config).unwrap();
             let many = Tensor::<2>::random([20, 4], Distribution::Normal(0.0, 1.0), &device);

@@ -5,42 +5,27 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use peft_core::method::{
-    Adapter, BaseLinear, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, Shared,
-    WeightAdapter, by_peft_type, config_from_json,
+    Adapter, Bias, Common, Layout, LowRankAdapter, Method, MethodConfig as _, Plan, Shared,
+    adapt_each, linear_targets, method_config,
 };
-use peft_core::nn::{AdaptedForward, dropout_rate};
-use peft_core::ops::{LowRank, add_low_rank};
+use peft_core::ops::LowRank;
 use peft_core::{Error, Result, Targets};
-use serde::{Deserialize, Serialize};
 
 use crate::shared_projection::projections::{first_like, fits};
-use peft_core::method::{Bias, LINEAR, select, train_biases};
-use peft_core::{common_method, target_builders};
-
-/// VB-LoRA's registration.
-pub static VBLORA: MethodInfo = MethodInfo {
-    name: "vblora",
-    peft_type: "VBLORA",
-    title: "VB-LoRA",
-    family: Family::Reparameterization,
-    reference: "Li et al. 2024, VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks, \
-                section 3",
-    identity_at_init: false,
-    mergeable: true,
-    parse: config_from_json::<VbLoraConfig>,
-    recognises: by_peft_type,
-};
 
 /// Li et al. 2024, section 3: `y = xW + (drop(x) A) B`. Columns of A and rows of B are cut into pieces
 /// of the length b of the bank's h vectors; every piece is a mixture of the k vectors with the largest
 /// logits.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct VbLoraLinear {
     /// Logits of A's pieces, `[r, in / b, h]`.
+    #[tensor("vblora_logits_A")]
     pub vblora_logits_a: Param<Tensor<3>>,
     /// Logits of B's pieces, `[out / b, r, h]`.
+    #[tensor("vblora_logits_B")]
     pub vblora_logits_b: Param<Tensor<3>>,
     /// The vectors, `[h, b]`: those of all layers, and trained.
+    #[tensor(root = "base_model.vblora_vector_bank")]
     pub vblora_vector_bank: Shared<2>,
     /// k.
     pub topk: usize,
@@ -66,259 +51,118 @@ impl VbLoraLinear {
         let weights = weights.reshape([pieces, self.topk, 1]);
         (weights * vectors).sum_dim(1).reshape(shape)
     }
+}
 
-    /// A, B and a scale of 1.
+impl LowRankAdapter for VbLoraLinear {
     fn factors(&self) -> LowRank {
         let a = self.pieces(self.vblora_logits_a.val());
         let b = self.pieces(self.vblora_logits_b.val());
         let ([rank, in_pieces, length], [out_pieces, _, _]) = (a.dims(), b.dims());
-        LowRank {
-            down: a.reshape([rank, in_pieces * length]).swap_dims(0, 1),
-            up: b.swap_dims(0, 1).reshape([rank, out_pieces * length]),
-            scale: 1.0,
-            dropout: 0.0,
-        }
-    }
-}
-
-impl Adapter for VbLoraLinear {
-    const METHOD: &'static str = "vblora";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![
-            CheckpointKey::layer("vblora_logits_a", "vblora_logits_A"),
-            CheckpointKey::layer("vblora_logits_b", "vblora_logits_B"),
-            CheckpointKey::root("vblora_vector_bank", "base_model.vblora_vector_bank"),
-        ]
-    }
-}
-
-impl WeightAdapter for VbLoraLinear {
-    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        let LowRank { down, up, .. } = self.factors();
-        let shape = weight.shape();
-        weight + down.matmul(up).reshape(shape)
+        let down = a.reshape([rank, in_pieces * length]).swap_dims(0, 1);
+        let up = b.swap_dims(0, 1).reshape([rank, out_pieces * length]);
+        LowRank::new(down, up, 1.0)
     }
 
-    fn low_rank(&self) -> Option<LowRank> {
-        let dropping =
-            dropout_rate(&self.dropout) > 0.0 && self.vblora_logits_a.val().is_autodiff();
-        (!dropping).then(|| self.factors())
-    }
-
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
-        let dropped = self.dropout.adapted(input.clone());
-        add_low_rank(inner.forward(input), dropped, self.factors())
+    fn dropout(&self) -> Option<&Dropout> {
+        Some(&self.dropout)
     }
 }
 
 /// VB-LoRA's configuration. Fields are called and behave as in Hugging Face PEFT's `VBLoRAConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    VBLORA, peft_type = "VBLORA", title = "VB-LoRA", family = Reparameterization, mergeable, new(r, num_vectors, vector_length),
+    reference = "Li et al. 2024, VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks, \
+                section 3"
+)]
 pub struct VbLoraConfig {
     /// Rank. Default: 4. At least 1.
-    #[serde(default = "default_rank")]
+    #[field(default = 4, at_least = 1)]
     pub r: usize,
     /// Number h of vectors in the bank. Default: 256. At least 1.
-    #[serde(default = "default_size")]
+    #[field(default = 256, at_least = 1)]
     pub num_vectors: usize,
     /// Their length b. Default: 256. It must divide both widths of every adapted layer.
-    #[serde(default = "default_size")]
+    #[field(default = 256, at_least = 1)]
     pub vector_length: usize,
     /// Number k of vectors that are mixed. Default: 2. From 1 to `num_vectors`.
-    #[serde(default = "default_topk")]
+    #[field(default = 2, at_least = 1)]
     pub topk: usize,
     /// Whether the checkpoint holds the chosen logits only. Default: false. True is not supported.
-    #[serde(default)]
     pub save_only_topk_weights: bool,
     /// Dropout probability on the factors' input, in [0, 1). Default: 0. It acts on the activation
     /// side only.
-    #[serde(default)]
+    #[field(probability)]
     pub vblora_dropout: f64,
     /// The vectors start uniform within this bound of zero. Default: 0.02. With 0 nothing would train.
-    #[serde(default = "default_bound")]
+    #[field(default = 0.02, at_least = 0.0)]
     pub init_vector_bank_bound: f64,
     /// The logits start normal with this standard deviation. Default: 0.1.
-    #[serde(default = "default_std")]
+    #[field(default = 0.1, at_least = 0.0)]
     pub init_logits_std: f64,
     /// Biases to train. Default: none.
-    #[serde(default)]
     pub bias: Bias,
     /// Layers to adapt. Default: `all-linear`.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub common: Common,
 }
 
-fn default_rank() -> usize {
-    4
-}
-
-fn default_size() -> usize {
-    256
-}
-
-fn default_topk() -> usize {
-    2
-}
-
-fn default_bound() -> f64 {
-    0.02
-}
-
-fn default_std() -> f64 {
-    0.1
-}
-
-impl Default for VbLoraConfig {
-    fn default() -> Self {
-        Self::new(default_rank(), default_size(), default_size())
-    }
-}
-
-impl VbLoraConfig {
-    /// VB-LoRA of rank `r`, from a bank of `num_vectors` vectors of `vector_length` elements, on all
-    /// linear layers but the output head.
-    pub fn new(r: usize, num_vectors: usize, vector_length: usize) -> Self {
-        Self {
-            r,
-            num_vectors,
-            vector_length,
-            topk: default_topk(),
-            save_only_topk_weights: false,
-            vblora_dropout: 0.0,
-            init_vector_bank_bound: default_bound(),
-            init_logits_std: default_std(),
-            bias: Bias::None,
-            targets: Targets::default(),
-            common: Common::default(),
-        }
-    }
-
-    /// Sets how many vectors are mixed.
-    #[must_use]
-    pub fn with_topk(mut self, topk: usize) -> Self {
-        self.topk = topk;
-        self
-    }
-
-    /// Sets the dropout probability.
-    #[must_use]
-    pub fn with_dropout(mut self, dropout: f64) -> Self {
-        self.vblora_dropout = dropout;
-        self
-    }
-
-    /// Sets the bound of the vectors' and the standard deviation of the logits' initial values.
-    #[must_use]
-    pub fn with_init(mut self, vector_bank_bound: f64, logits_std: f64) -> Self {
-        self.init_vector_bank_bound = vector_bank_bound;
-        self.init_logits_std = logits_std;
-        self
-    }
-
-    /// Sets which biases are trained.
-    #[must_use]
-    pub fn with_bias(mut self, bias: Bias) -> Self {
-        self.bias = bias;
-        self
-    }
-
-    target_builders!();
-}
-
 impl Method for VbLoraConfig {
-    common_method!(VBLORA);
-
     fn validate(&self) -> Result<()> {
-        let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
-            Err(Error::config(VBLORA.title, field, value, expected))
-        };
-        for (field, value) in [
-            ("r", self.r),
-            ("num_vectors", self.num_vectors),
-            ("vector_length", self.vector_length),
-        ] {
-            if value == 0 {
-                return refuse(field, &value, "at least 1");
-            }
-        }
-        if !(1..=self.num_vectors).contains(&self.topk) {
-            return refuse("topk", &self.topk, "from 1 to num_vectors");
+        self.check_fields()?;
+        if self.topk > self.num_vectors {
+            let expected = "from 1 to num_vectors";
+            return Err(Error::config(VBLORA.title, "topk", self.topk, expected));
         }
         if self.save_only_topk_weights {
             let expected = "false: files without the logits are not supported yet";
-            return refuse("save_only_topk_weights", &true, expected);
-        }
-        if !(0.0..1.0).contains(&self.vblora_dropout) {
-            return refuse("vblora_dropout", &self.vblora_dropout, "in [0, 1)");
-        }
-        for (field, value) in [
-            ("init_vector_bank_bound", self.init_vector_bank_bound),
-            ("init_logits_std", self.init_logits_std),
-        ] {
-            if !(0.0..f64::INFINITY).contains(&value) {
-                return refuse(field, &value, "a finite number of at least 0");
-            }
+            let field = "save_only_topk_weights";
+            return Err(Error::config(VBLORA.title, field, true, expected));
         }
         Ok(())
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let targets = select(&self.targets, layout, plan, &VBLORA, LINEAR)?;
+        let targets = linear_targets(self, layout, plan)?;
         let (rank, vectors, length) = (self.r, self.num_vectors, self.vector_length);
+        let refuse = |field, value: usize, expected: String| {
+            Error::config(VBLORA.title, field, value, expected)
+        };
         if !fits(&[vectors, length]) {
-            let expected = "so many that they fit into memory";
-            return Err(Error::config(
-                VBLORA.title,
-                "num_vectors",
-                vectors,
-                expected,
-            ));
+            let expected = "so many that they fit into memory".into();
+            return Err(refuse("num_vectors", vectors, expected));
         }
         let (device, dtype) = first_like(&targets, layout);
-        let bound = self.init_vector_bank_bound;
+        let (bound, std) = (self.init_vector_bank_bound, self.init_logits_std);
         let bank = plan
             .init()
             .uniform([vectors, length], bound, (&device, dtype));
-        let handles = Shared::new(bank, targets.len());
-        for (&(layer, weight), vblora_vector_bank) in targets.iter().zip(handles) {
-            let [d_in, d_out] = [weight.shape()[0], weight.shape()[1]];
-            if d_in % length != 0 || d_out % length != 0 {
-                let expected = format!(
-                    "a divisor of {d_in} and {d_out}, the widths of `{}`",
-                    layer.name
-                );
-                return Err(Error::config(
-                    VBLORA.title,
-                    "vector_length",
-                    length,
-                    expected,
+        let mut handles = Shared::new(bank, targets.len());
+        adapt_each(self, &targets, layout, plan, |target, plan| {
+            let (name, d_in, d_out) = (target.name(), target.d_in, target.d_out);
+            if !(d_in.is_multiple_of(length) && d_out.is_multiple_of(length)) {
+                let expected = format!("a divisor of {d_in} and {d_out}, the widths of `{name}`");
+                return Err(refuse("vector_length", length, expected));
+            }
+            let of_a = [rank, d_in / length, vectors];
+            let of_b = [d_out / length, rank, vectors];
+            if !fits(&of_a) || !fits(&of_b) {
+                return Err(refuse(
+                    "r",
+                    rank,
+                    "a rank whose logits fit into memory".into(),
                 ));
             }
-            let shapes = [
-                [rank, d_in / length, vectors],
-                [d_out / length, rank, vectors],
-            ];
-            if !shapes.iter().all(|shape| fits(shape)) {
-                let expected = "a rank whose logits fit into memory";
-                return Err(Error::config(VBLORA.title, "r", rank, expected));
-            }
-            let like = (&weight.device(), weight.dtype());
-            let std = self.init_logits_std;
-            let [logits_a, logits_b] = shapes.map(|shape| plan.init().normal(shape, std, like));
-            let state = VbLoraLinear {
-                vblora_logits_a: logits_a,
-                vblora_logits_b: logits_b,
-                vblora_vector_bank,
+            Ok(VbLoraLinear {
+                vblora_logits_a: plan.init().normal(of_a, std, target.like()),
+                vblora_logits_b: plan.init().normal(of_b, std, target.like()),
+                vblora_vector_bank: handles.next().expect("a handle for each target"),
                 topk: self.topk,
                 dropout: DropoutConfig::new(self.vblora_dropout).init(),
-            };
-            plan.adapt_weight(weight, state);
-        }
-        train_biases(self.bias, layout, &targets, plan);
-        Ok(())
+            })
+        })
     }
 
     fn max_rank(&self) -> Option<usize> {

@@ -6,32 +6,12 @@ use std::f64::consts::TAU;
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Patterns, Plan,
-    WeightAdapter, by_peft_type, config_from_json,
+    Adapter, Bias, ByLayer, Common, LinearMethod, Plan, TargetLayer, WeightAdapter, method_config,
 };
 use peft_core::ops::LowRank;
 use peft_core::{Error, Result, Targets};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use crate::math::torch_random::TorchGenerator;
-use peft_core::method::{
-    Bias, LINEAR, at_least_one, patterns, refuse_unsupported, refuse_unused, select, train_biases,
-};
-use peft_core::{common_method, target_builders};
-
-/// FourierFT's registration.
-pub static FOURIERFT: MethodInfo = MethodInfo {
-    name: "fourierft",
-    peft_type: "FOURIERFT",
-    title: "FourierFT",
-    family: Family::Reparameterization,
-    reference: "Gao et al. 2024, Parameter-Efficient Fine-Tuning with Discrete Fourier Transform, section 3",
-    identity_at_init: false,
-    mergeable: true,
-    parse: config_from_json::<FourierFtConfig>,
-    recognises: by_peft_type,
-};
 
 /// Which frequencies a change has, and the waves that they stand for. The same for all layers of one shape.
 ///
@@ -120,10 +100,12 @@ impl Waves {
 ///
 /// As a product, `s·A (C B)`: A and B are fixed waves over inputs and outputs, C holds the coefficients.
 /// With few frequencies that is low rank.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct FourierFtLinear {
     /// Coefficients, `[n]`.
+    #[tensor("fourierft_spectrum")]
     pub spectrum: Param<Tensor<1>>,
+    #[no_tensor]
     frequencies: Frequencies,
     /// s: scaling / (in · out).
     pub scale: f64,
@@ -167,14 +149,6 @@ impl FourierFtLinear {
     }
 }
 
-impl Adapter for FourierFtLinear {
-    const METHOD: &'static str = "fourierft";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![CheckpointKey::layer("spectrum", "fourierft_spectrum")]
-    }
-}
-
 impl WeightAdapter for FourierFtLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let (shape, dtype) = (weight.shape(), weight.dtype());
@@ -189,180 +163,71 @@ impl WeightAdapter for FourierFtLinear {
 }
 
 /// FourierFT's configuration. Fields are called and behave as in Hugging Face PEFT's `FourierFTConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    FOURIERFT, peft_type = "FOURIERFT", title = "FourierFT", family = Reparameterization, mergeable, new(n_frequency),
+    reference = "Gao et al. 2024, Parameter-Efficient Fine-Tuning with Discrete Fourier Transform, section 3",
+    unsupported("fan_in_fan_out")
+)]
 pub struct FourierFtConfig {
     /// Frequencies of a layer's change, n. Default: 1000. At least 1, at most the layer's inputs times its
     /// outputs.
-    #[serde(default = "default_frequencies")]
+    #[field(default = 1000, at_least = 1)]
     pub n_frequency: usize,
     /// Other numbers of frequencies for some layers: the key is a regular expression for the end of the
     /// name.
-    #[serde(default)]
-    pub n_frequency_pattern: Map<String, Value>,
+    #[field(at_least = 1)]
+    pub n_frequency_pattern: ByLayer<usize>,
     /// What the change is multiplied by. Default: 150.
-    #[serde(default = "default_scaling")]
+    #[field(default = 150.0, finite)]
     pub scaling: f64,
     /// Seed of the frequencies; they are not in the file. Default: 777. Layers of one shape have the same.
-    #[serde(default = "default_seed")]
+    #[field(default = 777, any)]
     pub random_loc_seed: i64,
     /// Whether a fresh adapter changes nothing; else its coefficients are standard normal. Default: false.
-    #[serde(default)]
     pub init_weights: bool,
     /// Biases to train. Default: none.
-    #[serde(default)]
     pub bias: Bias,
     /// Layers to adapt. Default: `all-linear`.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub common: Common,
 }
 
-fn default_frequencies() -> usize {
-    1000
-}
+impl LinearMethod for FourierFtConfig {
+    type State = FourierFtLinear;
 
-fn default_scaling() -> f64 {
-    150.0
-}
-
-fn default_seed() -> i64 {
-    777
-}
-
-impl Default for FourierFtConfig {
-    fn default() -> Self {
-        Self::new(default_frequencies())
-    }
-}
-
-impl FourierFtConfig {
-    /// FourierFT with `n_frequency` frequencies a layer, on all linear layers but the output head.
-    pub fn new(n_frequency: usize) -> Self {
-        Self {
-            n_frequency,
-            n_frequency_pattern: Map::new(),
-            scaling: default_scaling(),
-            random_loc_seed: default_seed(),
-            init_weights: false,
-            bias: Bias::None,
-            targets: Targets::default(),
-            common: Common::default(),
+    fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<FourierFtLinear> {
+        let (name, d_in, out, like) = (target.name(), target.d_in, target.d_out, target.like());
+        // A file's own number counts: it bounds what is drawn, and upstream matches patterns otherwise.
+        let stored = plan.stored_shape(target.layer, "fourierft_spectrum");
+        let count = match stored.and_then(|shape| shape.first()) {
+            Some(count) => *count,
+            None => self.n_frequency_pattern.of(name, self.n_frequency)?,
+        };
+        let most = d_in * out;
+        if count > most {
+            let (field, expected) = (
+                "n_frequency",
+                format!("`{name}` is {d_in} × {out}, so at most {most}"),
+            );
+            return Err(Error::config(FOURIERFT.title, field, count, expected));
         }
-    }
-
-    /// Sets what the change is multiplied by.
-    #[must_use]
-    pub fn with_scaling(mut self, scaling: f64) -> Self {
-        self.scaling = scaling;
-        self
-    }
-
-    /// Sets the seed of the frequencies.
-    #[must_use]
-    pub fn with_seed(mut self, random_loc_seed: i64) -> Self {
-        self.random_loc_seed = random_loc_seed;
-        self
-    }
-
-    /// Sets whether a fresh adapter changes nothing.
-    #[must_use]
-    pub fn with_init(mut self, init_weights: bool) -> Self {
-        self.init_weights = init_weights;
-        self
-    }
-
-    /// Sets which biases are trained.
-    #[must_use]
-    pub fn with_bias(mut self, bias: Bias) -> Self {
-        self.bias = bias;
-        self
-    }
-
-    target_builders!();
-
-    /// Sets another number of frequencies for layers whose name ends in `pattern`, a regular expression.
-    #[must_use]
-    pub fn with_frequencies_for(mut self, pattern: &str, n_frequency: usize) -> Self {
-        self.n_frequency_pattern
-            .insert(pattern.into(), n_frequency.into());
-        self
-    }
-
-    fn counts(&self) -> Result<Patterns<usize>> {
-        let field = (&FOURIERFT, "n_frequency_pattern");
-        let expected = "a whole number of at least 1";
-        patterns(&self.n_frequency_pattern, field, expected, at_least_one)
-    }
-}
-
-impl Method for FourierFtConfig {
-    common_method!(FOURIERFT);
-
-    fn validate(&self) -> Result<()> {
-        let title = FOURIERFT.title;
-        if self.n_frequency == 0 {
-            return Err(Error::config(title, "n_frequency", 0, "at least 1"));
-        }
-        if !self.scaling.is_finite() {
-            let expected = "a finite number";
-            return Err(Error::config(title, "scaling", self.scaling, expected));
-        }
-        refuse_unsupported(&self.common.unknown, &FOURIERFT, &["fan_in_fan_out"])?;
-        self.counts().map(|_| ())
-    }
-
-    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let targets = select(&self.targets, layout, plan, &FOURIERFT, LINEAR)?;
-        let counts = self.counts()?;
-        refuse_unused(&counts, &targets, plan)?;
-        let mut drawn: Vec<([usize; 3], Device, Frequencies)> = Vec::new();
-        for &(layer, weight) in &targets {
-            // A file's own number counts: it bounds what is drawn, and upstream matches patterns otherwise.
-            let stored = plan.stored_shape(layer, "fourierft_spectrum");
-            let count = match stored.and_then(|shape| shape.first()) {
-                Some(count) => *count,
-                None => counts.get(&layer.name)?.unwrap_or(self.n_frequency),
-            };
-            let (shape, device) = (weight.shape(), weight.device());
-            let (d_in, out) = (shape[0], shape[1]);
-            if count > d_in * out {
-                let most = d_in * out;
-                let expected = format!("`{}` is {d_in} × {out}, so at most {most}", layer.name);
-                return Err(Error::config(
-                    FOURIERFT.title,
-                    "n_frequency",
-                    count,
-                    expected,
-                ));
-            }
-            let known = drawn
-                .iter()
-                .find(|(of, on, _)| *of == [count, d_in, out] && *on == device);
-            let frequencies = if let Some((_, _, frequencies)) = known {
-                frequencies.clone()
-            } else {
-                let seed = self.random_loc_seed as u64;
-                let frequencies = Frequencies::new(seed, count, [d_in, out], &device);
-                drawn.push(([count, d_in, out], device.clone(), frequencies.clone()));
-                frequencies
-            };
-            let like = (&device, weight.dtype());
-            let spectrum = if self.init_weights {
-                plan.init().zeros([count], like)
-            } else {
-                plan.init().normal([count], 1.0, like)
-            };
-            let adapter = FourierFtLinear {
-                spectrum,
-                frequencies,
-                scale: self.scaling / (d_in * out) as f64,
-            };
-            plan.adapt_weight(weight, adapter);
-        }
-        train_biases(self.bias, layout, &targets, plan);
-        Ok(())
+        let (seed, device) = (self.random_loc_seed as u64, like.0);
+        let frequencies = plan.in_common(([count, d_in, out], device.clone()), || {
+            Frequencies::new(seed, count, [d_in, out], device)
+        });
+        let spectrum = if self.init_weights {
+            plan.init().zeros([count], like)
+        } else {
+            plan.init().normal([count], 1.0, like)
+        };
+        Ok(FourierFtLinear {
+            spectrum,
+            frequencies,
+            scale: self.scaling / (d_in * out) as f64,
+        })
     }
 }
 

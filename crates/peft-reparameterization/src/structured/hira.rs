@@ -5,32 +5,16 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::module::{conv2d, embedding};
 use burn::tensor::{Int, Tensor};
 use peft_core::method::{
-    Adapter, BaseConv2d, BaseEmbedding, BaseLinear, CheckpointKey, Common, Family, Init, LayerKind,
-    Layout, LayoutParam, Method, MethodInfo, Patterns, Plan, WeightAdapter, by_peft_type,
-    config_from_json,
+    Adapter, BaseConv2d, BaseEmbedding, BaseLinear, ByLayer, Common, Init,
+    LINEAR_EMBEDDING_AND_CONV2D, LayerKind, Layout, LayoutParam, Method, MethodConfig as _, Plan,
+    WeightAdapter, layer_targets, method_config,
 };
 use peft_core::nn::{AdaptedForward, dropout_rate};
 use peft_core::ops::linear;
 use peft_core::{Error, Result, Targets};
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Deserializer};
 
 use crate::lora::config::InitLora;
-use peft_core::method::{at_least_one, patterns, refuse_unused, select};
-use peft_core::{common_method, target_builders};
-
-/// HiRA's registration.
-pub static HIRA: MethodInfo = MethodInfo {
-    name: "hira",
-    peft_type: "HIRA",
-    title: "HiRA",
-    family: Family::Reparameterization,
-    reference: "Huang et al. 2025, HiRA: Parameter-Efficient Hadamard High-Rank Adaptation, section 3",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<HiraConfig>,
-    recognises: by_peft_type,
-};
 
 /// `weight ⊙ (1 + product)`, for a product with the weight's elements in the weight's order.
 fn scaled<const D: usize>(weight: Tensor<D>, product: Tensor<2>) -> Tensor<D> {
@@ -44,11 +28,13 @@ fn drops<const D: usize>(dropout: &Dropout, factor: &Param<Tensor<D>>) -> bool {
 }
 
 /// HiRA on a linear layer: W' = W ⊙ (1 + A B).
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct HiraLinear {
     /// A, `[in, r]`.
+    #[tensor("hira_A", transposed)]
     pub hira_a: Param<Tensor<2>>,
     /// B, `[r, out]`.
+    #[tensor("hira_B", transposed)]
     pub hira_b: Param<Tensor<2>>,
     /// On the input of the change; on the activation side only.
     pub dropout: Dropout,
@@ -58,17 +44,6 @@ impl HiraLinear {
     /// A B, `[in, out]`.
     fn product(&self) -> Tensor<2> {
         self.hira_a.val().matmul(self.hira_b.val())
-    }
-}
-
-impl Adapter for HiraLinear {
-    const METHOD: &'static str = "hira";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![
-            CheckpointKey::layer("hira_a", "hira_A").transposed(),
-            CheckpointKey::layer("hira_b", "hira_B").transposed(),
-        ]
     }
 }
 
@@ -89,23 +64,14 @@ impl WeightAdapter for HiraLinear {
 }
 
 /// HiRA on an embedding table: row i becomes `W[i] ⊙ (1 + A[i] B)`. No dropout, as upstream.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct HiraEmbedding {
     /// A, `[vocabulary, r]`.
+    #[tensor("hira_embedding_A", transposed)]
     pub hira_a: Param<Tensor<2>>,
     /// B, `[r, d]`.
+    #[tensor("hira_embedding_B", transposed)]
     pub hira_b: Param<Tensor<2>>,
-}
-
-impl Adapter for HiraEmbedding {
-    const METHOD: &'static str = "hira";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![
-            CheckpointKey::layer("hira_a", "hira_embedding_A").transposed(),
-            CheckpointKey::layer("hira_b", "hira_embedding_B").transposed(),
-        ]
-    }
 }
 
 impl WeightAdapter for HiraEmbedding {
@@ -121,11 +87,13 @@ impl WeightAdapter for HiraEmbedding {
 }
 
 /// HiRA on a 2-D convolution: the kernel times 1 + A convolved with B, which is 1×1.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct HiraConv2d {
     /// A, `[r, in / groups, h, w]`.
+    #[tensor("hira_A")]
     pub hira_a: Param<Tensor<4>>,
     /// B, `[out, r, 1, 1]`.
+    #[tensor("hira_B")]
     pub hira_b: Param<Tensor<4>>,
     /// On the input of the change; on the activation side only.
     pub dropout: Dropout,
@@ -137,17 +105,6 @@ impl HiraConv2d {
         let [out, rank, _, _] = self.hira_b.dims();
         let down = self.hira_a.val().reshape([rank as isize, -1]);
         self.hira_b.val().reshape([out, rank]).matmul(down)
-    }
-}
-
-impl Adapter for HiraConv2d {
-    const METHOD: &'static str = "hira";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![
-            CheckpointKey::layer("hira_a", "hira_A"),
-            CheckpointKey::layer("hira_b", "hira_B"),
-        ]
     }
 }
 
@@ -169,34 +126,33 @@ impl WeightAdapter for HiraConv2d {
 }
 
 /// HiRA's configuration. Fields are called and behave as in Hugging Face PEFT's `HiraConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    HIRA, peft_type = "HIRA", title = "HiRA", family = Reparameterization, identity_at_init, mergeable, new(r),
+    reference = "Huang et al. 2025, HiRA: Parameter-Efficient Hadamard High-Rank Adaptation, section 3"
+)]
 pub struct HiraConfig {
     /// Rank of the factors. Default: 32. At least 1, at most the layer's smaller side. The change of
     /// the weight has any rank.
-    #[serde(default = "default_rank")]
+    #[field(default = 32, at_least = 1)]
     pub r: usize,
     /// Dropout probability on the change's input, in [0, 1). Default: 0. It acts on the activation side
     /// only, and not on embeddings.
-    #[serde(default)]
+    #[field(probability)]
     pub hira_dropout: f64,
     /// Initial values. Default: `true`: A Kaiming-uniform with a = sqrt(5), B zero (embeddings: A zero, B
     /// normal). `"gaussian"`: on linear layers A normal with standard deviation 1 / r instead. `false`:
     /// both normal with standard deviation 1, so that the fresh adapter does change outputs; for tests.
-    #[serde(default, deserialize_with = "null_is_false")]
+    #[field(deserialize_with = "null_is_false")]
     pub init_weights: InitLora,
     /// Other ranks for some layers: the key is a regular expression for the end of the name.
-    #[serde(default)]
-    pub rank_pattern: Map<String, Value>,
+    #[field(at_least = 1)]
+    pub rank_pattern: ByLayer<usize>,
     /// Layers to adapt. Default: `all-linear`.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub common: Common,
-}
-
-fn default_rank() -> usize {
-    32
 }
 
 /// Upstream takes null for false.
@@ -205,58 +161,7 @@ fn null_is_false<'de, D: Deserializer<'de>>(deserializer: D) -> Result<InitLora,
     Ok(found.unwrap_or(InitLora::Default(false)))
 }
 
-impl Default for HiraConfig {
-    fn default() -> Self {
-        Self::new(default_rank())
-    }
-}
-
 impl HiraConfig {
-    /// HiRA of rank `r` on all linear layers but the output head.
-    pub fn new(r: usize) -> Self {
-        Self {
-            r,
-            hira_dropout: 0.0,
-            init_weights: InitLora::default(),
-            rank_pattern: Map::new(),
-            targets: Targets::default(),
-            common: Common::default(),
-        }
-    }
-
-    /// Sets the dropout probability.
-    #[must_use]
-    pub fn with_dropout(mut self, dropout: f64) -> Self {
-        self.hira_dropout = dropout;
-        self
-    }
-
-    /// Sets the initial values.
-    #[must_use]
-    pub fn with_init(mut self, init: impl Into<InitLora>) -> Self {
-        self.init_weights = init.into();
-        self
-    }
-
-    /// Sets another rank for layers whose name ends in `pattern`, a regular expression.
-    #[must_use]
-    pub fn with_rank_for(mut self, pattern: &str, r: usize) -> Self {
-        self.rank_pattern.insert(pattern.into(), r.into());
-        self
-    }
-
-    target_builders!();
-
-    fn ranks(&self) -> Result<Patterns<usize>> {
-        let expected = "a whole number of at least 1";
-        patterns(
-            &self.rank_pattern,
-            (&HIRA, "rank_pattern"),
-            expected,
-            at_least_one,
-        )
-    }
-
     /// Initial values of both factors: A of `fan_in` inputs.
     fn draw<const D: usize>(
         &self,
@@ -278,42 +183,27 @@ impl HiraConfig {
 }
 
 impl Method for HiraConfig {
-    common_method!(HIRA);
-
     fn validate(&self) -> Result<()> {
-        let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
-            Err(Error::config(HIRA.title, field, value, expected))
-        };
-        if self.r == 0 {
-            return refuse("r", &self.r, "at least 1");
-        }
-        if !(0.0..1.0).contains(&self.hira_dropout) {
-            return refuse("hira_dropout", &self.hira_dropout, "in [0, 1)");
-        }
+        self.check_fields()?;
         if let InitLora::Named(name) = &self.init_weights
             && !name.eq_ignore_ascii_case("gaussian")
         {
-            return refuse("init_weights", name, "true, false or \"gaussian\"");
+            let (field, expected) = ("init_weights", "true, false or \"gaussian\"");
+            return Err(Error::config(HIRA.title, field, name, expected));
         }
-        self.ranks().map(|_| ())
+        Ok(())
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let kinds = (
-            &[LayerKind::Linear, LayerKind::Embedding, LayerKind::Conv2d][..],
-            "Linear, Embedding and Conv2d",
-        );
-        let targets = select(&self.targets, layout, plan, &HIRA, kinds)?;
-        let ranks = self.ranks()?;
-        refuse_unused(&ranks, &targets, plan)?;
-        for (layer, weight) in targets {
+        for target in layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV2D)? {
+            let (layer, weight) = (target.layer, target.weight);
             // Upstream writes its `rank_pattern`, and does not go by it: a file's own ranks count.
             let stored = ["hira_A", "hira_embedding_A"]
                 .into_iter()
                 .find_map(|key| plan.stored_shape(layer, key)?.first().copied());
             let rank = match stored {
                 Some(rank) => rank,
-                None => ranks.get(&layer.name)?.unwrap_or(self.r),
+                None => self.rank_pattern.of(&layer.name, self.r)?,
             };
             let shape = weight.shape();
             let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>());

@@ -4,38 +4,22 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::method::{
-    Adapter, BaseLinear, CheckpointKey, Common, Family, Layer, Layout, LayoutParam, Method,
-    MethodInfo, Plan, WeightAdapter, by_peft_type, config_from_json,
+    Adapter, BaseLinear, Bias, Common, Layout, Method, MethodConfig as _, Plan, TargetLayer,
+    WeightAdapter, adapt_each, linear_targets, method_config,
 };
 use peft_core::nn::AdaptedForward;
 use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
-
-use peft_core::method::{Bias, LINEAR, select, train_biases};
-use peft_core::{common_method, target_builders};
-
-/// MiSS's registration.
-pub static MISS: MethodInfo = MethodInfo {
-    name: "miss",
-    peft_type: "MISS",
-    title: "MiSS",
-    family: Family::Reparameterization,
-    reference: "Kang & Yin 2024, MiSS: Revisiting the Trade-off in LoRA with an Efficient \
-                Shard-Sharing Structure",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<MissConfig>,
-    recognises: by_peft_type,
-};
 
 /// `W' = W + E D`: row i changes by row `i mod r` of D, whose columns repeat where there are fewer than
 /// the layer's.
 ///
 /// On the activation side the features of x that share a row are added up first, `[tokens, r]`, so
 /// that no matrix of the weight's size is made.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct MissLinear {
     /// D, `[r, out]`; `[r, mini_r]` for the variant `mini`.
+    #[tensor("miss_block")]
     pub miss_block: Param<Tensor<2>>,
     /// On the layer's input; on the activation side only.
     pub dropout: Dropout,
@@ -68,14 +52,6 @@ impl MissLinear {
     }
 }
 
-impl Adapter for MissLinear {
-    const METHOD: &'static str = "miss";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![CheckpointKey::layer("miss_block", "miss_block")]
-    }
-}
-
 impl WeightAdapter for MissLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
@@ -99,18 +75,11 @@ impl WeightAdapter for MissLinear {
 /// place among the outputs.
 ///
 /// Every block of outputs sees another input, so the weight is composed.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct MissBat {
     /// B, `[out / r, r, r]`.
+    #[tensor("miss_block")]
     pub miss_block: Param<Tensor<3>>,
-}
-
-impl Adapter for MissBat {
-    const METHOD: &'static str = "miss";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![CheckpointKey::layer("miss_block", "miss_block")]
-    }
 }
 
 impl WeightAdapter for MissBat {
@@ -155,168 +124,112 @@ const BAT: &str = "bat";
 const MINI: &str = "mini";
 
 /// MiSS's configuration. Fields are called and behave as in Hugging Face PEFT's `MissConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    MISS, peft_type = "MISS", title = "MiSS", family = Reparameterization, identity_at_init, mergeable, new(r),
+    reference = "Kang & Yin 2024, MiSS: Revisiting the Trade-off in LoRA with an Efficient \
+                Shard-Sharing Structure"
+)]
 pub struct MissConfig {
     /// Rows of D. Default: 64. At least 1, at most the layer's input features; for `bat` a divisor of
     /// both the layer's sides.
-    #[serde(default = "default_rank")]
+    #[field(default = 64, at_least = 1)]
     pub r: usize,
     /// Dropout probability on the layer's input where the change is computed, in [0, 1). Default: 0.
     /// On the activation side only, and not for `bat`, as upstream.
-    #[serde(default)]
+    #[field(probability)]
     pub miss_dropout: f64,
     /// Columns of D for `mini`: a divisor of the layer's output features. Default: 1.
-    #[serde(default = "default_mini")]
+    #[field(default = 1, any)]
     pub mini_r: usize,
     /// Variant and initial values. Default: `true`.
-    #[serde(default)]
     pub init_weights: InitMiss,
     /// Biases to train. Default: none.
-    #[serde(default)]
     pub bias: Bias,
     /// Layers to adapt. Default: `all-linear`.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub common: Common,
 }
 
-fn default_rank() -> usize {
-    64
-}
-
-fn default_mini() -> usize {
-    1
-}
-
-impl Default for MissConfig {
-    fn default() -> Self {
-        Self::new(default_rank())
-    }
-}
-
 impl MissConfig {
-    /// MiSS with `r` rows on all linear layers but the output head.
-    pub fn new(r: usize) -> Self {
-        Self {
-            r,
-            miss_dropout: 0.0,
-            mini_r: default_mini(),
-            init_weights: InitMiss::default(),
-            bias: Bias::None,
-            targets: Targets::default(),
-            common: Common::default(),
-        }
-    }
-
     /// The variant `bat`, with blocks of `r`.
     pub fn bat(r: usize) -> Self {
-        Self::new(r).with_init(InitMiss::Named(BAT.into()))
+        Self::new(r).with_init_weights(InitMiss::Named(BAT.into()))
     }
 
     /// The variant `mini`, with `r` rows and `mini_r` columns.
     pub fn mini(r: usize, mini_r: usize) -> Self {
-        let mini = Self::new(r).with_init(InitMiss::Named(MINI.into()));
-        Self { mini_r, ..mini }
+        let mini = Self::new(r).with_mini_r(mini_r);
+        mini.with_init_weights(InitMiss::Named(MINI.into()))
     }
 
-    /// Sets the dropout probability.
-    #[must_use]
-    pub fn with_dropout(mut self, dropout: f64) -> Self {
-        self.miss_dropout = dropout;
-        self
-    }
-
-    /// Sets variant and initial values.
-    #[must_use]
-    pub fn with_init(mut self, init: InitMiss) -> Self {
-        self.init_weights = init;
-        self
-    }
-
-    /// Sets which biases are trained.
-    #[must_use]
-    pub fn with_bias(mut self, bias: Bias) -> Self {
-        self.bias = bias;
-        self
-    }
-
-    target_builders!();
-
-    fn adapt(&self, layer: &Layer, weight: &LayoutParam, plan: &mut Plan) -> Result<()> {
-        let shape = weight.shape();
-        let (d_in, out) = (shape[0], shape[1]);
-        let refuse = |field, value: usize, expected: &str| {
-            let expected = format!("`{}` is {d_in} × {out}, so {expected}", layer.name);
-            Err(Error::config(MISS.title, field, value, expected))
-        };
-        let like = (&weight.device(), weight.dtype());
-        if self.init_weights.is(BAT) {
-            if !(d_in.is_multiple_of(self.r) && out.is_multiple_of(self.r)) {
-                return refuse("r", self.r, "a divisor of both");
-            }
-            let shape = [out / self.r, self.r, self.r];
-            let miss_block = plan.init().zeros(shape, like);
-            plan.adapt_weight(weight, MissBat { miss_block });
-            return Ok(());
+    fn bat_on(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<MissBat> {
+        let (d_in, out, r) = (target.d_in, target.d_out, self.r);
+        if !(d_in.is_multiple_of(r) && out.is_multiple_of(r)) {
+            return Err(refusal(target, "r", r, "a divisor of both"));
         }
+        let miss_block = plan.init().zeros([out / r, r, r], target.like());
+        Ok(MissBat { miss_block })
+    }
+
+    fn on(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<MissLinear> {
+        let (d_in, out) = (target.d_in, target.d_out);
         if plan.is_new() && self.r > d_in {
-            return refuse("r", self.r, "at most the inputs");
+            return Err(refusal(target, "r", self.r, "at most the inputs"));
         }
         let mini = self.init_weights.is(MINI);
         if mini && !out.is_multiple_of(self.mini_r) {
-            return refuse("mini_r", self.mini_r, "a divisor of the outputs");
+            let expected = "a divisor of the outputs";
+            return Err(refusal(target, "mini_r", self.mini_r, expected));
         }
         let shape = [self.r, if mini { self.mini_r } else { out }];
         let miss_block = if self.init_weights == InitMiss::Default(false) {
-            plan.init().kaiming_uniform(shape, out, like)
+            plan.init().kaiming_uniform(shape, out, target.like())
         } else {
-            plan.init().zeros(shape, like)
+            plan.init().zeros(shape, target.like())
         };
-        let dropout = DropoutConfig::new(self.miss_dropout).init();
-        plan.adapt_weight(
-            weight,
-            MissLinear {
-                miss_block,
-                dropout,
-            },
-        );
-        Ok(())
+        Ok(MissLinear {
+            miss_block,
+            dropout: DropoutConfig::new(self.miss_dropout).init(),
+        })
     }
 }
 
-impl Method for MissConfig {
-    common_method!(MISS);
+/// What only a layer's shape tells.
+fn refusal(target: &TargetLayer<'_>, field: &'static str, value: usize, expected: &str) -> Error {
+    let (name, d_in, out) = (target.name(), target.d_in, target.d_out);
+    let expected = format!("`{name}` is {d_in} × {out}, so {expected}");
+    Error::config(MISS.title, field, value, expected)
+}
 
+impl Method for MissConfig {
     fn validate(&self) -> Result<()> {
+        self.check_fields()?;
         if let InitMiss::Named(name) = &self.init_weights
             && ![BAT, MINI].contains(&name.as_str())
         {
             let expected = "true, false, \"bat\" or \"mini\"";
             return Err(Error::config(MISS.title, "init_weights", name, expected));
         }
-        if self.r == 0 {
-            return Err(Error::config(MISS.title, "r", self.r, "at least 1"));
-        }
         if self.mini_r == 0 && self.init_weights.is(MINI) {
             let expected = "at least 1";
             return Err(Error::config(MISS.title, "mini_r", self.mini_r, expected));
-        }
-        if !(0.0..1.0).contains(&self.miss_dropout) {
-            let (value, expected) = (self.miss_dropout, "in [0, 1)");
-            return Err(Error::config(MISS.title, "miss_dropout", value, expected));
         }
         Ok(())
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let targets = select(&self.targets, layout, plan, &MISS, LINEAR)?;
-        for &(layer, weight) in &targets {
-            self.adapt(layer, weight, plan)?;
+        let targets = linear_targets(self, layout, plan)?;
+        if self.init_weights.is(BAT) {
+            return adapt_each(self, &targets, layout, plan, |target, plan| {
+                self.bat_on(target, plan)
+            });
         }
-        train_biases(self.bias, layout, &targets, plan);
-        Ok(())
+        adapt_each(self, &targets, layout, plan, |target, plan| {
+            self.on(target, plan)
+        })
     }
 
     fn max_rank(&self) -> Option<usize> {

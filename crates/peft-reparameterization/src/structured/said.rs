@@ -3,27 +3,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, LayerKind, Layout, LayoutParam, Method, MethodInfo,
-    Plan, Shared, WeightAdapter, by_peft_type, config_from_json,
+    Adapter, Common, LINEAR_EMBEDDING_AND_CONV2D, Layout, LayoutParam, Method, Plan, Shared,
+    WeightAdapter, adapt_each, layer_targets, method_config,
 };
 use peft_core::{Error, Result, Targets};
-use serde::{Deserialize, Serialize};
-
-use peft_core::method::select;
-use peft_core::{common_method, target_builders};
-
-/// Intrinsic SAID's registration.
-pub static SAID: MethodInfo = MethodInfo {
-    name: "said",
-    peft_type: "INTRINSIC_SAID",
-    title: "Intrinsic SAID",
-    family: Family::Reparameterization,
-    reference: "Aghajanyan et al. 2020, Intrinsic Dimensionality Explains the Effectiveness of Language Model Fine-Tuning, section 3",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<SaidConfig>,
-    recognises: by_peft_type,
-};
 
 /// Random numbers that are the same everywhere and forever: Vigna's splitmix64. They are a part of every
 /// saved adapter's meaning.
@@ -131,15 +114,18 @@ impl Mixing {
 /// Aghajanyan et al. 2020, section 3: θ' = θ + λ · P z for one weight, z shared by all.
 ///
 /// P z is H G Π H B z, in blocks of d elements: the blocks have a random diagonal G each.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct Said {
     /// z, the coordinates in the subspace, `[m]`; one for all weights.
+    #[tensor(root = "base_model.said_z")]
     pub z: Shared<1>,
     /// λ, `[1]`; none where all weights have 1.
+    #[tensor("said_lambda")]
     pub lambda: Option<Param<Tensor<1>>>,
     /// G of all blocks, scaled so that P keeps lengths on the average, `[blocks, d]`. Frozen, as all of P,
     /// and no parameter: the seed says it.
     gaussian: Tensor<2>,
+    #[no_tensor]
     mixing: Mixing,
 }
 
@@ -152,17 +138,6 @@ impl Said {
         let blocks = gaussian * self.mixing.spread(z);
         let flat: Tensor<1> = self.mixing.hadamard(blocks).reshape([count * size]);
         flat.narrow(0, 0, elements)
-    }
-}
-
-impl Adapter for Said {
-    const METHOD: &'static str = "said";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![
-            CheckpointKey::root("z", "base_model.said_z"),
-            CheckpointKey::layer("lambda", "said_lambda"),
-        ]
     }
 }
 
@@ -179,67 +154,27 @@ impl WeightAdapter for Said {
 }
 
 /// Intrinsic SAID's configuration. There is no upstream; names of fields are this library's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    SAID, name = "said", peft_type = "INTRINSIC_SAID", title = "Intrinsic SAID", family = Reparameterization, identity_at_init, mergeable, new(intrinsic_dimension),
+    reference = "Aghajanyan et al. 2020, Intrinsic Dimensionality Explains the Effectiveness of Language Model Fine-Tuning, section 3"
+)]
 pub struct SaidConfig {
     /// m, the number of dimensions in which all weights move. Default: 1,000. At least 1, at most the
     /// elements of the largest adapted weight.
-    #[serde(default = "default_dimension")]
+    #[field(default = 1000, at_least = 1)]
     pub intrinsic_dimension: usize,
     /// Trains a factor λ for each weight besides (SAID); otherwise it is 1 (DID). Default: true.
-    #[serde(default = "default_structure_aware")]
+    #[field(default = true)]
     pub structure_aware: bool,
     /// Seed of the random subspace. Default: 0.
-    #[serde(default)]
+    #[field(any)]
     pub seed: u64,
     /// Layers to adapt. Default: `all-linear`.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
+    #[field(flatten)]
     pub common: Common,
-}
-
-fn default_dimension() -> usize {
-    1000
-}
-
-fn default_structure_aware() -> bool {
-    true
-}
-
-impl Default for SaidConfig {
-    fn default() -> Self {
-        Self::new(default_dimension())
-    }
-}
-
-impl SaidConfig {
-    /// A subspace of `intrinsic_dimension` dimensions for all linear layers but the output head.
-    pub fn new(intrinsic_dimension: usize) -> Self {
-        Self {
-            intrinsic_dimension,
-            structure_aware: default_structure_aware(),
-            seed: 0,
-            targets: Targets::default(),
-            common: Common::default(),
-        }
-    }
-
-    /// Sets whether each weight has a trained factor.
-    #[must_use]
-    pub fn with_structure_aware(mut self, structure_aware: bool) -> Self {
-        self.structure_aware = structure_aware;
-        self
-    }
-
-    /// Sets the seed of the random subspace.
-    #[must_use]
-    pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
-    }
-
-    target_builders!();
 }
 
 /// Device and float type for the adapter of a weight.
@@ -270,74 +205,54 @@ fn gaussian(
 }
 
 impl Method for SaidConfig {
-    common_method!(SAID);
-
-    fn validate(&self) -> Result<()> {
-        match self.intrinsic_dimension {
-            0 => Err(Error::config(
-                SAID.title,
-                "intrinsic_dimension",
-                0,
-                "at least 1",
-            )),
-            _ => Ok(()),
-        }
-    }
-
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let kinds = (
-            &[LayerKind::Linear, LayerKind::Embedding, LayerKind::Conv2d][..],
-            "Linear, Embedding and Conv2d",
-        );
-        let targets = select(&self.targets, layout, plan, &SAID, kinds)?;
-        let weights = || targets.iter().map(|(_, weight)| *weight);
-        let (Some(first), Some(most)) =
-            (weights().next(), weights().map(LayoutParam::elements).max())
-        else {
+        let targets = layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV2D)?;
+        let elements = targets.iter().map(|target| target.weight.elements());
+        let (Some(first), Some(most)) = (targets.first(), elements.clone().max()) else {
             return Ok(());
         };
+        let dimension = self.intrinsic_dimension;
+        let refuse = |expected| {
+            let (title, field) = (SAID.title, "intrinsic_dimension");
+            Err(Error::config(title, field, dimension, expected))
+        };
         // Also from a file: the frozen part of P is as large.
-        if self.intrinsic_dimension > most {
+        if dimension > most {
             let expected = format!("at most {most}, the elements of the largest adapted weight");
-            let (field, found) = ("intrinsic_dimension", self.intrinsic_dimension);
-            return Err(Error::config(SAID.title, field, found, expected));
+            return refuse(expected);
         }
         // And each weight has whole blocks of it.
-        let size = self.intrinsic_dimension.next_power_of_two();
-        let held: usize = weights()
-            .map(|weight| weight.elements().div_ceil(size) * size)
+        let size = dimension.next_power_of_two();
+        let held: usize = elements
+            .clone()
+            .map(|count| count.div_ceil(size) * size)
             .sum();
-        let adapted: usize = weights().map(LayoutParam::elements).sum();
+        let adapted: usize = elements.sum();
         if held > 4 * adapted {
-            let expected = format!(
+            return refuse(format!(
                 "smaller: frozen numbers for {held} elements would be held, and the adapted weights have {adapted}"
-            );
-            let (field, found) = ("intrinsic_dimension", self.intrinsic_dimension);
-            return Err(Error::config(SAID.title, field, found, expected));
+            ));
         }
         let mut random = Random(self.seed);
-        let (device, dtype) = like(first);
-        let mixing = Mixing::new(self.intrinsic_dimension, &mut random, (&device, dtype));
+        let (device, dtype) = like(first.weight);
+        let mixing = Mixing::new(dimension, &mut random, (&device, dtype));
         let size = mixing.signs.dims()[0];
-        let z = plan
-            .init()
-            .zeros([self.intrinsic_dimension], (&device, dtype));
-        for (weight, z) in weights().zip(Shared::new(z, targets.len())) {
-            let (device, dtype) = like(weight);
+        let z = plan.init().zeros([dimension], (&device, dtype));
+        let mut handles = Shared::new(z, targets.len());
+        adapt_each(self, &targets, layout, plan, |target, _| {
+            let (device, dtype) = like(target.weight);
             let lambda = self.structure_aware.then(|| {
                 let one = Tensor::<1>::ones([1], (&device, dtype));
                 Param::from_tensor(one)
             });
-            let gaussian = gaussian(weight.elements(), size, &mut random, (&device, dtype));
-            let state = Said {
-                z,
+            let count = target.weight.elements();
+            Ok(Said {
+                z: handles.next().expect("a handle for each target"),
                 lambda,
-                gaussian,
+                gaussian: gaussian(count, size, &mut random, (&device, dtype)),
                 mixing: mixing.clone(),
-            };
-            plan.adapt_weight(weight, state);
-        }
-        Ok(())
+            })
+        })
     }
 }
 

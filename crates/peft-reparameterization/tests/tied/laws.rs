@@ -30,7 +30,7 @@ fn cases() -> Vec<Case> {
         stays_tied,
         key,
     };
-    let tied = |config: LoraConfig| config.with_weight_tying(true);
+    let tied = |config: LoraConfig| config.with_ensure_weight_tying(true);
     vec![
         case(
             "head",
@@ -46,7 +46,7 @@ fn cases() -> Vec<Case> {
         ),
         case(
             "DoRA on the head",
-            &lora(["lm_head"]).with_dora(true),
+            &lora(["lm_head"]).with_use_dora(true),
             false,
             "base_model.model.lm_head.lora_magnitude_vector",
         ),
@@ -106,7 +106,7 @@ fn cases() -> Vec<Case> {
         ),
         case(
             "rows, tied",
-            &tied(lora(["q_proj"])).with_token_rows([2, 17, 40]),
+            &tied(lora(["q_proj"])).with_trainable_token_indices([2, 17, 40]),
             true,
             "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
         ),
@@ -320,7 +320,11 @@ fn a_head_that_was_untied_takes_adapters() {
 #[test]
 fn rows_of_a_batch_have_heads_of_their_own() {
     for (name, device) in cpu_devices() {
-        let random = |targets| LoraConfig::new(2).with_targets(targets).with_init(false);
+        let random = |targets| {
+            LoraConfig::new(2)
+                .with_targets(targets)
+                .with_init_lora_weights(false)
+        };
         let model = base(&device)
             .attach("a", &random(["lm_head", "q_proj"]))
             .unwrap();
@@ -361,7 +365,7 @@ fn rows_of_a_batch_have_heads_of_their_own() {
             "{name}: {found} {expected}"
         );
         // An adapter that is on the table too cannot be mixed.
-        let tied = lora(["lm_head"]).with_weight_tying(true);
+        let tied = lora(["lm_head"]).with_ensure_weight_tying(true);
         let model = model.attach("c", &tied).unwrap();
         assert!(model.set_adapter_per_row(&[Some("c"), None]).is_err());
     }
@@ -374,12 +378,12 @@ fn adapters_of_head_and_table_nest() {
         let random = |config: LoraConfig| config.with_init(false);
         let model = base(&device);
         let model = model.attach("own", &random(lora(["lm_head"]))).unwrap();
-        let shared = random(lora(["embed_tokens"])).with_weight_tying(true);
+        let shared = random(lora(["embed_tokens"])).with_ensure_weight_tying(true);
         let model = model.attach("shared", &shared).unwrap();
         let model = model
             .attach("table", &random(lora(["embed_tokens"])))
             .unwrap();
-        let dora = lora(["lm_head"]).with_dora(true).with_init(false);
+        let dora = lora(["lm_head"]).with_use_dora(true).with_init(false);
         let model = model.attach("dora", &dora).unwrap();
         for active in [
             vec!["own", "shared"],
@@ -418,7 +422,7 @@ fn dropout_of_the_head_acts_in_the_loss() {
         for tying in [false, true] {
             let config = lora(["lm_head"]).with_init(false).with_dropout(0.5);
             let model = base(&device)
-                .attach("x", &config.with_weight_tying(tying))
+                .attach("x", &config.with_ensure_weight_tying(tying))
                 .unwrap();
             let batch = LmBatch::of_text(&TEXT);
             let loss = || model.loss(&batch).into_scalar::<f32>();
