@@ -5,7 +5,8 @@ use peft_core::method::{
     Common, Family, Layout, LayoutSite, Method, MethodConfig as _, MethodInfo, Plan,
     config_from_json, method_config,
 };
-use peft_core::{Error, Result, SiteKind};
+use peft_core::method::{HiddenState, SiteKind};
+use peft_core::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use crate::bottleneck_state::{Activation, Bottleneck};
@@ -173,15 +174,15 @@ impl BottleneckConfig {
         json
     }
 
-    fn kinds(&self) -> Vec<SiteKind> {
-        let mut kinds = Vec::new();
+    fn states(&self) -> Vec<HiddenState> {
+        let mut states = Vec::new();
         if self.mh_adapter {
-            kinds.push(SiteKind::AttentionOutput);
+            states.push(HiddenState::AttentionOutput);
         }
         if self.output_adapter {
-            kinds.push(SiteKind::FeedForwardOutput);
+            states.push(HiddenState::FeedForwardOutput);
         }
-        kinds
+        states
     }
 
     fn adapter(&self, site: &LayoutSite, layout: &Layout, plan: &mut Plan) -> Bottleneck {
@@ -214,7 +215,7 @@ impl Method for BottleneckConfig {
     fn validate(&self) -> Result<()> {
         self.check_fields()?;
         let title = self.info().title;
-        if self.kinds().is_empty() {
+        if self.states().is_empty() {
             return Err(Error::config(
                 title,
                 "output_adapter",
@@ -236,16 +237,16 @@ impl Method for BottleneckConfig {
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        for kind in self.kinds() {
-            let mut sites = layout.sites_of(kind).peekable();
+        for state in self.states() {
+            let mut sites = layout.hidden_sites(state).peekable();
             if sites.peek().is_none() {
-                return Err(layout.no_site(self.info().title, kind));
+                return Err(layout.no_site(self.info().title, SiteKind::Hidden(state)));
             }
             for site in sites {
                 if block(&site.name).is_some_and(|block| self.leave_out.contains(&block)) {
                     continue;
                 }
-                let adapter = self.adapter(site, layout, plan);
+                let adapter = self.adapter(&site, layout, plan);
                 plan.set_config_field("hidden_size", site.width);
                 plan.adapt_hidden(site, adapter);
             }

@@ -66,13 +66,13 @@ pub struct Bottleneck {
 }
 
 impl HiddenAdapter for Bottleneck {
-    fn forward(&self, hidden: Tensor<3>, around: &SiteContext<'_>) -> Tensor<3> {
+    fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
         let seen = if self.norm_before {
-            let summed = match &around.residual {
+            let summed = match &context.residual {
                 Some(residual) => hidden.clone() + residual.clone(),
                 None => hidden.clone(),
             };
-            match around.norm {
+            match context.norm {
                 Some(norm) => norm(summed),
                 None => summed,
             }

@@ -1,7 +1,6 @@
-//! The battery, on bottleneck adapters.
+//! The battery, on bottleneck adapters and IA³.
 
-use peft_additive::{Activation, BottleneckConfig};
-use peft_core::method::ConfigExt as _;
+use peft_additive::{Activation, BottleneckConfig, Ia3Config};
 
 peft_conformance::battery!(vec![
     Case::new(
@@ -20,7 +19,35 @@ peft_conformance::battery!(vec![
             .with_dropout(0.1)
             .with_modules_to_save(["classifier"])
     ),
+    Case::new(
+        "ia3",
+        Ia3Config::new()
+            .with_targets(["key", "value", "intermediate.dense", "output.dense"])
+            .with_feedforward_modules(["output.dense"])
+    ),
+    Case::new(
+        "ia3, random, with a head",
+        Ia3Config::new()
+            .with_init_ia3_weights(false)
+            .with_targets(["query", "dense"])
+            .with_feedforward_modules(r".*\.output\.dense")
+            .with_modules_to_save(["classifier"])
+    ),
 ]);
+
+#[test]
+fn a_feed_forward_module_that_is_no_target_is_refused() {
+    use peft_core::method::Method as _;
+    let config = Ia3Config::new().with_targets(["key"]);
+    config
+        .clone()
+        .with_feedforward_modules(["key"])
+        .validate()
+        .unwrap();
+    let other = config.with_feedforward_modules(["dense"]);
+    let refused = other.validate().unwrap_err().to_string();
+    assert!(refused.contains("feedforward_modules"), "{refused}");
+}
 
 /// A model without sites.
 #[derive(burn::module::Module, Debug)]

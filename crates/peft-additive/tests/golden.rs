@@ -1,4 +1,5 @@
-//! Bottleneck adapters against AdapterHub's `adapters` 1.3: its checkpoints and outputs.
+//! Bottleneck adapters against AdapterHub's `adapters` 1.3, IA³ against Hugging Face PEFT 0.21.2: their checkpoints and
+//! outputs, and for IA³ merged outputs and gradients.
 
 use std::path::Path;
 
@@ -13,6 +14,18 @@ const BASE: &str = "../peft-models/tests/golden/bert/base";
 fn checkpoints_compute_what_upstream_computes() {
     let cases = ["seq_bn", "double_seq_bn"];
     golden::check(Path::new(BASE), Path::new("tests/golden"), &cases, METHODS);
+}
+
+#[test]
+fn ia3_is_upstreams_with_scaled_biases_and_without_biases() {
+    golden::check(
+        Path::new(BASE),
+        Path::new("tests/golden"),
+        &["ia3"],
+        METHODS,
+    );
+    let base = Path::new("../peft-models/tests/golden/llama/base");
+    golden::check(base, Path::new("tests/golden/llama"), &["ia3"], METHODS);
 }
 
 #[test]

@@ -85,7 +85,7 @@ impl WeightAdapter for Scaled {
         self.scaled(weight)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         inner.with_bias(self.scaled(inner.product(input)))
     }
 }

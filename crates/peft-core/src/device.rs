@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Names of the devices compiled in, in the order of preference.
 ///

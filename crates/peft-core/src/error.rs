@@ -1,6 +1,6 @@
 //! The error of this crate. Its texts say what was wrong, where, and what would be right.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -170,17 +170,13 @@ pub enum Error {
         reason: String,
     },
 
-    /// Rows with adapters of their own, where that cannot be.
-    #[error(
-        "`{adapter}` ({method}) at `{place}` cannot differ from row to row: only adapters on weights of linear layers can, unmerged. `activate` it for all rows"
-    )]
-    PerRowAdapter {
+    /// A composition of adapters that cannot be.
+    #[error("`{adapter}` cannot be composed so: {reason}")]
+    Composition {
         /// The adapter.
         adapter: String,
-        /// Its method.
-        method: &'static str,
-        /// Where it sits.
-        place: String,
+        /// Where and why not, and what would do.
+        reason: String,
     },
 
     /// The model is merged, so its adapters cannot be changed.
@@ -301,6 +297,22 @@ impl Error {
             missing: keys.join(", "),
             available: listing(layers.map(str::to_string)),
         }
+    }
+}
+
+/// For `map_err`: what the system says about `path`.
+pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
+    move |source| Error::Io {
+        path: path.into(),
+        source,
+    }
+}
+
+/// A checkpoint that is not what it should be.
+pub(crate) fn wrong(path: &Path, reason: impl Into<String>) -> Error {
+    Error::Checkpoint {
+        path: path.into(),
+        reason: reason.into(),
     }
 }
 

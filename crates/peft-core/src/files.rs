@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 const PENDING: &str = ".pending";
 /// Bytes that are written at once.

@@ -28,6 +28,9 @@ pub(crate) enum Kind {
     Other,
 }
 
+/// Arguments without a value, but for those of the range.
+const FLAGS: [&str; 4] = ["flatten", "skip", "skip_false", "no_builder"];
+
 /// A field as its attribute describes it.
 pub(crate) struct ConfigField {
     pub(crate) name: Ident,
@@ -37,9 +40,8 @@ pub(crate) struct ConfigField {
     range: Range,
     rename: Option<LitStr>,
     deserialize_with: Option<LitStr>,
-    flatten: bool,
-    skip_false: bool,
-    no_builder: bool,
+    /// Those of `FLAGS` that it has.
+    flags: Vec<String>,
 }
 
 impl ConfigField {
@@ -57,9 +59,7 @@ impl ConfigField {
             range: Range::default(),
             rename: None,
             deserialize_with: None,
-            flatten: false,
-            skip_false: false,
-            no_builder: false,
+            flags: Vec::new(),
         };
         for attribute in take(&mut field.attrs, "field") {
             attribute.parse_nested_meta(|meta| {
@@ -68,9 +68,7 @@ impl ConfigField {
                     "default" => found.default = Some(meta.value()?.parse()?),
                     "rename" => found.rename = Some(meta.value()?.parse()?),
                     "deserialize_with" => found.deserialize_with = Some(meta.value()?.parse()?),
-                    "flatten" => found.flatten = true,
-                    "skip_false" => found.skip_false = true,
-                    "no_builder" => found.no_builder = true,
+                    flag if FLAGS.contains(&flag) => found.flags.push(argument),
                     _ if found.range.read(&meta)? => {}
                     _ => return Err(meta.error(format!("`{argument}` is no argument of `field`"))),
                 }
@@ -80,6 +78,10 @@ impl ConfigField {
         found.check(span)?;
         field.attrs.extend(found.serde_attributes());
         Ok(found)
+    }
+
+    fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|found| found == flag)
     }
 
     fn check(&self, span: Span) -> Result<()> {
@@ -96,7 +98,7 @@ impl ConfigField {
                 Error::new(span, format!("`{name}` is no number, and has no range")),
             ),
             Kind::Bool => Ok(()),
-            _ if self.skip_false => Err(Error::new(
+            _ if self.has("skip_false") => Err(Error::new(
                 span,
                 format!("`skip_false` is for a bool, and `{name}` is none"),
             )),
@@ -106,8 +108,11 @@ impl ConfigField {
 
     fn serde_attributes(&self) -> Vec<Attribute> {
         let mut attributes = Vec::new();
-        if self.flatten {
+        if self.has("flatten") {
             attributes.push(parse_quote!(#[serde(flatten)]));
+        }
+        if self.has("skip") {
+            attributes.push(parse_quote!(#[serde(skip)]));
         }
         if let Some(key) = &self.rename {
             attributes.push(parse_quote!(#[serde(rename = #key)]));
@@ -115,7 +120,7 @@ impl ConfigField {
         if let Some(function) = &self.deserialize_with {
             attributes.push(parse_quote!(#[serde(deserialize_with = #function)]));
         }
-        if self.skip_false {
+        if self.has("skip_false") {
             attributes.push(parse_quote!(#[serde(skip_serializing_if = "std::ops::Not::not")]));
         }
         attributes
@@ -168,10 +173,10 @@ impl ConfigField {
     /// `with_<field>`.
     pub(crate) fn builder(&self) -> TokenStream {
         let name = &self.name;
-        if self.no_builder {
+        if self.has("no_builder") {
             return TokenStream::new();
         }
-        if self.flatten {
+        if self.has("flatten") {
             let builders = match last(&self.ty).map(|(name, _)| name.to_string()).as_deref() {
                 Some("Targets") => format_ident!("target_builders"),
                 Some("Common") => format_ident!("common_builders"),
@@ -228,10 +233,15 @@ impl ConfigField {
         let Some((condition, words)) = checked else {
             return Ok(TokenStream::new());
         };
-        let ty = match self.kind {
-            Kind::Number { optional: true, .. } => inner(&self.ty),
-            _ => &self.ty,
-        };
+        if let Kind::Number { optional: true, .. } = self.kind {
+            let ty = inner(&self.ty);
+            return Ok(quote! {
+                if let Some(value) = self.#name {
+                    ::peft_core::method::check_field(info, #key, value, #words, |value: #ty| #condition)?;
+                }
+            });
+        }
+        let ty = &self.ty;
         Ok(quote! {
             ::peft_core::method::check_field(info, #key, self.#name, #words, |value: #ty| #condition)?;
         })

@@ -60,6 +60,7 @@ use syn::{DeriveInput, ItemStruct, parse_macro_input};
 /// | `any`, `finite`, `positive`, `probability`, `at_least = …`, `at_most = …`, `above = …`, `below = …` | the range. Every number needs one. Where a number is bounded, it must be finite, too |
 /// | `rename = "…"` | its key in JSON, if that is another |
 /// | `flatten` | its fields are keys of the outer object; builders of `Targets` and `Common` come with it |
+/// | `skip` | not in JSON |
 /// | `skip_false` | not written while it is false |
 /// | `deserialize_with = "…"` | as serde's |
 /// | `no_builder` | the builder is written by hand |

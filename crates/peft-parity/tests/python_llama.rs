@@ -13,7 +13,7 @@ use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use common::python::{Python, write_io};
 use peft::core::PeftModule as _;
-use peft::core::method::{ConfigExt as _, Method};
+use peft::core::method::Method;
 use peft::reparameterization::{LohaConfig, LoraConfig, VeraConfig};
 use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
 use peft_models::{ExportConfig, ExportDtype, Llama, LmBatch};

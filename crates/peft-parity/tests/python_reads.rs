@@ -13,7 +13,7 @@ use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Int, Tensor};
 use common::python::{Python, write_io};
 use peft::core::PeftModule as _;
-use peft::core::method::{ConfigExt as _, Method};
+use peft::core::method::Method;
 use peft::reparameterization::{
     AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LohaConfig,
     LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, VbLoraConfig, VeraConfig,
@@ -45,8 +45,8 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
         ("lora-bias-for-b", Box::new(lora().with_lora_bias(true))),
         ("lora-bias-all", Box::new(lora().with_bias(Bias::All))),
         ("lora-bias-only", Box::new(lora().with_bias(Bias::Adapted))),
-        ("lora-pissa", Box::new(lora().with_init("pissa"))),
-        ("lora-olora", Box::new(lora().with_init("olora"))),
+        ("lora-pissa", Box::new(lora().with_init_lora_weights("pissa"))),
+        ("lora-olora", Box::new(lora().with_init_lora_weights("olora"))),
         ("lora-frozen-a", Box::new(lora().with_freeze_a(true))),
         (
             "lora-pooler",

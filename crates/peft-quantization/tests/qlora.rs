@@ -133,7 +133,6 @@ fn factors_in_16_bits_compute_in_32_and_train() {
 #[test]
 fn a_head_that_is_a_packed_table_takes_adapters() {
     use burn::module::Module as _;
-    use peft_core::method::ConfigExt as _;
     let lora = |target: &str| LoraConfig::new(3).with_targets([target]);
     let cases = [
         ("LoRA", lora("lm_head")),

@@ -3,7 +3,6 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, Tolerance};
 use peft_core::PeftModule;
-use peft_core::method::ConfigExt as _;
 use peft_models::Bert;
 use peft_reparameterization::{
     Bias, CombinationType, LoraConfig, LoraEmbedding, LoraLinear, MergeMethod, TiesElectSign,
@@ -24,7 +23,7 @@ fn base() -> Bert {
 
 /// An adapter whose factors are all random.
 fn attached(model: &Bert, name: &str, config: &LoraConfig) -> Bert {
-    let config = config.clone().with_init(false);
+    let config = config.clone().with_init_lora_weights(false);
     model.attach(name, &config).unwrap()
 }
 
@@ -366,7 +365,7 @@ fn what_has_no_meaning_is_refused() {
         .attach("dora", &config.clone().with_use_dora(true))
         .unwrap();
     let model = model
-        .attach("pissa", &config.clone().with_init("pissa"))
+        .attach("pissa", &config.clone().with_init_lora_weights("pissa"))
         .unwrap();
     let model = model
         .attach("pooler", &config.with_modules_to_save(["pooler"]))
@@ -540,6 +539,6 @@ fn contradictions_are_refused() {
     assert!(refused(&config.clone().with_trainable_token_indices([3, 3])).contains("different"));
     let targeted = LoraConfig::new(2).with_targets(["word_embeddings"]);
     assert!(refused(&targeted.with_trainable_token_indices([3])).contains("target"));
-    let negative = config.with_init("pissa").with_alpha_pattern("query", -1.0);
+    let negative = config.with_init_lora_weights("pissa").with_alpha_pattern("query", -1.0);
     assert!(refused(&negative).contains("above 0"));
 }

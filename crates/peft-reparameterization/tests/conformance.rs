@@ -1,6 +1,5 @@
 //! The battery, on every method of the family and its variants.
 
-use peft_core::method::ConfigExt as _;
 use peft_reparameterization::{
     AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, InitC3a,
     InitLokr, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig,

@@ -112,7 +112,7 @@ fn what_cannot_be_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(refused.contains("rho"), "{refused}");
-    let alone = config.with_init("eva");
+    let alone = config.with_init_lora_weights("eva");
     let refused = base.attach("x", &alone).unwrap_err().to_string();
     assert!(refused.contains("eva"), "{refused}");
 }

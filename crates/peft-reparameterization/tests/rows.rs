@@ -4,9 +4,8 @@ use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use peft_core::device::cpu_devices;
-use peft_core::method::{ConfigExt as _, Method};
-use peft_core::nn::AdaptedForward;
-use peft_core::{Error, PeftModule};
+use peft_core::nn::{AdaptedForward, ForwardContext};
+use peft_core::{Composition, Error, PeftModule};
 use peft_models::{GenerateConfig, GenerateError, Llama};
 use peft_reparameterization::{Bias, InitLora, LoraConfig, LoraLinear, METHODS, cast_factors};
 
@@ -27,7 +26,7 @@ impl Net {
     }
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        peft_core::nn::adapted_gelu(&self.second, self.first.adapted(x))
+        peft_core::nn::adapted_gelu(&self.second, self.first.adapted(x), &ForwardContext::new())
     }
 }
 
@@ -179,25 +178,33 @@ fn what_cannot_be_mixed_is_not_swapped_in() {
     let x = Tensor::<3>::random([6, 4, 6], Distribution::Default, &device);
     let mixed = model.set_adapter_per_row(&ROWS).unwrap();
     let before = mixed.forward(x.clone()).into_data();
-    let refused: [LoraConfig; 3] = [
+    let configs: [LoraConfig; 3] = [
         lora(2, ["first"]).with_modules_to_save(["table"]),
         lora(2, ["first"]).with_bias(Bias::All),
         lora(2, ["table"]),
     ];
-    for config in refused {
+    for config in configs {
         let other = base.attach("new", &config).unwrap();
         let dir = tempfile::tempdir().unwrap();
         other.save_adapter("new", dir.path()).unwrap();
-        let error = mixed.swap_adapter("a", dir.path(), METHODS).unwrap_err();
-        assert!(matches!(error, Error::PerRowAdapter { .. }), "{error}");
+        let swapped = mixed.swap_adapter("a", dir.path(), METHODS).unwrap();
+        assert_eq!(swapped.composition(), mixed.composition());
+        let found = swapped.forward(x.clone());
+        let alone = swapped.activate(&["a"]).unwrap().forward(x.clone());
+        for (row, name) in ROWS.iter().enumerate() {
+            let whole = if *name == Some("a") {
+                &alone
+            } else {
+                &mixed.forward(x.clone())
+            };
+            let (found, expected) = (
+                found.clone().narrow(0, row, 1),
+                whole.clone().narrow(0, row, 1),
+            );
+            let error = farthest(found, expected);
+            assert!(error <= 1e-6, "row {row}: {error}");
+        }
         assert_eq!(mixed.forward(x.clone()).into_data(), before);
-        assert_eq!(mixed.adapters(), model.adapters());
-        // Where no row has it, it is no matter.
-        let rows = [Some("b"), None, None, Some("b"), None, None];
-        let others = model.set_adapter_per_row(&rows).unwrap();
-        let swapped = others.swap_adapter("a", dir.path(), METHODS).unwrap();
-        let error = farthest(swapped.forward(x.clone()), others.forward(x.clone()));
-        assert!(error <= 1e-6, "{error}");
     }
 }
 
@@ -255,19 +262,10 @@ fn what_cannot_be_mixed_is_refused() {
         refused(&model, &[Some("z")]),
         Error::UnknownAdapter { .. }
     ));
-    let table = model.attach("t", &lora(2, ["table"])).unwrap();
-    let error = refused(&table, &[Some("t")]).to_string();
-    assert!(error.contains("`t` (LoRA) at `table.weight`"), "{error}");
-    let whole: &dyn Method = &lora(2, ["second"]).with_modules_to_save(["first"]);
-    let saved = model.attach("s", whole).unwrap();
-    assert!(matches!(
-        refused(&saved, &[Some("s"), None]),
-        Error::PerRowAdapter { .. }
-    ));
     let mixed = model.set_adapter_per_row(&[Some("a"), None]).unwrap();
     assert!(matches!(
         mixed.merge_adapters().unwrap_err(),
-        Error::PerRowAdapter { .. }
+        Error::Composition { .. }
     ));
     let merged = model.merge_adapters().unwrap();
     assert!(matches!(refused(&merged, &[None]), Error::Merged));
@@ -303,11 +301,14 @@ fn a_text_is_generated_with_one_row_only() {
         .with_max_new_tokens(5)
         .with_eos_token_id([]);
     let mixed = model.set_adapter_per_row(&[Some("a"), None]).unwrap();
-    assert_eq!(mixed.adapter_per_row(), Some(vec![Some("a".into()), None]));
+    assert_eq!(
+        mixed.composition(),
+        Composition::PerRow(vec![Some("a".into()), None])
+    );
     let error = mixed.generate_ids(&[1, 5, 7], &config).unwrap_err();
     assert!(matches!(error, GenerateError::Rows { rows: 2 }), "{error}");
     let alone = model.set_adapter_per_row(&[Some("a")]).unwrap();
-    assert_eq!(model.adapter_per_row(), None);
+    assert!(matches!(model.composition(), Composition::Stack(_)));
     assert_eq!(
         alone.generate_ids(&[1, 5, 7], &config).unwrap(),
         model.generate_ids(&[1, 5, 7], &config).unwrap()

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use peft_core::PeftModule;
-use peft_core::method::{ConfigExt as _, Method};
+use peft_core::method::Method;
 use peft_models::{Bert, BertConfig};
 use peft_reparameterization::{
     AdaLoraConfig, C3aConfig, FourierFtConfig, HiraConfig, InitLora, LohaConfig, LokrConfig,

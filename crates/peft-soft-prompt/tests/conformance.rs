@@ -1,7 +1,6 @@
 //! The battery, on soft prompts.
 
-use peft_core::method::ConfigExt as _;
-use peft_soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
+use peft_soft_prompt::{PrefixInit, PrefixTuningConfig, PromptInit, PromptTuningConfig};
 
 peft_conformance::battery!(vec![
     Case::new("prefix", PrefixTuningConfig::new(4)),
@@ -12,13 +11,13 @@ peft_conformance::battery!(vec![
     Case::new(
         "zero prefix, with a head",
         PrefixTuningConfig::new(3)
-            .with_zeros()
+            .with_init_weights(PrefixInit::Zero)
             .with_modules_to_save(["classifier"])
     ),
     Case::new("random", PromptTuningConfig::new(5)),
     Case::new(
         "sampled vocabulary",
-        PromptTuningConfig::new(3).with_sampled_vocabulary()
+        PromptTuningConfig::new(3).with_prompt_tuning_init(PromptInit::SampleVocab)
     ),
     Case::new(
         "text, with a head",

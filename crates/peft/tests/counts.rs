@@ -1,7 +1,7 @@
 //! Trainable parameters on MiniLM-L6 (d 384, feed-forward 1536, 6 layers, with pooler), heads
 //! excluded.
 
-use peft::additive::BottleneckConfig;
+use peft::additive::{BottleneckConfig, Ia3Config};
 use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
 use peft::reparameterization::{
@@ -31,7 +31,11 @@ fn counts_are_those_of_the_literature() {
     let model = minilm_l6();
     let head = 384 * 2 + 2;
     assert_eq!(model.counts().total, 22_713_216 + head);
-    let cases: [(&dyn Method, usize); 8] = [
+    let ia3 = Ia3Config::new()
+        .with_targets(["key", "value", "output.dense"])
+        .with_feedforward_modules(["output.dense"]);
+    let cases: [(&dyn Method, usize); 9] = [
+        (&ia3, 16_128),
         (&LoraConfig::new(8).with_targets(["query", "value"]), 73_728),
         (&LoraConfig::new(8).with_excluded(["pooler.dense"]), 331_776),
         (&BottleneckConfig::houlsby(), 226_080),

@@ -1,15 +1,8 @@
 //! How an adapter's parameters are called and laid out in a checkpoint.
 
-use std::collections::{HashMap, HashSet};
-use std::ops::Range;
+use std::collections::HashSet;
 
-use burn::tensor::TensorData;
-use serde_json::Value;
-
-use crate::adapter::erased::ErasedModule;
-use crate::checkpoint::read::{ADAPTERHUB_FILE, MODEL_FILE};
-use crate::checkpoint::transpose::transposed_bytes;
-use crate::method::contract::Method;
+use crate::upstream::{ADAPTERHUB_FILE, MODEL_FILE, PREFIX, PROMPT_PREFIX};
 
 /// Whose names a checkpoint uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,32 +13,7 @@ pub(crate) enum Style {
     AdapterHub,
 }
 
-/// In front of the names of models, in Hugging Face PEFT's files.
-const PREFIX: &str = "base_model.model.";
-/// The same for soft prompts.
-const PROMPT_PREFIX: &str = "base_model.";
-
 impl Style {
-    pub(crate) fn of(config: &Value, method: &dyn Method) -> Self {
-        let adapterhub = config["version"]
-            .as_str()
-            .is_some_and(|v| v.starts_with("adapters."));
-        if adapterhub {
-            Self::AdapterHub
-        } else {
-            Self::upstream(method)
-        }
-    }
-
-    /// Hugging Face PEFT's for a method.
-    pub(crate) fn upstream(method: &dyn Method) -> Self {
-        if method.is_prompt_learning() {
-            Self::HuggingFacePrompt
-        } else {
-            Self::HuggingFace
-        }
-    }
-
     /// In front of the model's names.
     fn prefix(self) -> &'static str {
         match self {
@@ -86,10 +54,10 @@ enum Key {
 pub struct CheckpointKey {
     pub(crate) field: String,
     key: Key,
-    transposed: bool,
-    columns: Option<Columns>,
+    pub(crate) transposed: bool,
+    pub(crate) columns: Option<Columns>,
     copy: Option<String>,
-    twin: Option<Box<CheckpointKey>>,
+    pub(crate) twin: Option<Box<CheckpointKey>>,
 }
 
 impl CheckpointKey {
@@ -202,210 +170,9 @@ pub(crate) fn unsaved_fields(specs: &[CheckpointKey]) -> HashSet<String> {
     unsaved.map(|spec| spec.field.clone()).collect()
 }
 
-/// Where one parameter of an adapter's state is in a file.
-pub(crate) struct Stored {
-    /// None of what is not saved.
-    pub(crate) key: Option<String>,
-    transposed: bool,
-    columns: Option<Columns>,
-}
-
-impl Stored {
-    /// The tensor's shape in the file, for a parameter of `shape`.
-    pub(crate) fn shape(&self, shape: &[usize]) -> Vec<usize> {
-        let mut whole = shape.to_vec();
-        if let (Some(columns), Some(last)) = (self.columns, whole.last_mut()) {
-            *last = columns.of;
-        }
-        if self.transposed {
-            whole.reverse();
-        }
-        whole
-    }
-
-    /// How a parameter of `shape` lies in the file's tensor.
-    fn runs(&self, shape: &[usize]) -> Runs {
-        let (width, others) = shape.split_last().expect("a part has an axis");
-        let others = others.iter().product();
-        let (outer, inner) = if self.transposed {
-            (1, others)
-        } else {
-            (others, 1)
-        };
-        Runs {
-            outer,
-            width: *width,
-            inner,
-        }
-    }
-
-    /// The value of a parameter of `shape`, from the file's tensor, which has the right shape.
-    pub(crate) fn value(&self, tensor: &TensorData, shape: &[usize]) -> TensorData {
-        let mut value = tensor.clone();
-        if let Some(columns) = self.columns {
-            let runs = self.runs(shape);
-            let (size, whole) = (tensor.dtype().size(), tensor.as_bytes());
-            let mut bytes = Vec::with_capacity(runs.outer * runs.width * runs.inner * size);
-            for run in 0..runs.outer {
-                bytes.extend_from_slice(&whole[columns.bytes(&runs, run, size)]);
-            }
-            let mut own = shape.to_vec();
-            if self.transposed {
-                own.reverse();
-            }
-            value = TensorData::from_bytes_vec(bytes, own, tensor.dtype());
-        }
-        if self.transposed {
-            transpose(value)
-        } else {
-            value
-        }
-    }
-
-    /// The file's tensor with a parameter's `value` in it; `before` is what other places left there.
-    ///
-    /// # Panics
-    ///
-    /// If there is something in the place of the value already.
-    pub(crate) fn put(&self, before: Option<TensorData>, value: TensorData) -> TensorData {
-        let shape = value.shape().to_vec();
-        let value = if self.transposed {
-            transpose(value)
-        } else {
-            value
-        };
-        let Some(columns) = self.columns else {
-            assert!(
-                before.is_none(),
-                "two places of the adapter write {:?}",
-                self.key
-            );
-            return value;
-        };
-        let (whole, dtype) = (self.shape(&shape), value.dtype());
-        let mut bytes = match before {
-            Some(before) => before.as_bytes().to_vec(),
-            None => vec![0; whole.iter().product::<usize>() * dtype.size()],
-        };
-        let runs = self.runs(&shape);
-        let run_bytes = runs.width * runs.inner * dtype.size();
-        for (run, part) in value.as_bytes().chunks_exact(run_bytes).enumerate() {
-            bytes[columns.bytes(&runs, run, dtype.size())].copy_from_slice(part);
-        }
-        TensorData::from_bytes_vec(bytes, whole, dtype)
-    }
-}
-
-/// The last two axes of row-major data, swapped.
-pub(crate) fn transpose(data: TensorData) -> TensorData {
-    let [rows, columns] = [data.shape()[0], data.shape()[1]];
-    let (source, shape) = (data.as_bytes(), [rows, columns]);
-    let bytes = match data.dtype().size() {
-        2 => transposed_bytes::<2>(source, shape),
-        4 => transposed_bytes::<4>(source, shape),
-        8 => transposed_bytes::<8>(source, shape),
-        size => unreachable!("no float tensor has elements of {size} bytes"),
-    };
-    TensorData::from_bytes_vec(bytes, vec![columns, rows], data.dtype())
-}
-
 /// A part of a tensor: elements from `from` on along an axis that has `of`.
 #[derive(Clone, Copy, Debug)]
-struct Columns {
-    from: usize,
-    of: usize,
-}
-
-/// Row-major data as a part lies in it: `outer` runs of `width` of the `of` elements of the axis, each of
-/// `inner` numbers.
-struct Runs {
-    outer: usize,
-    width: usize,
-    inner: usize,
-}
-
-impl Columns {
-    /// Where the bytes of run `run` are in the whole.
-    fn bytes(self, runs: &Runs, run: usize, size: usize) -> Range<usize> {
-        let from = (run * self.of + self.from) * runs.inner * size;
-        from..from + runs.width * runs.inner * size
-    }
-}
-
-/// By field, for every parameter of an adapter's state: where it is, and where its twin is.
-pub(crate) type Specs = HashMap<String, (Stored, Option<Stored>)>;
-
-pub(crate) fn specs_by_field(
-    adapter: &dyn ErasedModule,
-    style: Style,
-    layer: &str,
-    name: &str,
-) -> Specs {
-    let stored = |spec: &CheckpointKey| Stored {
-        key: spec.key(style, layer, name),
-        transposed: spec.transposed,
-        columns: spec.columns,
-    };
-    adapter
-        .tensors()
-        .into_iter()
-        .map(|spec| {
-            let twin = spec.twin.as_deref().map(stored);
-            (spec.field.clone(), (stored(&spec), twin))
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stored(transposed: bool, from: usize, of: usize) -> Stored {
-        Stored {
-            key: Some("key".into()),
-            transposed,
-            columns: Some(Columns { from, of }),
-        }
-    }
-
-    fn data(values: &[f32], shape: [usize; 2]) -> TensorData {
-        TensorData::new(values.to_vec(), shape)
-    }
-
-    #[test]
-    fn places_share_a_tensor_by_columns() {
-        let whole = data(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3]);
-        let (left, right) = (
-            data(&[1.0, 4.0], [2, 1]),
-            data(&[2.0, 3.0, 5.0, 6.0], [2, 2]),
-        );
-        let (first, second) = (stored(false, 0, 3), stored(false, 1, 3));
-        assert_eq!(second.shape(&[2, 2]), [2, 3]);
-        assert_eq!(first.value(&whole, &[2, 1]), left);
-        assert_eq!(second.value(&whole, &[2, 2]), right);
-        let half = second.put(None, right);
-        assert_eq!(first.put(Some(half), left), whole);
-    }
-
-    #[test]
-    fn columns_are_counted_before_transposing() {
-        // As above, transposed.
-        let whole = data(&[1.0, 4.0, 2.0, 5.0, 3.0, 6.0], [3, 2]);
-        let right = data(&[2.0, 3.0, 5.0, 6.0], [2, 2]);
-        let second = stored(true, 1, 3);
-        assert_eq!(second.shape(&[2, 2]), [3, 2]);
-        assert_eq!(second.value(&whole, &[2, 2]), right);
-        let first = stored(true, 0, 3);
-        let half = second.put(None, right);
-        assert_eq!(first.put(Some(half), data(&[1.0, 4.0], [2, 1])), whole);
-    }
-
-    #[test]
-    fn columns_of_a_vector_are_its_elements() {
-        let whole = TensorData::new(vec![1.0_f32, 2.0, 3.0], [3]);
-        let last = TensorData::new(vec![3.0_f32], [1]);
-        assert_eq!(stored(false, 2, 3).value(&whole, &[1]), last);
-        let put = stored(false, 2, 3).put(None, last);
-        assert_eq!(put, TensorData::new(vec![0.0_f32, 0.0, 3.0], [3]));
-    }
+pub(crate) struct Columns {
+    pub(crate) from: usize,
+    pub(crate) of: usize,
 }

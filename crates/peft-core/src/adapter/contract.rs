@@ -5,8 +5,9 @@ use burn::tensor::module::{conv2d, embedding};
 use burn::tensor::{Int, Tensor};
 use peft_ops::LowRank;
 
+use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
-use crate::nn::base_layer::{BaseConv2d, BaseEmbedding, BaseLinear};
+use crate::adapter::site_context::SiteContext;
 
 /// State that a method adds to one place of a model.
 ///
@@ -39,7 +40,7 @@ pub trait Adapter: Module + Sync + 'static {
 /// - *activation side*: [`linear`](Self::linear) and its siblings compute the layer's output
 ///   without ever forming W'. The defaults compose; overriding them is what makes a method cheap.
 ///
-/// Several adapters on one parameter nest: each sees what lies below it as `inner`, the base
+/// Several adapters on one parameter nest: each sees what lies below it as `base`, the model's own
 /// weight being innermost.
 pub trait WeightAdapter: Adapter {
     /// The effective weight, from the weight below. Shape and dtype are kept.
@@ -55,22 +56,22 @@ pub trait WeightAdapter: Adapter {
     }
 
     /// `x W' + b`, for `input` of shape `[tokens, in]`: returns `[tokens, out]`. The layer's bias
-    /// is `inner`'s.
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    /// is `base`'s.
+    fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         match self.low_rank() {
-            Some(low_rank) => inner.forward_with(input, low_rank),
-            None => peft_ops::linear(input, self.compose(inner.weight()), inner.bias(), None),
+            Some(low_rank) => base.forward_with(input, low_rank),
+            None => peft_ops::linear(input, self.compose(base.weight()), base.bias(), None),
         }
     }
 
     /// Rows of the table for `ids` of shape `[batch, seq]`: returns `[batch, seq, d]`.
-    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
-        embedding(self.compose(inner.weight()), ids)
+    fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3> {
+        embedding(self.compose(base.weight()), ids)
     }
 
     /// The convolution of `input` `[batch, in, h, w]`, without the bias.
-    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
-        conv2d(input, self.compose(inner.weight()), None, inner.options())
+    fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4> {
+        conv2d(input, self.compose(base.weight()), None, base.options())
     }
 
     /// Whether [`compose`](Self::compose) says all that the adapter does. Where it adds to a layer's output
@@ -101,11 +102,14 @@ pub trait WeightAdapter: Adapter {
 /// An adapter of a hidden state at a [`Site`](crate::Site) of the forward pass.
 pub trait HiddenAdapter: Adapter {
     /// The new hidden state, `[batch, seq, d]` as `hidden` is.
-    fn forward(&self, hidden: Tensor<3>, around: &SiteContext<'_>) -> Tensor<3>;
+    fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
 }
 
 /// An adapter of a model's input: virtual tokens before the embeddings.
 pub trait PromptAdapter: Adapter {
+    /// How many virtual tokens.
+    fn virtual_tokens(&self) -> usize;
+
     /// The virtual tokens' embeddings, `[virtual_tokens, d]`.
     fn prompt(&self) -> Tensor<2>;
 }
@@ -118,42 +122,4 @@ pub trait KeyValueAdapter: Adapter {
     /// Keys and values, each `[virtual_tokens, kv_heads · head_dim]`. Keys are as they are attended to: where
     /// the model rotates by position, they are taken for rotated.
     fn key_value(&self) -> (Tensor<2>, Tensor<2>);
-}
-
-/// What a [`HiddenAdapter`] may use besides the hidden state itself.
-#[derive(Default)]
-#[non_exhaustive]
-pub struct SiteContext<'a> {
-    /// What went into the sublayer whose output the site sees, `[batch, seq, d]`.
-    pub sublayer_input: Option<Tensor<3>>,
-    /// The residual stream that the model adds after the site, `[batch, seq, d]`.
-    pub residual: Option<Tensor<3>>,
-    /// The normalisation that the model applies after adding the residual (post-norm models).
-    pub norm: Option<&'a dyn Fn(Tensor<3>) -> Tensor<3>>,
-}
-
-impl<'a> SiteContext<'a> {
-    /// Nothing is known: sites in the middle of nowhere.
-    pub fn none() -> Self {
-        Self::default()
-    }
-
-    /// The site after a sublayer of a post-norm block, `norm(hidden + residual)`, whose residual
-    /// is also the sublayer's input.
-    pub fn post_norm(residual: Tensor<3>, norm: &'a dyn Fn(Tensor<3>) -> Tensor<3>) -> Self {
-        Self {
-            sublayer_input: Some(residual.clone()),
-            residual: Some(residual),
-            norm: Some(norm),
-        }
-    }
-
-    /// The site after a sublayer of a pre-norm block, `hidden + residual`.
-    pub fn pre_norm(sublayer_input: Tensor<3>, residual: Tensor<3>) -> Self {
-        Self {
-            sublayer_input: Some(sublayer_input),
-            residual: Some(residual),
-            norm: None,
-        }
-    }
 }

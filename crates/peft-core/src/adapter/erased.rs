@@ -8,125 +8,16 @@
 use std::any::Any;
 
 use burn::module::{Devices, Flag, Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor};
 use peft_ops::LowRank;
 
+use crate::adapter::any_tensor::{AnyTensor, with_rank};
+use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{
-    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, SiteContext, WeightAdapter,
+    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
-use crate::nn::base_layer::{BaseConv2d, BaseEmbedding, BaseLinear};
-
-/// Runs `$body` with `$d` as the constant that `$rank` holds.
-macro_rules! with_rank {
-    ($rank:expr, $d:ident => $body:expr) => {
-        match $rank {
-            0 => {
-                const $d: usize = 0;
-                $body
-            }
-            1 => {
-                const $d: usize = 1;
-                $body
-            }
-            2 => {
-                const $d: usize = 2;
-                $body
-            }
-            3 => {
-                const $d: usize = 3;
-                $body
-            }
-            4 => {
-                const $d: usize = 4;
-                $body
-            }
-            5 => {
-                const $d: usize = 5;
-                $body
-            }
-            6 => {
-                const $d: usize = 6;
-                $body
-            }
-            7 => {
-                const $d: usize = 7;
-                $body
-            }
-            8 => {
-                const $d: usize = 8;
-                $body
-            }
-            rank => unreachable!("no Burn layer has a parameter of rank {rank}"),
-        }
-    };
-}
-pub(crate) use with_rank;
-
-/// A float tensor whose rank is known at run time only.
-#[derive(Clone, Debug)]
-pub(crate) struct AnyTensor {
-    rank: usize,
-    value: std::sync::Arc<dyn Any + Send + Sync>,
-}
-
-impl AnyTensor {
-    pub(crate) fn new<const D: usize>(tensor: Tensor<D>) -> Self {
-        Self {
-            rank: D,
-            value: std::sync::Arc::new(tensor),
-        }
-    }
-
-    pub(crate) fn rank(&self) -> usize {
-        self.rank
-    }
-
-    pub(crate) fn get<const D: usize>(&self) -> Tensor<D> {
-        self.value
-            .downcast_ref::<Tensor<D>>()
-            .expect("the rank was checked when the adapter was placed")
-            .clone()
-    }
-}
-
-impl AnyTensor {
-    pub(crate) fn to_device(&self, device: &Device) -> Self {
-        with_rank!(self.rank, D => Self::new(self.get::<D>().to_device(device).detach()))
-    }
-
-    pub(crate) fn shape(&self) -> Vec<usize> {
-        with_rank!(self.rank, D => self.get::<D>().dims().to_vec())
-    }
-
-    pub(crate) fn elements(&self) -> usize {
-        self.shape().iter().product()
-    }
-
-    pub(crate) fn dtype(&self) -> DType {
-        with_rank!(self.rank, D => self.get::<D>().dtype())
-    }
-
-    pub(crate) fn device(&self) -> Device {
-        with_rank!(self.rank, D => self.get::<D>().device())
-    }
-
-    pub(crate) fn to_data(&self) -> TensorData {
-        with_rank!(self.rank, D => self.get::<D>().into_data())
-    }
-
-    pub(crate) fn detach(&self) -> Self {
-        with_rank!(self.rank, D => Self::new(self.get::<D>().detach()))
-    }
-
-    /// On the device's autodiff side, or off it.
-    pub(crate) fn with_autodiff(&self, on: bool) -> Self {
-        with_rank!(self.rank, D => {
-            let tensor = self.get::<D>();
-            Self::new(if on { Tensor::from_inner(tensor) } else { tensor.without_autodiff() })
-        })
-    }
-}
+use crate::adapter::site_context::SiteContext;
 
 /// A parameter on its way through the erased boundary.
 pub(crate) struct AnyParam {
@@ -360,9 +251,9 @@ impl<A: Adapter> ErasedModule for Typed<A> {
 pub(crate) trait ErasedWeight: ErasedModule {
     fn compose(&self, base: AnyTensor) -> AnyTensor;
     fn low_rank(&self) -> Option<LowRank>;
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2>;
-    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3>;
-    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4>;
+    fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2>;
+    fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3>;
+    fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4>;
     fn is_mergeable(&self) -> bool;
     fn affects_tied_head(&self) -> bool;
     fn tied_low_rank(&self) -> Option<LowRank>;
@@ -377,14 +268,14 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     fn low_rank(&self) -> Option<LowRank> {
         self.state().low_rank()
     }
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
-        self.state().linear(input, inner)
+    fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
+        self.state().linear(input, base)
     }
-    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
-        self.state().embedding(ids, inner)
+    fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3> {
+        self.state().embedding(ids, base)
     }
-    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
-        self.state().conv2d(input, inner)
+    fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4> {
+        self.state().conv2d(input, base)
     }
     fn is_mergeable(&self) -> bool {
         self.state().is_mergeable()
@@ -404,13 +295,13 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
 }
 
 pub(crate) trait ErasedHidden: ErasedModule {
-    fn forward(&self, hidden: Tensor<3>, around: &SiteContext<'_>) -> Tensor<3>;
+    fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
     fn boxed(&self) -> Box<dyn ErasedHidden>;
 }
 
 impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
-    fn forward(&self, hidden: Tensor<3>, around: &SiteContext<'_>) -> Tensor<3> {
-        self.state().forward(hidden, around)
+    fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
+        self.state().forward(hidden, context)
     }
     fn boxed(&self) -> Box<dyn ErasedHidden> {
         Box::new(self.clone())
@@ -418,11 +309,15 @@ impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
 }
 
 pub(crate) trait ErasedPrompt: ErasedModule {
+    fn virtual_tokens(&self) -> usize;
     fn prompt(&self) -> Tensor<2>;
     fn boxed(&self) -> Box<dyn ErasedPrompt>;
 }
 
 impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
+    fn virtual_tokens(&self) -> usize {
+        self.state().virtual_tokens()
+    }
     fn prompt(&self) -> Tensor<2> {
         self.state().prompt()
     }
@@ -499,6 +394,57 @@ impl AnyAdapter {
             Self::Hidden(adapter) => adapter.as_mut(),
             Self::Prompt(adapter) => adapter.as_mut(),
             Self::KeyValue(adapter) => adapter.as_mut(),
+        }
+    }
+
+    /// The adapter, which is on a weight.
+    pub(crate) fn weight_adapter(&self) -> &dyn ErasedWeight {
+        match self {
+            Self::Weight(adapter) => adapter.as_ref(),
+            other => unreachable!("{} is on a weight", other.place()),
+        }
+    }
+
+    /// The adapter, which is at a site of hidden states.
+    pub(crate) fn hidden_adapter(&self) -> &dyn ErasedHidden {
+        match self {
+            Self::Hidden(adapter) => adapter.as_ref(),
+            other => unreachable!("{} is at a site of hidden states", other.place()),
+        }
+    }
+
+    /// The adapter, which is at a site of embeddings.
+    pub(crate) fn prompt_adapter(&self) -> &dyn ErasedPrompt {
+        match self {
+            Self::Prompt(adapter) => adapter.as_ref(),
+            other => unreachable!("{} is at a site of embeddings", other.place()),
+        }
+    }
+
+    /// The adapter, which is at a site of keys and values.
+    pub(crate) fn key_value_adapter(&self) -> &dyn ErasedKeyValue {
+        match self {
+            Self::KeyValue(adapter) => adapter.as_ref(),
+            other => unreachable!("{} is at a site of keys and values", other.place()),
+        }
+    }
+
+    /// How many virtual tokens it puts in front.
+    pub(crate) fn virtual_tokens(&self) -> usize {
+        match self {
+            Self::Prompt(adapter) => adapter.virtual_tokens(),
+            Self::KeyValue(adapter) => adapter.virtual_tokens(),
+            Self::Weight(_) | Self::Hidden(_) => 0,
+        }
+    }
+
+    /// What it was made for. A plan takes adapters for places of their type only.
+    fn place(&self) -> &'static str {
+        match self {
+            Self::Weight(_) => "an adapter of a weight",
+            Self::Hidden(_) => "an adapter of a hidden state",
+            Self::Prompt(_) => "a prompt",
+            Self::KeyValue(_) => "a prefix",
         }
     }
 }

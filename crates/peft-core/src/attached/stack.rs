@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Reparameterization};
 use burn::tensor::{Device, Tensor};
+use serde_json::{Map, Value};
 
-use crate::adapter::erased::{AnyAdapter, AnyTensor, ErasedWeight, FromDyn};
-use crate::adapter::quantized_base::{self, QuantizedBase};
-use crate::attached::traversal;
-use crate::method::contract::AttachedMethod;
-use crate::nn::base_layer::BaseNorms;
-use crate::nn::mixed_batch::Rows;
+use crate::adapter::any_tensor::AnyTensor;
+use crate::adapter::erased::{AnyAdapter, ErasedWeight, FromDyn};
+use crate::adapter::quantized_base::QuantizedBase;
+use crate::attached::base_norms::BaseNorms;
+use crate::attached::composition::{Composition, Mixture, Parts};
+use crate::method::contract::Method;
+use crate::slot;
 
 /// What visitors and mappers are told, in `enter_module` and `exit_module`, to be the container of an adapter that
 /// takes part in the forward pass. The name is the adapter's.
@@ -22,6 +24,28 @@ pub const INACTIVE_ADAPTER: &str = "InactiveAdapter";
 /// Whether a visitor enters an adapter.
 pub(crate) fn is_adapter(container: &str) -> bool {
     container == ACTIVE_ADAPTER || container == INACTIVE_ADAPTER
+}
+
+/// A method as it was attached.
+#[derive(Debug)]
+pub(crate) struct AttachedMethod {
+    pub(crate) method: Box<dyn Method>,
+    /// What the model told, for the configuration file.
+    pub(crate) notes: Map<String, Value>,
+}
+
+impl AttachedMethod {
+    /// The content of `adapter_config.json`.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut json = self.method.to_json();
+        if let Some(fields) = json.as_object_mut() {
+            for (field, value) in &self.notes {
+                fields.insert(field.clone(), value.clone());
+            }
+            fields.insert("inference_mode".into(), true.into());
+        }
+        json
+    }
 }
 
 /// One named adapter at one place.
@@ -45,8 +69,8 @@ pub(crate) struct Stack {
     pub(crate) merged: Option<AnyTensor>,
     /// The base, if it is quantized: the parameter's own tensor then only stands in for its shape.
     pub(crate) quantized: Option<QuantizedBase>,
-    /// The adapter of each row of the batch, if rows have adapters of their own; then none is active.
-    pub(crate) rows: Option<Arc<Rows>>,
+    /// How adapters act together, where they do not lie one on the other; then none is active.
+    pub(crate) mixture: Option<Mixture>,
     /// Of the base.
     pub(crate) norms: BaseNorms,
 }
@@ -65,10 +89,74 @@ impl Stack {
         self.entries.iter().filter(|entry| entry.active)
     }
 
+    /// The composition, where the adapters do not lie one on the other, and one of them is here.
+    pub(crate) fn mixed(&self) -> Option<&Mixture> {
+        self.mixture.as_ref().filter(|mixture| mixture.is_used())
+    }
+
+    /// The adapters that take part in the forward pass, in whatever composition.
+    pub(crate) fn used(&self) -> impl Iterator<Item = &Entry> {
+        let used = |(index, entry): (usize, _)| self.uses(index).then_some(entry);
+        self.entries.iter().enumerate().filter_map(used)
+    }
+
+    fn uses(&self, index: usize) -> bool {
+        let in_mixture = |mixture: &Mixture| mixture.uses(index);
+        self.entries[index].active || self.mixture.as_ref().is_some_and(in_mixture)
+    }
+
+    /// Whether the weight differs between rows or tokens of a batch.
+    pub(crate) fn varies(&self) -> bool {
+        let parts = self.mixed().map(|mixture| &mixture.parts);
+        matches!(parts, Some(Parts::PerRow(_) | Parts::Routed(_)))
+    }
+
+    /// The composition as it is here.
+    pub(crate) fn mixture_of(&self, composition: &Arc<Composition>) -> Option<Mixture> {
+        let names: Vec<&str> = self
+            .entries
+            .iter()
+            .map(|entry| entry.name.as_str())
+            .collect();
+        Mixture::new(composition, &names)
+    }
+
+    /// Composes the adapters otherwise.
+    pub(crate) fn set_composition(&mut self, composition: &Arc<Composition>) {
+        let stacked = match composition.as_ref() {
+            Composition::Stack(names) => names.as_slice(),
+            _ => &[],
+        };
+        for entry in &mut self.entries {
+            entry.active = stacked.contains(&entry.name);
+        }
+        self.mixture = self.mixture_of(composition);
+    }
+
+    /// The place with the adapter at this index alone, or with none.
+    pub(crate) fn only(&self, index: Option<usize>) -> Self {
+        let entry = index.map(|index| Entry {
+            active: true,
+            ..self.entries[index].clone()
+        });
+        Self {
+            entries: entry.into_iter().collect(),
+            merged: None,
+            quantized: self.quantized.clone(),
+            mixture: None,
+            norms: self.norms.clone(),
+        }
+    }
+
+    /// The place with the adapter of this name alone, if it is here.
+    pub(crate) fn named(&self, name: Option<&str>) -> Self {
+        let at = |name: &str| self.entries.iter().position(|entry| entry.name == name);
+        self.only(name.and_then(at))
+    }
+
     /// What the entry at this index reports to visitors.
     fn container(&self, index: usize) -> &'static str {
-        let in_rows = || self.rows.as_ref().is_some_and(|rows| rows.use_entry(index));
-        if self.entries[index].active || in_rows() {
+        if self.uses(index) {
             ACTIVE_ADAPTER
         } else {
             INACTIVE_ADAPTER
@@ -77,50 +165,64 @@ impl Stack {
 
     pub(crate) fn active_weights(&self) -> Vec<&dyn ErasedWeight> {
         self.active()
-            .filter_map(|entry| match &entry.adapter {
-                AnyAdapter::Weight(adapter) => Some(adapter.as_ref()),
-                _ => None,
-            })
+            .map(|entry| entry.adapter.weight_adapter())
             .collect()
     }
 
-    /// The base with the active adapters folded in, whether merged or not. `base` is the parameter's own
+    /// The base as a dense tensor. `base` is the parameter's own.
+    pub(crate) fn dense(&self, base: &AnyTensor) -> AnyTensor {
+        match &self.quantized {
+            Some(quantized) => AnyTensor::new(quantized.dense(&base.get::<2>())),
+            None => base.clone(),
+        }
+    }
+
+    /// The base with the adapters folded in, whether merged or not. `base` is the parameter's own
     /// tensor.
-    pub(crate) fn compose(&self, base: AnyTensor) -> AnyTensor {
-        self.active_weights().into_iter().fold(
-            quantized_base::dense(Some(self), &base),
-            |weight, adapter| adapter.compose(weight),
-        )
+    pub(crate) fn compose(&self, base: &AnyTensor) -> AnyTensor {
+        let weight = self.dense(base);
+        let Some(Parts::Weighted(parts)) = self.mixed().map(|mixture| &mixture.parts) else {
+            return self
+                .active_weights()
+                .into_iter()
+                .fold(weight, |weight, adapter| adapter.compose(weight));
+        };
+        parts.iter().fold(weight.clone(), |sum, (index, factor)| {
+            let changed = self.entries[*index]
+                .adapter
+                .weight_adapter()
+                .compose(weight.clone());
+            sum.add_difference(&changed, &weight, *factor)
+        })
     }
 }
 
 impl Reparameterization for Stack {
-    const NAME: &'static str = traversal::SEGMENT;
+    const NAME: &'static str = slot::SEGMENT;
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         assert!(
-            self.rows.as_ref().is_none_or(|rows| !rows.use_any()),
-            "rows of the batch have adapters of their own, so this weight is no single one: call its \
+            !self.varies(),
+            "rows or tokens of the batch have adapters of their own, so this weight is no single one: call its \
              layer through `peft_core::nn::AdaptedForward`, or `activate` adapters for all rows"
         );
         assert!(
-            self.active_weights()
-                .iter()
-                .all(|adapter| adapter.is_mergeable()),
+            self.used()
+                .all(|entry| entry.adapter.weight_adapter().is_mergeable()),
             "an adapter adds to this layer's output what its weight cannot: call the layer through \
              `peft_core::nn::AdaptedForward`"
         );
         match &self.merged {
             Some(merged) => merged.get(),
-            None if self.quantized.is_none() && self.active().next().is_none() => base,
-            None => self.compose(AnyTensor::new(base)).get(),
+            None if self.quantized.is_none() && self.used().next().is_none() => base,
+            None => self.compose(&AnyTensor::new(base)).get(),
         }
     }
 }
 
 impl Module for Stack {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        if traversal::hand_out(self) {
+        if slot::report(|| self.clone()) {
             return;
         }
         for (index, entry) in self.entries.iter().enumerate() {
@@ -131,24 +233,22 @@ impl Module for Stack {
         }
     }
 
-    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
-        match traversal::placed(self) {
-            Ok(placed) => placed,
-            Err(mut stack) => {
-                // The mapper may have changed the base, but not a quantized one.
-                if stack.quantized.is_none() {
-                    stack.norms = BaseNorms::default();
-                }
-                for index in 0..stack.entries.len() {
-                    let container = stack.container(index);
-                    let entry = &mut stack.entries[index];
-                    mapper.enter_module(&entry.name, container);
-                    entry.adapter.module_mut().map(&mut FromDyn(mapper));
-                    mapper.exit_module(&entry.name, container);
-                }
-                stack
-            }
+    fn map<M: ModuleMapper>(mut self, mapper: &mut M) -> Self {
+        if slot::is_writing() {
+            return slot::take().unwrap_or(self);
         }
+        // The mapper may have changed the base, but not a quantized one.
+        if self.quantized.is_none() {
+            self.norms = BaseNorms::default();
+        }
+        for index in 0..self.entries.len() {
+            let container = self.container(index);
+            let entry = &mut self.entries[index];
+            mapper.enter_module(&entry.name, container);
+            entry.adapter.module_mut().map(&mut FromDyn(mapper));
+            mapper.exit_module(&entry.name, container);
+        }
+        self
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {

@@ -5,15 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use burn::tensor::TensorData;
 
 use crate::adapter::checkpoint_key::Style;
-use crate::checkpoint::read;
+use crate::checkpoint::tensors;
 use crate::layout::model_layout::Layout;
-use crate::method::contract::PlannedAdapter;
-use crate::model::attached::place_name;
+use crate::method::plan::PlannedAdapter;
+use crate::upstream::{COMPILED, MODULES_TO_SAVE};
 
 type Tensors = BTreeMap<String, TensorData>;
-
-/// What `torch.compile` puts in front of the modules that it wraps.
-const COMPILED: &str = "_orig_mod";
 
 /// The tensors without what `torch.compile` put into their keys.
 ///
@@ -50,8 +47,8 @@ pub(crate) fn renames(
     let expected: BTreeMap<String, Option<usize>> = planned
         .iter()
         .flat_map(|planned| {
-            let place = place_name(layout, &planned.path);
-            read::keys(planned.adapter.module(), style, &place, name)
+            let place = layout.place_name(&planned.path);
+            tensors::keys(planned.adapter.module(), style, &place, name)
         })
         .collect();
     let mut missing: BTreeMap<&String, Option<usize>> = expected
@@ -133,7 +130,7 @@ fn shorter(key: &str) -> impl Iterator<Item = Shorter> {
         if !last_of_module {
             found.push(without(at, at + 1, Some(at)));
         }
-        if parts[at - 1] == "modules_to_save" {
+        if parts[at - 1] == MODULES_TO_SAVE {
             found.push(without(at - 1, at + 1, None));
         }
         // A magnitude is in a module of its own.

@@ -1,5 +1,7 @@
 //! Matrices turned in memory.
 
+use burn::tensor::TensorData;
+
 /// Side of the squares that are turned one after another, so that both matrices' lines stay in the first cache.
 const TILE: usize = 32;
 
@@ -34,6 +36,19 @@ pub(crate) fn transposed_bytes<const N: usize>(bytes: &[u8], shape: [usize; 2]) 
     let (elements, rest) = bytes.as_chunks::<N>();
     assert!(rest.is_empty(), "elements of {N} bytes");
     transposed(elements, shape).into_flattened()
+}
+
+/// The last two axes of row-major data, swapped.
+pub(crate) fn transpose(data: TensorData) -> TensorData {
+    let [rows, columns] = [data.shape()[0], data.shape()[1]];
+    let (source, shape) = (data.as_bytes(), [rows, columns]);
+    let bytes = match data.dtype().size() {
+        2 => transposed_bytes::<2>(source, shape),
+        4 => transposed_bytes::<4>(source, shape),
+        8 => transposed_bytes::<8>(source, shape),
+        size => unreachable!("no float tensor has elements of {size} bytes"),
+    };
+    TensorData::from_bytes_vec(bytes, vec![columns, rows], data.dtype())
 }
 
 #[cfg(test)]

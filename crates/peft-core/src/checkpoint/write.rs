@@ -10,12 +10,13 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, View};
 use serde_json::Value;
 
-use crate::Result;
-use crate::adapter::checkpoint_key::{Style, transpose};
-use crate::adapter::quantized_base::RawTensor;
-use crate::checkpoint::read::{CONFIG_FILE, wrong};
+use crate::adapter::checkpoint_key::Style;
+use crate::checkpoint::transpose::transpose;
+use crate::error::{Result, wrong};
 use crate::files::{self, Files, Problem};
 use crate::layout::model_layout::LayoutParam;
+use crate::layout::quantizer::RawTensor;
+use crate::upstream::CONFIG_FILE;
 
 /// Upstream's headers end at a multiple of so many bytes.
 const ALIGNMENT: usize = 8;

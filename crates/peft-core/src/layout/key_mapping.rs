@@ -5,7 +5,7 @@ use burn::module::{
 };
 use burn::tensor::Device;
 
-use crate::attached::traversal;
+use crate::slot;
 
 /// How Hugging Face calls what the fields of a model are called here.
 ///
@@ -59,15 +59,11 @@ impl KeyMapping {
     pub fn is_head(&self, field: &str) -> bool {
         self.heads.contains(&field)
     }
-
-    pub(crate) fn heads(&self) -> &'static [&'static str] {
-        self.heads
-    }
 }
 
 impl Module for KeyMapping {
     fn visit<V: ModuleVisitor>(&self, _visitor: &mut V) {
-        traversal::report_names(self);
+        slot::report(|| self.clone());
     }
 
     fn map<M: ModuleMapper>(self, _mapper: &mut M) -> Self {

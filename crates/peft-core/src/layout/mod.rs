@@ -2,5 +2,7 @@
 
 pub(crate) mod key_mapping;
 pub(crate) mod model_layout;
-pub(crate) mod patterns;
+pub(crate) mod quantizer;
+pub(crate) mod scan;
+pub(crate) mod site_kind;
 pub(crate) mod targets;

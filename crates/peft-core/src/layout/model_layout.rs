@@ -1,14 +1,17 @@
 //! What a model consists of, as adapters see it: layers, parameters and sites, by upstream name.
 
+use std::marker::PhantomData;
+use std::ops::Deref;
+
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::Error;
-use crate::adapter::erased::AnyTensor;
+use crate::adapter::any_tensor::AnyTensor;
 use crate::adapter::quantized_base::QuantizedBase;
-use crate::attached::stack::Stack;
-use crate::attached::traversal::{Found, FoundParam, Tie, Trainable};
-use crate::error::listing;
-use crate::nn::site::SiteKind;
+use crate::adapter::site_type::{Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType};
+use crate::adapter::trainable::Trainable;
+use crate::error::{Error, listing};
+use crate::layout::scan::{Scan, ScannedParam, WEIGHT};
+use crate::upstream::USUAL_HEADS;
 
 /// Kind of a layer, by the struct that holds its parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,10 +66,13 @@ pub struct LayoutParam {
     pub name: String,
     /// Index of the layer that holds it, in [`Layout::layers`].
     pub layer: usize,
-    pub(crate) trainable: Trainable,
+    trainable: Trainable,
+    /// The parameter's own tensor, without adapters.
     pub(crate) base: AnyTensor,
-    pub(crate) stack: Option<Stack>,
-    pub(crate) tied: Option<Tie>,
+    /// What that stands in for, if the base is quantized.
+    pub(crate) quantized: Option<QuantizedBase>,
+    /// Field path of the table that it is, transposed.
+    table: Option<String>,
 }
 
 impl LayoutParam {
@@ -74,7 +80,7 @@ impl LayoutParam {
     /// ([`TiedHead`](crate::TiedHead)), which is that table, transposed. It takes adapters like any weight, and
     /// has no elements of its own.
     pub fn is_tied(&self) -> bool {
-        self.tied.is_some()
+        self.table.is_some()
     }
 
     /// Whether it is set to be trained, also where its device has no autodiff right now.
@@ -109,19 +115,12 @@ impl LayoutParam {
 
     /// The format of the stored value where it is quantized, as in `nf4`.
     pub fn quantized_format(&self) -> Option<&str> {
-        Some(self.quantized()?.rows.format())
-    }
-
-    fn quantized(&self) -> Option<&QuantizedBase> {
-        match &self.tied {
-            Some(tie) => tie.quantized.as_ref(),
-            None => self.stack.as_ref()?.quantized.as_ref(),
-        }
+        Some(self.quantized.as_ref()?.rows.format())
     }
 
     /// The stored value, whatever its rank.
     pub(crate) fn stored(&self) -> AnyTensor {
-        match self.quantized() {
+        match &self.quantized {
             Some(quantized) => AnyTensor::new(quantized.dense(&self.base.get::<2>())),
             None => self.base.clone(),
         }
@@ -159,11 +158,22 @@ pub struct LayoutSite {
     pub width: usize,
     /// How many heads share them; 1 where there are none.
     pub heads: usize,
-    pub(crate) stack: Stack,
 }
 
-/// Heads of models that do not say which their heads are.
-const USUAL_HEADS: &[&str] = &["lm_head", "score", "classifier", "qa_outputs"];
+/// A site with its type: what adapters it takes.
+#[derive(Clone, Copy, Debug)]
+pub struct TypedSite<'a, T> {
+    site: &'a LayoutSite,
+    site_type: PhantomData<T>,
+}
+
+impl<T> Deref for TypedSite<'_, T> {
+    type Target = LayoutSite;
+
+    fn deref(&self) -> &LayoutSite {
+        self.site
+    }
+}
 
 /// What a model consists of, in the order of traversal. Printing it lists the layers.
 #[derive(Clone, Debug)]
@@ -178,44 +188,42 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub(crate) fn new(found: Found) -> Self {
+    pub(crate) fn new(scan: Scan) -> Self {
+        let scan = scan.with_heads();
         let mut layout = Self {
             params: Vec::new(),
             layers: Vec::new(),
             sites: Vec::new(),
         };
-        let mut last_layer_path: Option<Vec<String>> = None;
-        for param in &found.params {
+        let mut last_layer_path: Option<&[String]> = None;
+        for param in &scan.params {
             let (field, layer_path) = param.path.split_last().expect("a parameter has a field");
-            let kind = LayerKind::of(&param.container);
-            if last_layer_path.as_deref() != Some(layer_path) {
+            if last_layer_path != Some(layer_path) {
                 layout.layers.push(Layer {
-                    name: upstream(&found, layer_path).join("."),
-                    kind: kind.clone(),
+                    name: scan.upstream(layer_path).join("."),
+                    kind: LayerKind::of(&param.container),
                     params: Vec::new(),
-                    head: param.tied.is_some() || is_head(&found, layer_path),
+                    head: param.table.is_some() || is_head(&scan, layer_path),
                 });
-                last_layer_path = Some(layer_path.to_vec());
+                last_layer_path = Some(layer_path);
             }
-            let layer = layout.layers.len() - 1;
-            layout.layers[layer].params.push(layout.params.len());
-            layout
-                .params
-                .push(layout_param(param, layer, field, &layout.layers[layer]));
+            let index = layout.layers.len() - 1;
+            let layer = &mut layout.layers[index];
+            layer.params.push(layout.params.len());
+            layout.params.push(layout_param(param, index, field, layer));
         }
-        for site in &found.sites {
-            let mut name = upstream(&found, &site.path);
+        for (path, head) in &scan.sites {
+            let mut name = scan.upstream(path);
             name.pop();
-            if !site.head.name.is_empty() {
-                name.push(site.head.name.to_string());
+            if !head.name.is_empty() {
+                name.push(head.name.to_string());
             }
             layout.sites.push(LayoutSite {
-                path: site.path.join("."),
+                path: path.join("."),
                 name: name.join("."),
-                kind: site.head.kind,
-                width: site.head.width,
-                heads: site.head.heads,
-                stack: site.stack.clone(),
+                kind: head.kind,
+                width: head.width,
+                heads: head.heads,
             });
         }
         layout
@@ -244,15 +252,47 @@ impl Layout {
     /// The weights of heads that are tables, each with its table's.
     pub(crate) fn tied_weights(&self) -> impl Iterator<Item = (&LayoutParam, &LayoutParam)> {
         self.params.iter().filter_map(|head| {
-            let tie = head.tied.as_ref()?;
-            let table = self.params.iter().find(|param| param.path == tie.table)?;
+            let path = head.table.as_ref()?;
+            let table = self.params.iter().find(|param| param.path == *path)?;
             Some((head, table))
         })
     }
 
-    /// The sites of one kind.
-    pub fn sites_of(&self, kind: SiteKind) -> impl Iterator<Item = &LayoutSite> {
-        self.sites.iter().filter(move |site| site.kind == kind)
+    /// The sites of a hidden state.
+    pub fn hidden_sites(&self, state: HiddenState) -> impl Iterator<Item = TypedSite<'_, Hidden>> {
+        self.typed(SiteKind::Hidden(state))
+    }
+
+    /// The sites of embeddings.
+    pub fn prompt_sites(&self) -> impl Iterator<Item = TypedSite<'_, Prompt>> {
+        self.typed(SiteKind::Embeddings)
+    }
+
+    /// The sites of keys and values.
+    pub fn key_value_sites(&self) -> impl Iterator<Item = TypedSite<'_, KeyValue>> {
+        self.typed(SiteKind::KeyValue)
+    }
+
+    fn typed<T: SiteType>(&self, kind: SiteKind) -> impl Iterator<Item = TypedSite<'_, T>> {
+        let sites = self.sites.iter().filter(move |site| site.kind == kind);
+        sites.map(|site| TypedSite {
+            site,
+            site_type: PhantomData,
+        })
+    }
+
+    /// Whether upstream stores the parameter transposed.
+    pub(crate) fn is_transposed(&self, param: &LayoutParam) -> bool {
+        self.layer_of(param).kind == LayerKind::Linear && param.field() == WEIGHT
+    }
+
+    /// Upstream's name of the layer or site at a field path.
+    pub(crate) fn place_name(&self, path: &str) -> String {
+        if let Some(param) = self.params.iter().find(|param| param.path == path) {
+            return self.layer_of(param).name.clone();
+        }
+        let site = self.sites.iter().find(|site| site.path == path);
+        site.map(|site| site.name.clone()).unwrap_or_default()
     }
 
     /// Device and float type for adapters that belong to no parameter: those of the first one.
@@ -291,7 +331,7 @@ impl Layout {
     }
 }
 
-fn layout_param(param: &FoundParam, layer: usize, field: &str, holder: &Layer) -> LayoutParam {
+fn layout_param(param: &ScannedParam, layer: usize, field: &str, holder: &Layer) -> LayoutParam {
     let field = match (&holder.kind, field) {
         (LayerKind::Norm, "gamma") => "weight",
         (LayerKind::Norm, "beta") => "bias",
@@ -308,39 +348,15 @@ fn layout_param(param: &FoundParam, layer: usize, field: &str, holder: &Layer) -
         layer,
         trainable: param.trainable.clone(),
         base: param.base.clone(),
-        stack: param.stack.clone(),
-        tied: param.tied.clone(),
+        quantized: param.quantized.clone(),
+        table: param.table.clone(),
     }
 }
 
-/// `path` with every segment renamed by the innermost name map above it that knows it.
-fn upstream(found: &Found, path: &[String]) -> Vec<String> {
-    path.iter()
-        .enumerate()
-        .map(|(index, segment)| {
-            found
-                .names
-                .iter()
-                .filter(|(holder, _)| index >= holder.len() && path.starts_with(holder))
-                .map(|(holder, names)| (holder.len(), names.rename(segment)))
-                .filter(|(_, renamed)| renamed != segment)
-                .max_by_key(|(depth, _)| *depth)
-                .map_or(segment.as_str(), |(_, renamed)| renamed)
-                .to_string()
-        })
-        .collect()
-}
-
-fn is_head(found: &Found, path: &[String]) -> bool {
-    let declared = found.names.iter().any(|(holder, names)| {
-        path.strip_prefix(holder.as_slice())
-            .and_then(<[String]>::first)
-            .is_some_and(|segment| names.heads().contains(&segment.as_str()))
-    });
-    declared
-        || path
-            .first()
-            .is_some_and(|segment| USUAL_HEADS.contains(&segment.as_str()))
+/// Whether the struct at `path` is (part of) an output head.
+fn is_head(scan: &Scan, path: &[String]) -> bool {
+    let is_usual = |segment: &String| USUAL_HEADS.contains(&segment.as_str());
+    scan.is_declared_head(path) || path.first().is_some_and(is_usual)
 }
 
 impl std::fmt::Display for Layout {

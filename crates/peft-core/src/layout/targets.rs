@@ -3,8 +3,8 @@
 use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::layout::model_layout::{Layer, LayerKind, Layout};
-use crate::{Error, Result};
 
 /// A list of names, or one regular expression.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +71,15 @@ impl Selection {
     /// Whether it is the word `all-linear`, in whatever case, as upstream compares it.
     pub fn is_all_linear(&self) -> bool {
         matches!(self, Self::Pattern(word) if word.eq_ignore_ascii_case(ALL_LINEAR))
+    }
+
+    /// Whether it selects a layer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pattern`] for what is no regular expression, or cannot be held against the name within bounds.
+    pub fn matches(&self, layer: &Layer) -> Result<bool> {
+        Matcher::targets(self)?.matches(layer)
     }
 
     /// Whether an empty text is given, alone or in a list.

@@ -7,9 +7,9 @@ use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::error::{Error, Result};
 use crate::layout::targets::pattern_error;
 use crate::method::contract::MethodInfo;
-use crate::{Error, Result};
 
 /// A number that a configuration can give by layer.
 pub trait LayerValue: Copy + Debug + Into<Value> + Send + Sync + 'static {

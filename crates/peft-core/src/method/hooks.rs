@@ -3,16 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 
-use crate::Result;
 use crate::adapter::contract::Adapter;
-use crate::attached::stack::Stack;
-use crate::attached::traversal::{self, Edits};
-use crate::layout::model_layout::Layout;
-use crate::model::attached::{origins, place_name, stacks, unknown, unmerged};
+use crate::adapter::erased::AnyAdapter;
+use crate::error::Result;
 
 /// What a method does in a training loop besides being trained: [`Method::schedule`](crate::method::Method::schedule)
 /// gives it, [`TrainingHooks`](crate::TrainingHooks) calls it. Every hook has a default that does nothing.
@@ -57,14 +53,12 @@ pub trait MethodHooks: Debug + Send {
     }
 }
 
-/// The place of an adapter's state.
+/// An adapter's state at one place.
 #[derive(Debug)]
-struct Place {
-    /// Field path of the parameter or site.
-    path: String,
-    /// Upstream's name.
-    name: String,
-    stack: Stack,
+pub(crate) struct PlacedState {
+    /// Upstream's name of the layer or site.
+    pub(crate) name: String,
+    pub(crate) adapter: AnyAdapter,
 }
 
 /// The states of one adapter at all of its places, of whatever types they are.
@@ -72,62 +66,34 @@ struct Place {
 /// They are copies that share ids and autodiff leaves with the model's.
 #[derive(Debug)]
 pub struct States {
-    adapter: String,
-    places: Vec<Place>,
+    pub(crate) states: Vec<PlacedState>,
     changed: bool,
 }
 
 impl States {
-    /// Those of the adapter called `adapter`.
-    pub(crate) fn new(layout: &Layout, adapter: &str) -> Result<Self> {
-        if !origins(layout).contains_key(adapter) {
-            return Err(unknown(adapter, layout));
-        }
-        let places = stacks(layout)
-            .filter(|(_, stack)| stack.entry(adapter).is_some())
-            .map(|(path, stack)| Place {
-                path: path.to_string(),
-                name: place_name(layout, path),
-                stack: stack.clone(),
-            })
-            .collect();
-        Ok(Self {
-            adapter: adapter.to_string(),
-            places,
+    /// Those at these places, in the order of the model.
+    pub(crate) fn new(states: Vec<PlacedState>) -> Self {
+        Self {
+            states,
             changed: false,
-        })
-    }
-
-    /// Those of an adapter of a model that is not merged.
-    pub(crate) fn of_model<M: Module>(model: &M, adapter: &str) -> Result<Self> {
-        Self::new(&unmerged(model)?, adapter)
+        }
     }
 
     /// The states of type `A`, with the upstream names of their places, in the order of the model.
     pub fn of<A: Adapter>(&self) -> impl Iterator<Item = (&str, &A)> {
-        self.places.iter().flat_map(move |place| {
-            let entries = place.stack.entries.iter();
-            entries
-                .filter(move |entry| entry.name == self.adapter)
-                .filter_map(move |entry| {
-                    let state = entry.adapter.module().as_any().downcast_ref::<A>()?;
-                    Some((place.name.as_str(), state))
-                })
+        self.states.iter().filter_map(|placed| {
+            let state = placed.adapter.module().as_any().downcast_ref::<A>()?;
+            Some((placed.name.as_str(), state))
         })
     }
 
     /// Changes the states of type `A`; `change` is told the upstream names of their places.
     pub fn edit<A: Adapter>(&mut self, mut change: impl FnMut(&str, &mut A)) {
-        for place in &mut self.places {
-            for entry in &mut place.stack.entries {
-                if entry.name != self.adapter {
-                    continue;
-                }
-                let state = entry.adapter.module_mut().as_any_mut();
-                if let Some(state) = state.downcast_mut::<A>() {
-                    change(&place.name, state);
-                    self.changed = true;
-                }
+        for placed in &mut self.states {
+            let state = placed.adapter.module_mut().as_any_mut();
+            if let Some(state) = state.downcast_mut::<A>() {
+                change(&placed.name, state);
+                self.changed = true;
             }
         }
     }
@@ -135,17 +101,5 @@ impl States {
     /// Whether a state was changed.
     pub(crate) fn is_changed(&self) -> bool {
         self.changed
-    }
-
-    /// The model that they are of, with these states in it.
-    pub(crate) fn put<M: Module>(self, model: &M) -> M {
-        let stacks = self.places.into_iter();
-        traversal::place(
-            model,
-            Edits {
-                stacks: stacks.map(|place| (place.path, place.stack)).collect(),
-                ..Edits::default()
-            },
-        )
     }
 }

@@ -2,11 +2,12 @@
 
 use burn::tensor::{DType, Device};
 
-use crate::Result;
 use crate::adapter::contract::WeightAdapter;
+use crate::error::Result;
 use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam};
 use crate::layout::targets::Targets;
-use crate::method::contract::{Method, MethodConfig, Plan};
+use crate::method::contract::{Method, MethodConfig};
+use crate::method::plan::Plan;
 use crate::method::targeting::{LINEAR, Target, select, train_biases};
 
 /// A layer that a method adapts.

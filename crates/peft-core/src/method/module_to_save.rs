@@ -4,11 +4,12 @@ use burn::module::{Module, Param};
 use burn::tensor::module::embedding;
 use burn::tensor::{Int, Tensor};
 
+use crate::adapter::any_tensor::with_rank;
+use crate::adapter::base::{BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{Adapter, WeightAdapter};
-use crate::adapter::erased::{AnyAdapter, with_rank};
+use crate::adapter::erased::AnyAdapter;
 use crate::layout::model_layout::LayoutParam;
-use crate::nn::base_layer::{BaseEmbedding, BaseLinear};
 
 /// What a copy for `modules_to_save` reports as its method: counted apart from the method's own.
 pub(crate) const MODULE: &str = "saved module";
@@ -98,15 +99,15 @@ impl<const R: usize, const OF_MODULE: bool> WeightAdapter for ModuleToSave<R, OF
     }
 
     // What lies below is not looked at: a quantized base stays quantized.
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         let shape: [usize; 2] = self.value.dims()[..]
             .try_into()
             .expect("the weight of a linear layer is a matrix");
         let value: Tensor<2> = self.value.val().reshape(shape);
-        peft_ops::linear(input, value, inner.bias(), None)
+        peft_ops::linear(input, value, base.bias(), None)
     }
 
-    fn embedding(&self, ids: Tensor<2, Int>, _inner: &BaseEmbedding<'_>) -> Tensor<3> {
+    fn embedding(&self, ids: Tensor<2, Int>, _base: &dyn BaseEmbedding) -> Tensor<3> {
         let shape: [usize; 2] = self.value.dims()[..]
             .try_into()
             .expect("a table is a matrix");

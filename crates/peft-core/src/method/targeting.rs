@@ -1,11 +1,11 @@
 //! What methods have in common: which layers they adapt, which biases they train, values by pattern.
 
+use crate::error::{Error, Result};
 use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam};
-use crate::layout::patterns::Patterns;
 use crate::layout::targets::{ALL_LINEAR, Selection, Targets};
 use crate::method::bias::Bias;
-use crate::method::contract::{MethodInfo, Plan};
-use crate::{Error, Result};
+use crate::method::contract::MethodInfo;
+use crate::method::plan::Plan;
 use serde_json::{Map, Value};
 
 /// A layer with the weight that is to be adapted.
@@ -76,75 +76,6 @@ pub fn train_biases(bias: Bias, layout: &Layout, adapted: &[Target<'_>], plan: &
     }
 }
 
-/// The values of `rank_pattern` and its like, compiled.
-///
-/// # Errors
-///
-/// As [`read_patterns`], and [`Error::Pattern`] for a key that is no regular expression.
-pub fn patterns<T: Copy>(
-    fields: &Map<String, Value>,
-    (info, field): (&MethodInfo, &'static str),
-    expected: &str,
-    read: impl Fn(&Value) -> Option<T>,
-) -> Result<Patterns<T>> {
-    let values = read_patterns(fields, (info, field), expected, read)?;
-    Patterns::new(info.title, field, values)
-}
-
-/// The entries of a field by pattern, as they are read.
-///
-/// # Errors
-///
-/// [`Error::Config`] naming the field and the pattern whose value `read` does not take.
-pub fn read_patterns<T>(
-    fields: &Map<String, Value>,
-    (info, field): (&MethodInfo, &'static str),
-    expected: &str,
-    read: impl Fn(&Value) -> Option<T>,
-) -> Result<Vec<(String, T)>> {
-    /// Each is held against the name of each layer.
-    const MOST: usize = 4096;
-    if fields.len() > MOST {
-        let expected = format!("at most {MOST} patterns");
-        return Err(Error::config(info.title, field, fields.len(), expected));
-    }
-    fields
-        .iter()
-        .map(|(pattern, value)| {
-            let value = read(value).ok_or_else(|| {
-                let expected = format!("`{pattern}` needs {expected}");
-                Error::config(info.title, field, value, expected)
-            })?;
-            Ok((pattern.clone(), value))
-        })
-        .collect()
-}
-
-/// Refuses keys of patterns that fit no target, in a configuration of a user's.
-///
-/// # Errors
-///
-/// As [`Patterns::refuse_unused`].
-pub fn refuse_unused<T: Copy>(
-    patterns: &Patterns<T>,
-    targets: &[Target<'_>],
-    plan: &Plan,
-) -> Result<()> {
-    if plan.is_new() {
-        patterns.refuse_unused(targets.iter().map(|(layer, _)| layer.name.as_str()))
-    } else {
-        Ok(())
-    }
-}
-
-/// For [`patterns`] of ranks: a whole number of at least 1.
-pub fn at_least_one(value: &Value) -> Option<usize> {
-    value
-        .as_u64()
-        .filter(|number| *number > 0)
-        .map(|number| number as usize)
-}
-
 /// Refuses fields of upstream's that change what a checkpoint means and are not supported, unless
 /// they are off.
 ///
@@ -172,44 +103,9 @@ pub fn refuse_unsupported(
     Ok(())
 }
 
-/// The [`MethodConfig`](crate::method::MethodConfig) of a configuration with a field `common`.
-#[macro_export]
-macro_rules! common_method {
-    ($info:ident, $config:ident) => {
-        impl $crate::method::MethodConfig for $config {
-            fn info(&self) -> &'static $crate::method::MethodInfo {
-                &$info
-            }
-
-            fn common(&self) -> &$crate::method::Common {
-                &self.common
-            }
-
-            fn common_mut(&mut self) -> &mut $crate::method::Common {
-                &mut self.common
-            }
-
-            fn check_fields(&self) -> $crate::Result<()> {
-                Ok(())
-            }
-
-            fn to_json(&self) -> serde_json::Value {
-                $crate::method::upstream_json(self)
-            }
-
-            fn boxed(&self) -> Box<dyn $crate::method::Method> {
-                Box::new(self.clone())
-            }
-        }
-    };
-}
-
 /// Builder methods for the fields `targets`, inside of a configuration's `impl`.
 #[macro_export]
 macro_rules! target_builders {
-    () => {
-        $crate::target_builders!(targets);
-    };
     ($targets:ident) => {
         /// Sets the layers to adapt: a list of names, or one regular expression, or `all-linear`.
         #[must_use]

@@ -4,10 +4,10 @@ use burn::module::{Module, Param};
 use burn::tensor::module::embedding;
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::adapter::base::BaseEmbedding;
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{Adapter, WeightAdapter};
 use crate::layout::model_layout::LayoutParam;
-use crate::nn::base_layer::BaseEmbedding;
 
 /// What trained rows report as their method.
 pub(crate) const ROWS: &str = "trained rows";
@@ -81,16 +81,16 @@ impl WeightAdapter for TrainableTokens {
         table.mask_where(mask, new).reshape(shape)
     }
 
-    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
+    fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3> {
         /// More rows than this are not looked for one by one.
         const FEW: usize = 64;
         let values = self.values.val();
         let [count, width] = values.dims();
         let [batch, length] = ids.dims();
         if count > FEW {
-            return embedding(self.compose(inner.weight()), ids);
+            return embedding(self.compose(base.weight()), ids);
         }
-        let base = inner.forward(ids.clone());
+        let below = base.forward(ids.clone());
         // Which of the rows a token is: one row of ones and zeros a token.
         let tokens: Tensor<2, Int> = ids.reshape([batch * length, 1]);
         let places: Tensor<2, Int> = self.places(&values).reshape([1, count]);
@@ -99,8 +99,8 @@ impl WeightAdapter for TrainableTokens {
             .equal(places.expand([batch * length, count]));
         let any = is.clone().any_dim(1).expand([batch * length, width]);
         let new = is.float().cast(values.dtype()).matmul(values);
-        let base: Tensor<2> = base.reshape([batch * length, width]);
-        base.mask_where(any, new).reshape([batch, length, width])
+        let below: Tensor<2> = below.reshape([batch * length, width]);
+        below.mask_where(any, new).reshape([batch, length, width])
     }
 
     fn affects_tied_head(&self) -> bool {

@@ -8,9 +8,9 @@ use burn::tensor::Tensor;
 
 use crate::adapter::checkpoint_key::unsaved_fields;
 use crate::adapter::erased::{AnyAdapter, FromDyn};
+use crate::adapter::trainable::is_trainable;
 use crate::attached::stack::{Entry, Stack};
-use crate::attached::traversal;
-use crate::layout::model_layout::Layout;
+use crate::attached::view::Attached;
 use crate::method::module_to_save;
 
 /// Counts over a model and its active adapters (Lialin et al., section 3). Elements, not tensors.
@@ -130,8 +130,8 @@ impl fmt::Display for Summary {
 
 /// Elements and bytes of one adapter's parameters.
 #[derive(Default)]
-pub(crate) struct Tally {
-    pub(crate) elements: usize,
+struct Tally {
+    elements: usize,
     trainable: usize,
     /// Elements that are in the file.
     stored: usize,
@@ -158,13 +158,13 @@ impl ModuleVisitor for Tally {
             self.stored += elements;
             self.bytes += elements * param.dtype().size();
         }
-        if traversal::is_trainable(param) {
+        if is_trainable(param) {
             self.trainable += elements;
         }
     }
 }
 
-pub(crate) fn tally(adapter: &AnyAdapter) -> Tally {
+fn tally(adapter: &AnyAdapter) -> Tally {
     let stored = adapter.module().stored();
     let mut file = Tally {
         unsaved: unsaved_fields(&stored.tensors()),
@@ -180,7 +180,9 @@ pub(crate) fn tally(adapter: &AnyAdapter) -> Tally {
     }
 }
 
-pub(crate) fn count(layout: &Layout) -> Counts {
+/// See [`PeftModule::counts`](crate::PeftModule::counts).
+pub(crate) fn count(attached: &Attached) -> Counts {
+    let layout = &attached.layout;
     let mut counts = Counts::default();
     for param in &layout.params {
         let base = param.elements();
@@ -197,7 +199,8 @@ pub(crate) fn count(layout: &Layout) -> Counts {
             }
         }
         let mut changed = 0;
-        for entry in param.stack.iter().flat_map(Stack::active) {
+        let stack = attached.stack(&param.path);
+        for entry in stack.into_iter().flat_map(Stack::used) {
             count_entry(entry, &mut counts);
             if let AnyAdapter::Weight(adapter) = &entry.adapter
                 && adapter.method() != module_to_save::MODULE
@@ -207,7 +210,9 @@ pub(crate) fn count(layout: &Layout) -> Counts {
         }
         counts.changed += changed;
     }
-    for entry in layout.sites.iter().flat_map(|site| site.stack.active()) {
+    let sites = layout.sites.iter();
+    let at_sites = sites.filter_map(|site| attached.stack(&site.path));
+    for entry in at_sites.flat_map(Stack::used) {
         count_entry(entry, &mut counts);
         counts.changed += tally(&entry.adapter).elements;
     }
@@ -223,6 +228,32 @@ fn count_entry(entry: &Entry, counts: &mut Counts) {
     } else {
         counts.stored += tally.stored;
         counts.stored_bytes += tally.bytes;
+    }
+}
+
+/// See [`PeftModule::summary`](crate::PeftModule::summary).
+pub(crate) fn summary(attached: &Attached) -> Summary {
+    let mut adapters: Vec<AdapterSummary> = Vec::new();
+    for entry in attached.stacks().flat_map(|(_, stack)| &stack.entries) {
+        let elements = tally(&entry.adapter).elements;
+        let known = adapters.iter_mut().find(|known| known.name == entry.name);
+        if let Some(known) = known {
+            known.places += 1;
+            known.elements += elements;
+        } else {
+            adapters.push(AdapterSummary {
+                name: entry.name.clone(),
+                method: entry.origin.method.info().title,
+                active: entry.active,
+                places: 1,
+                elements,
+            });
+        }
+    }
+    Summary {
+        counts: count(attached),
+        adapters,
+        merged: attached.is_merged(),
     }
 }
 

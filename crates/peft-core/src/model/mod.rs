@@ -1,6 +1,13 @@
 //! What can be done with adapters on a model.
 
 pub mod accounting;
-pub(crate) mod attached;
+pub(crate) mod attach;
+pub(crate) mod compose;
+pub(crate) mod load;
+pub(crate) mod merge;
 pub(crate) mod peft_module;
+pub(crate) mod quantize;
+pub(crate) mod save;
+pub(crate) mod states;
+pub(crate) mod switch;
 pub(crate) mod training_hooks;

@@ -1,45 +1,34 @@
 //! What can be done with adapters on a model: the extension of Burn's `Module`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::TensorData;
 use peft_ops::quantized::QuantizedWeight;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::adapter::checkpoint_key::Style;
 use crate::adapter::contract::Adapter;
-use crate::adapter::init::Init;
-use crate::adapter::quantized_base::{self, QuantizedBase, WeightQuantizer};
-use crate::attached::stack::{Entry, Stack};
-use crate::attached::traversal::{self, Edits};
-use crate::checkpoint::read;
-use crate::checkpoint::respelled;
-use crate::checkpoint::write::{TensorSource, write_file, write_folder};
-use crate::files;
+use crate::attached::composition::Composition;
+use crate::attached::traversal;
+use crate::error::Result;
 use crate::layout::model_layout::Layout;
-use crate::method::contract::{Method, MethodInfo, Plan, is_transposed};
-use crate::method::hooks::States;
-use crate::model::accounting::{AdapterSummary, Counts, Summary, count, tally};
-use crate::model::attached::{
-    adapted_layers, edit, exported, in_memory, install, is_merged, merged, names, origins,
-    place_name, recognised, rows_of, stacks, strip, survey, unknown, unmerged, with_tensors,
-};
+use crate::layout::quantizer::WeightQuantizer;
+use crate::method::contract::{Method, MethodInfo};
+use crate::model::accounting::{self, Counts, Summary};
 use crate::model::training_hooks::TrainingHooks;
-use crate::nn::mixed_batch::{self, Rows};
-use crate::{Error, Result};
+use crate::model::{attach, compose, load, merge, quantize, save, states, switch};
 
 /// Adapters on any Burn module.
 ///
 /// Every operation takes the model by reference and returns a new one: tensors are shared, so a
 /// copy costs nothing, and after an error the model is what it was. Drop the old model (as
 /// `let model = model.attach(…)?` does at the end of its scope) before training *in place*
-/// ([`Plan::train_in_place`]), or its weights stay in memory beside the new ones.
+/// ([`Plan::train_in_place`](crate::method::Plan::train_in_place)), or its weights stay in memory beside the new ones.
 pub trait PeftModule: Module {
     /// The model's layers, parameters and sites, by upstream name. Printing it lists the targets.
     fn layout(&self) -> Layout {
-        Layout::new(traversal::gather(self))
+        traversal::gather(self).layout
     }
 
     /// Puts a new adapter on the model, makes it the only active one, and freezes everything
@@ -47,21 +36,9 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// A refused configuration, name, target, site or module to save: see [`Error`].
+    /// A refused configuration, name, target, site or module to save: see [`Error`](crate::Error).
     fn attach(&self, name: &str, method: &dyn Method) -> Result<Self> {
-        method.validate()?;
-        let (found, layout) = survey(self, name)?;
-        let device = found
-            .params
-            .first()
-            .map(|param| param.base.device())
-            .unwrap_or_default();
-        let mut plan = Plan::new(Init::from_device(&device), true);
-        plan.save_modules(method, &layout)?;
-        method.plan(&layout, &mut plan)?;
-        read::refuse_unlisted(&layout, &plan.adapters)?;
-        quantized_base::refuse_trained(&layout, &plan)?;
-        Ok(install(self, found, name, method, plan))
+        attach::attach(self, name, method)
     }
 
     /// Reads an adapter that [`save_adapter`](Self::save_adapter), Hugging Face PEFT or AdapterHub
@@ -78,79 +55,7 @@ pub trait PeftModule: Module {
         dir: impl AsRef<Path>,
         methods: &[&MethodInfo],
     ) -> Result<Self> {
-        let dir = dir.as_ref();
-        let config = read::read_config(dir)?;
-        let config_path = dir.join(read::CONFIG_FILE);
-        let info = recognised(&config, &config_path, methods)?;
-        let method = (info.parse)(&config).map_err(|error| match error {
-            Error::Checkpoint { reason, .. } => Error::Checkpoint {
-                path: config_path.clone(),
-                reason,
-            },
-            other => other,
-        })?;
-        let style = Style::of(&config, method.as_ref());
-        read::refuse_pickled(dir, style)?;
-        let path = files::readable(dir, read::CONFIG_FILE, style.file());
-        let wrong = |reason| Error::Checkpoint {
-            path: path.clone(),
-            reason,
-        };
-        let tensors = read::read_tensors(&path)?;
-        let mut tensors = respelled::of_compiled(tensors).map_err(wrong)?;
-        let (found, layout) = survey(self, name)?;
-        let planned = |tensors: &BTreeMap<String, TensorData>| -> Result<Plan> {
-            let mut plan = Plan::new(Init::deferred(), false);
-            let shapes = tensors
-                .iter()
-                .map(|(key, data)| (key.clone(), data.shape().to_vec()));
-            plan.stored = shapes.collect();
-            plan.save_modules(method.as_ref(), &layout)?;
-            method.plan(&layout, &mut plan)?;
-            read::refuse_unlisted(&layout, &plan.adapters)?;
-            quantized_base::refuse_trained(&layout, &plan)?;
-            Ok(plan)
-        };
-        let stored_name = config["name"].as_str().unwrap_or(name).to_string();
-        let mut plan = planned(&tensors)?;
-        let renames = respelled::renames(&tensors, &plan.adapters, &layout, style, &stored_name);
-        let renames = renames.map_err(wrong)?;
-        if !renames.is_empty() {
-            for (key, expected) in renames {
-                let data = tensors.remove(&key);
-                tensors.extend(data.map(|data| (expected, data)));
-            }
-            // A method may go by the shapes that the file has.
-            plan = planned(&tensors)?;
-        }
-        let mut used = Vec::new();
-        for planned in &mut plan.adapters {
-            let place = place_name(&layout, &planned.path);
-            let adapter = &mut planned.adapter;
-            read::fill(
-                adapter,
-                style,
-                &place,
-                &stored_name,
-                &mut tensors,
-                &mut used,
-            )
-            .map_err(wrong)?;
-        }
-        let used: BTreeSet<_> = used.into_iter().collect();
-        let mut extra = Vec::new();
-        for (key, data) in tensors.iter().filter(|(key, _)| !used.contains(*key)) {
-            if !read::is_base_table(&layout, key, data).map_err(wrong)? {
-                extra.push(key);
-            }
-        }
-        extra.truncate(5);
-        if !extra.is_empty() {
-            return Err(wrong(format!(
-                "the configuration has no place for tensor {extra:?}"
-            )));
-        }
-        Ok(install(self, found, name, method.as_ref(), plan))
+        load::load(self, name, dir.as_ref(), methods)
     }
 
     /// What the active adapters' methods do in a training loop of `steps` steps of the optimizer, besides
@@ -158,7 +63,7 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] if a method cannot be trained for so many steps; [`Error::Merged`].
+    /// [`Error::Config`](crate::Error::Config) if a method cannot be trained for so many steps; [`Error::Merged`](crate::Error::Merged).
     fn training_hooks(&self, steps: usize) -> Result<TrainingHooks> {
         TrainingHooks::new(self, steps)
     }
@@ -169,55 +74,10 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownAdapter`]; [`Error::Io`]. The two files change together ([`files`]): a full disk or a
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter); [`Error::Io`](crate::Error::Io). The two files change together ([`files`](crate::files)): a full disk or a
     /// kill leaves what was there.
     fn save_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
-        self.save_adapter_with(name, dir, Map::new())
-    }
-
-    /// As [`save_adapter`](Self::save_adapter), with `fields` in place of the configuration's own.
-    ///
-    /// # Errors
-    ///
-    /// As `save_adapter`.
-    fn save_adapter_with(
-        &self,
-        name: &str,
-        dir: impl AsRef<Path>,
-        fields: Map<String, Value>,
-    ) -> Result<()> {
-        let mut layout = self.layout();
-        let origin = origins(&layout)
-            .remove(name)
-            .ok_or_else(|| unknown(name, &layout))?;
-        let mut states = States::new(&layout, name)?;
-        let decided = origin.method.finalize(&mut states)?;
-        if states.is_changed() {
-            layout = states.put(self).layout();
-        }
-        let mut config = origin.to_json();
-        if let Some(config) = config.as_object_mut() {
-            config.extend(decided);
-            config.extend(fields);
-            // Upstream takes no targets to mean those that it knows for this kind of model, and leaves the
-            // other layers' tensors out without a word.
-            let layers = adapted_layers(&layout, name);
-            if config.get("target_modules") == Some(&Value::Null) && !layers.is_empty() {
-                config.insert("target_modules".into(), layers.into());
-            }
-        }
-        let style = Style::of(&config, origin.method.as_ref());
-        if style == Style::AdapterHub
-            && let Some(fields) = config.as_object_mut()
-        {
-            fields.insert("name".into(), name.into());
-        }
-        write_folder(
-            dir.as_ref(),
-            style,
-            &config,
-            &exported(&layout, name, style, false),
-        )
+        save::save_adapter(self, name, dir.as_ref())
     }
 
     /// Writes the model's own parameters to one safetensors file, named and laid out as upstream
@@ -226,47 +86,33 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`].
+    /// [`Error::Io`](crate::Error::Io).
     fn save_model(&self, file: impl AsRef<Path>) -> Result<()> {
-        let layout = self.layout();
-        let written = |param| TensorSource::of(param, is_transposed(&layout, param));
-        let tensors = layout
-            .params
-            .iter()
-            .filter(|param| !param.is_tied())
-            .map(|param| (param.name.clone(), written(param)))
-            .collect();
-        write_file(file.as_ref(), tensors)
+        save::save_model(self, file.as_ref())
     }
 
     /// Names of the attached adapters, in the order of attachment as far as one place shows it.
     fn adapters(&self) -> Vec<String> {
-        names(&self.layout())
+        traversal::gather(self).names()
     }
 
     /// Makes exactly these adapters active; several add up, in the order of attachment.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownAdapter`], [`Error::Merged`].
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged).
     fn activate(&self, names: &[&str]) -> Result<Self> {
-        let layout = unmerged(self)?;
-        let attached = origins(&layout);
-        if let Some(name) = names.iter().find(|name| !attached.contains_key(**name)) {
-            return Err(unknown(name, &layout));
-        }
-        Ok(edit(self, &layout, |entry| {
-            entry.active = names.contains(&entry.name.as_str());
-        }))
+        let names = names.iter().map(ToString::to_string).collect();
+        self.set_composition(&Composition::Stack(names))
     }
 
     /// Gives row i of the following batches the adapter `rows[i]`, or none: requests for many adapters
     /// in one forward pass. [`activate`](Self::activate) goes back to the same adapters for all rows.
     ///
     /// The layers run once for all rows; low-rank adapters of any rank add two batched products, others
-    /// run once for each adapter. Only adapters that sit on weights of linear layers and nowhere else
-    /// can be mixed so (no heads, biases, prompts, bottlenecks), and only layers that the model calls
-    /// through [`AdaptedForward`](crate::nn::AdaptedForward).
+    /// run once for each adapter. Heads, biases, normalisations and sites differ from row to row, too; of virtual
+    /// tokens all rows must have as many. The model has to call its layers through
+    /// [`AdaptedForward`](crate::nn::AdaptedForward).
     ///
     /// # Panics
     ///
@@ -275,18 +121,25 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownAdapter`], [`Error::PerRowAdapter`], [`Error::Merged`].
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Composition`](crate::Error::Composition), [`Error::Merged`](crate::Error::Merged).
     fn set_adapter_per_row(&self, rows: &[Option<&str>]) -> Result<Self> {
-        let layout = unmerged(self)?;
-        mixed_batch::activate(self, &layout, rows)
+        let rows = rows.iter().map(|row| row.map(str::to_string)).collect();
+        self.set_composition(&Composition::PerRow(rows))
     }
 
-    /// The adapter of each row, as [`set_adapter_per_row`](Self::set_adapter_per_row) was told them; nothing if all rows have
-    /// the same adapters.
-    fn adapter_per_row(&self) -> Option<Vec<Option<String>>> {
-        let layout = self.layout();
-        let rows = stacks(&layout).find_map(|(_, stack)| stack.rows.clone());
-        rows.map(|rows| rows.names.to_vec())
+    /// Composes the attached adapters: which act, and how together. [`activate`](Self::activate) and
+    /// [`set_adapter_per_row`](Self::set_adapter_per_row) are short forms of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged); [`Error::Composition`](crate::Error::Composition) if an adapter sits where it cannot take part.
+    fn set_composition(&self, composition: &Composition) -> Result<Self> {
+        compose::compose(self, composition)
+    }
+
+    /// How the attached adapters are composed.
+    fn composition(&self) -> Composition {
+        traversal::gather(self).composition()
     }
 
     /// Puts the adapter in `dir` in the place of `name`: it is active where that was, and where it lay among
@@ -294,58 +147,22 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// As [`detach`](Self::detach) and [`load_adapter`](Self::load_adapter); [`Error::PerRowAdapter`] if rows of the
-    /// batch have `name`, and the new adapter cannot differ from row to row. The model keeps the old one then.
+    /// As [`detach`](Self::detach) and [`load_adapter`](Self::load_adapter); [`Error::Composition`](crate::Error::Composition) if the
+    /// new adapter cannot take the place of `name` in the composition. The model keeps the old one then.
     fn swap_adapter(
         &self,
         name: &str,
         dir: impl AsRef<Path>,
         methods: &[&MethodInfo],
     ) -> Result<Self> {
-        let before = unmerged(self)?;
-        let new = self.detach(name)?.load_adapter(name, dir, methods)?;
-        let layout = new.layout();
-        let rows = rows_of(&before);
-        if let Some(rows) = &rows {
-            mixed_batch::check(&layout, rows)?;
-        }
-        let edited = stacks(&layout)
-            .map(|(path, stack)| {
-                let mut stack = stack.clone();
-                let old = stacks(&before).find(|(old, _)| *old == path);
-                let place = |entry: &Entry| {
-                    let (_, old) = old?;
-                    old.entries
-                        .iter()
-                        .position(|known| known.name == entry.name)
-                };
-                // Where the adapter is new, it stays outermost.
-                stack
-                    .entries
-                    .sort_by_key(|entry| place(entry).unwrap_or(usize::MAX));
-                stack.rows = rows.as_ref().map(|rows| Rows::new(rows, &stack.entries));
-                for entry in &mut stack.entries {
-                    entry.active = stacks(&before)
-                        .filter_map(|(_, stack)| stack.entry(&entry.name))
-                        .any(|old| old.active);
-                }
-                (path.to_string(), stack)
-            })
-            .collect();
-        Ok(traversal::place(
-            &new,
-            Edits {
-                stacks: edited,
-                ..Edits::default()
-            },
-        ))
+        switch::swap_adapter(self, name, dir.as_ref(), methods)
     }
 
     /// Makes no adapter active: outputs are the base model's, bit for bit.
     ///
     /// # Errors
     ///
-    /// [`Error::Merged`].
+    /// [`Error::Merged`](crate::Error::Merged).
     fn disable_adapters(&self) -> Result<Self> {
         self.activate(&[])
     }
@@ -354,40 +171,9 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownAdapter`], [`Error::Merged`].
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged).
     fn detach(&self, name: &str) -> Result<Self> {
-        let layout = unmerged(self)?;
-        if !origins(&layout).contains_key(name) {
-            return Err(unknown(name, &layout));
-        }
-        // Rows that had this adapter have none.
-        let rows = rows_of(&layout).map(|names| -> mixed_batch::Names {
-            let other = |row: &Option<String>| row.clone().filter(|row| row != name);
-            names.iter().map(other).collect()
-        });
-        let keep = |stack: &Stack| {
-            let entries = stack.entries.iter().filter(|entry| entry.name != name);
-            let entries: Vec<Entry> = entries.cloned().collect();
-            Stack {
-                rows: rows.as_ref().map(|rows| Rows::new(rows, &entries)),
-                entries,
-                merged: None,
-                quantized: stack.quantized.clone(),
-                norms: stack.norms.clone(),
-            }
-        };
-        let kept = stacks(&layout)
-            .map(|(path, stack)| (path.to_string(), keep(stack)))
-            .filter(|(_, stack)| !stack.entries.is_empty())
-            .collect();
-        let bare = self.unload()?;
-        Ok(traversal::place(
-            &bare,
-            Edits {
-                stacks: kept,
-                ..Edits::default()
-            },
-        ))
+        switch::detach(self, name)
     }
 
     /// Computes the effective weights once: outputs stay the same, and the active adapters cost
@@ -398,42 +184,16 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// [`Error::Unmergeable`] if an active adapter is no change of a weight;
-    /// [`Error::NotFinite`]; [`Error::Merged`].
+    /// [`Error::Unmergeable`](crate::Error::Unmergeable) if an active adapter is no change of a weight;
+    /// [`Error::NotFinite`](crate::Error::NotFinite); [`Error::Merged`](crate::Error::Merged).
     fn merge_adapters(&self) -> Result<Self> {
-        let layout = unmerged(self)?;
-        Ok(traversal::place(
-            self,
-            Edits {
-                stacks: merged(&layout)?,
-                ..Edits::default()
-            },
-        ))
+        merge::merge(self)
     }
 
     /// Undoes [`merge_adapters`](Self::merge_adapters), exactly: the base weights were kept.
     #[must_use]
     fn unmerge_adapters(&self) -> Self {
-        let layout = self.layout();
-        let edited = stacks(&layout)
-            .filter(|(_, stack)| stack.merged.is_some())
-            .map(|(path, stack)| {
-                (
-                    path.to_string(),
-                    Stack {
-                        merged: None,
-                        ..stack.clone()
-                    },
-                )
-            })
-            .collect();
-        traversal::place(
-            self,
-            Edits {
-                stacks: edited,
-                ..Edits::default()
-            },
-        )
+        merge::unmerge(self)
     }
 
     /// Folds the active adapters into the weights and removes all adapters: a plain Burn model
@@ -443,24 +203,16 @@ pub trait PeftModule: Module {
     ///
     /// As [`merge_adapters`](Self::merge_adapters), but for a merged model: that is unloaded.
     fn merge_and_unload(&self) -> Result<Self> {
-        let merged = if is_merged(&self.layout()) {
-            self.clone()
-        } else {
-            self.merge_adapters()?
-        };
-        strip(&merged, |stack| Stack {
-            merged: stack.merged.clone(),
-            ..Stack::default()
-        })
+        merge::merge_and_unload(self)
     }
 
     /// Removes all adapters: the base model, bit for bit. Its parameters stay frozen.
     ///
     /// # Errors
     ///
-    /// [`Error::ForeignReparameterization`] if Burn's own sits beside ours.
+    /// [`Error::ForeignReparameterization`](crate::Error::ForeignReparameterization) if Burn's own sits beside ours.
     fn unload(&self) -> Result<Self> {
-        strip(self, |_| Stack::default())
+        merge::unload(self)
     }
 
     /// Stores weights of linear layers and tables in fewer bits, as `quantizer` says (QLoRA: Dettmers et al.
@@ -471,28 +223,23 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// [`Error::Packing`]; [`Error::Merged`].
+    /// [`Error::Packing`](crate::Error::Packing); [`Error::Merged`](crate::Error::Merged).
     fn pack_weights(&self, quantizer: &dyn WeightQuantizer) -> Result<Self> {
-        quantized_base::pack(self, &unmerged(self)?, quantizer)
+        quantize::pack(self, quantizer)
     }
 
     /// Stores quantized weights as dense tensors again, of the values that they have.
     ///
     /// # Errors
     ///
-    /// [`Error::Merged`].
+    /// [`Error::Merged`](crate::Error::Merged).
     fn unpack_weights(&self) -> Result<Self> {
-        Ok(quantized_base::dequantize(self, &unmerged(self)?))
+        quantize::unpack(self)
     }
 
     /// The quantized weights, by upstream name of the layer.
     fn quantized_weights(&self) -> Vec<(String, QuantizedWeight)> {
-        let layout = self.layout();
-        let quantized = layout.params.iter().filter_map(|param| {
-            let base = param.stack.as_ref()?.quantized.as_ref()?;
-            Some((layout.layer_of(param).name.clone(), base.rows.clone()))
-        });
-        quantized.collect()
+        quantize::quantized_weights(self)
     }
 
     /// The model with quantized weights in the place of those at these field paths, which were never read: for
@@ -503,84 +250,35 @@ pub trait PeftModule: Module {
     /// If there is no such matrix, or one of another shape.
     #[must_use]
     fn with_quantized_weights(&self, weights: Vec<(String, QuantizedWeight)>) -> Self {
-        let layout = self.layout();
-        let quantized = weights.into_iter().map(|(path, rows)| {
-            let param = layout.params.iter().find(|param| param.path == path);
-            let param = param.unwrap_or_else(|| panic!("no parameter at `{path}`"));
-            let transposed = is_transposed(&layout, param);
-            let [first, second] = rows.shape();
-            let shape = if transposed {
-                [second, first]
-            } else {
-                [first, second]
-            };
-            assert_eq!(param.shape(), shape, "the shape of `{path}`");
-            (path, QuantizedBase { rows, transposed })
-        });
-        quantized_base::place(self.clone(), quantized.collect())
+        quantize::with_quantized_weights(self, weights)
     }
 
     /// Counts over the model and its active adapters.
     fn counts(&self) -> Counts {
-        count(&self.layout())
+        accounting::count(&traversal::gather(self))
     }
 
     /// What is on the model, for people.
     fn summary(&self) -> Summary {
-        let layout = self.layout();
-        let mut adapters: Vec<AdapterSummary> = Vec::new();
-        for (_, stack) in stacks(&layout) {
-            for entry in &stack.entries {
-                let elements = tally(&entry.adapter).elements;
-                match adapters
-                    .iter_mut()
-                    .find(|adapter| adapter.name == entry.name)
-                {
-                    Some(adapter) => {
-                        adapter.places += 1;
-                        adapter.elements += elements;
-                    }
-                    None => adapters.push(AdapterSummary {
-                        name: entry.name.clone(),
-                        method: entry.origin.method.info().title,
-                        active: entry.active,
-                        places: 1,
-                        elements,
-                    }),
-                }
-            }
-        }
-        Summary {
-            counts: count(&layout),
-            adapters,
-            merged: is_merged(&layout),
-        }
+        accounting::summary(&traversal::gather(self))
     }
 
     /// The configuration of an adapter, as its `adapter_config.json` says it.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownAdapter`].
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter).
     fn adapter_config(&self, name: &str) -> Result<Value> {
-        let layout = self.layout();
-        let origin = origins(&layout).remove(name);
-        origin
-            .map(|origin| origin.to_json())
-            .ok_or_else(|| unknown(name, &layout))
+        Ok(traversal::gather(self).origin(name)?.to_json())
     }
 
     /// The states of type `A` of an adapter, with the upstream names of their places.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownAdapter`].
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter).
     fn adapter_states<A: Adapter>(&self, name: &str) -> Result<Vec<(String, A)>> {
-        let states = States::new(&self.layout(), name)?;
-        let states = states
-            .of::<A>()
-            .map(|(place, state)| (place.to_string(), state.clone()));
-        Ok(states.collect())
+        states::adapter_states(self, name)
     }
 
     /// The tensors of an adapter under the keys of its checkpoint, as they are trained: its state dict. A file has
@@ -588,14 +286,9 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownAdapter`].
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter).
     fn adapter_tensors(&self, name: &str) -> Result<BTreeMap<String, TensorData>> {
-        let layout = self.layout();
-        if !origins(&layout).contains_key(name) {
-            return Err(unknown(name, &layout));
-        }
-        let style = in_memory(&layout, name);
-        Ok(exported(&layout, name, style, true))
+        states::adapter_tensors(self, name)
     }
 
     /// Puts tensors into an adapter, all of those that [`adapter_tensors`](Self::adapter_tensors) gives: from another
@@ -603,43 +296,27 @@ pub trait PeftModule: Module {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownAdapter`], [`Error::Merged`]; [`Error::Tensors`] where one is missing, of the wrong
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged); [`Error::Tensors`](crate::Error::Tensors) where one is missing, of the wrong
     /// shape, not finite or without a place.
     fn with_adapter_tensors(
         &self,
         name: &str,
         tensors: BTreeMap<String, TensorData>,
     ) -> Result<Self> {
-        let layout = unmerged(self)?;
-        if !origins(&layout).contains_key(name) {
-            return Err(unknown(name, &layout));
-        }
-        let stacks = with_tensors(&layout, name, tensors).map_err(|reason| Error::Tensors {
-            adapter: name.to_string(),
-            reason,
-        })?;
-        Ok(traversal::place(
-            self,
-            Edits {
-                stacks,
-                ..Edits::default()
-            },
-        ))
+        states::with_adapter_tensors(self, name, tensors)
     }
 
     /// Changes the states of type `A` of an adapter.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownAdapter`], [`Error::Merged`].
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged).
     fn edit_adapter<A: Adapter>(
         &self,
         name: &str,
         change: impl FnMut(&str, &mut A),
     ) -> Result<Self> {
-        let mut states = States::of_model(self, name)?;
-        states.edit::<A>(change);
-        Ok(states.put(self))
+        states::edit_adapter(self, name, change)
     }
 }
 

@@ -7,11 +7,12 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 
+use crate::attached::traversal;
 use crate::checkpoint::read;
 use crate::checkpoint::write::write_tensors;
-use crate::method::hooks::{MethodHooks, States};
-use crate::model::attached::{names, origins, stacks, unmerged};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::method::hooks::MethodHooks;
+use crate::model::states::{self, unmerged};
 
 /// What the methods of a model's active adapters do in a training loop: penalties, gradients, schedules of
 /// ranks. [`PeftModule::training_hooks`](crate::PeftModule::training_hooks) gives it. With methods that do nothing, which
@@ -50,18 +51,14 @@ pub struct TrainingHooks {
 
 impl TrainingHooks {
     pub(crate) fn new<M: Module>(model: &M, steps: usize) -> Result<Self> {
-        let layout = unmerged(model)?;
-        let origins = origins(&layout);
+        let attached = unmerged(model)?;
         let mut schedules = Vec::new();
-        for name in names(&layout) {
-            let active = stacks(&layout)
-                .filter_map(|(_, stack)| stack.entry(&name))
-                .any(|entry| entry.active);
-            if !active {
+        for name in attached.names() {
+            if !attached.is_active(&name) {
                 continue;
             }
-            let states = States::new(&layout, &name)?;
-            let schedule = origins[name.as_str()].method.schedule(steps, &states)?;
+            let states = states::of(&attached, &name)?;
+            let schedule = attached.origin(&name)?.method.schedule(steps, &states)?;
             schedules.extend(schedule.map(|schedule| (name, schedule)));
         }
         Ok(Self {
@@ -93,6 +90,7 @@ impl TrainingHooks {
                 "it is of a training of {planned} steps, and this one has {steps}"
             )));
         }
+        let attached = unmerged(model)?;
         for (name, schedule) in &mut training.schedules {
             let prefix = format!("{name}.");
             let (own, others): (BTreeMap<_, _>, BTreeMap<_, _>) = tensors
@@ -103,7 +101,7 @@ impl TrainingHooks {
                 .into_iter()
                 .map(|(key, data)| (key[prefix.len()..].to_string(), data))
                 .collect();
-            let states = States::of_model(model, name)?;
+            let states = states::of(&attached, name)?;
             schedule.restore(&mut own, &states).map_err(wrong)?;
             let left = own.into_iter();
             tensors.extend(left.map(|(key, data)| (format!("{prefix}{key}"), data)));
@@ -129,8 +127,12 @@ impl TrainingHooks {
     /// [`Error::UnknownAdapter`], [`Error::Merged`], if the model is not what it was.
     pub fn penalty<M: Module>(&self, model: &M) -> Result<Option<Tensor<1>>> {
         let mut sum: Option<Tensor<1>> = None;
+        if self.schedules.is_empty() {
+            return Ok(sum);
+        }
+        let attached = unmerged(model)?;
         for (name, schedule) in &self.schedules {
-            if let Some(penalty) = schedule.penalty(&States::of_model(model, name)?) {
+            if let Some(penalty) = schedule.penalty(&states::of(&attached, name)?) {
                 sum = Some(match sum {
                     Some(sum) => sum + penalty,
                     None => penalty,
@@ -151,8 +153,12 @@ impl TrainingHooks {
         model: &M,
         gradients: &mut GradientsParams,
     ) -> Result<()> {
+        if self.schedules.is_empty() {
+            return Ok(());
+        }
+        let attached = unmerged(model)?;
         for (name, schedule) in &mut self.schedules {
-            let states = States::of_model(model, name)?;
+            let states = states::of(&attached, name)?;
             schedule.before_step(self.done + 1, &states, gradients);
         }
         Ok(())
@@ -166,10 +172,11 @@ impl TrainingHooks {
     pub fn after_step<M: Module>(&mut self, mut model: M) -> Result<M> {
         let step = self.done + 1;
         for (name, schedule) in &mut self.schedules {
-            let mut states = States::of_model(&model, name)?;
+            let attached = unmerged(&model)?;
+            let mut states = states::of(&attached, name)?;
             schedule.after_step(step, &mut states);
             if states.is_changed() {
-                model = states.put(&model);
+                model = traversal::place(&model, states::put(&attached, name, states));
             }
         }
         self.done = step;

@@ -2,15 +2,19 @@
 
 use burn::module::Param;
 use burn::nn::conv::Conv2d;
-use burn::nn::{Dropout, Embedding, Linear, PaddingConfig2d, RmsNorm};
+use burn::nn::{Dropout, Embedding, LayerNorm, Linear, PaddingConfig2d, RmsNorm};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Int, Tensor};
 use peft_ops::{AttentionInputs, LowRank, Weight};
 
-use crate::adapter::quantized_base::QuantizedBase;
+use crate::adapter::base::{BaseConv2d as _, BaseEmbedding as _, BaseLinear as _};
+use crate::adapter::forward_context::ForwardContext;
+use crate::adapter::low_rank::dropout_rate;
+use crate::attached::composition::{Mixture, Parts};
 use crate::attached::stack::Stack;
-use crate::nn::base_layer::{BaseConv2d, BaseEmbedding, BaseLinear, BaseNorms};
-use crate::nn::mixed_batch;
+use crate::nn::base_layer::{Conv2dBelow, EmbeddingBelow, LinearBelow};
+use crate::nn::mixture::{self, Vector};
+use crate::nn::place::Place;
 
 /// Forward passes of Burn's layers that never form an adapted weight.
 ///
@@ -23,40 +27,67 @@ pub trait AdaptedForward<Input> {
     type Output;
 
     /// The layer's output for `input`; shapes are those of the layer's own `forward`.
-    fn adapted(&self, input: Input) -> Self::Output;
+    fn adapted(&self, input: Input) -> Self::Output {
+        self.adapted_in(input, &ForwardContext::new())
+    }
+
+    /// The same with what flows with the forward pass, for adapters that use it.
+    fn adapted_in(&self, input: Input, context: &ForwardContext) -> Self::Output;
 }
 
 impl<const D: usize> AdaptedForward<Tensor<D>> for Linear {
     type Output = Tensor<D>;
 
-    fn adapted(&self, input: Tensor<D>) -> Tensor<D> {
-        linear(self, input)
+    fn adapted_in(&self, input: Tensor<D>, context: &ForwardContext) -> Tensor<D> {
+        linear(self, input, context)
     }
 }
 
 /// A linear layer of GELU, adapters and all: `layer.adapted(gelu(input))` without the activation ever
 /// being whole in memory. Where nothing is trained but what adapters add, that is most of the memory
 /// of a feed-forward block.
-pub fn adapted_gelu<const D: usize>(layer: &Linear, input: Tensor<D>) -> Tensor<D> {
-    linear(layer, Gelu(input))
+pub fn adapted_gelu<const D: usize>(
+    layer: &Linear,
+    input: Tensor<D>,
+    context: &ForwardContext,
+) -> Tensor<D> {
+    linear(layer, Gelu(input), context)
 }
 
 /// A linear layer of SwiGLU, adapters and all: `layer.adapted(swiglu(gate, up))`, of which the backward pass
 /// keeps `gate` and `up` only.
-pub fn adapted_swiglu<const D: usize>(layer: &Linear, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    linear(layer, SwiGlu(gate, up))
+pub fn adapted_swiglu<const D: usize>(
+    layer: &Linear,
+    gate: Tensor<D>,
+    up: Tensor<D>,
+    context: &ForwardContext,
+) -> Tensor<D> {
+    linear(layer, SwiGlu(gate, up), context)
 }
 
 /// A linear layer of a normalised stream, adapters and all: `layer.adapted(norm.adapted(input))`, of which the
 /// backward pass keeps `input` only.
-pub fn adapted_norm<const D: usize>(layer: &Linear, norm: &RmsNorm, input: Tensor<D>) -> Tensor<D> {
-    linear(layer, Normalised(input, norm))
+pub fn adapted_norm<const D: usize>(
+    layer: &Linear,
+    norm: &RmsNorm,
+    input: Tensor<D>,
+    context: &ForwardContext,
+) -> Tensor<D> {
+    let gamma = Vector::of(&norm.gamma, context);
+    match gamma.same() {
+        Some(gamma) => linear(layer, Normalised(input, gamma, norm.epsilon), context),
+        None => linear(layer, norm.adapted_in(input, context), context),
+    }
 }
 
 /// A linear layer of attention, adapters and all: `layer.adapted(attention(…))`, of which the backward pass keeps
 /// queries, keys and values only.
-pub fn adapted_attention(layer: &Linear, inputs: AttentionInputs) -> Tensor<3> {
-    linear(layer, inputs)
+pub fn adapted_attention(
+    layer: &Linear,
+    inputs: AttentionInputs,
+    context: &ForwardContext,
+) -> Tensor<3> {
+    linear(layer, inputs, context)
 }
 
 /// What a layer sees: the result of an operation that may be one with the layer's own.
@@ -133,21 +164,21 @@ impl<const D: usize> Seen<D> for SwiGlu<D> {
     }
 }
 
-struct Normalised<'a, const D: usize>(Tensor<D>, &'a RmsNorm);
+/// A stream, the factors of its normalisation, and what is added to its mean square.
+struct Normalised<const D: usize>(Tensor<D>, Tensor<1>, f64);
 
-impl<const D: usize> Seen<D> for Normalised<'_, D> {
+impl<const D: usize> Seen<D> for Normalised<D> {
     fn fused(
         self,
         weight: Weight,
         bias: Option<Tensor<1>>,
         low_rank: Option<LowRank>,
     ) -> Tensor<D> {
-        let (gamma, epsilon) = (self.1.gamma.val(), self.1.epsilon);
-        peft_ops::linear_of_rms_norm(self.0, gamma, epsilon, weight, bias, low_rank)
+        peft_ops::linear_of_rms_norm(self.0, self.1, self.2, weight, bias, low_rank)
     }
 
     fn whole(self) -> Tensor<D> {
-        self.1.adapted(self.0)
+        peft_ops::rms_norm(self.0, self.1, self.2)
     }
 
     fn dtype(&self) -> DType {
@@ -174,110 +205,65 @@ impl Seen<3> for AttentionInputs {
     }
 }
 
-/// A linear layer as its adapters find it.
-#[derive(Clone)]
-pub(crate) struct Place<'a> {
-    /// The parameter's own tensor, `[in, out]`.
-    pub(crate) base: Tensor<2>,
-    /// What it stands in for, if the base is quantized.
-    pub(crate) quantized: Option<QuantizedBase>,
-    pub(crate) bias: Option<Tensor<1>>,
-    /// Changes of the base that lie below all adapters.
-    pub(crate) below: Vec<LowRank>,
-    /// Of the base.
-    pub(crate) norms: BaseNorms,
-    pub(crate) stack: &'a Stack,
-}
-
-impl<'a> Place<'a> {
-    fn of(layer: &Linear, stack: &'a Stack) -> Self {
-        Self {
-            base: layer.weight.base(),
-            quantized: stack.quantized.clone(),
-            bias: layer.bias.as_ref().map(Param::val),
-            below: Vec::new(),
-            norms: stack.norms.clone(),
-            stack,
+fn linear<const D: usize>(
+    layer: &Linear,
+    seen: impl Seen<D>,
+    context: &ForwardContext,
+) -> Tensor<D> {
+    let bias = layer.bias.as_ref().map(|bias| Vector::of(bias, context));
+    let same = bias.as_ref().and_then(Vector::same);
+    let output = match layer.weight.reparameterization::<Stack>() {
+        Some(stack) if stack.merged.is_none() => {
+            through_seen(&Place::of(layer, stack, same), seen, context)
         }
-    }
-
-    /// The base as an operation takes it.
-    pub(crate) fn weight(&self) -> Weight {
-        match &self.quantized {
-            Some(quantized) => quantized.weight(&self.base),
-            None => Weight::Dense(self.base.clone()),
-        }
-    }
-
-    /// All that is added to the base, if it is low-rank additions and nothing else.
-    fn low_rank(&self) -> Option<Vec<LowRank>> {
-        let adapters = self.stack.active_weights();
-        let alone = self.below.len() + adapters.len() == 1;
-        let factors = adapters.iter().map(|adapter| adapter.low_rank());
-        let mut all: Vec<LowRank> = self.below.clone();
-        all.extend(factors.collect::<Option<Vec<_>>>()?);
-        // Several have one input, and each drops other elements of it.
-        let together = alone || all.iter().all(|factors| factors.dropout == 0.0);
-        together.then_some(all)
-    }
-
-    /// The base with what lies below all adapters folded in, where there is something.
-    fn composed(mut self) -> Self {
-        for factors in std::mem::take(&mut self.below) {
-            let base = match self.quantized.take() {
-                Some(quantized) => quantized.dense(&self.base),
-                None => self.base,
-            };
-            let change = factors.cast(base.dtype()).product();
-            self.base = base + change;
-            self.norms = BaseNorms::default();
-        }
-        self
-    }
-}
-
-fn linear<const D: usize>(layer: &Linear, seen: impl Seen<D>) -> Tensor<D> {
-    match layer.weight.reparameterization::<Stack>() {
-        Some(stack) if stack.merged.is_none() => through_seen(&Place::of(layer, stack), seen),
-        _ => seen.fused(
-            layer.weight.val().into(),
-            layer.bias.as_ref().map(Param::val),
-            None,
-        ),
+        _ => seen.fused(layer.weight.val().into(), same, None),
+    };
+    match bias {
+        Some(bias @ Vector::Varied(_)) => bias.add_to(output),
+        _ => output,
     }
 }
 
 /// The output of a linear layer, adapters and all.
-pub(crate) fn through<const D: usize>(place: &Place<'_>, input: Tensor<D>) -> Tensor<D> {
-    through_seen(place, input)
+pub(crate) fn through<const D: usize>(
+    place: &Place<'_>,
+    input: Tensor<D>,
+    context: &ForwardContext,
+) -> Tensor<D> {
+    through_seen(place, input, context)
 }
 
-fn through_seen<const D: usize>(place: &Place<'_>, seen: impl Seen<D>) -> Tensor<D> {
+fn through_seen<const D: usize>(
+    place: &Place<'_>,
+    seen: impl Seen<D>,
+    context: &ForwardContext,
+) -> Tensor<D> {
     let stack = place.stack;
     if let Some(merged) = &stack.merged {
         return seen.fused(merged.get::<2>().into(), place.bias.clone(), None);
     }
-    if let Some(rows) = &stack.rows {
-        return mixed_batch::linear(place, rows, seen.whole());
-    }
     if let Some(factors) = place.low_rank() {
         let factors = side_by_side(factors, seen.dtype());
         return seen.fused(place.weight(), place.bias.clone(), factors);
+    }
+    if let Some(mixture) = stack.mixed() {
+        return mixture::linear(place, mixture, seen.whole(), context);
     }
     let input = seen.whole();
     let mut shape = input.dims();
     let [d_in, d_out] = place.base.dims();
     let rows = input.reshape([-1, d_in as isize]);
     let place = place.clone().composed();
-    let inner = BaseLinear {
+    let base = LinearBelow {
         base: place.base,
         quantized: place.quantized.as_ref(),
         bias: place.bias,
         norms: &place.norms,
+        context,
         below: &stack.active_weights(),
     };
     shape[D - 1] = d_out;
-    inner.forward(rows).reshape(shape)
+    base.forward(rows).reshape(shape)
 }
 
 /// Low-rank additions as one, scales folded in, in the input's number format: each adapter has its own.
@@ -305,54 +291,95 @@ fn side_by_side(mut factors: Vec<LowRank>, dtype: DType) -> Option<LowRank> {
 impl AdaptedForward<Tensor<2, Int>> for Embedding {
     type Output = Tensor<3>;
 
-    fn adapted(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+    fn adapted_in(&self, ids: Tensor<2, Int>, context: &ForwardContext) -> Tensor<3> {
         match unmerged(self.weight.reparameterization::<Stack>()) {
             None => self.forward(ids),
-            Some(stack) => BaseEmbedding {
-                base: self.weight.base(),
-                quantized: stack.quantized.as_ref(),
-                below: &stack.active_weights(),
-            }
-            .forward(ids),
+            Some(stack) => rows_of_table(self.weight.base(), stack, ids, context),
         }
     }
+}
+
+/// Rows of an embedding table, adapters and all.
+fn rows_of_table(
+    base: Tensor<2>,
+    stack: &Stack,
+    ids: Tensor<2, Int>,
+    context: &ForwardContext,
+) -> Tensor<3> {
+    if let Some(mixture) = stack.mixed() {
+        // One row of ids for all rows of the batch, as positions are.
+        let ids = match &mixture.parts {
+            Parts::PerRow(rows) if ids.dims()[0] == 1 => ids.repeat_dim(0, rows.count()),
+            _ => ids,
+        };
+        return mixture::mix(stack, mixture, ids, context, |stack, ids, context| {
+            rows_of_table(base.clone(), stack, ids, context)
+        });
+    }
+    EmbeddingBelow {
+        base,
+        quantized: stack.quantized.as_ref(),
+        context,
+        below: &stack.active_weights(),
+    }
+    .forward(ids)
 }
 
 impl AdaptedForward<Tensor<4>> for Conv2d {
     type Output = Tensor<4>;
 
-    fn adapted(&self, input: Tensor<4>) -> Tensor<4> {
-        let Some(stack) = unmerged(self.weight.reparameterization::<Stack>()) else {
-            return self.forward(input);
-        };
-        let [_, _, height, width] = input.dims();
-        let options = ConvOptions::new_with_padding(
-            self.stride,
-            padding(self, [height, width]),
-            self.dilation,
-            self.groups,
-        );
-        let adapters = stack.active_weights();
-        let output = BaseConv2d {
-            base: self.weight.base(),
-            below: &adapters,
-            options,
-        }
-        .forward(input);
-        match &self.bias {
-            Some(bias) => {
-                let channels = bias.dims()[0];
-                output + bias.val().reshape([1, channels, 1, 1])
+    fn adapted_in(&self, input: Tensor<4>, context: &ForwardContext) -> Tensor<4> {
+        let bias = self.bias.as_ref().map(|bias| Vector::of(bias, context));
+        let output = match unmerged(self.weight.reparameterization::<Stack>()) {
+            None => {
+                if let Some(Vector::Same(_)) | None = &bias {
+                    return self.forward(input);
+                }
+                convolve(self, &Stack::default(), input, context)
             }
-            None => output,
-        }
+            Some(stack) => convolve(self, stack, input, context),
+        };
+        let Some(bias) = bias else {
+            return output;
+        };
+        // Channels last, as vectors have their features.
+        bias.add_to(output.permute([0, 2, 3, 1]))
+            .permute([0, 3, 1, 2])
     }
+}
+
+/// The convolution without its bias, adapters and all.
+fn convolve(
+    layer: &Conv2d,
+    stack: &Stack,
+    input: Tensor<4>,
+    context: &ForwardContext,
+) -> Tensor<4> {
+    if let Some(mixture) = stack.mixed() {
+        return mixture::mix(stack, mixture, input, context, |stack, input, context| {
+            convolve(layer, stack, input, context)
+        });
+    }
+    let [_, _, height, width] = input.dims();
+    let options = ConvOptions::new_with_padding(
+        layer.stride,
+        padding(layer, [height, width]),
+        layer.dilation,
+        layer.groups,
+    );
+    Conv2dBelow {
+        base: layer.weight.base(),
+        context,
+        below: &stack.active_weights(),
+        options,
+    }
+    .forward(input)
 }
 
 impl<const D: usize> AdaptedForward<Tensor<D>> for Dropout {
     type Output = Tensor<D>;
 
-    fn adapted(&self, input: Tensor<D>) -> Tensor<D> {
+    fn adapted_in(&self, input: Tensor<D>, _context: &ForwardContext) -> Tensor<D> {
         peft_ops::dropout(input, dropout_rate(self))
     }
 }
@@ -360,9 +387,65 @@ impl<const D: usize> AdaptedForward<Tensor<D>> for Dropout {
 impl<const D: usize> AdaptedForward<Tensor<D>> for RmsNorm {
     type Output = Tensor<D>;
 
-    fn adapted(&self, input: Tensor<D>) -> Tensor<D> {
-        peft_ops::rms_norm(input, self.gamma.val(), self.epsilon)
+    fn adapted_in(&self, input: Tensor<D>, context: &ForwardContext) -> Tensor<D> {
+        let gamma = Vector::of(&self.gamma, context);
+        if let Some(gamma) = gamma.same() {
+            return peft_ops::rms_norm(input, gamma, self.epsilon);
+        }
+        let ones = Tensor::ones_like(&self.gamma.base());
+        gamma.times(peft_ops::rms_norm(input, ones, self.epsilon))
     }
+}
+
+impl<const D: usize> AdaptedForward<Tensor<D>> for LayerNorm {
+    type Output = Tensor<D>;
+
+    fn adapted_in(&self, input: Tensor<D>, context: &ForwardContext) -> Tensor<D> {
+        let gamma = Vector::of(&self.gamma, context);
+        let beta = self.beta.as_ref().map(|beta| Vector::of(beta, context));
+        let varied = |vector: &Vector| vector.same().is_none();
+        if !varied(&gamma) && !beta.as_ref().is_some_and(varied) {
+            return self.forward(input);
+        }
+        let mut plain = self.clone();
+        plain.gamma = Param::from_tensor(Tensor::ones_like(&self.gamma.base()));
+        plain.beta = None;
+        let output = gamma.times(plain.forward(input));
+        match beta {
+            Some(beta) => beta.add_to(output),
+            None => output,
+        }
+    }
+}
+
+/// A layer normalisation of `dropout(input) + residual`, both `[batch, …, d]`, adapters and all, in one operation
+/// where all rows have the same. `epsilon` is the layer's, which Burn does not tell.
+pub fn adapted_layer_norm<const D: usize>(
+    norm: &LayerNorm,
+    epsilon: f64,
+    (input, dropout): (Tensor<D>, f64),
+    residual: Option<Tensor<D>>,
+    context: &ForwardContext,
+) -> Tensor<D> {
+    let gamma = Vector::of(&norm.gamma, context);
+    let beta = norm.beta.as_ref().map(|beta| Vector::of(beta, context));
+    let same_beta = beta.as_ref().map(Vector::same);
+    if let (Some(gamma), None | Some(Some(_))) = (gamma.same(), &same_beta) {
+        return peft_ops::layer_norm(
+            input,
+            residual,
+            gamma,
+            same_beta.flatten(),
+            epsilon,
+            dropout,
+        );
+    }
+    let input = peft_ops::dropout(input, dropout);
+    let sum = match residual {
+        Some(residual) => input + residual,
+        None => input,
+    };
+    norm.adapted_in(sum, context)
 }
 
 /// The sum of the negative log likelihoods of `targets` under an output head `[d, classes]`, adapters and all:
@@ -371,35 +454,61 @@ impl<const D: usize> AdaptedForward<Tensor<D>> for RmsNorm {
 /// Low-rank adapters cost no matrix of the head's size. Others that are changes of the weight are folded into one
 /// dense matrix for it, without their input dropout. All logits are formed only where the head has a bias, or an
 /// adapter adds more than a weight can.
-pub fn adapted_cross_entropy(head: &Linear, hidden: Tensor<2>, targets: &[i64]) -> Tensor<1> {
+pub fn adapted_cross_entropy(
+    head: &Linear,
+    hidden: Tensor<2>,
+    targets: &[i64],
+    context: &ForwardContext,
+) -> Tensor<1> {
+    let stack = head.weight.reparameterization::<Stack>();
     if head.bias.is_some() {
-        return peft_ops::reference::cross_entropy(head.adapted(hidden), targets);
+        let logits = match stack.and_then(Stack::mixed) {
+            Some(mixture) => logits_of_rows(mixture, hidden, context, |hidden| {
+                head.adapted_in(hidden, context)
+            }),
+            None => head.adapted_in(hidden, context),
+        };
+        return peft_ops::reference::cross_entropy(logits, targets);
     }
-    if let Some(stack) = head.weight.reparameterization::<Stack>() {
-        return cross_entropy(&Place::of(head, stack), hidden, targets);
+    if let Some(stack) = stack {
+        return cross_entropy(&Place::of(head, stack, None), hidden, targets, context);
     }
     let rows = head.weight.val().transpose();
     peft_ops::linear_cross_entropy(hidden, rows, targets)
 }
 
+/// Logits `[tokens, classes]` of hidden states `[tokens, d]`, by a head that takes `[batch, seq, d]`.
+fn logits_of_rows(
+    mixture: &Mixture,
+    hidden: Tensor<2>,
+    context: &ForwardContext,
+    head: impl Fn(Tensor<3>) -> Tensor<3>,
+) -> Tensor<2> {
+    let [count, d] = hidden.dims();
+    // Each row of the batch has as many positions.
+    let rows = match &mixture.parts {
+        Parts::PerRow(rows) => rows.count(),
+        Parts::Routed(_) => context
+            .routing()
+            .map_or(1, |routing| routing.weights().dims()[0]),
+        Parts::Weighted(_) => 1,
+    };
+    let logits = head(hidden.reshape([rows as isize, -1, d as isize]));
+    let classes = logits.dims()[2];
+    logits.reshape([count, classes])
+}
+
 /// As [`adapted_cross_entropy`], of a head without a bias.
-pub(crate) fn cross_entropy(place: &Place<'_>, hidden: Tensor<2>, targets: &[i64]) -> Tensor<1> {
+pub(crate) fn cross_entropy(
+    place: &Place<'_>,
+    hidden: Tensor<2>,
+    targets: &[i64],
+    context: &ForwardContext,
+) -> Tensor<1> {
     let stack = place.stack;
     if let Some(merged) = &stack.merged {
         let rows = merged.get::<2>().transpose();
         return peft_ops::linear_cross_entropy(hidden, rows, targets);
-    }
-    let adapters = stack.active_weights();
-    let beyond = adapters.iter().any(|adapter| !adapter.is_mergeable());
-    if let Some(rows) = &stack.rows {
-        // Each row of the batch has as many positions.
-        let ([count, d], classes) = (hidden.dims(), place.base.dims()[1]);
-        let hidden = hidden.reshape([rows.names.len() as isize, -1, d as isize]);
-        let logits = through::<3>(place, hidden).reshape([count, classes]);
-        return peft_ops::reference::cross_entropy(logits, targets);
-    }
-    if beyond {
-        return peft_ops::reference::cross_entropy(through(place, hidden), targets);
     }
     let rows_of = |weight| match weight {
         Weight::Dense(weight) => Weight::Dense(weight.transpose()),
@@ -410,32 +519,34 @@ pub(crate) fn cross_entropy(place: &Place<'_>, hidden: Tensor<2>, targets: &[i64
         let rows = rows_of(place.weight());
         return peft_ops::linear_cross_entropy_with(hidden, rows, low_rank, targets);
     }
+    if let Some(mixture) = stack.mixed() {
+        let logits = logits_of_rows(mixture, hidden, context, |hidden| {
+            through(place, hidden, context)
+        });
+        return peft_ops::reference::cross_entropy(logits, targets);
+    }
+    let adapters = stack.active_weights();
+    let beyond = adapters.iter().any(|adapter| !adapter.is_mergeable());
+    if beyond {
+        let logits = through(place, hidden, context);
+        return peft_ops::reference::cross_entropy(logits, targets);
+    }
     let place = place.clone().composed();
-    let inner = BaseLinear {
+    let base = LinearBelow {
         base: place.base,
         quantized: place.quantized.as_ref(),
         bias: None,
         norms: &place.norms,
+        context,
         below: &adapters,
     };
-    peft_ops::linear_cross_entropy(hidden, inner.weight().transpose(), targets)
-}
-
-/// The probability with which a dropout layer drops on autodiff devices: 0 where the layer is
-/// switched off, as Burn does for frozen modules.
-pub fn dropout_rate(dropout: &Dropout) -> f64 {
-    if dropout.training.is_enabled() {
-        dropout.prob
-    } else {
-        0.0
-    }
+    peft_ops::linear_cross_entropy(hidden, base.weight().transpose(), targets)
 }
 
 /// The stack, if there is something to do at run time.
 fn unmerged(stack: Option<&Stack>) -> Option<&Stack> {
     stack.filter(|stack| {
-        let used =
-            stack.rows.is_some() || stack.quantized.is_some() || stack.active().next().is_some();
+        let used = stack.quantized.is_some() || stack.used().next().is_some();
         stack.merged.is_none() && used
     })
 }

@@ -2,15 +2,19 @@
 
 pub(crate) mod base_layer;
 pub(crate) mod layers;
-pub(crate) mod mixed_batch;
+pub(crate) mod mixture;
+pub(crate) mod place;
 pub(crate) mod site;
 pub(crate) mod tied_head;
 
-pub use crate::adapter::contract::SiteContext;
+pub use crate::adapter::forward_context::{ForwardContext, Routing};
+pub use crate::adapter::low_rank::dropout_rate;
+pub use crate::adapter::site_context::SiteContext;
+pub use crate::adapter::site_type::{Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType};
 pub use crate::attached::stack::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
 pub use layers::{
-    AdaptedForward, adapted_attention, adapted_cross_entropy, adapted_gelu, adapted_norm,
-    adapted_swiglu, dropout_rate,
+    AdaptedForward, adapted_attention, adapted_cross_entropy, adapted_gelu, adapted_layer_norm,
+    adapted_norm, adapted_swiglu,
 };
-pub use site::{Site, SiteKind};
+pub use site::{HiddenSite, KeyValueSite, PromptSite, Site};
 pub use tied_head::TiedHead;

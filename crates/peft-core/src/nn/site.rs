@@ -1,67 +1,36 @@
 //! Places in a forward pass where adapters act on what flows by.
 
+use std::marker::PhantomData;
+
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
 };
 use burn::tensor::{Bool, Device, Tensor};
 
-use crate::adapter::contract::SiteContext;
-use crate::adapter::erased::{AnyAdapter, ErasedKeyValue};
-use crate::attached::stack::Stack;
-use crate::attached::traversal::{self, SEGMENT};
+use crate::adapter::site_context::SiteContext;
+use crate::adapter::site_type::{Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType};
+use crate::attached::composition::Parts;
+use crate::attached::stack::{Entry, Stack};
+use crate::layout::site_kind::SiteHead;
+use crate::nn::mixture::mix;
+use crate::slot::{self, SEGMENT, SITE};
 
-/// Container that a site reports to visitors.
-pub(crate) const SITE: &str = "Site";
-
-/// What flows by at a [`Site`]; methods and targets select by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum SiteKind {
-    /// Token embeddings before positions are added: prompts go in front of them.
-    Embeddings,
-    /// The output of an attention sublayer, before the residual is added.
-    AttentionOutput,
-    /// The output of a feed-forward sublayer, before the residual is added.
-    FeedForwardOutput,
-    /// Keys and values of an attention layer, as its queries see them: prefixes go in front of them.
-    KeyValue,
-}
-
-impl std::fmt::Display for SiteKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Embeddings => "embeddings",
-            Self::AttentionOutput => "attention output",
-            Self::FeedForwardOutput => "feed-forward output",
-            Self::KeyValue => "keys and values",
-        })
-    }
-}
-
-/// The fixed part of a site.
-#[derive(Clone, Debug)]
-pub(crate) struct SiteHead {
-    pub(crate) kind: SiteKind,
-    pub(crate) width: usize,
-    pub(crate) heads: usize,
-    pub(crate) name: &'static str,
-}
-
-/// A place in a model's forward pass where adapters can act.
+/// A place in a model's forward pass where adapters can act. What flows by is its type: [`HiddenSite`],
+/// [`PromptSite`] or [`KeyValueSite`].
 ///
 /// A field of the model. Without adapters it has no parameters, appears in no record and costs
 /// nothing; `attach` fills it, and a model without the sites that a method needs is refused.
 ///
 /// ```
 /// use burn::prelude::*;
-/// use peft_core::{Site, SiteKind};
-/// use peft_core::method::SiteContext;
+/// use peft_core::HiddenSite;
+/// use peft_core::nn::{ForwardContext, HiddenState, SiteContext};
 ///
 /// #[derive(Module, Debug)]
 /// struct Block {
 ///     feed_forward: burn::nn::Linear,
 ///     norm: burn::nn::LayerNorm,
-///     output_site: Site,
+///     output_site: HiddenSite,
 /// }
 ///
 /// impl Block {
@@ -69,28 +38,35 @@ pub(crate) struct SiteHead {
 ///         Self {
 ///             feed_forward: burn::nn::LinearConfig::new(d, d).init(device),
 ///             norm: burn::nn::LayerNormConfig::new(d).init(device),
-///             output_site: Site::new(SiteKind::FeedForwardOutput, d),
+///             output_site: HiddenSite::new(HiddenState::FeedForwardOutput, d),
 ///         }
 ///     }
 ///
-///     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+///     fn forward(&self, x: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
 ///         let norm = |h| self.norm.forward(h);
 ///         let h = self.feed_forward.forward(x.clone());
-///         let h = self.output_site.hidden(h, &SiteContext::post_norm(x.clone(), &norm));
+///         let around = SiteContext::post_norm(context, x.clone(), &norm);
+///         let h = self.output_site.forward(h, &around);
 ///         norm(h + x)
 ///     }
 /// }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Site {
+pub struct Site<T: SiteType> {
     head: SiteHead,
     stack: Stack,
+    marker: PhantomData<T>,
 }
 
-impl Site {
-    /// An empty site for states of `width` features; those of all heads together for keys, and as many for
-    /// values.
-    pub fn new(kind: SiteKind, width: usize) -> Self {
+/// A site of a hidden state, for [`HiddenAdapter`](crate::method::HiddenAdapter)s: bottlenecks, say.
+pub type HiddenSite = Site<Hidden>;
+/// A site of embeddings, for [`PromptAdapter`](crate::method::PromptAdapter)s.
+pub type PromptSite = Site<Prompt>;
+/// A site of an attention layer's keys and values, for [`KeyValueAdapter`](crate::method::KeyValueAdapter)s.
+pub type KeyValueSite = Site<KeyValue>;
+
+impl<T: SiteType> Site<T> {
+    fn empty(kind: SiteKind, width: usize) -> Self {
         Self {
             head: SiteHead {
                 kind,
@@ -99,14 +75,8 @@ impl Site {
                 name: "",
             },
             stack: Stack::default(),
+            marker: PhantomData,
         }
-    }
-
-    /// How many heads share the features of keys and values: upstream's configurations say it. Default: 1.
-    #[must_use]
-    pub fn with_heads(mut self, heads: usize) -> Self {
-        self.head.heads = heads;
-        self
     }
 
     /// The upstream name of the module whose output the site sees, relative to the struct that
@@ -118,66 +88,58 @@ impl Site {
         self
     }
 
-    /// What flows by here.
-    pub fn kind(&self) -> SiteKind {
-        self.head.kind
-    }
-
-    /// Whether an adapter acts on the hidden state here.
+    /// Whether an adapter acts here.
     pub fn is_active(&self) -> bool {
-        self.stack.active().next().is_some()
+        self.stack.used().next().is_some()
+    }
+}
+
+impl Site<Hidden> {
+    /// An empty site for a hidden state of `width` features.
+    pub fn new(state: HiddenState, width: usize) -> Self {
+        Self::empty(SiteKind::Hidden(state), width)
     }
 
     /// The hidden state `[batch, seq, d]` after the active adapters.
-    pub fn hidden(&self, hidden: Tensor<3>, around: &SiteContext<'_>) -> Tensor<3> {
-        self.stack
-            .active()
-            .fold(hidden, |hidden, entry| match &entry.adapter {
-                AnyAdapter::Hidden(adapter) => adapter.forward(hidden, around),
-                _ => hidden,
-            })
-    }
-
-    /// How many virtual tokens the active adapters put before the embeddings, or before the keys and values.
-    pub fn virtual_tokens(&self) -> usize {
-        let prompts = self.prompts().map(|prompt| prompt.dims()[0]);
-        let prefixes = self.prefixes().map(ErasedKeyValue::virtual_tokens);
-        prompts.chain(prefixes).sum()
-    }
-
-    /// `key` and `value` `[batch, seq, width]`, and the `mask` `[batch, 1 or queries, seq]` that is added to the
-    /// scores, with the active adapters' keys and values in front: all queries of all rows see them.
-    ///
-    /// Call it behind whatever positions do to keys, and once for a cache: when it is empty. Positions of
-    /// the text's tokens begin with [`virtual_tokens`](Self::virtual_tokens), as upstream's do.
-    pub fn key_value(
-        &self,
-        key: Tensor<3>,
-        value: Tensor<3>,
-        mask: Option<Tensor<3>>,
-    ) -> (Tensor<3>, Tensor<3>, Option<Tensor<3>>) {
-        let [batch, _, width] = key.dims();
-        let spread = |rows: Tensor<2>| {
-            let tokens = rows.dims()[0];
-            rows.unsqueeze::<3>().expand([batch, tokens, width])
+    pub fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
+        let sibling = |name: &str, hidden: Tensor<3>| {
+            let adapter = self.stack.entry(name)?.adapter.hidden_adapter();
+            Some(adapter.forward(hidden, context))
         };
-        let (mut keys, mut values): (Vec<Tensor<3>>, Vec<Tensor<3>>) = self
-            .prefixes()
-            .map(ErasedKeyValue::key_value)
-            .map(|(key, value)| (spread(key), spread(value)))
-            .unzip();
-        if keys.is_empty() {
-            return (key, value, mask);
-        }
-        let tokens = keys.iter().map(|part| part.dims()[1]).sum();
-        keys.push(key);
-        values.push(value);
-        let mask = mask.map(|mask| {
-            let [rows, queries, _] = mask.dims();
-            let open = Tensor::zeros([rows, queries, tokens], (&mask.device(), mask.dtype()));
-            Tensor::cat(vec![open, mask], 2)
-        });
-        (Tensor::cat(keys, 1), Tensor::cat(values, 1), mask)
+        let context = context.with_siblings(&sibling);
+        let Some(mixture) = self.stack.mixed() else {
+            return through(&self.stack, hidden, &context);
+        };
+        let forward = context.forward;
+        mix(
+            &self.stack,
+            mixture,
+            hidden,
+            forward,
+            |stack, part, forward| match forward.rows() {
+                Some(rows) => through(stack, part, &context.of_rows(forward, &rows)),
+                None => through(stack, part, &context),
+            },
+        )
+    }
+}
+
+/// One adapter after the other.
+fn through(stack: &Stack, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
+    stack.active().fold(hidden, |hidden, entry| {
+        entry.adapter.hidden_adapter().forward(hidden, context)
+    })
+}
+
+impl Site<Prompt> {
+    /// An empty site for embeddings of `width` features.
+    pub fn new(width: usize) -> Self {
+        Self::empty(SiteKind::Embeddings, width)
+    }
+
+    /// How many virtual tokens the active adapters put before the embeddings.
+    pub fn virtual_tokens(&self) -> usize {
+        virtual_tokens(&self.stack)
     }
 
     /// Embeddings `[batch, seq, d]` and padding mask `[batch, seq]` (true where padded) with the
@@ -187,14 +149,9 @@ impl Site {
         embeddings: Tensor<3>,
         padding: Option<Tensor<2, Bool>>,
     ) -> (Tensor<3>, Option<Tensor<2, Bool>>) {
-        let [batch, _, width] = embeddings.dims();
-        let mut parts: Vec<Tensor<3>> = self
-            .prompts()
-            .map(|prompt| {
-                let tokens = prompt.dims()[0];
-                prompt.unsqueeze::<3>().expand([batch, tokens, width])
-            })
-            .collect();
+        let batch = embeddings.dims()[0];
+        let prompt = |entry: &Entry| entry.adapter.prompt_adapter().prompt();
+        let mut parts = in_front(&self.stack, batch, prompt);
         if parts.is_empty() {
             return (embeddings, padding);
         }
@@ -206,30 +163,101 @@ impl Site {
         });
         (Tensor::cat(parts, 1), padding)
     }
+}
 
-    fn prompts(&self) -> impl Iterator<Item = Tensor<2>> {
-        self.stack
-            .active()
-            .filter_map(|entry| match &entry.adapter {
-                AnyAdapter::Prompt(adapter) => Some(adapter.prompt()),
-                _ => None,
-            })
+impl Site<KeyValue> {
+    /// An empty site for keys of `width` features, those of all heads together, and as many for values.
+    pub fn new(width: usize) -> Self {
+        Self::empty(SiteKind::KeyValue, width)
     }
 
-    fn prefixes(&self) -> impl Iterator<Item = &dyn ErasedKeyValue> {
-        self.stack
-            .active()
-            .filter_map(|entry| match &entry.adapter {
-                AnyAdapter::KeyValue(adapter) => Some(adapter.as_ref()),
-                _ => None,
-            })
+    /// How many heads share the features of keys and values: upstream's configurations say it. Default: 1.
+    #[must_use]
+    pub fn with_heads(mut self, heads: usize) -> Self {
+        self.head.heads = heads;
+        self
+    }
+
+    /// How many virtual tokens the active adapters put before the keys and values.
+    pub fn virtual_tokens(&self) -> usize {
+        virtual_tokens(&self.stack)
+    }
+
+    /// `key` and `value` `[batch, seq, width]`, and the `mask` `[batch, 1 or queries, seq]` that is added to the
+    /// scores, with the active adapters' keys and values in front: all queries of all rows see them.
+    ///
+    /// Call it behind whatever positions do to keys, and once for a cache: when it is empty. Positions of
+    /// the text's tokens begin with [`virtual_tokens`](Self::virtual_tokens), as upstream's do.
+    pub fn add_prefix(
+        &self,
+        key: Tensor<3>,
+        value: Tensor<3>,
+        mask: Option<Tensor<3>>,
+    ) -> (Tensor<3>, Tensor<3>, Option<Tensor<3>>) {
+        if !self.is_active() {
+            return (key, value, mask);
+        }
+        let [batch, _, width] = key.dims();
+        // Keys and values side by side, so that each adapter computes them once.
+        let prefix = |entry: &Entry| {
+            let (key, value) = entry.adapter.key_value_adapter().key_value();
+            Tensor::cat(vec![key, value], 1)
+        };
+        let parts = in_front(&self.stack, batch, prefix);
+        let of = |from: usize, last: Tensor<3>| {
+            let parts = parts.iter().map(|part| part.clone().narrow(2, from, width));
+            Tensor::cat(parts.chain([last]).collect(), 1)
+        };
+        let tokens = parts.iter().map(|part| part.dims()[1]).sum();
+        let mask = mask.map(|mask| {
+            let [rows, queries, _] = mask.dims();
+            let open = Tensor::zeros([rows, queries, tokens], (&mask.device(), mask.dtype()));
+            Tensor::cat(vec![open, mask], 2)
+        });
+        (of(0, key), of(width, value), mask)
     }
 }
 
-impl Module for Site {
+/// Virtual tokens of the adapters that are used; under a mixture each row has those of one adapter.
+fn virtual_tokens(stack: &Stack) -> usize {
+    let mut tokens = stack.used().map(|entry| entry.adapter.virtual_tokens());
+    match stack.mixed() {
+        Some(_) => tokens.next().unwrap_or(0),
+        None => tokens.sum(),
+    }
+}
+
+/// What the adapters put in front of each row, `[batch, tokens, features]` each, of what each gives, `[tokens,
+/// features]`.
+fn in_front(stack: &Stack, batch: usize, of: impl Fn(&Entry) -> Tensor<2>) -> Vec<Tensor<3>> {
+    let Some(mixture) = stack.mixed() else {
+        let spread = |entry| {
+            let rows = of(entry);
+            let [tokens, width] = rows.dims();
+            rows.unsqueeze::<3>().expand([batch, tokens, width])
+        };
+        return stack.active().map(spread).collect();
+    };
+    let Parts::PerRow(rows) = &mixture.parts else {
+        unreachable!("`set_composition` refuses virtual tokens with weights")
+    };
+    let count = rows.count();
+    assert_eq!(
+        batch, count,
+        "the model was told the adapters of {count} rows, and the batch has {batch}"
+    );
+    let entry = |at: Option<usize>| {
+        let at = at.expect("`set_composition` refuses rows without virtual tokens among others");
+        of(&stack.entries[at])
+    };
+    let device = entry(rows.groups[0].entry).device();
+    vec![rows.spread(&device, entry)]
+}
+
+impl<T: SiteType> Module for Site<T> {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
         visitor.enter_module(SEGMENT, SITE);
-        traversal::report_site(&self.head);
+        slot::report(|| self.head.clone());
         self.stack.visit(visitor);
         visitor.exit_module(SEGMENT, SITE);
     }
@@ -264,6 +292,7 @@ impl Module for Site {
         Self {
             head: self.head.clone(),
             stack: self.stack.valid(),
+            marker: PhantomData,
         }
     }
 
@@ -272,7 +301,7 @@ impl Module for Site {
     }
 }
 
-impl ModuleDisplayDefault for Site {
+impl<T: SiteType> ModuleDisplayDefault for Site<T> {
     fn content(&self, content: Content) -> Option<Content> {
         let names: Vec<_> = self
             .stack
@@ -286,4 +315,4 @@ impl ModuleDisplayDefault for Site {
     }
 }
 
-impl ModuleDisplay for Site {}
+impl<T: SiteType> ModuleDisplay for Site<T> {}

@@ -8,17 +8,18 @@ use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, Tensor};
 use peft_ops::LowRank;
 
-use crate::adapter::erased::{AnyTensor, ErasedWeight};
-use crate::adapter::quantized_base::{self, QuantizedBase};
+use crate::adapter::any_tensor::AnyTensor;
+use crate::adapter::erased::ErasedWeight;
+use crate::adapter::forward_context::ForwardContext;
+use crate::adapter::quantized_base::QuantizedBase;
+use crate::attached::base_norms::BaseNorms;
+use crate::attached::composition::{Composition, PerRow};
 use crate::attached::stack::Stack;
-use crate::attached::traversal::{self, SEGMENT};
-use crate::layout::model_layout::LayoutParam;
+use crate::attached::traversal::{OwnWeight, TableName};
 use crate::method::module_to_save;
-use crate::nn::base_layer::BaseNorms;
-use crate::nn::layers::{self, AdaptedForward, Place};
-
-/// Container that a tied head reports to visitors.
-pub(crate) const TIED: &str = "TiedHead";
+use crate::nn::layers::{self, AdaptedForward};
+use crate::nn::place::Place;
+use crate::slot::{self, SEGMENT, TIED};
 
 /// The output head of a language model that has no matrix of its own: it is the embedding table, transposed.
 ///
@@ -58,11 +59,30 @@ impl TiedHead {
     }
 
     /// Logits `[batch, seq, vocabulary]` of hidden states `[batch, seq, d]`, adapters and all.
-    pub fn logits(&self, table: &Embedding, hidden: Tensor<3>) -> Tensor<3> {
-        match &self.own {
-            Some(own) => own.adapted(hidden),
-            None => layers::through(&self.place(table), hidden),
+    pub fn logits(
+        &self,
+        table: &Embedding,
+        hidden: Tensor<3>,
+        context: &ForwardContext,
+    ) -> Tensor<3> {
+        if let Some(own) = &self.own {
+            return own.adapted_in(hidden, context);
         }
+        let on_table = table.weight.reparameterization::<Stack>();
+        let Some((on_table, rows)) = on_table.and_then(|stack| Some((stack, rows_of(stack)?)))
+        else {
+            let place = Self::place(table, on_table, &self.stack);
+            return layers::through(&place, hidden, context);
+        };
+        // The table differs between rows, and the head with it.
+        let named = Named::new(rows);
+        named.rows.run(&hidden.device(), |name, rows, index| {
+            let name = name.map(|name| named.names[name]);
+            let (on_table, stack) = (on_table.named(name), self.stack.named(name));
+            let place = Self::place(table, Some(&on_table), &stack);
+            let context = context.of_rows(rows, &index);
+            layers::through(&place, hidden.clone().select(0, index), &context)
+        })
     }
 
     /// The sum of the negative log likelihoods of `targets` under the logits of `hidden` `[rows, d]`, adapters and
@@ -72,16 +92,25 @@ impl TiedHead {
         table: &Embedding,
         hidden: Tensor<2>,
         targets: &[i64],
+        context: &ForwardContext,
     ) -> Tensor<1> {
-        match &self.own {
-            Some(own) => layers::adapted_cross_entropy(own, hidden, targets),
-            None => layers::cross_entropy(&self.place(table), hidden, targets),
+        if let Some(own) = &self.own {
+            return layers::adapted_cross_entropy(own, hidden, targets, context);
         }
+        let on_table = table.weight.reparameterization::<Stack>();
+        let Some(rows) = on_table.and_then(rows_of) else {
+            let place = Self::place(table, on_table, &self.stack);
+            return layers::cross_entropy(&place, hidden, targets, context);
+        };
+        let [count, d] = hidden.dims();
+        let hidden = hidden.reshape([rows.len() as isize, -1, d as isize]);
+        let logits = self.logits(table, hidden, context);
+        let logits = logits.reshape([count as isize, -1]);
+        peft_ops::reference::cross_entropy(logits, targets)
     }
 
-    /// The head as a linear layer.
-    fn place(&self, table: &Embedding) -> Place<'_> {
-        let on_table = table.weight.reparameterization::<Stack>();
+    /// The head as a linear layer, with these adapters on the table and on the head.
+    fn place<'a>(table: &Embedding, on_table: Option<&Stack>, stack: &'a Stack) -> Place<'a> {
         let mut base = table.weight.base().transpose();
         let mut quantized = on_table.and_then(|stack| stack.quantized.clone());
         let mut below = Vec::new();
@@ -105,7 +134,47 @@ impl TiedHead {
             bias: None,
             below,
             norms: BaseNorms::default(),
-            stack: &self.stack,
+            stack,
+        }
+    }
+}
+
+/// The adapters of the batch's rows, where the head changes with the rows' adapters of the table.
+fn rows_of(on_table: &Stack) -> Option<&[Option<String>]> {
+    let mixture = on_table.mixed()?;
+    let follows = on_table
+        .used()
+        .any(|entry| entry.adapter.weight_adapter().affects_tied_head());
+    match mixture.composition.as_ref() {
+        Composition::PerRow(rows) if follows => Some(rows),
+        _ => None,
+    }
+}
+
+/// Rows grouped by the name of their adapter, wherever that is.
+struct Named<'a> {
+    names: Vec<&'a str>,
+    /// With indices of names for entries.
+    rows: PerRow,
+}
+
+impl<'a> Named<'a> {
+    fn new(rows: &'a [Option<String>]) -> Self {
+        let mut names: Vec<&str> = Vec::new();
+        let indices: Vec<Option<usize>> = rows
+            .iter()
+            .map(|row| {
+                let name = row.as_deref()?;
+                let known = names.iter().position(|known| *known == name);
+                Some(known.unwrap_or_else(|| {
+                    names.push(name);
+                    names.len() - 1
+                }))
+            })
+            .collect();
+        Self {
+            names,
+            rows: PerRow::new(indices.into_iter()),
         }
     }
 }
@@ -124,7 +193,7 @@ fn followed(stack: &Stack, base: AnyTensor) -> AnyTensor {
     // A copy does not look at what it takes the place of.
     let base = match followers.peek() {
         Some(first) if first.method() == module_to_save::MODULE => base,
-        _ => quantized_base::dense(Some(stack), &base),
+        _ => stack.dense(&base),
     };
     followers.fold(base, |table, adapter| adapter.compose(table))
 }
@@ -135,15 +204,18 @@ fn parts(stack: &Stack) -> bool {
 }
 
 /// What a head multiplies by, `[d, vocabulary]`, with all that is active, where the table with all that is active
-/// on it is something else.
-pub(crate) fn parted(head: &LayoutParam, table: &LayoutParam) -> Option<AnyTensor> {
-    let own = head.stack.as_ref().map(Stack::active_weights);
-    let own = own.unwrap_or_default();
-    let seen = match &table.stack {
+/// on it is something else. `table` is the parameter's own tensor; the stacks are the head's and the table's.
+pub(crate) fn parted(
+    head: Option<&Stack>,
+    table: &AnyTensor,
+    on_table: Option<&Stack>,
+) -> Option<AnyTensor> {
+    let own = head.map(Stack::active_weights).unwrap_or_default();
+    let seen = match on_table {
         Some(stack) if own.is_empty() && !parts(stack) => return None,
-        Some(stack) => followed(stack, table.base.clone()),
+        Some(stack) => followed(stack, table.clone()),
         None if own.is_empty() => return None,
-        None => table.base.clone(),
+        None => table.clone(),
     };
     let seen = AnyTensor::new(seen.get::<2>().transpose());
     let whole = own
@@ -153,12 +225,9 @@ pub(crate) fn parted(head: &LayoutParam, table: &LayoutParam) -> Option<AnyTenso
 }
 
 /// Whether the head goes on reading the table as it was, although what is active on that is merged.
-pub(crate) fn reads_base(head: &LayoutParam, table: &LayoutParam) -> bool {
-    let own = head.stack.as_ref().and_then(|stack| stack.active().next());
-    let follows = table
-        .stack
-        .as_ref()
-        .is_some_and(|stack| followers(stack).next().is_some());
+pub(crate) fn reads_base(head: Option<&Stack>, on_table: Option<&Stack>) -> bool {
+    let own = head.and_then(|stack| stack.active().next());
+    let follows = on_table.is_some_and(|stack| followers(stack).next().is_some());
     own.is_none() && !follows
 }
 
@@ -168,7 +237,7 @@ impl Module for TiedHead {
             return own.visit(visitor);
         }
         visitor.enter_module(SEGMENT, TIED);
-        traversal::report_tied(self.table);
+        slot::report(|| TableName(self.table));
         self.stack.visit(visitor);
         visitor.exit_module(SEGMENT, TIED);
     }
@@ -180,7 +249,7 @@ impl Module for TiedHead {
         }
         mapper.enter_module(SEGMENT, TIED);
         self.stack = self.stack.map(mapper);
-        if let Some(weight) = traversal::untied() {
+        if let Some(OwnWeight(weight)) = slot::take() {
             self.stack = Stack::default();
             self.own = Some(Linear {
                 weight: Param::from_tensor(weight).set_require_grad(false),

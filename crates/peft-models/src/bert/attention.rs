@@ -3,9 +3,9 @@
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::tensor::{Bool, Device, Tensor};
-use peft_core::nn::{AdaptedForward, dropout_rate};
+use peft_core::KeyValueSite;
+use peft_core::nn::{AdaptedForward, ForwardContext, HiddenState, dropout_rate};
 use peft_core::ops::{AttentionOptions, attention};
-use peft_core::{Site, SiteKind};
 
 use super::{BertConfig, BertResidual};
 
@@ -30,7 +30,7 @@ pub struct BertSelfAttention {
     /// Dropout of the attention weights.
     pub dropout: Dropout,
     /// Where prefixes go in front of keys and values.
-    pub prefix: Site,
+    pub prefix: KeyValueSite,
     heads: usize,
 }
 
@@ -43,16 +43,21 @@ impl BertAttention {
                 key: config.linear(width, width, device),
                 value: config.linear(width, width, device),
                 dropout: DropoutConfig::new(config.attention_probs_dropout_prob).init(),
-                prefix: Site::new(SiteKind::KeyValue, width).with_heads(config.num_attention_heads),
+                prefix: KeyValueSite::new(width).with_heads(config.num_attention_heads),
                 heads: config.num_attention_heads,
             },
-            output: BertResidual::new(config, width, SiteKind::AttentionOutput, device),
+            output: BertResidual::new(config, width, HiddenState::AttentionOutput, device),
         }
     }
 
-    pub(super) fn forward(&self, x: Tensor<3>, mask: Option<&AttentionMask>) -> Tensor<3> {
-        let context = self.self_attention.forward(x.clone(), mask);
-        self.output.forward(context, x)
+    pub(super) fn forward(
+        &self,
+        x: Tensor<3>,
+        mask: Option<&AttentionMask>,
+        context: &ForwardContext,
+    ) -> Tensor<3> {
+        let attn_output = self.self_attention.forward(x.clone(), mask, context);
+        self.output.forward(attn_output, x, context)
     }
 }
 
@@ -71,16 +76,21 @@ impl AttentionMask {
 
 impl BertSelfAttention {
     /// Context `[batch, seq, hidden_size]` for `x` of the same shape.
-    pub(super) fn forward(&self, x: Tensor<3>, mask: Option<&AttentionMask>) -> Tensor<3> {
+    pub(super) fn forward(
+        &self,
+        x: Tensor<3>,
+        mask: Option<&AttentionMask>,
+        context: &ForwardContext,
+    ) -> Tensor<3> {
         let options = AttentionOptions {
             dropout: dropout_rate(&self.dropout),
             ..AttentionOptions::new(self.heads)
         };
-        let query = self.query.adapted(x.clone());
-        let key = self.key.adapted(x.clone());
-        let value = self.value.adapted(x);
+        let query = self.query.adapted_in(x.clone(), context);
+        let key = self.key.adapted_in(x.clone(), context);
+        let value = self.value.adapted_in(x, context);
         let mask = mask.map(|mask| mask.0.clone());
-        let (key, value, mask) = self.prefix.key_value(key, value, mask);
+        let (key, value, mask) = self.prefix.add_prefix(key, value, mask);
         attention(query, key, value, mask, options)
     }
 }

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::tensor::{Bool, Device, Int, Tensor};
 use peft_core::KeyMapping;
-use peft_core::nn::AdaptedForward;
+use peft_core::nn::{AdaptedForward, ForwardContext};
 
 use super::{Bert, Pooling, pooling};
 use crate::LoadError;
@@ -100,8 +100,20 @@ impl BertClassifier {
     ///
     /// As [`Bert::forward`] does.
     pub fn forward(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<2> {
-        let output = self.bert.forward(ids, padding.clone());
+        self.forward_in(ids, ForwardContext::new().with_padding(padding))
+    }
+
+    /// As [`forward`](Self::forward), with what adapters find in the context: see [`Bert::forward_in`].
+    ///
+    /// # Panics
+    ///
+    /// As `forward`.
+    pub fn forward_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> Tensor<2> {
+        let padding = context.padding();
+        let output = self.bert.forward_in(ids, context);
+        let context = output.context.clone();
         let pooled = self.bert.pool(output, padding, self.pooling);
-        self.classifier.adapted(self.dropout.adapted(pooled))
+        self.classifier
+            .adapted_in(self.dropout.adapted(pooled), &context)
     }
 }

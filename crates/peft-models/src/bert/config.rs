@@ -6,7 +6,7 @@ use burn::module::Initializer;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear};
 use burn::tensor::activation::{gelu_approximate, relu};
 use burn::tensor::{Device, Tensor};
-use peft_core::nn::{AdaptedForward, adapted_gelu};
+use peft_core::nn::{AdaptedForward, ForwardContext, adapted_gelu};
 use serde::Deserialize;
 
 use crate::{LoadError, checkpoint};
@@ -94,11 +94,11 @@ pub enum HiddenAct {
 
 impl HiddenAct {
     /// The layer's output for the activation of `x`.
-    pub(super) fn then(self, layer: &Linear, x: Tensor<3>) -> Tensor<3> {
+    pub(super) fn then(self, layer: &Linear, x: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
         match self {
-            Self::Gelu => adapted_gelu(layer, x),
-            Self::GeluTanh => layer.adapted(gelu_approximate(x)),
-            Self::Relu => layer.adapted(relu(x)),
+            Self::Gelu => adapted_gelu(layer, x, context),
+            Self::GeluTanh => layer.adapted_in(gelu_approximate(x), context),
+            Self::Relu => layer.adapted_in(relu(x), context),
         }
     }
 }
@@ -289,7 +289,9 @@ mod tests {
                 weight: Param::from_tensor(Tensor::eye(5, &device)),
                 ..layer
             };
-            let found = act.then(&layer, x.clone()).into_data();
+            let found = act
+                .then(&layer, x.clone(), &ForwardContext::new())
+                .into_data();
             let found: Vec<f32> = found.try_to_vec().unwrap();
             for (found, expected) in found.iter().zip(expected) {
                 assert!(

@@ -1,11 +1,10 @@
 //! What goes into the first layer.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Embedding, LayerNorm};
-use burn::tensor::{Bool, Device, Int, Tensor};
-use peft_core::nn::AdaptedForward;
-use peft_core::ops::layer_norm;
-use peft_core::{Site, SiteKind};
+use burn::tensor::{Device, Int, Tensor};
+use peft_core::PromptSite;
+use peft_core::nn::{AdaptedForward, ForwardContext, adapted_layer_norm};
 
 use super::BertConfig;
 
@@ -23,7 +22,7 @@ pub struct BertEmbeddings {
     /// Dropout of the normalised sum.
     pub dropout: Dropout,
     /// Where virtual tokens go in front of the word embeddings.
-    pub prompt: Site,
+    pub prompt: PromptSite,
     /// Added to the variance.
     epsilon: f64,
 }
@@ -36,14 +35,13 @@ impl BertEmbeddings {
             token_type_embeddings: config.embedding(config.type_vocab_size, device),
             layer_norm: config.norm(device),
             dropout: DropoutConfig::new(config.hidden_dropout_prob).init(),
-            prompt: Site::new(SiteKind::Embeddings, config.hidden_size)
-                .with_name("word_embeddings"),
+            prompt: PromptSite::new(config.hidden_size).with_name("word_embeddings"),
             epsilon: config.layer_norm_eps,
         }
     }
 
-    /// Embeddings `[batch, virtual_tokens + seq, hidden_size]` of `ids` `[batch, seq]`, and the
-    /// `padding` `[batch, seq]` extended to them.
+    /// Embeddings `[batch, virtual_tokens + seq, hidden_size]` of `ids` `[batch, seq]`, and the context with their
+    /// positions and the padding `[batch, seq]` extended to them.
     ///
     /// Virtual tokens take the first positions, after the `first` that belong to prefixes, and the segment 0, as
     /// in HF PEFT.
@@ -54,13 +52,18 @@ impl BertEmbeddings {
     pub fn forward(
         &self,
         ids: Tensor<2, Int>,
-        padding: Option<Tensor<2, Bool>>,
+        context: ForwardContext,
         first: usize,
-    ) -> (Tensor<3>, Option<Tensor<2, Bool>>) {
+    ) -> (Tensor<3>, ForwardContext) {
         let device = ids.device();
-        let (words, padding) = self
-            .prompt
-            .add_prompt(self.word_embeddings.adapted(ids), padding);
+        let (words, padding) = self.prompt.add_prompt(
+            self.word_embeddings.adapted_in(ids, &context),
+            context.padding(),
+        );
+        let context = context
+            .with_padding(padding)
+            .with_virtual_tokens(self.prompt.virtual_tokens())
+            .with_positions(1, (first..first + words.dims()[1]).collect::<Vec<_>>());
         let last = first + words.dims()[1];
         let most = self.position_embeddings.weight.dims()[0];
         assert!(
@@ -72,13 +75,11 @@ impl BertEmbeddings {
         // Added to each other first: they are one row per position, and the words a whole batch.
         let positions = first.cast_signed() as i64..last.cast_signed() as i64;
         let positions = Tensor::<1, Int>::arange(positions, &device).unsqueeze::<2>();
-        let places = self.position_embeddings.adapted(positions)
-            + self
-                .token_type_embeddings
-                .adapted(Tensor::zeros([1, 1], &device));
-        let gamma = self.layer_norm.gamma.val();
-        let beta = self.layer_norm.beta.as_ref().map(Param::val);
-        let embedded = layer_norm(words + places, None, gamma, beta, self.epsilon, 0.0);
-        (self.dropout.adapted(embedded), padding)
+        let segments = Tensor::zeros([1, 1], &device);
+        let places = self.position_embeddings.adapted_in(positions, &context)
+            + self.token_type_embeddings.adapted_in(segments, &context);
+        let sum = (words + places, 0.0);
+        let embedded = adapted_layer_norm(&self.layer_norm, self.epsilon, sum, None, &context);
+        (self.dropout.adapted(embedded), context)
     }
 }

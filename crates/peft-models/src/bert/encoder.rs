@@ -2,9 +2,9 @@
 
 use burn::module::Module;
 use burn::nn::Linear;
-use burn::tensor::{Bool, Device, Tensor};
-use peft_core::SiteKind;
-use peft_core::nn::AdaptedForward;
+use burn::tensor::{Device, Tensor};
+use peft_core::HiddenSite;
+use peft_core::nn::{AdaptedForward, ForwardContext, HiddenState, SiteContext};
 
 use super::attention::AttentionMask;
 use super::{BertAttention, BertConfig, BertResidual, HiddenAct};
@@ -25,6 +25,8 @@ pub struct BertLayer {
     pub intermediate: BertIntermediate,
     /// The second half of the feed-forward part.
     pub output: BertResidual,
+    /// Where adapters act on the layer's output.
+    pub site: HiddenSite,
 }
 
 /// Projection to `intermediate_size` and activation.
@@ -51,12 +53,14 @@ impl BertEncoder {
         prefixes.max().unwrap_or(0)
     }
 
-    /// Hidden states after the last layer, for embeddings `[batch, seq, hidden_size]` and
-    /// `padding` `[batch, seq]`, true where padded.
-    pub fn forward(&self, embedded: Tensor<3>, padding: Option<Tensor<2, Bool>>) -> Tensor<3> {
-        let mask = padding.map(|padding| AttentionMask::new(padding, &embedded.device()));
+    /// Hidden states after the last layer, for embeddings `[batch, seq, hidden_size]`. Tokens that the context calls
+    /// padding are attended by none.
+    pub fn forward(&self, embedded: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        let mask = context
+            .padding()
+            .map(|padding| AttentionMask::new(padding, &embedded.device()));
         self.layer.iter().fold(embedded, |hidden, layer| {
-            layer.forward(hidden, mask.as_ref())
+            layer.forward(hidden, mask.as_ref(), context)
         })
     }
 }
@@ -70,14 +74,25 @@ impl BertLayer {
                 dense: config.linear(width, inner, device),
                 activation: config.hidden_act,
             },
-            output: BertResidual::new(config, inner, SiteKind::FeedForwardOutput, device),
+            output: BertResidual::new(config, inner, HiddenState::FeedForwardOutput, device),
+            site: HiddenSite::new(HiddenState::BlockOutput, width),
         }
     }
 
-    fn forward(&self, hidden: Tensor<3>, mask: Option<&AttentionMask>) -> Tensor<3> {
-        let hidden = self.attention.forward(hidden, mask);
-        let inner = self.intermediate.dense.adapted(hidden.clone());
-        let outer = self.intermediate.activation.then(&self.output.dense, inner);
-        self.output.after_dense(outer, hidden)
+    fn forward(
+        &self,
+        hidden: Tensor<3>,
+        mask: Option<&AttentionMask>,
+        context: &ForwardContext,
+    ) -> Tensor<3> {
+        let hidden = self.attention.forward(hidden, mask, context);
+        let BertIntermediate { dense, activation } = &self.intermediate;
+        let inner = dense.adapted_in(hidden.clone(), context);
+        let outer = activation.then(&self.output.dense, inner, context);
+        let hidden = self.output.after_dense(outer, hidden, context);
+        if !self.site.is_active() {
+            return hidden;
+        }
+        self.site.forward(hidden, &SiteContext::new(context))
     }
 }

@@ -13,6 +13,7 @@ mod tiny;
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};
 use peft_core::KeyMapping;
+use peft_core::nn::ForwardContext;
 
 pub use attention::{BertAttention, BertSelfAttention};
 pub use classifier::BertClassifier;
@@ -32,7 +33,7 @@ const RENAMES: &[(&str, &str)] = &[("self_attention", "self"), ("layer_norm", "L
 ///
 /// Module paths, once renamed by [`names`](Self::names), are those of Hugging Face's `BertModel`.
 /// Adapter sites: [`BertEmbeddings::prompt`], in every layer [`BertSelfAttention::prefix`], and
-/// [`BertResidual::site`] behind the attention and behind the feed-forward part.
+/// [`BertResidual::site`] behind the attention and behind the feed-forward part, and [`BertLayer::site`] behind it all.
 ///
 /// Dropout acts on autodiff devices only, as Burn's does; `model.valid()` is without it. For
 /// gradient checkpointing build the model on `device.autodiff().gradient_checkpointing()`: it is a
@@ -58,6 +59,8 @@ pub struct BertOutput {
     pub hidden: Tensor<3>,
     /// How many leading positions of every row are virtual tokens of prompt adapters.
     pub virtual_tokens: usize,
+    /// What flowed with the forward pass, for what comes after the encoder.
+    pub context: ForwardContext,
 }
 
 impl BertConfig {
@@ -100,11 +103,22 @@ impl Bert {
     ///
     /// If virtual tokens, prefixes and `seq` together exceed the configuration's `max_position_embeddings`.
     pub fn forward(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> BertOutput {
+        self.forward_in(ids, ForwardContext::new().with_padding(padding))
+    }
+
+    /// As [`forward`](Self::forward), with what adapters find in the context: routing, values of a method. The model
+    /// adds positions and virtual tokens to it.
+    ///
+    /// # Panics
+    ///
+    /// As `forward`.
+    pub fn forward_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> BertOutput {
         let prefix = self.encoder.prefix_tokens();
-        let (hidden, padding) = self.embeddings.forward(ids, padding, prefix);
+        let (hidden, context) = self.embeddings.forward(ids, context, prefix);
         BertOutput {
-            hidden: self.encoder.forward(hidden, padding),
-            virtual_tokens: self.embeddings.prompt.virtual_tokens(),
+            hidden: self.encoder.forward(hidden, &context),
+            virtual_tokens: context.virtual_tokens(),
+            context,
         }
     }
 }

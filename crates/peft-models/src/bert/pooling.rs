@@ -3,7 +3,7 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::Linear;
 use burn::tensor::{Bool, Device, Tensor};
-use peft_core::nn::AdaptedForward;
+use peft_core::nn::{AdaptedForward, ForwardContext};
 use serde::{Deserialize, Serialize};
 
 use super::{Bert, BertConfig, BertOutput};
@@ -35,9 +35,9 @@ impl BertPooler {
     }
 
     /// `[batch, hidden_size]` from hidden states `[batch, seq, hidden_size]`.
-    pub fn forward(&self, hidden: Tensor<3>) -> Tensor<2> {
+    pub fn forward(&self, hidden: Tensor<3>, context: &ForwardContext) -> Tensor<2> {
         let first = hidden.narrow(1, 0, 1).squeeze_dim::<2>(1);
-        self.dense.adapted(first).tanh()
+        self.dense.adapted_in(first, context).tanh()
     }
 }
 
@@ -84,7 +84,7 @@ impl Bert {
                 let pooler = self.pooler.as_ref();
                 pooler
                     .expect("`Pooling::Cls` needs a model with a pooler")
-                    .forward(output.hidden)
+                    .forward(output.hidden, &output.context)
             }
         }
     }

@@ -61,6 +61,13 @@ pub enum GenerateError {
         /// Number of rows that the model was told of.
         rows: usize,
     },
+
+    /// The model's adapters are composed by weights that a forward pass brings, and generation brings none.
+    #[error(
+        "the model's adapters are composed by routing (`Composition::Routed`), and generation has no weights for them: \
+         `activate` adapters, or compose them with fixed weights"
+    )]
+    Routed,
     /// The tokenizer failed on the prompt or on the tokens generated.
     #[error(transparent)]
     Tokenizer(#[from] LoadError),

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::PeftModule as _;
+use peft_core::{Composition, PeftModule as _};
 
 use self::decode::Limits;
 use self::stream::TextStream;
@@ -209,9 +209,12 @@ impl Llama {
         found: impl FnMut(u32) -> Result<bool, GenerateError>,
     ) -> Result<(Vec<u32>, StoppedBy), GenerateError> {
         config.check()?;
-        let rows = self.adapter_per_row().map_or(1, |rows| rows.len());
-        if rows != 1 {
-            return Err(GenerateError::Rows { rows });
+        match self.composition() {
+            Composition::PerRow(rows) if rows.len() != 1 => {
+                return Err(GenerateError::Rows { rows: rows.len() });
+            }
+            Composition::Routed(_) => return Err(GenerateError::Routed),
+            _ => {}
         }
         let valid;
         let model = if self.device().is_autodiff() {

@@ -3,9 +3,9 @@
 use burn::module::Module;
 use burn::nn::{Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
-use peft_core::nn::{adapted_attention, adapted_norm};
+use peft_core::KeyValueSite;
+use peft_core::nn::{ForwardContext, adapted_attention, adapted_norm};
 use peft_core::ops::{AttentionInputs, AttentionOptions, Rotary, Segments, rotary};
-use peft_core::{Site, SiteKind};
 
 use super::LlamaConfig;
 use super::cache::LayerCache;
@@ -22,7 +22,7 @@ pub struct LlamaAttention {
     /// The way back to `hidden_size`.
     pub o_proj: Linear,
     /// Where prefixes go in front of keys and values.
-    pub prefix: Site,
+    pub prefix: KeyValueSite,
     heads: usize,
     kv_heads: usize,
 }
@@ -30,6 +30,8 @@ pub struct LlamaAttention {
 /// What all layers share in one forward pass.
 #[derive(Clone, Debug)]
 pub(super) struct Positions {
+    /// What adapters see of the forward pass.
+    pub(super) context: ForwardContext,
     pub(super) angles: Rotary,
     /// Added to the scores, `[batch, 1 or queries, keys]`.
     pub(super) mask: Option<Tensor<3>>,
@@ -48,7 +50,7 @@ impl LlamaAttention {
             k_proj: linear(width, narrow, config.qkv_bias),
             v_proj: linear(width, narrow, config.qkv_bias),
             o_proj: linear(wide, width, config.o_bias),
-            prefix: Site::new(SiteKind::KeyValue, narrow).with_heads(config.num_key_value_heads),
+            prefix: KeyValueSite::new(narrow).with_heads(config.num_key_value_heads),
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
         }
@@ -63,17 +65,18 @@ impl LlamaAttention {
         positions: &Positions,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
+        let context = &positions.context;
         let query = rotary(
-            adapted_norm(&self.q_proj, norm, x.clone()),
+            adapted_norm(&self.q_proj, norm, x.clone(), context),
             &positions.angles,
             self.heads,
         );
         let key = rotary(
-            adapted_norm(&self.k_proj, norm, x.clone()),
+            adapted_norm(&self.k_proj, norm, x.clone(), context),
             &positions.angles,
             self.kv_heads,
         );
-        let value = adapted_norm(&self.v_proj, norm, x);
+        let value = adapted_norm(&self.v_proj, norm, x, context);
         let mask = positions.mask.clone();
         let (key, value, mask) = match cache {
             // The prefix is in it.
@@ -82,7 +85,7 @@ impl LlamaAttention {
                 (key, value, mask)
             }
             cache => {
-                let (key, value, mask) = self.prefix.key_value(key, value, mask);
+                let (key, value, mask) = self.prefix.add_prefix(key, value, mask);
                 if let Some(cache) = cache {
                     cache.extend(key.clone(), value.clone());
                 }
@@ -102,6 +105,6 @@ impl LlamaAttention {
             segments: positions.segments.clone(),
             options,
         };
-        adapted_attention(&self.o_proj, inputs)
+        adapted_attention(&self.o_proj, inputs, context)
     }
 }

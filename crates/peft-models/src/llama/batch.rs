@@ -1,5 +1,7 @@
 //! Tokens to learn from.
 
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+use peft_core::nn::ForwardContext;
 use peft_core::ops::Segments;
 
 /// A batch for [`Llama::loss`](super::Llama::loss): rows of equally many tokens, filled up where a text is
@@ -38,6 +40,15 @@ impl LmBatch {
     /// How many tokens are to be learnt.
     pub fn target_count(&self) -> usize {
         self.targets.iter().filter(|target| **target >= 0).count()
+    }
+
+    /// What adapters see of the batch.
+    pub(super) fn context(&self, device: &Device) -> ForwardContext {
+        let padding = self.padding.contains(&true).then(|| {
+            let data = TensorData::new(self.padding.clone(), [self.rows, self.length]);
+            Tensor::<2, Bool>::from_data(data, device)
+        });
+        ForwardContext::new().with_padding(padding)
     }
 
     /// # Panics

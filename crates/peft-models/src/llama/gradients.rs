@@ -54,7 +54,7 @@ impl Llama {
         }
         let mut sum = GradientsAccumulator::new();
         let x = x.detach().require_grad();
-        let loss = self.head_loss(x.clone(), batch);
+        let loss = self.head_loss(x.clone(), batch, &positions.context);
         let value = f64::from(loss.clone().into_scalar::<f32>());
         let mut gradients = (loss * scale).backward();
         let mut behind = x.grad_remove(&mut gradients);

@@ -3,9 +3,10 @@
 use burn::module::Module;
 use burn::nn::{Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
-use peft_core::method::SiteContext;
-use peft_core::nn::{AdaptedForward, adapted_norm, adapted_swiglu};
-use peft_core::{Site, SiteKind};
+use peft_core::HiddenSite;
+use peft_core::nn::{
+    AdaptedForward, ForwardContext, HiddenState, SiteContext, adapted_norm, adapted_swiglu,
+};
 
 use super::LlamaConfig;
 use super::attention::{LlamaAttention, Positions};
@@ -19,13 +20,15 @@ pub struct LlamaLayer {
     /// Attention.
     pub self_attn: LlamaAttention,
     /// Where adapters act on attention's output.
-    pub attention_site: Site,
+    pub attention_site: HiddenSite,
     /// Normalisation before the feed-forward part.
     pub post_attention_layernorm: RmsNorm,
     /// The feed-forward part.
     pub mlp: LlamaMlp,
     /// Where adapters act on the feed-forward part's output.
-    pub feed_forward_site: Site,
+    pub feed_forward_site: HiddenSite,
+    /// Where adapters act on the layer's output.
+    pub site: HiddenSite,
 }
 
 /// The feed-forward part, SwiGLU (Shazeer 2020).
@@ -41,10 +44,10 @@ pub struct LlamaMlp {
 
 impl LlamaMlp {
     /// The output for the stream `x`, which `norm` normalises.
-    fn forward(&self, x: Tensor<3>, norm: &RmsNorm) -> Tensor<3> {
-        let gate = adapted_norm(&self.gate_proj, norm, x.clone());
-        let up = adapted_norm(&self.up_proj, norm, x);
-        adapted_swiglu(&self.down_proj, gate, up)
+    fn forward(&self, x: Tensor<3>, norm: &RmsNorm, context: &ForwardContext) -> Tensor<3> {
+        let gate = adapted_norm(&self.gate_proj, norm, x.clone(), context);
+        let up = adapted_norm(&self.up_proj, norm, x, context);
+        adapted_swiglu(&self.down_proj, gate, up, context)
     }
 }
 
@@ -55,14 +58,17 @@ impl LlamaLayer {
         Self {
             input_layernorm: config.norm(device),
             self_attn: LlamaAttention::new(config, device),
-            attention_site: Site::new(SiteKind::AttentionOutput, width).with_name("self_attn"),
+            attention_site: HiddenSite::new(HiddenState::AttentionOutput, width)
+                .with_name("self_attn"),
             post_attention_layernorm: config.norm(device),
             mlp: LlamaMlp {
                 gate_proj: linear(width, inside),
                 up_proj: linear(width, inside),
                 down_proj: linear(inside, width),
             },
-            feed_forward_site: Site::new(SiteKind::FeedForwardOutput, width).with_name("mlp"),
+            feed_forward_site: HiddenSite::new(HiddenState::FeedForwardOutput, width)
+                .with_name("mlp"),
+            site: HiddenSite::new(HiddenState::BlockOutput, width),
         }
     }
 
@@ -74,19 +80,31 @@ impl LlamaLayer {
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
         let norm = &self.input_layernorm;
-        let attended = self.self_attn.forward(x.clone(), norm, positions, cache);
-        let x = add(&self.attention_site, attended, norm, x);
+        let context = &positions.context;
+        let attn_output = self.self_attn.forward(x.clone(), norm, positions, cache);
+        let x = add(&self.attention_site, attn_output, norm, x, context);
         let norm = &self.post_attention_layernorm;
-        let fed = self.mlp.forward(x.clone(), norm);
-        add(&self.feed_forward_site, fed, norm, x)
+        let mlp_output = self.mlp.forward(x.clone(), norm, context);
+        let x = add(&self.feed_forward_site, mlp_output, norm, x, context);
+        if !self.site.is_active() {
+            return x;
+        }
+        self.site.forward(x, &SiteContext::new(context))
     }
 }
 
 /// The stream with a sublayer's output, as the adapters at its site leave it.
-fn add(site: &Site, output: Tensor<3>, norm: &RmsNorm, x: Tensor<3>) -> Tensor<3> {
+fn add(
+    site: &HiddenSite,
+    output: Tensor<3>,
+    norm: &RmsNorm,
+    x: Tensor<3>,
+    context: &ForwardContext,
+) -> Tensor<3> {
     if !site.is_active() {
         return x + output;
     }
-    let around = SiteContext::pre_norm(norm.adapted(x.clone()), x.clone());
-    x + site.hidden(output, &around)
+    let sublayer_input = norm.adapted_in(x.clone(), context);
+    let around = SiteContext::pre_norm(context, sublayer_input, x.clone());
+    x + site.forward(output, &around)
 }

@@ -16,9 +16,9 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use peft_core::nn::{AdaptedForward, adapted_cross_entropy};
+use peft_core::nn::{AdaptedForward, ForwardContext, adapted_cross_entropy};
 use peft_core::ops::Rotary;
-use peft_core::{KeyMapping, Site, SiteKind, TiedHead};
+use peft_core::{KeyMapping, PromptSite, TiedHead};
 use serde_json::Value;
 
 pub use attention::LlamaAttention;
@@ -65,7 +65,7 @@ pub struct LlamaModel {
     /// Embeddings of tokens, `[vocab_size, hidden_size]`.
     pub embed_tokens: Embedding,
     /// Where virtual tokens go in front of the embeddings.
-    pub prompt: Site,
+    pub prompt: PromptSite,
     /// The layers.
     pub layers: Vec<LlamaLayer>,
     /// Normalisation of the last hidden states.
@@ -89,7 +89,7 @@ impl LlamaConfig {
         Llama {
             model: LlamaModel {
                 embed_tokens: self.embedding(device),
-                prompt: Site::new(SiteKind::Embeddings, self.hidden_size).with_name("embed_tokens"),
+                prompt: PromptSite::new(self.hidden_size).with_name("embed_tokens"),
                 layers: layers.collect(),
                 norm: self.norm(device),
             },
@@ -123,16 +123,28 @@ impl Llama {
     ///
     /// If there are more positions than `max_position_embeddings`.
     pub fn forward(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<3> {
+        self.forward_in(ids, ForwardContext::new().with_padding(padding))
+    }
+
+    /// As [`forward`](Self::forward), with what adapters find in the context: routing, values of a method. The model
+    /// adds positions and virtual tokens to it.
+    ///
+    /// # Panics
+    ///
+    /// As `forward`.
+    pub fn forward_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> Tensor<3> {
         let [rows, length] = ids.dims();
-        let (x, padding) = self.embed(ids, padding);
+        let (x, context) = self.embed(ids, context);
         let count = x.dims()[1];
+        let padding = context.padding();
         let mask = padding.map(|padding| hidden(padding.reshape([rows, 1, count])));
         let prefix = self.prefix_tokens();
         let positions = (prefix..prefix + count).collect();
-        let positions = self.positions(positions, 1, mask, &x.device());
+        let positions = self.positions((positions, 1), mask, context, &x.device());
         debug_assert_eq!(count, length + self.model.prompt.virtual_tokens());
         let x = self.through_layers(x, &positions);
-        self.logits(self.model.norm.adapted(x))
+        let context = &positions.context;
+        self.logits(self.model.norm.adapted_in(x, context), context)
     }
 
     /// An empty cache.
@@ -148,10 +160,12 @@ impl Llama {
     /// If there are more positions than `max_position_embeddings`.
     pub fn next_logits(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
         let rows = ids.dims()[0];
-        let mut x = if cache.is_empty() {
-            self.embed(ids, None).0
+        let context = ForwardContext::new();
+        let (mut x, context) = if cache.is_empty() {
+            self.embed(ids, context)
         } else {
-            self.model.embed_tokens.adapted(ids)
+            let x = self.model.embed_tokens.adapted_in(ids, &context);
+            (x, context)
         };
         let count = x.dims()[1];
         let first = if cache.is_empty() {
@@ -160,13 +174,17 @@ impl Llama {
             cache.length
         };
         let last = first + count;
-        let positions = self.positions((first..last).collect(), 1, None, &x.device());
+        let positions = (first..last).collect();
+        let positions = self.positions((positions, 1), None, context, &x.device());
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
             x = layer.forward(x, &positions, Some(cache));
         }
         cache.length = last;
-        let x = self.model.norm.adapted(x.slice_dim(1, count - 1..count));
-        self.logits(x).reshape([rows, self.config.vocab_size])
+        let context = &positions.context;
+        let x = x.slice_dim(1, count - 1..count);
+        let x = self.model.norm.adapted_in(x, context);
+        self.logits(x, context)
+            .reshape([rows, self.config.vocab_size])
     }
 
     /// The sum over the batch's targets of their negative log likelihoods, in nats: `[1]`. The logits of the
@@ -178,7 +196,7 @@ impl Llama {
     pub fn loss(&self, batch: &LmBatch) -> Tensor<1> {
         let (x, positions) = self.enter(batch);
         let x = self.through_layers(x, &positions);
-        self.head_loss(x, batch)
+        self.head_loss(x, batch, &positions.context)
     }
 
     /// What goes into the first layer, and where it is.
@@ -188,14 +206,14 @@ impl Llama {
         batch.check(self.config.vocab_size);
         let ids: Vec<i64> = batch.ids.iter().map(|id| i64::from(*id)).collect();
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
-        let (x, _) = self.embed(ids, None);
+        let (x, context) = self.embed(ids, batch.context(&device));
         let prompt = self.model.prompt.virtual_tokens();
         let prefix = self.prefix_tokens();
         let positions = batch.positions(prompt).into_iter();
         let positions = positions.map(|position| prefix + position).collect();
         let positions = Positions {
             segments: batch.visible(),
-            ..self.positions(positions, batch.rows, None, &device)
+            ..self.positions((positions, batch.rows), None, context, &device)
         };
         (x, positions)
     }
@@ -213,21 +231,22 @@ impl Llama {
         prefixes.max().unwrap_or(0)
     }
 
-    fn embed(
-        &self,
-        ids: Tensor<2, Int>,
-        padding: Option<Tensor<2, Bool>>,
-    ) -> (Tensor<3>, Option<Tensor<2, Bool>>) {
-        let words = self.model.embed_tokens.adapted(ids);
-        self.model.prompt.add_prompt(words, padding)
+    fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
+        let words = self.model.embed_tokens.adapted_in(ids, &context);
+        let prompt = &self.model.prompt;
+        let (x, padding) = prompt.add_prompt(words, context.padding());
+        let context = context
+            .with_padding(padding)
+            .with_virtual_tokens(prompt.virtual_tokens());
+        (x, context)
     }
 
     /// `positions` are those of `rows` rows.
     fn positions(
         &self,
-        positions: Vec<usize>,
-        rows: usize,
+        (positions, rows): (Vec<usize>, usize),
         mask: Option<Tensor<3>>,
+        context: ForwardContext,
         device: &Device,
     ) -> Positions {
         let last = positions.iter().max().map_or(0, |last| last + 1);
@@ -240,6 +259,7 @@ impl Llama {
         let frequencies = self.config.rope.frequencies(self.config.head_dim);
         Positions {
             angles: Rotary::new(&positions, rows, &frequencies, 1.0, device),
+            context: context.with_positions(rows, positions),
             mask,
             segments: None,
         }
@@ -253,26 +273,28 @@ impl Llama {
     }
 
     /// Logits of normalised hidden states.
-    fn logits(&self, x: Tensor<3>) -> Tensor<3> {
+    fn logits(&self, x: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
         match (&self.lm_head, &self.tied_head) {
-            (Some(head), _) => head.adapted(x),
-            (None, Some(head)) => head.logits(&self.model.embed_tokens, x),
+            (Some(head), _) => head.adapted_in(x, context),
+            (None, Some(head)) => head.logits(&self.model.embed_tokens, x, context),
             (None, None) => unreachable!("a model has a head"),
         }
     }
 
     /// The loss of what comes out of the last layer.
-    fn head_loss(&self, x: Tensor<3>, batch: &LmBatch) -> Tensor<1> {
+    fn head_loss(&self, x: Tensor<3>, batch: &LmBatch, context: &ForwardContext) -> Tensor<1> {
         let [rows, count, width] = x.dims();
         let x = x.slice_dim(1, count - batch.length..count);
         let x = self
             .model
             .norm
-            .adapted(x)
+            .adapted_in(x, context)
             .reshape([rows * batch.length, width]);
         match (&self.lm_head, &self.tied_head) {
-            (Some(head), _) => adapted_cross_entropy(head, x, &batch.targets),
-            (None, Some(head)) => head.cross_entropy(&self.model.embed_tokens, x, &batch.targets),
+            (Some(head), _) => adapted_cross_entropy(head, x, &batch.targets, context),
+            (None, Some(head)) => {
+                head.cross_entropy(&self.model.embed_tokens, x, &batch.targets, context)
+            }
             (None, None) => unreachable!("a model has a head"),
         }
     }

@@ -4,20 +4,23 @@ use burn::module::{Module, Param};
 use burn::nn::Dropout;
 use burn::tensor::module::conv2d;
 use burn::tensor::{Int, Shape, Tensor, TensorData};
-use peft_core::method::{Adapter, BaseConv2d, BaseLinear, CheckpointKey, WeightAdapter};
+use peft_core::method::{Adapter, BaseConv2d, BaseLinear, WeightAdapter};
 use peft_core::nn::{AdaptedForward, dropout_rate};
 use peft_core::ops::{LowRank, add_low_rank};
 
 /// Zhang et al. 2023, section 3.1: W' = W + s · A diag(E) B.
 ///
 /// A rank of 0 is allowed: upstream writes it for layers that lost all their singular values.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct AdaLora {
     /// A, `[in, r]`; of a convolution `[in / groups · h · w, r]`.
+    #[tensor("lora_A", transposed)]
     pub lora_a: Param<Tensor<2>>,
     /// E, the singular values, `[r, 1]`.
+    #[tensor("lora_E")]
     pub lora_e: Param<Tensor<2>>,
     /// B, `[r, out]`.
+    #[tensor("lora_B", transposed)]
     pub lora_b: Param<Tensor<2>>,
     /// s: alpha / (init_r + 1e-5), whatever of the rank is left.
     pub scale: f64,
@@ -39,12 +42,8 @@ impl AdaLora {
     }
 
     fn factors(&self) -> LowRank {
-        LowRank {
-            down: self.lora_a.val(),
-            up: self.lora_b.val() * self.lora_e.val(),
-            scale: self.scale,
-            dropout: 0.0,
-        }
+        let up = self.lora_b.val() * self.lora_e.val();
+        LowRank::new(self.lora_a.val(), up, self.scale)
     }
 
     /// The change of a weight of this shape.
@@ -107,18 +106,6 @@ impl AdaLora {
     }
 }
 
-impl Adapter for AdaLora {
-    const METHOD: &'static str = "adalora";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![
-            CheckpointKey::layer("lora_a", "lora_A").transposed(),
-            CheckpointKey::layer("lora_e", "lora_E"),
-            CheckpointKey::layer("lora_b", "lora_B").transposed(),
-        ]
-    }
-}
-
 impl WeightAdapter for AdaLora {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         if self.rank() == 0 {
@@ -132,7 +119,7 @@ impl WeightAdapter for AdaLora {
         (self.rank() > 0 && !self.drops()).then(|| self.factors())
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         if self.rank() == 0 {
             return inner.forward(input);
         }
@@ -140,7 +127,7 @@ impl WeightAdapter for AdaLora {
         add_low_rank(inner.forward(input), dropped, self.factors())
     }
 
-    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
+    fn conv2d(&self, input: Tensor<4>, inner: &dyn BaseConv2d) -> Tensor<4> {
         let weight = inner.weight();
         if self.rank() == 0 || !self.drops() {
             return conv2d(input, self.compose(weight), None, inner.options());

@@ -3,13 +3,14 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::device::is_cpu;
-use peft_core::method::BaseLinear;
+use peft_core::method::{Adapter, BaseLinear};
 use peft_core::ops::{LowRank, column_norms};
 
 /// The trained length of each output's weights: those of `W' = m ⊙ (W + s·AB) / ‖W + s·AB‖`.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct Magnitude<const D: usize> {
     /// m: `[out]`, for convolutions `[1, out, 1, 1]`.
+    #[tensor("lora_magnitude_vector")]
     pub value: Param<Tensor<D>>,
 }
 
@@ -25,7 +26,7 @@ impl<const D: usize> Magnitude<D> {
 const CANCELLED: f32 = 0.05;
 
 /// Norms of the columns of `W + s·AB`, `[out]`, without a gradient: W is what lies below.
-pub(crate) fn norms_below(inner: &BaseLinear<'_>, change: &LowRank) -> Tensor<1> {
+pub(crate) fn norms_below(inner: &dyn BaseLinear, change: &LowRank) -> Tensor<1> {
     let base = has_parts(change).then(|| inner.base_norms()).flatten();
     let product = |rows: Tensor<2>| inner.product(rows);
     base.and_then(|base| norms_by_parts(change, base, product))

@@ -41,7 +41,7 @@ impl WeightAdapter for Probe {
         weight
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let plain = input.clone().without_autodiff().cast(DType::F32);
         let seen = plain.clone().transpose().matmul(plain);
         let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);

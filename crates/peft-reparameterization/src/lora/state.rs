@@ -14,11 +14,13 @@ use peft_core::ops::{LowRank, add_low_rank};
 use crate::lora::dora::{self, Magnitude};
 
 /// Hu et al. 2021, section 4.1: `y = xW + s·(drop(x) A) B`.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct LoraLinear {
     /// Down-projection A, `[in, r]`.
+    #[tensor("lora_A.weight", transposed)]
     pub lora_a: Param<Tensor<2>>,
     /// Up-projection B, `[r, out]`.
+    #[tensor("lora_B.weight", transposed)]
     pub lora_b: Param<Tensor<2>>,
     /// s: alpha / r, or alpha / sqrt(r).
     pub scale: f64,
@@ -26,20 +28,25 @@ pub struct LoraLinear {
     pub dropout: Dropout,
     /// The factors that the base is without: those that the trained ones began as, where these were
     /// taken out of the base (PiSSA, OLoRA). Frozen.
+    #[nested]
     pub removed: Option<InitialFactors>,
     /// DoRA's magnitude of each output, `[out]`.
+    #[nested]
     pub magnitude: Option<Magnitude<1>>,
     /// β, `[out]`: what `lora_bias` adds to the output, times the scale, of a layer that has no bias itself
     /// ([`LoraBias`] is for one that has).
+    #[tensor("lora_B.bias")]
     pub added_bias: Option<Param<Tensor<1>>>,
 }
 
 /// Factors whose product, times the scale, is subtracted from the base.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct InitialFactors {
     /// `[in, r]`.
+    #[unsaved]
     pub a: Param<Tensor<2>>,
     /// `[r, out]`.
+    #[unsaved]
     pub b: Param<Tensor<2>>,
 }
 
@@ -88,21 +95,6 @@ impl LoraLinear {
     }
 }
 
-impl Adapter for LoraLinear {
-    const METHOD: &'static str = "lora";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![
-            CheckpointKey::layer("lora_a", "lora_A.weight").transposed(),
-            CheckpointKey::layer("lora_b", "lora_B.weight").transposed(),
-            CheckpointKey::layer("magnitude.value", "lora_magnitude_vector"),
-            CheckpointKey::layer("added_bias", "lora_B.bias"),
-            CheckpointKey::unsaved("removed.a"),
-            CheckpointKey::unsaved("removed.b"),
-        ]
-    }
-}
-
 impl WeightAdapter for LoraLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
@@ -127,7 +119,7 @@ impl WeightAdapter for LoraLinear {
         self.added_bias.is_none()
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let Some(magnitude) = &self.magnitude else {
             let output = match self.removed() {
                 Some(removed) => inner.forward_with(input.clone(), removed),
@@ -234,7 +226,7 @@ impl WeightAdapter for LoraEmbedding {
         .reshape(shape)
     }
 
-    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
+    fn embedding(&self, ids: Tensor<2, Int>, inner: &dyn BaseEmbedding) -> Tensor<3> {
         let down = embedding(self.lora_a.val(), ids.clone());
         let up = (self.lora_b.val() * self.scale).unsqueeze();
         let rows = inner.forward(ids) + down.matmul(up);
@@ -267,17 +259,20 @@ impl WeightAdapter for LoraEmbedding {
 /// With groups, A is of one group's channels and the change is composed into the kernel; dropout is
 /// left out there. Upstream gives such layers factors of other shapes: its checkpoints of grouped
 /// convolutions are refused by shape.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct LoraConv2d {
     /// A, `[r, in / groups, h, w]`.
+    #[tensor("lora_A.weight")]
     pub lora_a: Param<Tensor<4>>,
     /// B, `[out, r, 1, 1]`.
+    #[tensor("lora_B.weight")]
     pub lora_b: Param<Tensor<4>>,
     /// s.
     pub scale: f64,
     /// On the input of A; on the activation side only.
     pub dropout: Dropout,
     /// DoRA's magnitude of each output channel, `[1, out, 1, 1]`.
+    #[nested]
     pub magnitude: Option<Magnitude<4>>,
 }
 
@@ -297,18 +292,6 @@ impl LoraConv2d {
     }
 }
 
-impl Adapter for LoraConv2d {
-    const METHOD: &'static str = "lora";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![
-            CheckpointKey::layer("lora_a", "lora_A.weight"),
-            CheckpointKey::layer("lora_b", "lora_B.weight"),
-            CheckpointKey::layer("magnitude.value", "lora_magnitude_vector"),
-        ]
-    }
-}
-
 impl WeightAdapter for LoraConv2d {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
@@ -321,7 +304,7 @@ impl WeightAdapter for LoraConv2d {
         .reshape(shape)
     }
 
-    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
+    fn conv2d(&self, input: Tensor<4>, inner: &dyn BaseConv2d) -> Tensor<4> {
         let options = inner.options();
         if options.groups != 1 {
             // A's channels are those of one group, so it cannot run on all of the input.
@@ -348,20 +331,13 @@ impl WeightAdapter for LoraConv2d {
 }
 
 /// What `lora_bias` adds to a layer's bias: `b + s·β`, as if B had a bias.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct LoraBias {
     /// β, `[out]`.
+    #[tensor("lora_B.bias")]
     pub lora_b: Param<Tensor<1>>,
     /// s.
     pub scale: f64,
-}
-
-impl Adapter for LoraBias {
-    const METHOD: &'static str = "lora";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![CheckpointKey::layer("lora_b", "lora_B.bias")]
-    }
 }
 
 impl WeightAdapter for LoraBias {

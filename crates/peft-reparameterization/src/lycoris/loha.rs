@@ -71,7 +71,7 @@ impl WeightAdapter for LohaLinear {
         (fixed && self.is_low_rank()).then(|| self.factors())
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let [_, out] = self.up_1.dims();
         let dropout = self.dropout.factors(out, &self.down_1);
         let dropped = |features: Tensor<2>| match dropout {

@@ -156,7 +156,7 @@ impl WeightAdapter for LokrLinear {
         weight + self.delta().reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let change = self.product(input.clone());
         let [_, out] = change.dims();
         let change = match self.dropout.factors(out, &self.w1.first) {

@@ -93,7 +93,7 @@ impl WeightAdapter for BoftLinear {
         (matrix * self.scale()).reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let rotations = drop_blocks(self.rotations(), &self.dropout);
         let mut input = input;
         for factor in (0..rotations.dims()[0]).rev() {

@@ -107,7 +107,7 @@ impl WeightAdapter for HraLinear {
         (matrix.clone() - u.matmul(c.matmul(matrix))).reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let (down, up) = self.factors();
         let change = LowRank::new(down, up, -1.0);
         inner.forward(add_low_rank(input.clone(), input, change))

@@ -80,7 +80,7 @@ impl WeightAdapter for OftLinear {
         rotate_rows(matrix, blocks).reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let rotations = drop_blocks(self.rotations().unsqueeze_dim(0), &self.dropout);
         let blocks = self.of_blocks(rotations.squeeze_dim(0));
         inner.forward(rotate_inputs(input, blocks))

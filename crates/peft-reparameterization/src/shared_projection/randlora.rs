@@ -78,7 +78,7 @@ impl WeightAdapter for RandLoraLinear {
     }
 
     // No `low_rank`: the rank is full, and with many tokens a dense change costs less than its factors.
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let [rank, bases] = self.randlora_lambda.dims();
         let dropping = dropout_rate(&self.dropout) > 0.0 && input.is_autodiff();
         if !dropping && input.dims()[0] > 2 * rank * bases {

@@ -60,7 +60,7 @@ impl WeightAdapter for C3aLinear {
         weight + self.delta().reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         if !self.upstream_gradient {
             let weight = self.compose(inner.weight());
             return ops::linear(input, weight, inner.bias(), None);

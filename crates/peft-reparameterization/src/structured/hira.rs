@@ -53,7 +53,7 @@ impl WeightAdapter for HiraLinear {
     }
 
     // W ⊙ A B has full rank: without W', its product with the input would take r dense products.
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let weight = inner.weight();
         if !drops(&self.dropout, &self.hira_a) {
             return linear(input, self.compose(weight), inner.bias(), None);
@@ -80,7 +80,7 @@ impl WeightAdapter for HiraEmbedding {
     }
 
     // Only the rows that are looked up.
-    fn embedding(&self, ids: Tensor<2, Int>, inner: &BaseEmbedding<'_>) -> Tensor<3> {
+    fn embedding(&self, ids: Tensor<2, Int>, inner: &dyn BaseEmbedding) -> Tensor<3> {
         let down = embedding(self.hira_a.val(), ids.clone());
         inner.forward(ids) * (down.matmul(self.hira_b.val().unsqueeze()) + 1.0)
     }
@@ -113,7 +113,7 @@ impl WeightAdapter for HiraConv2d {
         scaled(weight, self.product())
     }
 
-    fn conv2d(&self, input: Tensor<4>, inner: &BaseConv2d<'_>) -> Tensor<4> {
+    fn conv2d(&self, input: Tensor<4>, inner: &dyn BaseConv2d) -> Tensor<4> {
         let weight = inner.weight();
         if !drops(&self.dropout, &self.hira_a) {
             return conv2d(input, self.compose(weight), None, inner.options());

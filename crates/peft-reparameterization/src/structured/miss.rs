@@ -59,7 +59,7 @@ impl WeightAdapter for MissLinear {
         weight + delta.reshape(shape)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let change = self.product(self.dropout.adapted(input.clone()));
         let output = inner.forward(input);
         let ([tokens, out], [_, width]) = (output.dims(), change.dims());

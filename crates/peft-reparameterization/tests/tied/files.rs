@@ -3,7 +3,6 @@
 use burn::module::Module as _;
 use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
-use peft_core::method::ConfigExt as _;
 use peft_models::{Llama, LlamaConfig};
 use peft_reparameterization::{LoraConfig, METHODS};
 

@@ -7,7 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
-use peft_core::method::{ConfigExt as _, LayerKind, Method};
+use peft_core::method::{LayerKind, Method};
 use peft_models::{Llama, LmBatch};
 use peft_reparameterization::{LohaConfig, LoraConfig, METHODS, OftConfig};
 
@@ -52,7 +52,7 @@ fn cases() -> Vec<Case> {
         ),
         case(
             "PiSSA on the head",
-            &lora(["lm_head"]).with_init("pissa"),
+            &lora(["lm_head"]).with_init_lora_weights("pissa"),
             false,
             "base_model.model.lm_head.lora_A.weight",
         ),
@@ -375,7 +375,7 @@ fn rows_of_a_batch_have_heads_of_their_own() {
 #[test]
 fn adapters_of_head_and_table_nest() {
     for (name, device) in cpu_devices() {
-        let random = |config: LoraConfig| config.with_init(false);
+        let random = |config: LoraConfig| config.with_init_lora_weights(false);
         let model = base(&device);
         let model = model.attach("own", &random(lora(["lm_head"]))).unwrap();
         let shared = random(lora(["embed_tokens"])).with_ensure_weight_tying(true);
@@ -383,7 +383,7 @@ fn adapters_of_head_and_table_nest() {
         let model = model
             .attach("table", &random(lora(["embed_tokens"])))
             .unwrap();
-        let dora = lora(["lm_head"]).with_use_dora(true).with_init(false);
+        let dora = lora(["lm_head"]).with_use_dora(true).with_init_lora_weights(false);
         let model = model.attach("dora", &dora).unwrap();
         for active in [
             vec!["own", "shared"],
@@ -420,7 +420,7 @@ fn dropout_of_the_head_acts_in_the_loss() {
     for (name, device) in cpu_devices() {
         let device = device.autodiff();
         for tying in [false, true] {
-            let config = lora(["lm_head"]).with_init(false).with_dropout(0.5);
+            let config = lora(["lm_head"]).with_init_lora_weights(false).with_lora_dropout(0.5);
             let model = base(&device)
                 .attach("x", &config.with_ensure_weight_tying(tying))
                 .unwrap();

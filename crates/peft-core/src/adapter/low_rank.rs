@@ -4,9 +4,8 @@ use burn::nn::Dropout;
 use burn::tensor::Tensor;
 use peft_ops::{LowRank, add_low_rank};
 
+use crate::adapter::base::BaseLinear;
 use crate::adapter::contract::{Adapter, WeightAdapter};
-use crate::nn::base_layer::BaseLinear;
-use crate::nn::layers::{AdaptedForward, dropout_rate};
 
 /// A state of a linear layer whose change is a product of two factors, and nothing else: `y = x W + b + s·(drop(x) A) B`.
 /// It is a [`WeightAdapter`] by this.
@@ -33,13 +32,23 @@ impl<T: LowRankAdapter> WeightAdapter for T {
         (!dropping).then_some(factors)
     }
 
-    fn linear(&self, input: Tensor<2>, inner: &BaseLinear<'_>) -> Tensor<2> {
+    fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         match self.dropout() {
-            None => inner.forward_with(input, self.factors()),
+            None => base.forward_with(input, self.factors()),
             Some(dropout) => {
-                let dropped = dropout.adapted(input.clone());
-                add_low_rank(inner.forward(input), dropped, self.factors())
+                let dropped = peft_ops::dropout(input.clone(), dropout_rate(dropout));
+                add_low_rank(base.forward(input), dropped, self.factors())
             }
         }
+    }
+}
+
+/// The probability with which a dropout layer drops on autodiff devices: 0 where the layer is
+/// switched off, as Burn does for frozen modules.
+pub fn dropout_rate(dropout: &Dropout) -> f64 {
+    if dropout.training.is_enabled() {
+        dropout.prob
+    } else {
+        0.0
     }
 }

@@ -1,0 +1,223 @@
+//! What flows with a forward pass, besides the activations.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use burn::tensor::{Bool, Int, Tensor};
+
+/// What the layers and sites of one forward pass share: where the tokens are, which of them are padding, and how much
+/// of which adapter each row or token gets.
+///
+/// A model makes one in its `forward` and passes it to
+/// [`adapted_in`](crate::nn::AdaptedForward::adapted_in) and to its [`Site`](crate::Site)s. Everything in it is
+/// optional: an adapter that needs what a model does not say has to do without, or panics with a message that names
+/// what is missing.
+///
+/// ```
+/// use burn::prelude::*;
+/// use peft_core::nn::{ForwardContext, Routing};
+///
+/// let device = Device::default();
+/// let weights = Tensor::<2>::from_data([[0.9, 0.1], [0.0, 1.0]], &device);
+/// let context = ForwardContext::new()
+///     .with_positions(1, [0, 1, 2])
+///     .with_routing(Routing::per_row(["chat", "code"], weights));
+/// assert!(context.padding().is_none());
+/// ```
+#[derive(Clone, Default)]
+pub struct ForwardContext {
+    positions: Option<Positions>,
+    padding: Option<Tensor<2, Bool>>,
+    virtual_tokens: usize,
+    routing: Option<Routing>,
+    rows: Option<Tensor<1, Int>>,
+    values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+}
+
+/// Positions, row after row.
+#[derive(Clone, Debug)]
+struct Positions {
+    values: Arc<[usize]>,
+    /// How many rows have positions of their own; 1 where all rows have the same.
+    rows: usize,
+}
+
+impl ForwardContext {
+    /// An empty context.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the position of each token in its text, row after row, of `rows` rows; 1 where all rows have the same
+    /// positions.
+    #[must_use]
+    pub fn with_positions(mut self, rows: usize, positions: impl Into<Arc<[usize]>>) -> Self {
+        let values = positions.into();
+        self.positions = Some(Positions { values, rows });
+        self
+    }
+
+    /// Sets which tokens only fill up their row: `[batch, seq]`, true where padded.
+    #[must_use]
+    pub fn with_padding(mut self, padding: Option<Tensor<2, Bool>>) -> Self {
+        self.padding = padding;
+        self
+    }
+
+    /// Sets how many of the leading positions of every row are virtual tokens. Default: 0.
+    #[must_use]
+    pub fn with_virtual_tokens(mut self, count: usize) -> Self {
+        self.virtual_tokens = count;
+        self
+    }
+
+    /// Sets the weights of adapters for
+    /// [`Composition::Routed`](crate::Composition::Routed).
+    #[must_use]
+    pub fn with_routing(mut self, routing: Routing) -> Self {
+        self.routing = Some(routing);
+        self
+    }
+
+    /// Adds a value of a method's own, found again by its type: the tasks of a batch's rows, say.
+    #[must_use]
+    pub fn with_value<T: Any + Send + Sync>(mut self, value: T) -> Self {
+        self.values.insert(TypeId::of::<T>(), Arc::new(value));
+        self
+    }
+
+    /// The positions of the tokens of row `row` of the batch in their text.
+    pub fn positions(&self, row: usize) -> Option<&[usize]> {
+        let Positions { values, rows } = self.positions.as_ref()?;
+        let row = if *rows == 1 { 0 } else { row };
+        values.chunks(values.len() / rows).nth(row)
+    }
+
+    /// Which tokens only fill up their row: `[batch, seq]`, true where padded.
+    pub fn padding(&self) -> Option<Tensor<2, Bool>> {
+        self.padding.clone()
+    }
+
+    /// How many of the leading positions of every row are virtual tokens.
+    pub fn virtual_tokens(&self) -> usize {
+        self.virtual_tokens
+    }
+
+    /// The weights of adapters.
+    pub fn routing(&self) -> Option<&Routing> {
+        self.routing.as_ref()
+    }
+
+    /// Which rows of the batch an adapter sees, where it sees only some of them, because others have another adapter.
+    pub fn rows(&self) -> Option<Tensor<1, Int>> {
+        self.rows.clone()
+    }
+
+    /// The value of this type that the model's caller added, of all rows of the batch.
+    pub fn value<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.values.get(&TypeId::of::<T>())?.downcast_ref()
+    }
+
+    /// The context of some rows of the batch.
+    pub(crate) fn of_rows(&self, rows: &[i64], index: &Tensor<1, Int>) -> Self {
+        let positions = self.positions.clone().map(|all| match all.rows {
+            1 => all,
+            _ => Positions {
+                values: rows
+                    .iter()
+                    .filter_map(|row| self.positions(*row as usize))
+                    .flatten()
+                    .copied()
+                    .collect(),
+                rows: rows.len(),
+            },
+        });
+        let padding = self.padding.clone();
+        Self {
+            positions,
+            padding: padding.map(|padding| padding.select(0, index.clone())),
+            virtual_tokens: self.virtual_tokens,
+            routing: None,
+            rows: Some(index.clone()),
+            values: self.values.clone(),
+        }
+    }
+}
+
+impl fmt::Debug for ForwardContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForwardContext")
+            .field(
+                "positions",
+                &self.positions.as_ref().map(|all| all.values.len()),
+            )
+            .field("padding", &self.padding.as_ref().map(Tensor::dims))
+            .field("virtual_tokens", &self.virtual_tokens)
+            .field("routing", &self.routing)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Weights of adapters, by row or by token of a batch: what a router decides (X-LoRA, Buehler and Buehler 2024; Poly,
+/// Ponti et al. 2022; mixtures of LoRA experts).
+///
+/// It acts on a model whose composition is [`Composition::Routed`](crate::Composition::Routed). Gradients flow into the
+/// weights.
+#[derive(Clone, Debug)]
+pub struct Routing {
+    names: Arc<[String]>,
+    /// `[batch, 1 or seq, adapters]`.
+    weights: Tensor<3>,
+}
+
+impl Routing {
+    /// `weights` `[batch, adapters]`, for all tokens of a row.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one weight for each name.
+    pub fn per_row<S: Into<String>>(
+        names: impl IntoIterator<Item = S>,
+        weights: Tensor<2>,
+    ) -> Self {
+        Self::per_token(names, weights.unsqueeze_dim(1))
+    }
+
+    /// `weights` `[batch, seq, adapters]`. Virtual tokens in front of a row count.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one weight for each name.
+    pub fn per_token<S: Into<String>>(
+        names: impl IntoIterator<Item = S>,
+        weights: Tensor<3>,
+    ) -> Self {
+        let names: Arc<[String]> = names.into_iter().map(Into::into).collect();
+        let [_, _, count] = weights.dims();
+        assert_eq!(
+            names.len(),
+            count,
+            "weights of shape {:?} for the adapters {names:?}",
+            weights.dims()
+        );
+        Self { names, weights }
+    }
+
+    /// The names of the adapters, in the order of the weights.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The weights, `[batch, 1 or seq, adapters]`.
+    pub fn weights(&self) -> Tensor<3> {
+        self.weights.clone()
+    }
+
+    /// The weights of the adapter `name`, `[batch, 1 or seq, 1]`; none if the routing does not know it.
+    pub(crate) fn of(&self, name: &str) -> Option<Tensor<3>> {
+        let at = self.names.iter().position(|known| known == name)?;
+        Some(self.weights.clone().narrow(2, at, 1))
+    }
+}

@@ -1,0 +1,65 @@
+//! The types of sites: what flows by decides what can act there.
+
+use std::fmt;
+
+/// Which hidden state flows by at a [`Site<Hidden>`](crate::Site); methods select by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum HiddenState {
+    /// The output of an attention sublayer, before the residual is added.
+    AttentionOutput,
+    /// The output of a feed-forward sublayer, before the residual is added.
+    FeedForwardOutput,
+    /// The output of a whole block: the residual stream that the next block reads.
+    BlockOutput,
+}
+
+/// What flows by at a site, whatever its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SiteKind {
+    /// Token embeddings before positions are added: prompts go in front of them.
+    Embeddings,
+    /// A hidden state.
+    Hidden(HiddenState),
+    /// Keys and values of an attention layer, as its queries see them: prefixes go in front of them.
+    KeyValue,
+}
+
+impl fmt::Display for SiteKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Embeddings => "embeddings",
+            Self::Hidden(HiddenState::AttentionOutput) => "attention output",
+            Self::Hidden(HiddenState::FeedForwardOutput) => "feed-forward output",
+            Self::Hidden(HiddenState::BlockOutput) => "block output",
+            Self::KeyValue => "keys and values",
+        })
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// What a [`Site`](crate::Site) takes. Its types are [`Hidden`], [`Prompt`] and [`KeyValue`].
+pub trait SiteType: sealed::Sealed + Clone + Copy + fmt::Debug + Send + Sync + 'static {}
+
+/// A hidden state, for [`HiddenAdapter`](crate::method::HiddenAdapter)s.
+#[derive(Clone, Copy, Debug)]
+pub struct Hidden;
+
+/// Embeddings, for [`PromptAdapter`](crate::method::PromptAdapter)s.
+#[derive(Clone, Copy, Debug)]
+pub struct Prompt;
+
+/// Keys and values, for [`KeyValueAdapter`](crate::method::KeyValueAdapter)s.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyValue;
+
+impl sealed::Sealed for Hidden {}
+impl sealed::Sealed for Prompt {}
+impl sealed::Sealed for KeyValue {}
+impl SiteType for Hidden {}
+impl SiteType for Prompt {}
+impl SiteType for KeyValue {}

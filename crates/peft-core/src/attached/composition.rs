@@ -1,0 +1,198 @@
+//! Which of the attached adapters act, and how they act together.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+
+/// Which of the attached adapters act, and how they act together.
+///
+/// | composition | output of a layer, from the outputs `fᵢ` with one adapter and `f` without | AdapterHub's name |
+/// |---|---|---|
+/// | `Stack` | each adapter sees the layer with those below it: changes of a weight add up | `Stack` |
+/// | `PerRow` | `fᵢ` of the row's own adapter | `BatchSplit` |
+/// | `Weighted` | `f + Σ wᵢ (fᵢ − f)`, one weight for an adapter | `Average` |
+/// | `Routed` | the same, one weight for an adapter and a row or token | |
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Composition {
+    /// These adapters, one on the other, in the order of their attachment.
+    Stack(Vec<String>),
+    /// Row i of the following batches has the adapter i, or none.
+    PerRow(Vec<Option<String>>),
+    /// The changes that these adapters make to each layer's and site's output, added up with weights.
+    Weighted(Vec<(String, f64)>),
+    /// The same with weights that the forward pass brings: see [`Routing`](crate::nn::Routing).
+    Routed(Vec<String>),
+}
+
+impl Composition {
+    /// The adapters, in the order of the composition; each once.
+    pub fn names(&self) -> Vec<&str> {
+        let all: Vec<&str> = match self {
+            Self::Stack(names) | Self::Routed(names) => names.iter().map(String::as_str).collect(),
+            Self::PerRow(rows) => rows.iter().flatten().map(String::as_str).collect(),
+            Self::Weighted(weights) => weights.iter().map(|(name, _)| name.as_str()).collect(),
+        };
+        let mut names = Vec::new();
+        for name in all {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// The same without an adapter: rows that had it have none.
+    pub(crate) fn without(&self, adapter: &str) -> Self {
+        let others = |names: &[String]| -> Vec<String> {
+            names
+                .iter()
+                .filter(|name| *name != adapter)
+                .cloned()
+                .collect()
+        };
+        match self {
+            Self::Stack(names) => Self::Stack(others(names)),
+            Self::Routed(names) => Self::Routed(others(names)),
+            Self::PerRow(rows) => {
+                let other = |row: &Option<String>| row.clone().filter(|row| row != adapter);
+                Self::PerRow(rows.iter().map(other).collect())
+            }
+            Self::Weighted(weights) => {
+                let others = weights.iter().filter(|(name, _)| name != adapter);
+                Self::Weighted(others.cloned().collect())
+            }
+        }
+    }
+
+    /// Refuses weights that are no numbers.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self::Weighted(weights) = self else {
+            return Ok(());
+        };
+        match weights.iter().find(|(_, weight)| !weight.is_finite()) {
+            None => Ok(()),
+            Some((name, weight)) => Err(Error::Composition {
+                adapter: name.clone(),
+                reason: format!("its weight is {weight}; a finite number would do"),
+            }),
+        }
+    }
+}
+
+/// A composition as it is at one place: the adapters by their index there.
+#[derive(Clone, Debug)]
+pub(crate) struct Mixture {
+    pub(crate) composition: Arc<Composition>,
+    pub(crate) parts: Parts,
+}
+
+/// What acts at one place.
+#[derive(Clone, Debug)]
+pub(crate) enum Parts {
+    PerRow(Arc<PerRow>),
+    /// Entries with their weights.
+    Weighted(Vec<(usize, f64)>),
+    /// Entries.
+    Routed(Vec<usize>),
+}
+
+impl Mixture {
+    /// The composition at a place with these adapters; none for adapters one on the other.
+    pub(crate) fn new(composition: &Arc<Composition>, entries: &[&str]) -> Option<Self> {
+        let at = |name: &str| entries.iter().position(|entry| *entry == name);
+        let parts = match composition.as_ref() {
+            Composition::Stack(_) => return None,
+            Composition::PerRow(rows) => {
+                let entries = rows.iter().map(|row| at(row.as_deref()?));
+                Parts::PerRow(Arc::new(PerRow::new(entries)))
+            }
+            Composition::Weighted(weights) => {
+                let here = weights
+                    .iter()
+                    .filter_map(|(name, weight)| Some((at(name)?, *weight)));
+                Parts::Weighted(here.collect())
+            }
+            Composition::Routed(names) => {
+                Parts::Routed(names.iter().filter_map(|name| at(name)).collect())
+            }
+        };
+        Some(Self {
+            composition: composition.clone(),
+            parts,
+        })
+    }
+
+    /// Whether it has something to do at this place.
+    pub(crate) fn is_used(&self) -> bool {
+        match &self.parts {
+            Parts::PerRow(rows) => rows.groups.iter().any(|group| group.entry.is_some()),
+            Parts::Weighted(entries) => !entries.is_empty(),
+            Parts::Routed(entries) => !entries.is_empty(),
+        }
+    }
+
+    /// Whether the adapter at this index has a part in it.
+    pub(crate) fn uses(&self, entry: usize) -> bool {
+        match &self.parts {
+            Parts::PerRow(rows) => rows.groups.iter().any(|group| group.entry == Some(entry)),
+            Parts::Weighted(entries) => entries.iter().any(|(used, _)| *used == entry),
+            Parts::Routed(entries) => entries.contains(&entry),
+        }
+    }
+}
+
+/// The adapters of a batch's rows at one place, grouped once for all forward passes.
+#[derive(Debug)]
+pub(crate) struct PerRow {
+    pub(crate) groups: Vec<Group>,
+    /// The group of each row.
+    pub(crate) group_of: Vec<i64>,
+}
+
+/// Rows with the same adapter at one place.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// Index of the adapter's entry; rows without one have none at this place.
+    pub(crate) entry: Option<usize>,
+    pub(crate) rows: Vec<i64>,
+}
+
+impl PerRow {
+    /// Those of rows with these entries.
+    pub(crate) fn new(entries: impl Iterator<Item = Option<usize>>) -> Self {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut group_of = Vec::new();
+        for (row, entry) in entries.enumerate() {
+            let found = groups.iter().position(|group| group.entry == entry);
+            let group = found.unwrap_or_else(|| {
+                let rows = Vec::new();
+                groups.push(Group { entry, rows });
+                groups.len() - 1
+            });
+            groups[group].rows.push(index(row));
+            group_of.push(index(group));
+        }
+        Self { groups, group_of }
+    }
+
+    /// How many rows there are.
+    pub(crate) fn count(&self) -> usize {
+        self.group_of.len()
+    }
+
+    /// Where each row is once the groups lie one behind the other.
+    pub(crate) fn places(&self) -> Vec<i64> {
+        let mut places = vec![0; self.count()];
+        let order = self.groups.iter().flat_map(|group| &group.rows);
+        for (place, row) in order.enumerate() {
+            places[*row as usize] = index(place);
+        }
+        places
+    }
+}
+
+/// As a tensor of indices holds it.
+fn index(at: usize) -> i64 {
+    at.cast_signed() as i64
+}

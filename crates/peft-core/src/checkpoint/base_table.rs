@@ -1,0 +1,86 @@
+//! Tables and heads of the base model in an adapter's file.
+
+use burn::tensor::{DType, TensorData};
+
+use crate::checkpoint::transpose::transpose;
+use crate::layout::model_layout::{LayerKind, Layout, LayoutParam};
+use crate::upstream::{BASE_LAYER, LM_HEAD, PREFIX};
+
+/// Whether a tensor is a table or head of the base model's, which upstream writes beside an adapter of it
+/// (`save_embedding_layers`); it must be as the model has it.
+pub(crate) fn is_base_table(layout: &Layout, key: &str, data: &TensorData) -> Result<bool, String> {
+    let Some(layer) = key
+        .strip_prefix(PREFIX)
+        .and_then(|name| name.strip_suffix(".weight"))
+    else {
+        return Ok(false);
+    };
+    let name = layer.strip_suffix(BASE_LAYER).unwrap_or(layer);
+    let table = |param: &&LayoutParam| {
+        let layer = layout.layer_of(param);
+        // Upstream knows a head that is the table by a name of its own.
+        let named = layer.name == name || param.is_tied() && name == LM_HEAD;
+        named && param.field() == "weight" && (layer.kind == LayerKind::Embedding || layer.head)
+    };
+    let Some(param) = layout.params.iter().find(table) else {
+        return Ok(false);
+    };
+    // A quantized table has the values of its format, and a file of 16 bits those of its own.
+    let quantized = param.quantized_format().is_some();
+    let last_place = last_place(data.dtype()).max(last_place(param.dtype()));
+    let near = |own: f32| {
+        if quantized {
+            1e-2 * own.abs().max(1.0)
+        } else {
+            last_place * own.abs() + 1e-6
+        }
+    };
+    let own = param.stored().to_data();
+    let own = if layout.is_transposed(param) {
+        transpose(own)
+    } else {
+        own
+    };
+    let same = own.shape() == data.shape()
+        && own
+            .iter::<f32>()
+            .zip(data.iter::<f32>())
+            .all(|(own, stored)| (own - stored).abs() <= near(own));
+    if same {
+        return Ok(true);
+    }
+    if own.shape() != data.shape() {
+        return Err(format!(
+            "`{key}` has {} rows of {} in the file, the model's `{name}` has {} of {}: the adapter was made on a \
+             model with another vocabulary (new tokens, as a rule); load that model",
+            data.shape().first().unwrap_or(&0),
+            data.shape().last().unwrap_or(&0),
+            own.shape().first().unwrap_or(&0),
+            own.shape().last().unwrap_or(&0),
+        ));
+    }
+    let tied = layout
+        .tied_weights()
+        .find(|(head, _)| head.path == param.path);
+    Err(match tied {
+        Some((_, table)) => format!(
+            "`{key}` holds other values than the model's tied head `{name}`, which is the table `{}`: if the head \
+             was trained, the configuration must say so (`{name}` in modules_to_save or target_modules, or \
+             ensure_weight_tying); if not, the adapter was made on a model with another table: load that model",
+            layout.layer_of(table).name
+        ),
+        None => format!(
+            "`{key}` is a table that the base model does not have: the adapter was made on a model with another \
+             `{name}` (new tokens, as a rule); load that model"
+        ),
+    })
+}
+
+/// What the last place of a format is of a number, at most.
+fn last_place(dtype: DType) -> f32 {
+    match dtype {
+        DType::BF16 => 1.0 / 128.0,
+        DType::F16 => 1.0 / 1024.0,
+        _ => 1e-6,
+    }
+}

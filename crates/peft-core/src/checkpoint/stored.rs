@@ -1,0 +1,198 @@
+//! How the parameters of a state lie in a file's tensors.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use burn::tensor::TensorData;
+
+use crate::adapter::checkpoint_key::{CheckpointKey, Columns, Style};
+use crate::adapter::erased::ErasedModule;
+use crate::checkpoint::transpose::transpose;
+
+/// Where one parameter of an adapter's state is in a file.
+pub(crate) struct Stored {
+    /// None of what is not saved.
+    pub(crate) key: Option<String>,
+    transposed: bool,
+    columns: Option<Columns>,
+}
+
+impl Stored {
+    /// The tensor's shape in the file, for a parameter of `shape`.
+    pub(crate) fn shape(&self, shape: &[usize]) -> Vec<usize> {
+        let mut whole = shape.to_vec();
+        if let (Some(columns), Some(last)) = (self.columns, whole.last_mut()) {
+            *last = columns.of;
+        }
+        if self.transposed {
+            whole.reverse();
+        }
+        whole
+    }
+
+    /// How a parameter of `shape` lies in the file's tensor.
+    fn runs(&self, shape: &[usize]) -> Runs {
+        let (width, others) = shape.split_last().expect("a part has an axis");
+        let others = others.iter().product();
+        let (outer, inner) = if self.transposed {
+            (1, others)
+        } else {
+            (others, 1)
+        };
+        Runs {
+            outer,
+            width: *width,
+            inner,
+        }
+    }
+
+    /// The value of a parameter of `shape`, from the file's tensor, which has the right shape.
+    pub(crate) fn value(&self, tensor: &TensorData, shape: &[usize]) -> TensorData {
+        let mut value = tensor.clone();
+        if let Some(columns) = self.columns {
+            let runs = self.runs(shape);
+            let (size, whole) = (tensor.dtype().size(), tensor.as_bytes());
+            let mut bytes = Vec::with_capacity(runs.outer * runs.width * runs.inner * size);
+            for run in 0..runs.outer {
+                bytes.extend_from_slice(&whole[runs.bytes(columns, run, size)]);
+            }
+            let mut own = shape.to_vec();
+            if self.transposed {
+                own.reverse();
+            }
+            value = TensorData::from_bytes_vec(bytes, own, tensor.dtype());
+        }
+        if self.transposed {
+            transpose(value)
+        } else {
+            value
+        }
+    }
+
+    /// The file's tensor with a parameter's `value` in it; `before` is what other places left there.
+    ///
+    /// # Panics
+    ///
+    /// If there is something in the place of the value already.
+    pub(crate) fn put(&self, before: Option<TensorData>, value: TensorData) -> TensorData {
+        let shape = value.shape().to_vec();
+        let value = if self.transposed {
+            transpose(value)
+        } else {
+            value
+        };
+        let Some(columns) = self.columns else {
+            assert!(
+                before.is_none(),
+                "two places of the adapter write {:?}",
+                self.key
+            );
+            return value;
+        };
+        let (whole, dtype) = (self.shape(&shape), value.dtype());
+        let mut bytes = match before {
+            Some(before) => before.as_bytes().to_vec(),
+            None => vec![0; whole.iter().product::<usize>() * dtype.size()],
+        };
+        let runs = self.runs(&shape);
+        let run_bytes = runs.width * runs.inner * dtype.size();
+        for (run, part) in value.as_bytes().chunks_exact(run_bytes).enumerate() {
+            bytes[runs.bytes(columns, run, dtype.size())].copy_from_slice(part);
+        }
+        TensorData::from_bytes_vec(bytes, whole, dtype)
+    }
+}
+
+/// Row-major data as a part lies in it: `outer` runs of `width` of the `of` elements of the axis, each of
+/// `inner` numbers.
+struct Runs {
+    outer: usize,
+    width: usize,
+    inner: usize,
+}
+
+impl Runs {
+    /// Where the bytes of run `run` of `columns` are in the whole.
+    fn bytes(&self, columns: Columns, run: usize, size: usize) -> Range<usize> {
+        let from = (run * columns.of + columns.from) * self.inner * size;
+        from..from + self.width * self.inner * size
+    }
+}
+
+/// By field, for every parameter of an adapter's state: where it is, and where its twin is.
+pub(crate) type Specs = HashMap<String, (Stored, Option<Stored>)>;
+
+pub(crate) fn specs_by_field(
+    adapter: &dyn ErasedModule,
+    style: Style,
+    layer: &str,
+    name: &str,
+) -> Specs {
+    let stored = |spec: &CheckpointKey| Stored {
+        key: spec.key(style, layer, name),
+        transposed: spec.transposed,
+        columns: spec.columns,
+    };
+    adapter
+        .tensors()
+        .into_iter()
+        .map(|spec| {
+            let twin = spec.twin.as_deref().map(stored);
+            (spec.field.clone(), (stored(&spec), twin))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(transposed: bool, from: usize, of: usize) -> Stored {
+        Stored {
+            key: Some("key".into()),
+            transposed,
+            columns: Some(Columns { from, of }),
+        }
+    }
+
+    fn data(values: &[f32], shape: [usize; 2]) -> TensorData {
+        TensorData::new(values.to_vec(), shape)
+    }
+
+    #[test]
+    fn places_share_a_tensor_by_columns() {
+        let whole = data(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3]);
+        let (left, right) = (
+            data(&[1.0, 4.0], [2, 1]),
+            data(&[2.0, 3.0, 5.0, 6.0], [2, 2]),
+        );
+        let (first, second) = (stored(false, 0, 3), stored(false, 1, 3));
+        assert_eq!(second.shape(&[2, 2]), [2, 3]);
+        assert_eq!(first.value(&whole, &[2, 1]), left);
+        assert_eq!(second.value(&whole, &[2, 2]), right);
+        let half = second.put(None, right);
+        assert_eq!(first.put(Some(half), left), whole);
+    }
+
+    #[test]
+    fn columns_are_counted_before_transposing() {
+        // As above, transposed.
+        let whole = data(&[1.0, 4.0, 2.0, 5.0, 3.0, 6.0], [3, 2]);
+        let right = data(&[2.0, 3.0, 5.0, 6.0], [2, 2]);
+        let second = stored(true, 1, 3);
+        assert_eq!(second.shape(&[2, 2]), [3, 2]);
+        assert_eq!(second.value(&whole, &[2, 2]), right);
+        let first = stored(true, 0, 3);
+        let half = second.put(None, right);
+        assert_eq!(first.put(Some(half), data(&[1.0, 4.0], [2, 1])), whole);
+    }
+
+    #[test]
+    fn columns_of_a_vector_are_its_elements() {
+        let whole = TensorData::new(vec![1.0_f32, 2.0, 3.0], [3]);
+        let last = TensorData::new(vec![3.0_f32], [1]);
+        assert_eq!(stored(false, 2, 3).value(&whole, &[1]), last);
+        let put = stored(false, 2, 3).put(None, last);
+        assert_eq!(put, TensorData::new(vec![0.0_f32, 0.0, 3.0], [3]));
+    }
+}

@@ -1,0 +1,12 @@
+//! What is fixed about a site.
+
+use crate::adapter::site_type::SiteKind;
+
+/// The fixed part of a site.
+#[derive(Clone, Debug)]
+pub(crate) struct SiteHead {
+    pub(crate) kind: SiteKind,
+    pub(crate) width: usize,
+    pub(crate) heads: usize,
+    pub(crate) name: &'static str,
+}

@@ -1,0 +1,231 @@
+//! What a method wants done to a model.
+
+use std::any::Any;
+use std::collections::HashMap;
+
+use burn::tensor::Tensor;
+use serde_json::{Map, Value};
+
+use crate::adapter::checkpoint_key::{CheckpointKey, Style};
+use crate::adapter::contract::{HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter};
+use crate::adapter::erased::AnyAdapter;
+use crate::adapter::init::Init;
+use crate::adapter::site_type::{Hidden, KeyValue, Prompt};
+use crate::layout::model_layout::{Layer, Layout, LayoutParam, TypedSite};
+use crate::method::module_to_save::ModuleToSave;
+use crate::method::trainable_tokens::TrainableTokens;
+
+/// Where an adapter goes.
+#[derive(Clone, Debug)]
+pub(crate) struct PlannedAdapter {
+    /// Field path of a parameter or site.
+    pub(crate) path: String,
+    pub(crate) adapter: AnyAdapter,
+}
+
+/// What a method wants done to a model. Nothing happens until the whole plan is there.
+pub struct Plan {
+    pub(crate) adapters: Vec<PlannedAdapter>,
+    pub(crate) trained_in_place: Vec<String>,
+    /// Paths of what is saved whole.
+    saved: Vec<String>,
+    pub(crate) notes: Map<String, Value>,
+    /// Shapes of the tensors of the file that is being loaded, by key.
+    pub(crate) stored: HashMap<String, Vec<usize>>,
+    init: Init,
+    strict: bool,
+    /// What layers have in common, by its key.
+    common: Vec<Box<dyn Any + Send>>,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plan")
+            .field("adapters", &self.adapters)
+            .field("trained_in_place", &self.trained_in_place)
+            .field("saved", &self.saved)
+            .field("notes", &self.notes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Plan {
+    pub(crate) fn new(init: Init, strict: bool) -> Self {
+        Self {
+            adapters: Vec::new(),
+            trained_in_place: Vec::new(),
+            saved: Vec::new(),
+            notes: Map::new(),
+            stored: HashMap::new(),
+            init,
+            strict,
+            common: Vec::new(),
+        }
+    }
+
+    /// Whether a target name without a match is an error: yes for configurations of a user's, no
+    /// for those of a checkpoint, whose tensors tell what it adapts.
+    pub fn is_new(&self) -> bool {
+        self.strict
+    }
+
+    /// The source of initial values.
+    pub fn init(&mut self) -> &mut Init {
+        &mut self.init
+    }
+
+    /// What layers with an equal `key` have in common: made for the first of them, and a clone for the others.
+    pub fn in_common<K, V>(&mut self, key: K, make: impl FnOnce() -> V) -> V
+    where
+        K: PartialEq + Send + 'static,
+        V: Clone + Send + 'static,
+    {
+        let made = self.common.iter().find_map(|made| {
+            let (of, value) = made.downcast_ref::<(K, V)>()?;
+            (*of == key).then_some(value)
+        });
+        if let Some(value) = made {
+            return value.clone();
+        }
+        let value = make();
+        self.common.push(Box::new((key, value.clone())));
+        value
+    }
+
+    /// Shape of the tensor `key` below `layer` in the file that is being loaded: for what upstream decided
+    /// without writing it into its configuration. `None` where there is no file, or no such tensor in it.
+    pub fn stored_shape(&self, layer: &Layer, key: &str) -> Option<&[usize]> {
+        let key = CheckpointKey::layer("", key).key(Style::HuggingFace, &layer.name, "");
+        let key = key?;
+        self.stored.get(&key).map(Vec::as_slice)
+    }
+
+    /// Records what only the model tells (its width, say) in `adapter_config.json`.
+    pub fn set_config_field(&mut self, field: &str, value: impl Into<Value>) {
+        self.notes.insert(field.to_string(), value.into());
+    }
+
+    /// Whether a parameter is saved whole, for `modules_to_save` or as a task's head: it gets no adapter
+    /// besides, as upstream has it. What is planned for it all the same is dropped.
+    pub fn is_saved(&self, param: &LayoutParam) -> bool {
+        self.saved.contains(&param.path)
+    }
+
+    /// Puts `adapter` on a parameter.
+    pub fn adapt_weight(&mut self, param: &LayoutParam, adapter: impl WeightAdapter) {
+        self.push(&param.path, AnyAdapter::weight(adapter));
+    }
+
+    /// Puts `adapter` at a site of a hidden state.
+    pub fn adapt_hidden(&mut self, site: TypedSite<'_, Hidden>, adapter: impl HiddenAdapter) {
+        self.push(&site.path, AnyAdapter::hidden(adapter));
+    }
+
+    /// Puts virtual tokens at a site of embeddings.
+    pub fn add_prompt(&mut self, site: TypedSite<'_, Prompt>, adapter: impl PromptAdapter) {
+        self.push(&site.path, AnyAdapter::prompt(adapter));
+    }
+
+    /// Puts virtual tokens' keys and values at a site of such.
+    pub fn add_prefix(&mut self, site: TypedSite<'_, KeyValue>, adapter: impl KeyValueAdapter) {
+        self.push(&site.path, AnyAdapter::key_value(adapter));
+    }
+
+    /// Trains a copy of a parameter in its place, as `modules_to_save` does; the base keeps its
+    /// value. Counted as a saved module. Other adapters planned there are dropped; nothing happens
+    /// where the parameter itself trains.
+    pub fn save_param(&mut self, layout: &Layout, param: &LayoutParam) {
+        self.save_copy(layout, param, None);
+    }
+
+    /// As [`save_param`](Self::save_param), of a table whose tied head follows the copy, if `param` is such a table or
+    /// the weight of its head.
+    pub(crate) fn save_tied(&mut self, layout: &Layout, param: &LayoutParam) {
+        let pair = |(head, table): &(&LayoutParam, &LayoutParam)| {
+            head.path == param.path || table.path == param.path
+        };
+        let Some((head, table)) = layout.tied_weights().find(pair) else {
+            return self.save_param(layout, param);
+        };
+        self.save_copy(layout, table, Some(head));
+        self.saved.push(head.path.clone());
+    }
+
+    fn save_copy(&mut self, layout: &Layout, param: &LayoutParam, head: Option<&LayoutParam>) {
+        if self.trained_in_place.contains(&param.path) || self.is_saved(param) {
+            return;
+        }
+        self.adapters.retain(|planned| planned.path != param.path);
+        let copy = ModuleToSave::of_module(param, layout.is_transposed(param), head);
+        self.push(&param.path, copy);
+        self.saved.push(param.path.clone());
+    }
+
+    /// Trains a copy of a bias in its place; the base keeps its value. `key` is its name in the
+    /// checkpoint where that is not upstream's name of the parameter.
+    ///
+    /// # Panics
+    ///
+    /// If the parameter is not of rank 1.
+    pub fn train_bias(&mut self, param: &LayoutParam, key: Option<String>) {
+        self.adapt_weight(param, ModuleToSave::of_bias(param, key));
+    }
+
+    /// As [`train_bias`](Self::train_bias), from another value than the base's, of its shape.
+    ///
+    /// # Panics
+    ///
+    /// If the parameter is not of rank 1.
+    pub fn train_bias_from(&mut self, param: &LayoutParam, key: Option<String>, value: Tensor<1>) {
+        self.adapt_weight(param, ModuleToSave::of_bias(param, key).with_value(value));
+    }
+
+    /// Trains copies of some rows of an embedding table `[rows, d]` in their place; the table keeps its own.
+    /// `key` is their name below the layer in the checkpoint.
+    ///
+    /// # Panics
+    ///
+    /// If the parameter is not of rank 2, or has no such row.
+    pub fn train_tokens(&mut self, param: &LayoutParam, rows: &[usize], key: &str) {
+        let shape = param.shape();
+        assert!(
+            shape.len() == 2 && rows.iter().all(|row| *row < shape[0]),
+            "{} has {shape:?}, and no row of {rows:?}",
+            param.name
+        );
+        let values = if self.strict {
+            TrainableTokens::of(param, rows)
+        } else {
+            let like = (&param.device(), param.dtype());
+            self.init.zeros([rows.len(), shape[1]], like)
+        };
+        self.adapt_weight(param, TrainableTokens::new(values, rows, key));
+    }
+
+    /// Whether nothing is planned so far.
+    pub fn is_empty(&self) -> bool {
+        self.adapters.is_empty() && self.trained_in_place.is_empty()
+    }
+
+    /// Trains a parameter itself. Its base value is lost, so it cannot be disabled, detached or
+    /// saved as an adapter: for full fine-tuning.
+    ///
+    /// A tied head is trained with its table.
+    pub fn train_in_place(&mut self, param: &LayoutParam) {
+        if param.is_tied() {
+            return;
+        }
+        self.adapters.retain(|planned| planned.path != param.path);
+        self.trained_in_place.push(param.path.clone());
+    }
+
+    fn push(&mut self, path: &str, adapter: AnyAdapter) {
+        if self.saved.iter().any(|saved| saved == path) {
+            return;
+        }
+        self.adapters.push(PlannedAdapter {
+            path: path.to_string(),
+            adapter,
+        });
+    }
+}

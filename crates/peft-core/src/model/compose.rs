@@ -1,0 +1,120 @@
+//! Other compositions of the adapters that are on a model.
+
+use std::sync::Arc;
+
+use burn::module::Module;
+
+use crate::adapter::site_type::SiteKind;
+use crate::attached::composition::Composition;
+use crate::attached::stack::Stack;
+use crate::attached::traversal;
+use crate::attached::view::Attached;
+use crate::error::{Error, Result};
+use crate::layout::model_layout::{LayerKind, Layout, LayoutParam};
+use crate::model::states::unmerged;
+
+/// See [`PeftModule::set_composition`](crate::PeftModule::set_composition).
+pub(crate) fn compose<M: Module>(model: &M, composition: &Composition) -> Result<M> {
+    let attached = unmerged(model)?;
+    attached.refuse_unknown(&composition.names())?;
+    composition.check()?;
+    check_places(&attached, composition)?;
+    let composition = Arc::new(composition.clone());
+    let stacks = attached.changed(|stack| {
+        let mut stack = stack.clone();
+        stack.set_composition(&composition);
+        stack
+    });
+    Ok(traversal::place(model, stacks))
+}
+
+/// Refuses a composition in which an adapter sits where it cannot take part.
+pub(crate) fn check_places(attached: &Attached, composition: &Composition) -> Result<()> {
+    let layout = &attached.layout;
+    if matches!(composition, Composition::Stack(_)) {
+        return Ok(());
+    }
+    for (path, stack) in attached.stacks() {
+        let used = |name: &&str| stack.entry(name).is_some();
+        let Some(adapter) = composition.names().into_iter().find(used) else {
+            continue;
+        };
+        let param = layout.params.iter().find(|param| param.path == path);
+        let site = layout.sites.iter().find(|site| site.path == path);
+        let problem = match (param, site) {
+            (Some(param), _) => of_param(layout, param, stack, composition),
+            (None, Some(site)) => match site.kind {
+                SiteKind::Hidden(_) => None,
+                SiteKind::Embeddings | SiteKind::KeyValue => of_virtual_tokens(stack, composition),
+            },
+            (None, None) => None,
+        };
+        if let Some(reason) = problem {
+            return Err(Error::Composition {
+                adapter: adapter.to_string(),
+                reason: format!("at `{}` {reason}", layout.place_name(path)),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with the composition at a parameter.
+fn of_param(
+    layout: &Layout,
+    param: &LayoutParam,
+    stack: &Stack,
+    composition: &Composition,
+) -> Option<String> {
+    if let Composition::Weighted(_) = composition {
+        return None;
+    }
+    let layer = layout.layer_of(param);
+    match layer.kind {
+        LayerKind::Linear | LayerKind::Embedding | LayerKind::Conv2d | LayerKind::Norm => {}
+        _ => {
+            return Some(format!(
+                "it is on a {} layer, which has no forward pass that differs from row to row (Linear, Embedding, \
+                 Conv2d, LayerNorm and RmsNorm have): activate it for all rows, or leave the layer out",
+                layer.kind
+            ));
+        }
+    }
+    let is_tied = layout
+        .tied_weights()
+        .any(|(_, table)| table.path == param.path);
+    let follows = |name: &&str| {
+        let entry = stack.entry(name);
+        entry.is_some_and(|entry| entry.adapter.weight_adapter().affects_tied_head())
+    };
+    let routed = matches!(composition, Composition::Routed(_));
+    (routed && is_tied && composition.names().iter().any(follows)).then(|| {
+        "it changes the table that is also the model's head, which cannot differ from token to token: give each row \
+         its adapter, or activate it for all rows"
+            .to_string()
+    })
+}
+
+/// What is wrong with the composition where adapters put virtual tokens in front.
+fn of_virtual_tokens(stack: &Stack, composition: &Composition) -> Option<String> {
+    let tokens = |name: &str| -> usize {
+        let entry = stack.entry(name);
+        entry.map_or(0, |entry| entry.adapter.virtual_tokens())
+    };
+    let Composition::PerRow(rows) = composition else {
+        return Some(
+            "it puts virtual tokens in front, which are there or not, without a weight: activate it for all rows, or \
+             give each row its adapter"
+                .to_string(),
+        );
+    };
+    let counts = rows.iter().map(|row| row.as_deref().map_or(0, tokens));
+    let (least, most) = (counts.clone().min()?, counts.clone().max()?);
+    (least != most).then(|| {
+        let counts: Vec<usize> = counts.collect();
+        format!(
+            "it puts virtual tokens in front, and all rows of a batch are of one length: these rows have {counts:?} \
+             virtual tokens. Rows with adapters of as many virtual tokens can be in one batch"
+        )
+    })
+}

@@ -1,0 +1,71 @@
+//! Writing an adapter, or a model, to files.
+
+use std::path::Path;
+
+use burn::module::Module;
+use serde_json::Value;
+
+use crate::adapter::checkpoint_key::Style;
+use crate::attached::traversal;
+use crate::attached::view::Attached;
+use crate::checkpoint::write::{TensorSource, write_file, write_folder};
+use crate::error::Result;
+use crate::method::module_to_save::MODULE;
+use crate::method::trainable_tokens::ROWS;
+use crate::model::states::{self, Form};
+
+/// See [`PeftModule::save_adapter`](crate::PeftModule::save_adapter).
+pub(crate) fn save_adapter<M: Module>(model: &M, name: &str, dir: &Path) -> Result<()> {
+    let mut attached = traversal::gather(model);
+    let origin = attached.origin(name)?;
+    let mut final_states = states::of(&attached, name)?;
+    let decided = origin.method.finalize(&mut final_states)?;
+    if final_states.is_changed() {
+        attached.set_stacks(states::put(&attached, name, final_states));
+    }
+    let mut config = origin.to_json();
+    if let Some(config) = config.as_object_mut() {
+        config.extend(decided);
+        // Upstream takes no targets to mean those that it knows for this kind of model, and leaves the
+        // other layers' tensors out without a word.
+        let layers = adapted_layers(&attached, name);
+        if config.get("target_modules") == Some(&Value::Null) && !layers.is_empty() {
+            config.insert("target_modules".into(), layers.into());
+        }
+    }
+    let style = Style::of(&config, origin.method.as_ref());
+    if style == Style::AdapterHub
+        && let Some(fields) = config.as_object_mut()
+    {
+        fields.insert("name".into(), name.into());
+    }
+    let tensors = states::exported(&attached, name, style, Form::Stored);
+    write_folder(dir, style, &config, &tensors)
+}
+
+/// See [`PeftModule::save_model`](crate::PeftModule::save_model).
+pub(crate) fn save_model<M: Module>(model: &M, file: &Path) -> Result<()> {
+    let layout = traversal::gather(model).layout;
+    let written = |param| TensorSource::of(param, layout.is_transposed(param));
+    let tensors = layout
+        .params
+        .iter()
+        .filter(|param| !param.is_tied())
+        .map(|param| (param.name.clone(), written(param)))
+        .collect();
+    write_file(file, tensors)
+}
+
+/// Names of the layers whose weights an adapter changes; those that it saves whole and rows are not among them.
+fn adapted_layers(attached: &Attached, name: &str) -> Vec<String> {
+    let layout = &attached.layout;
+    let adapted = layout.params.iter().filter(|param| {
+        let stack = attached.stack(&param.path);
+        let entry = stack.and_then(|stack| stack.entry(name));
+        let method = entry.map(|entry| entry.adapter.module().method());
+        param.field() == "weight" && method.is_some_and(|method| method != MODULE && method != ROWS)
+    });
+    adapted
+        .map(|param| layout.layer_of(param).name.clone())
+        .collect()
+}

@@ -1,0 +1,383 @@
+//! Layers whose rows or tokens have adapters of their own.
+
+use burn::module::Param;
+use burn::tensor::kind::Basic;
+use burn::tensor::{DType, Int, Tensor};
+use peft_ops::LowRank;
+
+use crate::adapter::any_tensor::AnyTensor;
+use crate::adapter::forward_context::{ForwardContext, Routing};
+use crate::attached::composition::{Mixture, Parts, PerRow};
+use crate::attached::stack::Stack;
+use crate::nn::layers::through;
+use crate::nn::place::Place;
+
+/// The output of a layer under a mixture, from its outputs under one adapter or none. `run` computes those of the
+/// stack that it is given, for some rows of the input and their part of the context.
+///
+/// Where each row has its adapter, the layer runs once for each adapter, on its rows; otherwise once without adapters
+/// and once with each, on all.
+pub(crate) fn mix<K: Basic, const D: usize, const E: usize>(
+    stack: &Stack,
+    mixture: &Mixture,
+    input: Tensor<D, K>,
+    context: &ForwardContext,
+    run: impl Fn(&Stack, Tensor<D, K>, &ForwardContext) -> Tensor<E>,
+) -> Tensor<E> {
+    let weights: Vec<(usize, Factor)> = match &mixture.parts {
+        Parts::PerRow(rows) => {
+            check_rows(rows, &input.dims());
+            if let [group] = rows.groups.as_slice() {
+                return run(&stack.only(group.entry), input, context);
+            }
+            return rows.run(&input.device(), |entry, rows, index| {
+                let part = input.clone().select(0, index.clone());
+                run(&stack.only(entry), part, &context.of_rows(rows, &index))
+            });
+        }
+        Parts::Weighted(entries) => entries
+            .iter()
+            .map(|(entry, weight)| (*entry, Factor::Same(*weight)))
+            .collect(),
+        Parts::Routed(entries) => {
+            let routing = routing(context);
+            let weight = |entry: &usize| {
+                let weight = weight(routing, &stack.entries[*entry].name);
+                (*entry, Factor::Varied(Box::new(weight)))
+            };
+            entries.iter().map(weight).collect()
+        }
+    };
+    let base = run(&stack.only(None), input.clone(), context);
+    weights
+        .into_iter()
+        .fold(base.clone(), |sum, (entry, factor)| {
+            let changed = run(&stack.only(Some(entry)), input.clone(), context);
+            sum + factor.times(changed - base.clone())
+        })
+}
+
+/// How much of a change there is.
+enum Factor {
+    Same(f64),
+    /// `[batch, 1 or seq, 1]`.
+    Varied(Box<Tensor<3>>),
+}
+
+impl Factor {
+    fn times<const E: usize>(self, change: Tensor<E>) -> Tensor<E> {
+        match self {
+            Self::Same(factor) => change * factor,
+            Self::Varied(weight) => {
+                let dims = change.dims();
+                let weight = spread((*weight).cast(change.dtype()), dims);
+                change * weight
+            }
+        }
+    }
+}
+
+/// The weights that the forward pass brings.
+fn routing(context: &ForwardContext) -> &Routing {
+    context.routing().expect(
+        "the model's adapters are composed by routing, and this layer was called without weights: give them with \
+         `ForwardContext::with_routing`, and call the model's layers with `adapted_in`",
+    )
+}
+
+/// The weight of an adapter, `[batch, 1 or seq, 1]`.
+fn weight(routing: &Routing, name: &str) -> Tensor<3> {
+    routing.of(name).unwrap_or_else(|| {
+        panic!(
+            "the routing has weights for {:?}, and none for the adapter `{name}`",
+            routing.names()
+        )
+    })
+}
+
+/// `[batch, 1 or seq, features]` as it is multiplied with or added to a tensor of `dims`, whose first axis is the
+/// batch, or batch and tokens together.
+fn spread<const E: usize>(values: Tensor<3>, dims: [usize; E]) -> Tensor<E> {
+    let [batch, seq, features] = values.dims();
+    let mut shape = [1; E];
+    shape[0] = dims[0];
+    shape[E - 1] = features;
+    let fits = match E {
+        2 => {
+            let tokens = dims[0] / batch;
+            let fits = tokens * batch == dims[0] && (seq == 1 || seq == tokens);
+            if fits {
+                let values = values.expand([batch, tokens, features]);
+                return values.reshape(shape);
+            }
+            false
+        }
+        3 => {
+            shape[1] = seq;
+            dims[0] == batch && (seq == 1 || seq == dims[1])
+        }
+        _ => dims[0] == batch && seq == 1,
+    };
+    assert!(
+        fits,
+        "the composition is of {batch} rows with {seq} tokens (1: all alike), and the layer's output is {dims:?}"
+    );
+    values.reshape(shape)
+}
+
+/// Refuses a batch of another number of rows.
+fn check_rows<const D: usize>(rows: &PerRow, shape: &[usize; D]) {
+    let count = rows.count();
+    assert!(
+        D > 1 && shape[0] == count,
+        "the model was told the adapters of {count} rows, and the batch has {} ({shape:?})",
+        shape[0],
+    );
+}
+
+impl PerRow {
+    /// What `part` makes of each group's entry and rows, in the order of the rows.
+    pub(crate) fn run<const E: usize>(
+        &self,
+        device: &burn::tensor::Device,
+        part: impl Fn(Option<usize>, &[i64], Tensor<1, Int>) -> Tensor<E>,
+    ) -> Tensor<E> {
+        let index = |rows: &[i64]| Tensor::<1, Int>::from_data(rows, device);
+        let parts = self
+            .groups
+            .iter()
+            .map(|group| part(group.entry, &group.rows, index(&group.rows)));
+        let parts = Tensor::cat(parts.collect(), 0);
+        parts.select(0, index(&self.places()))
+    }
+
+    /// One value for each row, of those that `of` gives for the groups' entries.
+    pub(crate) fn spread<const D: usize, const E: usize>(
+        &self,
+        device: &burn::tensor::Device,
+        of: impl Fn(Option<usize>) -> Tensor<D>,
+    ) -> Tensor<E> {
+        let values = self.groups.iter().map(|group| of(group.entry));
+        let rows = Tensor::<1, Int>::from_data(self.group_of.as_slice(), device);
+        Tensor::stack::<E>(values.collect(), 0).select(0, rows)
+    }
+}
+
+/// The output of a linear layer under a mixture; `input` is `[batch, …, in]`.
+///
+/// The layer runs once, for all rows, where all adapters are low-rank additions without dropout: these are two batched
+/// products more, or two products whose middle is weighted.
+pub(crate) fn linear<const D: usize>(
+    place: &Place<'_>,
+    mixture: &Mixture,
+    input: Tensor<D>,
+    context: &ForwardContext,
+) -> Tensor<D> {
+    let added = match &mixture.parts {
+        Parts::PerRow(rows) => {
+            check_rows(rows, &input.dims());
+            added_by_rows(place, rows, &input)
+        }
+        Parts::Weighted(_) => None,
+        Parts::Routed(entries) => added_by_weights(place, entries, &input, context),
+    };
+    if let Some(added) = added {
+        let weight = place.weight();
+        let output = peft_ops::linear(input, weight, place.bias.clone(), None);
+        return match added {
+            None => output,
+            Some(added) => output + added,
+        };
+    }
+    mix(
+        place.stack,
+        mixture,
+        input,
+        context,
+        |stack, part, context| {
+            let place = Place {
+                stack,
+                ..place.clone()
+            };
+            through(&place, part, context)
+        },
+    )
+}
+
+/// The low-rank additions of these entries, if they are such and drop nothing.
+fn low_rank(place: &Place<'_>, entry: usize) -> Option<LowRank> {
+    let factors = place.stack.entries[entry]
+        .adapter
+        .weight_adapter()
+        .low_rank();
+    factors.filter(|factors| factors.dropout == 0.0 && place.below.is_empty())
+}
+
+/// What the rows' adapters add; inner `None` for nothing. Outer `None` where it takes more than two products.
+#[expect(
+    clippy::option_option,
+    reason = "nothing to add is another thing than no fast way"
+)]
+fn added_by_rows<const D: usize>(
+    place: &Place<'_>,
+    rows: &PerRow,
+    input: &Tensor<D>,
+) -> Option<Option<Tensor<D>>> {
+    let factors = rows.groups.iter().map(|group| match group.entry {
+        None => Some(None),
+        Some(entry) => low_rank(place, entry).map(Some),
+    });
+    let factors: Vec<Option<LowRank>> = factors.collect::<Option<_>>()?;
+    if factors.len() == 1 && factors[0].is_some() {
+        // One adapter for all rows is fused with the layer.
+        return None;
+    }
+    let mut shape = input.dims();
+    let [d_in, d_out] = place.base.dims();
+    let flat = input
+        .clone()
+        .reshape([shape[0] as isize, -1, d_in as isize]);
+    shape[D - 1] = d_out;
+    let products = per_row(&factors, &rows.group_of, input.dtype());
+    Some(products.map(|(down, up)| flat.matmul(down).matmul(up).reshape(shape)))
+}
+
+/// What adapters add whose weights the forward pass brings: `(w ∘ x A) B`.
+#[expect(clippy::option_option, reason = "as `added_by_rows`")]
+fn added_by_weights<const D: usize>(
+    place: &Place<'_>,
+    entries: &[usize],
+    input: &Tensor<D>,
+    context: &ForwardContext,
+) -> Option<Option<Tensor<D>>> {
+    let factors = entries.iter().map(|entry| low_rank(place, *entry));
+    let factors: Vec<LowRank> = factors.collect::<Option<_>>()?;
+    let routing = routing(context);
+    let (mut downs, mut ups, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+    for (entry, factors) in entries.iter().zip(factors) {
+        let LowRank {
+            down, up, scale, ..
+        } = factors.cast(input.dtype());
+        let weight = weight(routing, &place.stack.entries[*entry].name);
+        weights.push(weight.repeat_dim(2, down.dims()[1]));
+        downs.push(down);
+        ups.push(up * scale);
+    }
+    let [_, d_out] = place.base.dims();
+    let (down, up) = (Tensor::cat(downs, 1), Tensor::cat(ups, 0));
+    let mut shape = input.dims();
+    let flat = input.clone().reshape([-1, shape[D - 1] as isize]);
+    let mut middle_shape = shape;
+    middle_shape[D - 1] = down.dims()[1];
+    let middle = flat.matmul(down).reshape(middle_shape);
+    let weights = spread(Tensor::cat(weights, 2).cast(input.dtype()), middle_shape);
+    let middle = middle * weights;
+    let rank = middle_shape[D - 1] as isize;
+    shape[D - 1] = d_out;
+    Some(Some(middle.reshape([-1, rank]).matmul(up).reshape(shape)))
+}
+
+/// Factors of every row, `[rows, in, r]` and `[rows, r, out]`, in the input's number format: scales folded in,
+/// ranks filled up with zeros. `None` if no row has an adapter here.
+fn per_row(
+    factors: &[Option<LowRank>],
+    group_of: &[i64],
+    dtype: DType,
+) -> Option<(Tensor<3>, Tensor<3>)> {
+    let given = || factors.iter().flatten();
+    let first = given().next()?;
+    let rank = given().map(|factors| factors.down.dims()[1]).max()?;
+    let ([d_in, _], [_, d_out]) = (first.down.dims(), first.up.dims());
+    let device = first.down.device();
+    let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (&device, dtype));
+    let (downs, ups): (Vec<_>, Vec<_>) = factors
+        .iter()
+        .map(|factors| {
+            let Some(factors) = factors else {
+                return (zeros([d_in, rank]), zeros([rank, d_out]));
+            };
+            let LowRank {
+                down, up, scale, ..
+            } = factors.clone().cast(dtype);
+            let up = up * scale;
+            match rank - down.dims()[1] {
+                0 => (down, up),
+                missing => (
+                    Tensor::cat(vec![down, zeros([d_in, missing])], 1),
+                    Tensor::cat(vec![up, zeros([missing, d_out])], 0),
+                ),
+            }
+        })
+        .unzip();
+    let rows = Tensor::<1, Int>::from_data(group_of, &device);
+    let of_rows = |groups: Vec<Tensor<2>>| Tensor::stack::<3>(groups, 0).select(0, rows.clone());
+    Some((of_rows(downs), of_rows(ups)))
+}
+
+/// A vector of a layer: a bias, or a normalisation's factors.
+pub(crate) enum Vector {
+    /// One for all tokens.
+    Same(Tensor<1>),
+    /// `[batch, 1 or seq, features]`.
+    Varied(Tensor<3>),
+}
+
+impl Vector {
+    /// The effective value of a parameter, under the composition of its adapters.
+    pub(crate) fn of(param: &Param<Tensor<1>>, context: &ForwardContext) -> Self {
+        let stack = param.reparameterization::<Stack>();
+        let Some((stack, mixture)) = stack.and_then(|stack| Some((stack, stack.mixed()?))) else {
+            return Self::Same(param.val());
+        };
+        let base = param.base();
+        let of = |entry: Option<usize>| -> Tensor<1> {
+            stack
+                .only(entry)
+                .compose(&AnyTensor::new(base.clone()))
+                .get()
+        };
+        match &mixture.parts {
+            Parts::PerRow(rows) => {
+                let values: Tensor<2> = rows.spread(&base.device(), of);
+                Self::Varied(values.unsqueeze_dim(1))
+            }
+            Parts::Weighted(_) => Self::Same(param.val()),
+            Parts::Routed(entries) => {
+                let routing = routing(context);
+                let start: Tensor<3> = of(None).unsqueeze();
+                let sum = entries.iter().fold(start.clone(), |sum, entry| {
+                    let weight = weight(routing, &stack.entries[*entry].name);
+                    let change = of(Some(*entry)).unsqueeze::<3>() - start.clone();
+                    sum + weight.cast(change.dtype()) * change
+                });
+                Self::Varied(sum)
+            }
+        }
+    }
+
+    /// The value, if it is one for all tokens.
+    pub(crate) fn same(&self) -> Option<Tensor<1>> {
+        match self {
+            Self::Same(value) => Some(value.clone()),
+            Self::Varied(_) => None,
+        }
+    }
+
+    /// `output` `[batch, …, features]` with the vector added.
+    pub(crate) fn add_to<const D: usize>(&self, output: Tensor<D>) -> Tensor<D> {
+        let dims = output.dims();
+        match self {
+            Self::Same(value) => output + value.clone().unsqueeze(),
+            Self::Varied(values) => output + spread(values.clone(), dims),
+        }
+    }
+
+    /// `output` `[batch, …, features]`, times the vector.
+    pub(crate) fn times<const D: usize>(&self, output: Tensor<D>) -> Tensor<D> {
+        let dims = output.dims();
+        match self {
+            Self::Same(value) => output * value.clone().unsqueeze(),
+            Self::Varied(values) => output * spread(values.clone(), dims),
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! A linear layer, or a head that is a table, with the adapters on its weight.
+
+use burn::nn::Linear;
+use burn::tensor::Tensor;
+use peft_ops::{LowRank, Weight};
+
+use crate::adapter::quantized_base::QuantizedBase;
+use crate::attached::base_norms::BaseNorms;
+use crate::attached::composition::Parts;
+use crate::attached::stack::Stack;
+
+/// A linear layer as its adapters find it.
+#[derive(Clone)]
+pub(crate) struct Place<'a> {
+    /// The parameter's own tensor, `[in, out]`.
+    pub(crate) base: Tensor<2>,
+    /// What it stands in for, if the base is quantized.
+    pub(crate) quantized: Option<QuantizedBase>,
+    pub(crate) bias: Option<Tensor<1>>,
+    /// Changes of the base that lie below all adapters.
+    pub(crate) below: Vec<LowRank>,
+    /// Of the base.
+    pub(crate) norms: BaseNorms,
+    pub(crate) stack: &'a Stack,
+}
+
+impl<'a> Place<'a> {
+    pub(crate) fn of(layer: &Linear, stack: &'a Stack, bias: Option<Tensor<1>>) -> Self {
+        Self {
+            base: layer.weight.base(),
+            quantized: stack.quantized.clone(),
+            bias,
+            below: Vec::new(),
+            norms: stack.norms.clone(),
+            stack,
+        }
+    }
+
+    /// The base as an operation takes it.
+    pub(crate) fn weight(&self) -> Weight {
+        match &self.quantized {
+            Some(quantized) => quantized.weight(&self.base),
+            None => Weight::Dense(self.base.clone()),
+        }
+    }
+
+    /// All that is added to the base, if it is low-rank additions and nothing else.
+    pub(crate) fn low_rank(&self) -> Option<Vec<LowRank>> {
+        let added = match self.stack.mixed().map(|mixture| &mixture.parts) {
+            Some(Parts::PerRow(_) | Parts::Routed(_)) => return None,
+            Some(Parts::Weighted(parts)) => {
+                let factors = parts.iter().map(|(entry, weight)| {
+                    let adapter = self.stack.entries[*entry].adapter.weight_adapter();
+                    let factors = adapter.low_rank()?;
+                    let scale = factors.scale * weight;
+                    Some(LowRank { scale, ..factors })
+                });
+                factors.collect::<Option<Vec<_>>>()?
+            }
+            None => {
+                let adapters = self.stack.active_weights();
+                let factors = adapters.iter().map(|adapter| adapter.low_rank());
+                factors.collect::<Option<Vec<_>>>()?
+            }
+        };
+        let alone = self.below.len() + added.len() == 1;
+        let all: Vec<LowRank> = self.below.iter().cloned().chain(added).collect();
+        // Several have one input, and each drops other elements of it.
+        let together = alone || all.iter().all(|factors| factors.dropout == 0.0);
+        together.then_some(all)
+    }
+
+    /// The base with what lies below all adapters folded in, where there is something.
+    pub(crate) fn composed(mut self) -> Self {
+        for factors in std::mem::take(&mut self.below) {
+            let base = match self.quantized.take() {
+                Some(quantized) => quantized.dense(&self.base),
+                None => self.base,
+            };
+            let change = factors.cast(base.dtype()).product();
+            self.base = base + change;
+            self.norms = BaseNorms::default();
+        }
+        self
+    }
+}

@@ -1,0 +1,317 @@
+//! Adapters that act together: each row of a batch with its own, weighted sums, weights of a router.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use peft::additive::BottleneckConfig;
+use peft::core::method::Method;
+use peft::core::nn::{AdaptedForward, ForwardContext, HiddenState, Routing, SiteContext};
+use peft::core::{Composition, Error, HiddenSite, PeftModule, device::cpu_devices};
+use peft::reparameterization::{BoftConfig, HraConfig, LohaConfig, LoraConfig};
+use peft::selective::BitFitConfig;
+use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
+use peft_models::{BertClassifier, BertConfig, Pooling};
+
+/// Moves what is trained, so that no adapter is an identity.
+struct Move(f64);
+
+impl ModuleMapper for Move {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let step = self.0;
+        param.map(|value| {
+            if !value.is_require_grad() {
+                return value;
+            }
+            let count = value.shape().num_elements() as i64;
+            let wave = Tensor::<1, Int>::arange(0..count, &value.device()).float() + step;
+            let wave = wave.sin().reshape(value.shape()) * 0.1;
+            (value.detach() + wave).require_grad()
+        })
+    }
+}
+
+fn attach<M: PeftModule>(model: &M, name: &str, method: &dyn Method, step: f64) -> M {
+    model.attach(name, method).unwrap().map(&mut Move(step))
+}
+
+fn bert(device: &Device) -> BertClassifier {
+    let bert = BertConfig::tiny().init(device);
+    BertClassifier::new_head(bert, 3, Pooling::Mean, 0.0, device).unwrap()
+}
+
+fn ids(device: &Device) -> Tensor<2, Int> {
+    let ids: Vec<i64> = (0..4 * 6).map(|at| at * 7 % 50).collect();
+    Tensor::from_data(TensorData::new(ids, [4, 6]), device)
+}
+
+/// The largest distance between two tensors' numbers.
+fn farthest(a: &TensorData, b: &TensorData) -> f64 {
+    peft_testing::farthest(a.iter::<f64>(), b.iter::<f64>())
+}
+
+fn data<const D: usize>(tensor: Tensor<D>) -> TensorData {
+    tensor.into_data()
+}
+
+/// Heads, biases, norms, embeddings and sites differ from row to row like weights.
+#[test]
+fn each_row_has_the_output_of_its_adapter_alone() {
+    let head = ["classifier"];
+    let methods: Vec<Box<dyn Method>> = vec![
+        Box::new(LoraConfig::new(2).with_modules_to_save(head)),
+        Box::new(
+            LoraConfig::new(2)
+                .with_targets(["query", "word_embeddings", "position_embeddings"])
+                .with_bias(peft::reparameterization::Bias::All),
+        ),
+        Box::new(LohaConfig::new(2).with_modules_to_save(head)),
+        Box::new(HraConfig::new(2)),
+        Box::new(BoftConfig::new(4)),
+        Box::new(BitFitConfig::new().with_modules_to_save(head)),
+        Box::new(BottleneckConfig::houlsby().with_modules_to_save(head)),
+        Box::new(PromptTuningConfig::new(2).with_modules_to_save(head)),
+        Box::new(PrefixTuningConfig::new(2).with_modules_to_save(head)),
+    ];
+    for (backend, device) in cpu_devices() {
+        let device = device.autodiff();
+        let (base, ids) = (bert(&device), ids(&device));
+        for method in &methods {
+            let method = method.as_ref();
+            let model = attach(&base, "a", method, 0.0);
+            let model = attach(&model, "b", method, 5.0);
+            let prompts = method.is_prompt_learning();
+            let rows = if prompts {
+                [Some("b"), Some("a"), Some("b"), Some("a")]
+            } else {
+                [Some("b"), Some("a"), None, Some("b")]
+            };
+            let mixed = model.set_adapter_per_row(&rows).unwrap();
+            let found = mixed.forward(ids.clone(), None);
+            let a = data(model.activate(&["a"]).unwrap().forward(ids.clone(), None));
+            let b = data(model.activate(&["b"]).unwrap().forward(ids.clone(), None));
+            assert!(
+                farthest(&a, &b) > 1e-4,
+                "{method:?}: the adapters are alike"
+            );
+            for (row, name) in rows.iter().enumerate() {
+                let alone = model.activate(name.as_slice()).unwrap();
+                let alone = alone.forward(ids.clone(), None).narrow(0, row, 1);
+                let found = data(found.clone().narrow(0, row, 1));
+                let error = farthest(&found, &data(alone));
+                assert!(error <= 2e-6, "{backend}, {method:?}, row {row}: {error}");
+            }
+        }
+    }
+}
+
+/// Trained parameters, and those that have a gradient.
+struct Count<'a>(&'a burn::tensor::Gradients, usize, usize);
+impl ModuleVisitor for Count<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if param.is_require_grad() {
+            self.1 += 1;
+            self.2 += usize::from(param.val().grad(self.0).is_some());
+        }
+    }
+}
+
+/// A gradient reaches each row's adapter as if it were alone.
+#[test]
+fn rows_train_their_adapters() {
+    let (_, device) = cpu_devices().remove(0);
+    let device = device.autodiff();
+    let (base, ids) = (bert(&device), ids(&device));
+    let method = BottleneckConfig::houlsby().with_modules_to_save(["classifier"]);
+    let model = attach(&attach(&base, "a", &method, 0.0), "b", &method, 5.0);
+    let mixed = model
+        .set_adapter_per_row(&[Some("a"), Some("b"), None, Some("b")])
+        .unwrap();
+    let gradients = mixed.forward(ids, None).sum().backward();
+    let mut count = Count(&gradients, 0, 0);
+    mixed.visit(&mut count);
+    assert!(
+        count.1 > 0 && count.1 == count.2,
+        "{} of {}",
+        count.2,
+        count.1
+    );
+}
+
+#[test]
+fn virtual_tokens_of_other_number_cannot_share_a_batch() {
+    let (_, device) = cpu_devices().remove(0);
+    let base = bert(&device);
+    for (two, three) in [
+        (
+            Box::new(PromptTuningConfig::new(2)) as Box<dyn Method>,
+            Box::new(PromptTuningConfig::new(3)) as Box<dyn Method>,
+        ),
+        (
+            Box::new(PrefixTuningConfig::new(2)),
+            Box::new(PrefixTuningConfig::new(3)),
+        ),
+    ] {
+        let model = base.attach("two", two.as_ref()).unwrap();
+        let model = model.attach("three", three.as_ref()).unwrap();
+        for rows in [[Some("two"), Some("three")], [Some("two"), None]] {
+            let error = model.set_adapter_per_row(&rows).unwrap_err();
+            assert!(matches!(error, Error::Composition { .. }), "{error}");
+            assert!(error.to_string().contains("[2, "), "{error}");
+        }
+        // A row whose prompt goes would be shorter than the others.
+        let other = model.attach("more", two.as_ref()).unwrap();
+        let rows = other
+            .set_adapter_per_row(&[Some("two"), Some("more")])
+            .unwrap();
+        assert!(rows.detach("more").is_err());
+        assert_eq!(rows.adapters().len(), 3);
+        let routed = Composition::Routed(vec!["two".into()]);
+        let error = other.set_composition(&routed).unwrap_err().to_string();
+        assert!(error.contains("virtual tokens"), "{error}");
+    }
+}
+
+#[derive(Module, Debug)]
+struct Block {
+    linear: Linear,
+    norm: LayerNorm,
+    site: HiddenSite,
+}
+
+impl Block {
+    fn new(device: &Device) -> Self {
+        Self {
+            linear: LinearConfig::new(8, 8).init(device),
+            norm: LayerNormConfig::new(8).init(device),
+            site: HiddenSite::new(HiddenState::FeedForwardOutput, 8),
+        }
+    }
+
+    fn linear(&self, x: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        self.linear.adapted_in(x, context)
+    }
+
+    fn site(&self, x: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        self.site.forward(x, &SiteContext::new(context))
+    }
+
+    fn norm(&self, x: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        self.norm.adapted_in(x, context)
+    }
+}
+
+type Forward = fn(&Block, Tensor<3>, &ForwardContext) -> Tensor<3>;
+
+/// `f + Σ wᵢ (fᵢ − f)`, with one weight for each adapter, for each row, for each token.
+#[test]
+fn changes_are_weighted() {
+    let lora = LoraConfig::new(2).with_targets(["linear"]);
+    let loha = LohaConfig::new(2).with_targets(["linear"]);
+    let bottleneck = BottleneckConfig::pfeiffer();
+    let biases = BitFitConfig::new();
+    let cases: [(&dyn Method, Forward); 5] = [
+        (&lora, Block::linear),
+        (&loha, Block::linear),
+        (&bottleneck, Block::site),
+        (&biases, Block::linear),
+        (&biases, Block::norm),
+    ];
+    for (backend, device) in cpu_devices() {
+        let device = device.autodiff();
+        let x = Tensor::<3>::random([2, 3, 8], Distribution::Default, &device);
+        let base = Block::new(&device);
+        for (method, forward) in cases {
+            let model = attach(&attach(&base, "a", method, 0.0), "b", method, 5.0);
+            let none = ForwardContext::new();
+            let alone = |names: &[&str]| {
+                let model = model.activate(names).unwrap();
+                forward(&model, x.clone(), &none)
+            };
+            let (plain, a, b) = (alone(&[]), alone(&["a"]), alone(&["b"]));
+            let expected = |of_a: Tensor<3>, of_b: Tensor<3>| {
+                let change = |output: &Tensor<3>, weight| (output.clone() - plain.clone()) * weight;
+                data(plain.clone() + change(&a, of_a) + change(&b, of_b))
+            };
+            let close = |found: Tensor<3>, expected: TensorData| {
+                let error = farthest(&data(found), &expected);
+                assert!(error <= 2e-6, "{backend}, {method:?}: {error}");
+            };
+            let full = |weight: f64| Tensor::<3>::full([1, 1, 1], weight, &device);
+
+            let weighted = Composition::Weighted(vec![("a".into(), 0.3), ("b".into(), -0.8)]);
+            let fixed = model.set_composition(&weighted).unwrap();
+            let fixed = forward(&fixed, x.clone(), &none);
+            close(fixed, expected(full(0.3), full(-0.8)));
+
+            let names = ["b", "a"];
+            let composition = Composition::Routed(names.map(String::from).into());
+            let routed = model.set_composition(&composition).unwrap();
+            let weights = Tensor::<2>::from_data([[0.1, 0.7], [1.5, -0.2]], &device);
+            let of = |at: usize| weights.clone().narrow(1, at, 1).unsqueeze_dim(1);
+            let context = none
+                .clone()
+                .with_routing(Routing::per_row(names, weights.clone()));
+            close(
+                forward(&routed, x.clone(), &context),
+                expected(of(1), of(0)),
+            );
+
+            let weights = Tensor::<3>::random([2, 3, 2], Distribution::Default, &device);
+            let of = |at: usize| weights.clone().narrow(2, at, 1);
+            let context = none
+                .clone()
+                .with_routing(Routing::per_token(names, weights.clone()));
+            close(
+                forward(&routed, x.clone(), &context),
+                expected(of(1), of(0)),
+            );
+        }
+    }
+}
+
+#[test]
+fn weighted_changes_of_weights_merge_and_routed_ones_do_not() {
+    let (_, device) = cpu_devices().remove(0);
+    let device = device.autodiff();
+    let lora = LoraConfig::new(2).with_targets(["linear"]);
+    let model = attach(&Block::new(&device), "a", &lora, 0.0);
+    let model = attach(&model, "b", &lora, 5.0);
+    let x = Tensor::<3>::random([2, 3, 8], Distribution::Default, &device);
+    let weighted = Composition::Weighted(vec![("a".into(), 0.3), ("b".into(), 0.9)]);
+    let weighted = model.set_composition(&weighted).unwrap();
+    let context = ForwardContext::new();
+    let before = data(weighted.linear(x.clone(), &context));
+    let merged = weighted.merge_and_unload().unwrap();
+    let error = farthest(&data(merged.linear(x, &context)), &before);
+    assert!(error <= 2e-6, "{error}");
+    let routed = Composition::Routed(vec!["a".into(), "b".into()]);
+    let routed = model.set_composition(&routed).unwrap();
+    assert!(matches!(
+        routed.merge_adapters(),
+        Err(Error::Composition { .. })
+    ));
+    let unknown = Composition::Weighted(vec![("c".into(), 1.0)]);
+    assert!(matches!(
+        model.set_composition(&unknown),
+        Err(Error::UnknownAdapter { .. })
+    ));
+    let no_number = Composition::Weighted(vec![("a".into(), f64::NAN)]);
+    assert!(matches!(
+        model.set_composition(&no_number),
+        Err(Error::Composition { .. })
+    ));
+}
+
+#[test]
+#[should_panic(expected = "ForwardContext::with_routing")]
+fn routing_without_weights_is_refused() {
+    let (_, device) = cpu_devices().remove(0);
+    let lora = LoraConfig::new(2).with_targets(["linear"]);
+    let model = Block::new(&device).attach("a", &lora).unwrap();
+    let routed = model
+        .set_composition(&Composition::Routed(vec!["a".into()]))
+        .unwrap();
+    routed
+        .linear
+        .adapted(Tensor::<3>::zeros([1, 1, 8], &device));
+}
