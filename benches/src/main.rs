@@ -5,6 +5,7 @@
 //! its median over the turns is quoted.
 
 mod account;
+mod allocator;
 mod assets;
 mod bench;
 mod case;
@@ -20,10 +21,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-/// The system's allocator, counting what is live.
-#[global_allocator]
-static ALLOCATOR: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::System, usize::MAX);
 
 /// Times and memory of adapters on real shapes
 #[derive(Debug, Parser)]

@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
+use crate::allocator::ALLOCATOR;
 use crate::case::Case;
 use crate::models;
 
@@ -68,9 +69,9 @@ fn say(value: &impl Serialize) -> io::Result<()> {
 
 pub(crate) fn run(case: Case, device: &str) -> Result<(), Box<dyn std::error::Error>> {
     let before = status("VmRSS");
-    let allocated = crate::ALLOCATOR.allocated();
+    let allocated = ALLOCATOR.allocated();
     let mut work = models::work(case, device)?;
-    let loaded = crate::ALLOCATOR.allocated().saturating_sub(allocated);
+    let loaded = ALLOCATOR.allocated().saturating_sub(allocated);
     say(&Ready {
         tokens: work.tokens,
         trainable: work.trainable,
@@ -91,7 +92,7 @@ pub(crate) fn run(case: Case, device: &str) -> Result<(), Box<dyn std::error::Er
     say(&Memory {
         peak: status("VmHWM"),
         before,
-        live: crate::ALLOCATOR.max_allocated() as u64,
+        live: ALLOCATOR.max_allocated() as u64,
         loaded: loaded as u64,
         account: work.account,
     })?;

@@ -1,33 +1,19 @@
 //! Cargo and the programs of this workspace that it builds.
 
-use crate::{embedded, error::Error};
-use cargo_metadata::Message;
+use crate::{
+    embedded,
+    error::Error,
+    features::both_cpu_backends,
+    workspace::{program, root},
+};
+use cargo_metadata::{Artifact, Message, camino::Utf8PathBuf};
 use std::{
     env,
-    ffi::{OsStr, OsString},
+    ffi::OsStr,
     io::BufReader,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
 };
-
-/// The cargo that runs us.
-pub(crate) fn program() -> OsString {
-    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
-}
-
-/// This package's folder: where cargo runs it, for one target folder may serve several checkouts, and the
-/// program may have been compiled in another one.
-pub(crate) fn manifest_dir() -> PathBuf {
-    env::var_os("CARGO_MANIFEST_DIR")
-        .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
-}
-
-/// The workspace's root.
-pub(crate) fn root() -> PathBuf {
-    let mut root = manifest_dir();
-    root.pop();
-    root
-}
 
 /// A call of cargo in the workspace's root.
 pub(crate) fn cargo<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> Command {
@@ -36,50 +22,93 @@ pub(crate) fn cargo<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> 
     command
 }
 
-/// Builds a package's program of the same name and returns the executable's path. Cargo's progress is shown.
+/// A program that the workspace builds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Program<'a> {
+    /// The program of the package of the same name.
+    Bin(&'a str),
+    /// An example of any package.
+    Example(&'a str),
+}
+
+impl<'a> Program<'a> {
+    /// The option of cargo, and the name.
+    fn selection(self) -> [&'a str; 2] {
+        match self {
+            Self::Bin(name) => ["--bin", name],
+            Self::Example(name) => ["--example", name],
+        }
+    }
+
+    /// Whether cargo built this.
+    fn is(self, artifact: &Artifact) -> bool {
+        let target = &artifact.target;
+        match self {
+            Self::Bin(name) => target.is_bin() && target.name == name,
+            Self::Example(name) => target.is_example() && target.name == name,
+        }
+    }
+}
+
+/// Builds a program and returns the executable's path. Cargo's progress is shown.
 ///
-/// The profile is `release`, which checks as tests do, or `bench` for programs whose times are read.
-/// `selection` says what to build: `-p PACKAGE`, features and the like.
-pub(crate) fn build(package: &str, profile: &str, selection: &[&str]) -> Result<PathBuf, Error> {
-    let mut command = cargo(["build", "--message-format=json-render-diagnostics"]);
+/// The profile is `release`, which checks as tests do, or `bench` for programs whose times are read. `features` are
+/// besides those that everything has.
+///
+/// Of the workspace one program is built, but with the features that all of it together asks for: `-p PACKAGE` would
+/// choose fewer, and Burn would be built anew for each package.
+pub(crate) fn build(
+    program: Program<'_>,
+    profile: &str,
+    features: Option<&str>,
+) -> Result<PathBuf, Error> {
+    let [kind, name] = program.selection();
+    let all = match features {
+        Some(features) => format!("{},{features}", both_cpu_backends()),
+        None => both_cpu_backends(),
+    };
+    let mut command = cargo(["build", "--profile", profile, "--workspace"]);
+    command.args([kind, name, "--features", &all]);
+    let artifacts = artifacts(command, name)?;
+    let found = artifacts
+        .into_iter()
+        .filter(|artifact| program.is(artifact))
+        .find_map(|artifact| artifact.executable);
+    found
+        .map(Utf8PathBuf::into_std_path_buf)
+        .ok_or_else(|| Error::NoExecutable {
+            package: name.to_owned(),
+        })
+}
+
+/// Runs a build and returns what cargo says it made; `name` is what errors call it.
+pub(crate) fn artifacts(mut command: Command, name: &str) -> Result<Vec<Artifact>, Error> {
     command
-        .args(["--profile", profile])
-        .args(selection)
+        .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped());
-    let mut child = command.spawn().map_err(|source| Error::Run {
-        command: show(&command),
+    let shown = show(&command);
+    let run = |source| Error::Run {
+        command: shown.clone(),
         source,
-    })?;
-    let mut executable = None;
+    };
+    let mut child = command.spawn().map_err(run)?;
+    let mut artifacts = Vec::new();
     if let Some(stdout) = child.stdout.take() {
         for message in Message::parse_stream(BufReader::new(stdout)) {
-            let message = message.map_err(|source| Error::Run {
-                command: show(&command),
-                source,
-            })?;
-            if let Message::CompilerArtifact(artifact) = message
-                && artifact.target.is_bin()
-                && artifact.target.name == package
-            {
-                executable = artifact.executable.or(executable);
+            if let Message::CompilerArtifact(artifact) = message.map_err(run)? {
+                artifacts.push(artifact);
             }
         }
     }
-    let status = child.wait().map_err(|source| Error::Run {
-        command: show(&command),
-        source,
-    })?;
-    if !status.success() {
-        return Err(Error::Build {
-            package: package.to_owned(),
+    let status = child.wait().map_err(run)?;
+    if status.success() {
+        Ok(artifacts)
+    } else {
+        Err(Error::Build {
+            package: name.to_owned(),
             status,
-        });
-    }
-    executable
-        .map(cargo_metadata::camino::Utf8PathBuf::into_std_path_buf)
-        .ok_or_else(|| Error::NoExecutable {
-            package: package.to_owned(),
         })
+    }
 }
 
 /// A call of a program of ours, told where the models and data are.

@@ -1,10 +1,11 @@
 //! The project's test command. CI calls it and nothing else.
 
 use crate::{
-    cargo::{self, cargo},
+    cargo::{self, Program, cargo},
     embedded,
     error::Error,
-    skipped,
+    features::{BACKEND_CRATES, both_cpu_backends},
+    layers, outside, skipped, workspace,
 };
 use clap::ValueEnum;
 use std::{
@@ -12,24 +13,6 @@ use std::{
     process::Command,
     time::{Duration, Instant},
 };
-
-/// The crates whose features choose the backend.
-const BACKEND_CRATES: [&str; 14] = [
-    "peft-ops",
-    "peft-bench",
-    "peft-core",
-    "peft-additive",
-    "peft-selective",
-    "peft-reparameterization",
-    "peft-soft-prompt",
-    "peft-models",
-    "peft-quantization",
-    "peft-train",
-    "peft-conformance",
-    "peft-parity",
-    "peft-compare",
-    "peft",
-];
 
 /// What Python libraries wrote: adapters beside their bases, and bitsandbytes' tensors.
 const VENDORED: [&str; 2] = [
@@ -42,6 +25,8 @@ const VENDORED: [&str; 2] = [
 pub(crate) enum Step {
     /// Formatting
     Fmt,
+    /// Folders of a crate import downward only
+    Layers,
     /// Lints, on every target, with both CPU backends
     Clippy,
     /// Documentation without a warning
@@ -54,6 +39,8 @@ pub(crate) enum Step {
     Parity,
     /// A short, real run of the comparison suite
     Compare,
+    /// A crate outside the workspace adds a method: it is tested and compared
+    Outside,
 }
 
 /// What to run.
@@ -111,12 +98,14 @@ impl Step {
     fn name(self) -> &'static str {
         match self {
             Self::Fmt => "fmt",
+            Self::Layers => "layers",
             Self::Clippy => "clippy",
             Self::Doc => "doc",
             Self::Test => "test",
             Self::Cuda => "cuda",
             Self::Parity => "parity",
             Self::Compare => "compare",
+            Self::Outside => "outside",
         }
     }
 
@@ -124,6 +113,7 @@ impl Step {
         let features = both_cpu_backends();
         match self {
             Self::Fmt => self.execute(&mut cargo(["fmt", "--all", "--check"])),
+            Self::Layers => layers::check(),
             Self::Clippy => {
                 let mut command = cargo(["clippy", "--release", "--workspace", "--all-targets"]);
                 self.execute(command.args(["--features", &features, "--", "-D", "warnings"]))
@@ -152,26 +142,27 @@ impl Step {
                 self.execute(command.args(["--features", "cuda"]))
             }
             Self::Parity => {
-                let executable = built("peft-parity", &features)?;
+                let executable = cargo::build(Program::Bin("peft-parity"), "release", None)?;
                 for cases in VENDORED {
                     let mut command = Command::new(&executable);
-                    self.execute(command.current_dir(cargo::root()).arg(cases))?;
+                    self.execute(command.current_dir(workspace::root()).arg(cases))?;
                 }
                 Ok(())
             }
-            Self::Compare => self.compare(&features),
+            Self::Compare => self.compare(),
+            Self::Outside => outside::check(|command| self.execute(command)),
         }
     }
 
-    fn compare(self, features: &str) -> Result<(), Error> {
-        let executable = built("peft-compare", features)?;
+    fn compare(self) -> Result<(), Error> {
+        let executable = cargo::build(Program::Bin("peft-compare"), "release", None)?;
         let out =
             tempfile::tempdir().map_err(Error::io("create a folder in", std::env::temp_dir()))?;
         let mut command = cargo::ours(&executable)?;
         command.env(embedded::VARIABLE, embedded::folder()?);
         self.execute(
             command
-                .current_dir(cargo::root())
+                .current_dir(workspace::root())
                 .args(["--suite", "smoke", "--out"])
                 .arg(out.path()),
         )
@@ -192,19 +183,6 @@ impl Step {
             })
         }
     }
-}
-
-/// Builds a program. The workspace is built as the tests build it, so that no dependency is compiled twice.
-fn built(program: &str, features: &str) -> Result<std::path::PathBuf, Error> {
-    let selection = ["--workspace", "--bins", "--features", features];
-    cargo::build(program, "release", &selection)
-}
-
-/// `flex` is the default feature of each crate; this adds the other.
-fn both_cpu_backends() -> String {
-    BACKEND_CRATES
-        .map(|package| format!("{package}/ndarray"))
-        .join(",")
 }
 
 fn seconds(time: Duration) -> String {

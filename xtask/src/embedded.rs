@@ -4,7 +4,7 @@
 //! manifest's `Cargo.lock`, and say where it lies. The platform is one for which the package needs the fewest others;
 //! it has no bearing on where the model runs.
 
-use crate::{cargo, error::Error};
+use crate::{error::Error, workspace};
 use cargo_metadata::MetadataCommand;
 use sha2::{Digest, Sha256};
 use std::{
@@ -57,7 +57,7 @@ pub(crate) fn folder() -> Result<PathBuf, Error> {
 
 /// The package's folder. Offline first, so that only the first use needs a network.
 fn fetch() -> Result<PathBuf, Error> {
-    let manifest = cargo::manifest_dir().join("embedded-model/Cargo.toml");
+    let manifest = workspace::manifest_dir().join("embedded-model/Cargo.toml");
     let mut options = vec![
         "--locked".to_owned(),
         "--filter-platform".to_owned(),
@@ -65,7 +65,7 @@ fn fetch() -> Result<PathBuf, Error> {
     ];
     let ask = |options: &[String]| {
         MetadataCommand::new()
-            .cargo_path(cargo::program())
+            .cargo_path(workspace::program())
             .manifest_path(&manifest)
             .other_options(options)
             .exec()

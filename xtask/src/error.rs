@@ -15,6 +15,41 @@ pub(crate) enum Error {
         source: io::Error,
     },
 
+    #[error("{}:{line} is no Rust: {source}", path.display())]
+    Parse {
+        path: PathBuf,
+        line: usize,
+        source: syn::Error,
+    },
+
+    #[error("cargo cannot say which crates there are: {source}")]
+    Metadata { source: cargo_metadata::Error },
+
+    #[error("there is no crate `{name}` in the workspace; there are {known}")]
+    NoCrate { name: String, known: String },
+
+    #[error(
+        "folders must import downward only (`cargo xtask layers` lists the imports of a crate):\n{text}"
+    )]
+    Circles { text: String },
+
+    #[error(
+        "`{name}` is no name for a method: take small letters, digits and single hyphens, a letter first, as in `column-scale`"
+    )]
+    MethodName { name: String },
+
+    #[error("{} is there already: give another name, or another --folder", path.display())]
+    Exists { path: PathBuf },
+
+    #[error(
+        "a crate outside the workspace built these again, which the workspace has: {packages}. Its dependencies have other \
+         features there: `cargo tree -e features` in both says which, and FEATURES in xtask/src/outside.rs adds them"
+    )]
+    BuiltAgain { packages: String },
+
+    #[error("the comparison ran, and {} has no run of `{name}`", path.display())]
+    NotCompared { name: &'static str, path: PathBuf },
+
     #[error("`{package}` was not built ({status}); cargo's messages are above")]
     Build { package: String, status: ExitStatus },
 

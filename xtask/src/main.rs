@@ -7,8 +7,14 @@ mod cargo;
 mod check;
 mod embedded;
 mod error;
+mod features;
+mod layers;
+mod outside;
 mod skipped;
+mod template;
+mod workspace;
 
+use cargo::Program;
 use clap::{Parser, Subcommand};
 use error::Error;
 use std::{ffi::OsString, process::ExitCode};
@@ -61,7 +67,20 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Everything that CI checks: formatting, lints, documentation, tests, the CUDA build, vendored checkpoints of
+    /// Build and run an example, such as `finetune_llama`
+    #[command(disable_help_flag = true)]
+    Example {
+        /// The example's name
+        name: String,
+        /// Passed on to the example
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Write a crate of your own with a method that works, its tests and its comparison
+    NewMethod(template::Arguments),
+    /// List the folders of each crate from the top down, and the imports between them
+    Layers(layers::Arguments),
+    /// Everything that CI checks: formatting, layers, lints, documentation, tests, the CUDA build, vendored checkpoints of
     /// Python libraries, a short comparison
     Check(check::Arguments),
 }
@@ -82,38 +101,43 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
     match &arguments.task {
         Task::Compare { arguments } => compare(features, &[], arguments),
         Task::Report { arguments } => compare(features, &["report"], arguments),
-        Task::Bench { arguments } => program("peft-bench", features, arguments),
-        Task::Parity { arguments } => program("peft-parity", features, arguments),
-        Task::Fetch { arguments } => program("peft-fetch", features, arguments),
+        Task::Bench { arguments } => {
+            become_program(Program::Bin("peft-bench"), features, arguments)
+        }
+        Task::Parity { arguments } => {
+            become_program(Program::Bin("peft-parity"), features, arguments)
+        }
+        Task::Fetch { arguments } => {
+            become_program(Program::Bin("peft-fetch"), features, arguments)
+        }
+        Task::Layers(arguments) => layers::print(arguments).map(|()| ExitCode::SUCCESS),
+        Task::Example { name, arguments } => {
+            become_program(Program::Example(name), features, arguments)
+        }
+        Task::NewMethod(arguments) => template::run(arguments).map(|()| ExitCode::SUCCESS),
         Task::Check(arguments) => check::run(arguments).map(|()| ExitCode::SUCCESS),
     }
 }
 
 /// Builds a program and becomes it.
-fn program(
-    package: &str,
+fn become_program(
+    program: Program<'_>,
     features: Option<&str>,
     arguments: &[OsString],
 ) -> Result<ExitCode, Error> {
-    let mut command = std::process::Command::new(build(package, features)?);
+    let mut command = std::process::Command::new(cargo::build(program, "bench", features)?);
     command.args(arguments);
     cargo::hand_over(command)
 }
 
 fn compare(features: Option<&str>, first: &[&str], rest: &[OsString]) -> Result<ExitCode, Error> {
-    let mut command = cargo::ours(&build("peft-compare", features)?)?;
+    let mut command = cargo::ours(&cargo::build(
+        Program::Bin("peft-compare"),
+        "bench",
+        features,
+    )?)?;
     command.args(first).args(rest);
     cargo::hand_over(command)
-}
-
-fn build(package: &str, features: Option<&str>) -> Result<std::path::PathBuf, Error> {
-    let mut selection = vec!["-p", package, "--bin", package];
-    selection.extend(
-        features
-            .into_iter()
-            .flat_map(|features| ["--features", features]),
-    );
-    cargo::build(package, "bench", &selection)
 }
 
 #[cfg(test)]

@@ -57,14 +57,18 @@ mod tests {
             let (what, why) = (what.to_owned(), why.to_owned());
             Skip { kind, what, why }.to_line() + "\n"
         };
-        let law = line(Kind::DoesNotApply, "law `a` on ndarray", "no F16");
+        let test = line(
+            Kind::DoesNotApply,
+            "conformance test `a` on ndarray",
+            "no F16",
+        );
         let model = line(Kind::Missing, "a test (a.rs)", "no model");
-        fs::write(&list, format!("{law}{model}{law}")).unwrap();
+        fs::write(&list, format!("{test}{model}{test}")).unwrap();
         assert_eq!(
             summary(&list, &["cuda"]).unwrap(),
             "did not run, for something is missing (PEFT_REQUIRE_ALL=1 makes this a failure):\n  \
              a test (a.rs): no model\n\
-             has no meaning there:\n  law `a` on ndarray: no F16\n\
+             has no meaning there:\n  conformance test `a` on ndarray: no F16\n\
              steps that were not asked for: cuda"
         );
     }

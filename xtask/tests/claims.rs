@@ -45,37 +45,37 @@ fn count(text: &str, words: &str) -> usize {
 
 #[test]
 fn a_figure_is_found_by_the_words_around_it() {
-    let text = "Of 7 laws, and of 12 cases: 3.5 (q, v), 4.";
+    let text = "Of 7 tests, and of 12 cases: 3.5 (q, v), 4.";
     assert_eq!(figure(text, "of # cases"), "12");
     assert_eq!(figure(text, ": # (q"), "3.5");
     assert_eq!(figure(text, "), #"), "4");
 }
 
-/// The laws' names, from the one list of them.
-fn laws() -> Vec<String> {
-    let source = text("crates/peft-conformance/src/laws.rs");
+/// The names of the conformance tests, from the one list of them.
+fn conformance_tests() -> Vec<String> {
+    let source = text("crates/peft-conformance/src/suite/mod.rs");
     let (_, list) = source.split_once("$($callback)::+! {").unwrap();
     let (list, _) = list.split_once('}').unwrap();
     list.split(',').map(|name| name.trim().to_owned()).collect()
 }
 
 #[test]
-fn the_laws_are_as_many_as_is_said_and_all_are_described() {
-    let laws = laws();
-    assert!(laws.contains(&"low_precision".to_owned()), "{laws:?}");
+fn the_conformance_tests_are_as_many_as_is_said_and_all_are_described() {
+    let tests = conformance_tests();
+    assert!(tests.contains(&"low_precision".to_owned()), "{tests:?}");
     for (file, words) in [
-        ("README.md", "the-battery), # laws"),
+        ("README.md", "the-conformance-suite), # tests"),
         ("CHANGELOG.md", "battery of # laws"),
         ("docs/adding-a-method.md", "There are #"),
         ("docs/method-reference.md", "There are #"),
-        ("docs/architecture.md", "the # laws"),
-        ("docs/introduction.md", "the # laws"),
+        ("docs/architecture.md", "the # conformance tests"),
+        ("docs/introduction.md", "the # conformance tests"),
     ] {
-        assert_eq!(count(&text(file), words), laws.len(), "{file}");
+        assert_eq!(count(&text(file), words), tests.len(), "{file}");
     }
     let guide = text("docs/method-reference.md");
-    for law in laws {
-        assert!(guide.contains(&format!("| `{law}` |")), "{law}");
+    for test in tests {
+        assert!(guide.contains(&format!("| `{test}` |")), "{test}");
     }
 }
 
@@ -138,7 +138,7 @@ fn the_vendored_cases_are_as_many_as_is_said() {
         let grads = path.join("grads.safetensors");
         assert!(grads.exists(), "{}", grads.display());
         let name = path.file_name().unwrap().to_str().unwrap();
-        let scripts = ["generate_hf_peft.py", "more/generate_hf_more.py"]
+        let scripts = ["generate_hf_peft.py", "generate_hf_more.py"]
             .map(|script| text(&format!("crates/peft-parity/tests/golden/{script}")));
         let named = |script: &String| script.contains(&format!("\"{name}\""));
         assert!(scripts.iter().any(named), "no script writes {name}");

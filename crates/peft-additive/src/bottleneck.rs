@@ -86,7 +86,6 @@ pub struct BottleneckConfig {
     /// Indices of blocks without an adapter, as AdapterDrop leaves out the first ones. Default: none.
     pub leave_out: Vec<usize>,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

@@ -52,10 +52,8 @@ pub struct Ia3Config {
     #[field(default = true)]
     pub init_ia3_weights: bool,
     /// Layers to adapt. Default: `all-linear`.
-    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

@@ -17,6 +17,7 @@
 //!
 //! A split depends on the seed and the texts alone: not on the order of the rows, the platform, or a library's generator.
 
+mod cut;
 mod delimited;
 mod error;
 mod misspelled;

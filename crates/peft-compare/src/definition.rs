@@ -1,6 +1,5 @@
 //! Tasks, methods and suites as data. The files explain their fields.
 
-mod kind;
 mod load;
 
 use std::path::PathBuf;
@@ -8,9 +7,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::report::BASE;
+use crate::reference::BASE;
+use crate::registry::Registry;
 
-pub use self::kind::Kind;
+pub use crate::kind::Kind;
+
 pub use self::load::{family_key, overridden};
 
 /// What the data must be, whatever was found.
@@ -286,6 +287,8 @@ pub struct Suite {
 /// All definitions.
 #[derive(Clone, Debug)]
 pub struct Definitions {
+    /// The methods that can be configured.
+    pub registry: Registry,
     /// Tasks.
     pub tasks: Vec<Task>,
     /// Methods: those of the file, and every other registered one with its defaults.

@@ -10,9 +10,9 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 pub use self::inputs::{ASSETS, EMBEDDED_MODEL, Inputs, model_folder, rows, texts};
-use crate::base::registered;
 use crate::definition::{Kind, MethodEntry, Task};
 use crate::record::{Counts, Environment, Epoch, Forgetting, Git, Latency, Memory, Rows, StepTime};
+use crate::registry::Registry;
 use crate::{Error, Result};
 
 /// Everything that decides a run.
@@ -105,11 +105,9 @@ impl Job {
     ///
     /// # Errors
     ///
-    /// What the method's configuration refuses.
-    pub fn configured(&self) -> Result<Box<dyn Method>> {
-        let info = registered()
-            .find(|info| info.name == self.method.method)
-            .expect("checked when the definitions were read");
+    /// [`Error::Unknown`] if the method is not registered; what its configuration refuses.
+    pub fn configured(&self, registry: &Registry) -> Result<Box<dyn Method>> {
+        let info = registry.method(&self.method.method)?;
         let mut config = self.method.config.clone();
         if self.task.kind == Kind::LanguageModel {
             config.extend(self.method.llama.clone());
@@ -187,7 +185,7 @@ mod tests {
     use crate::definition::Definitions;
 
     fn job(task: &str, method: &str) -> Job {
-        let definitions = Definitions::load(None).unwrap();
+        let definitions = Definitions::load(None, &Registry::library()).unwrap();
         let entries = &definitions.methods;
         let entry = entries.iter().find(|entry| entry.name == method).unwrap();
         Job {
@@ -202,24 +200,30 @@ mod tests {
 
     #[test]
     fn a_kind_of_task_decides_targets_and_heads() {
-        let encoder = job("uci-sentiment", "lora").configured().unwrap();
+        let encoder = job("uci-sentiment", "lora")
+            .configured(&Registry::library())
+            .unwrap();
         assert_eq!(
             encoder.common().modules_to_save,
             Some(vec!["classifier".into()])
         );
         assert_eq!(encoder.to_json()["target_modules"][0], "query");
-        let llama = job("austen-lm", "lora").configured().unwrap();
+        let llama = job("austen-lm", "lora")
+            .configured(&Registry::library())
+            .unwrap();
         assert_eq!(llama.common().modules_to_save, None);
         assert_eq!(llama.common().task_type, None);
         assert_eq!(llama.to_json()["target_modules"][0], "q_proj");
         assert_eq!(llama.to_json()["r"], encoder.to_json()["r"]);
-        let base = job("austen-lm", "base").configured().unwrap();
-        assert_eq!(base.info().name, crate::report::BASE);
+        let base = job("austen-lm", "base")
+            .configured(&Registry::library())
+            .unwrap();
+        assert_eq!(base.info().name, crate::reference::BASE);
     }
 
     #[test]
     fn the_default_task_has_the_rows_that_it_expects_in_parts_of_their_own() {
-        let definitions = Definitions::load(None).unwrap();
+        let definitions = Definitions::load(None, &Registry::library()).unwrap();
         let mut task = definitions.task("misspelled").unwrap().clone();
         assert_eq!(
             definitions.suite("default").unwrap().tasks,

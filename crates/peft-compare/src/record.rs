@@ -10,7 +10,9 @@ pub use self::store::RecordError;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::definition::Kind;
+use crate::kind::Kind;
+
+pub use crate::kind::Metric;
 
 /// The version of the record format that this crate reads and writes.
 pub const SCHEMA: u32 = 1;
@@ -87,7 +89,7 @@ pub struct RunRecord {
     /// Inference latency.
     pub latency_ms: Latency,
     /// Largest rank of the change of a weight, where it is known.
-    pub max_rank: Option<u64>,
+    pub rank_of_change: Option<u64>,
     /// Anything a reader of the result should know.
     pub notes: Vec<String>,
 }
@@ -189,22 +191,6 @@ impl Forgetting {
     /// What the loss rose by: above 0 something was forgotten.
     pub fn change(self) -> f64 {
         self.after - self.before
-    }
-}
-
-/// The measure of quality.
-#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
-pub struct Metric {
-    /// Name: `accuracy`, or `loss` in nats a token.
-    pub name: String,
-    /// Whether more is better.
-    pub higher_is_better: bool,
-}
-
-impl Metric {
-    /// `score` so that more is better: negated where less is.
-    pub fn oriented(&self, score: f64) -> f64 {
-        if self.higher_is_better { score } else { -score }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::error::io;
 use crate::job::{Inputs, Job, Outcome, hash};
 use crate::progress::Progress;
 use crate::record::{Method, Model, RunRecord, SCHEMA, Trial};
+use crate::registry::Registry;
 use crate::{Error, Result};
 
 /// What to run and where to put it.
@@ -30,6 +31,8 @@ pub struct Order {
     pub device: String,
     /// Folder of the results.
     pub out: PathBuf,
+    /// The methods that entries may configure.
+    registry: Registry,
     /// What the tasks read, by their names; filled by [`prepare`](Self::prepare).
     inputs: HashMap<String, Inputs>,
     /// What does not fit a task's model; filled by [`prepare`](Self::prepare).
@@ -67,6 +70,7 @@ impl Order {
                 .collect(),
             device: device.to_string(),
             out: out.to_path_buf(),
+            registry: definitions.registry.clone(),
             inputs: HashMap::new(),
             left_out: Vec::new(),
         })
@@ -265,7 +269,7 @@ impl Order {
 
     fn record(&self, outcome: &Outcome, tuning: &[Trial]) -> Result<RunRecord> {
         let job = &outcome.job;
-        let configured = job.configured()?;
+        let configured = job.configured(&self.registry)?;
         let info = configured.info();
         let definition = job.definition();
         let record = RunRecord {
@@ -316,7 +320,7 @@ impl Order {
             tokens_per_s: outcome.tokens_per_s,
             memory: outcome.memory,
             latency_ms: outcome.latency_ms,
-            max_rank: configured.max_rank().map(|rank| rank as u64),
+            rank_of_change: configured.max_rank().map(|rank| rank as u64),
             notes: outcome.notes.clone(),
         };
         record.write(&self.runs_dir())?;

@@ -15,6 +15,7 @@ use crate::definition::{Kind, Task};
 use crate::job::{Job, Outcome, model_folder, rows};
 use crate::measure;
 use crate::record::{Counts, Epoch, Forgetting, Latency, Memory, Rows, StepTime};
+use crate::registry::Registry;
 use crate::statistics::percentile;
 
 /// What a job says while it runs.
@@ -52,12 +53,17 @@ struct Measured {
 ///
 /// Missing or unexpected data, a model or method that cannot be used; [`Error::Stopped`](crate::Error::Stopped) if
 /// `progress` says so.
-pub fn run(job: &Job, mut progress: impl FnMut(Progress) -> bool) -> Result<Outcome> {
+pub fn run(
+    job: &Job,
+    registry: &Registry,
+    mut progress: impl FnMut(Progress) -> bool,
+) -> Result<Outcome> {
     let started_at = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
     let start = Instant::now();
+    let method = job.configured(registry)?;
     let measured = match job.task.kind {
-        Kind::Classification => classification::run(job, &mut progress)?,
-        Kind::LanguageModel => language_model::run(job, &mut progress)?,
+        Kind::Classification => classification::run(job, method.as_ref(), &mut progress)?,
+        Kind::LanguageModel => language_model::run(job, method.as_ref(), &mut progress)?,
     };
     let Measured {
         curve,

@@ -1,4 +1,4 @@
-//! The model, data and measurements that laws use.
+//! The model, data and measurements that conformance tests use.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::loss::CrossEntropyLossConfig;
@@ -6,15 +6,16 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
 use peft_core::PeftModule;
 use peft_core::method::{LayoutParam, Method};
-use peft_models::{Bert, BertClassifier, Pooling};
+
+use crate::TinyTransformer;
 
 /// A model with data, on one device.
 #[derive(Debug)]
 pub struct Fixture {
     /// The device, without autodiff.
     pub device: Device,
-    /// A tiny classifier on the device's autodiff side.
-    pub base: BertClassifier,
+    /// The model, on the device's autodiff side.
+    pub base: TinyTransformer,
 }
 
 const ROWS: usize = 6;
@@ -23,15 +24,9 @@ const TOKENS: usize = 9;
 impl Fixture {
     /// The same model and data on any device.
     pub fn new(device: &Device) -> Self {
-        let autodiff = device.clone().autodiff();
-        let bert = Bert::tiny(&autodiff);
-        let mut base = BertClassifier::new_head(bert, 2, Pooling::Mean, 0.0, &autodiff)
-            .expect("the tiny model has a pooler and two classes");
-        // The head is drawn from the device's seed; the laws want one that is the same everywhere.
-        base.classifier = even_head(&autodiff, base.classifier);
         Self {
             device: device.clone(),
-            base,
+            base: TinyTransformer::new(&device.clone().autodiff()),
         }
     }
 
@@ -55,9 +50,9 @@ impl Fixture {
     ///
     /// # Errors
     ///
-    /// If one of them is NaN or infinite: no law holds of such outputs, and two that are equal bit by bit would
-    /// say nothing.
-    pub fn outputs(&self, model: &BertClassifier) -> Result<TensorData, String> {
+    /// If one of them is NaN or infinite: no conformance test may pass with such outputs, and two that are equal bit by
+    /// bit would say nothing.
+    pub fn outputs(&self, model: &TinyTransformer) -> Result<TensorData, String> {
         let (ids, padding, _) = self.batch(&self.device);
         let outputs = model.valid().forward(ids, Some(padding)).into_data();
         finite("outputs", &outputs)?;
@@ -65,7 +60,7 @@ impl Fixture {
     }
 
     /// The loss on the batch, with autodiff.
-    pub fn loss(&self, model: &BertClassifier) -> Tensor<1> {
+    pub fn loss(&self, model: &TinyTransformer) -> Tensor<1> {
         let (ids, padding, labels) = self.batch(&self.device.clone().autodiff());
         let logits = model.forward(ids, Some(padding));
         CrossEntropyLossConfig::new()
@@ -78,7 +73,7 @@ impl Fixture {
     /// # Errors
     ///
     /// What `attach` refuses.
-    pub fn trained(&self, name: &str, method: &dyn Method) -> Result<BertClassifier, String> {
+    pub fn trained(&self, name: &str, method: &dyn Method) -> Result<TinyTransformer, String> {
         let model = self
             .base
             .attach(name, method)
@@ -89,10 +84,10 @@ impl Fixture {
     /// Steps of `AdamW` on the batch; returns the losses before each.
     pub fn train(
         &self,
-        mut model: BertClassifier,
+        mut model: TinyTransformer,
         steps: usize,
         rate: f64,
-    ) -> (BertClassifier, Vec<f32>) {
+    ) -> (TinyTransformer, Vec<f32>) {
         let mut optimizer = AdamWConfig::new().init();
         let mut losses = Vec::new();
         for _ in 0..steps {
@@ -105,23 +100,12 @@ impl Fixture {
     }
 }
 
-fn even_head(device: &Device, head: burn::nn::Linear) -> burn::nn::Linear {
-    let [rows, columns] = head.weight.dims();
-    let values: Vec<f32> = (0..rows * columns)
-        .map(|at| ((at * 37 % 19) as f32 - 9.0) / 30.0)
-        .collect();
-    let weight = Tensor::from_data(TensorData::new(values, [rows, columns]), device);
-    burn::nn::Linear {
-        weight: Param::from_tensor(weight),
-        ..head
-    }
-}
-
 /// The base values of all parameters, in order.
-pub(crate) fn base_values(model: &BertClassifier) -> Vec<(String, TensorData)> {
+pub(crate) fn base_values(model: &TinyTransformer) -> Vec<(String, TensorData)> {
     let value = |param: &LayoutParam| match param.shape().len() {
         1 => param.value::<1>().into_data(),
-        _ => param.value::<2>().into_data(),
+        2 => param.value::<2>().into_data(),
+        _ => param.value::<4>().into_data(),
     };
     model
         .layout()
@@ -129,6 +113,35 @@ pub(crate) fn base_values(model: &BertClassifier) -> Vec<(String, TensorData)> {
         .iter()
         .map(|param| (param.name.clone(), value(param)))
         .collect()
+}
+
+/// Whether two models have the same base values, bit for bit.
+///
+/// # Errors
+///
+/// Names the first parameter that differs.
+pub(crate) fn same_base(now: &TinyTransformer, before: &TinyTransformer) -> Result<(), String> {
+    let (now, before) = (base_values(now), base_values(before));
+    if now.len() != before.len() {
+        return Err(format!(
+            "the base has {} parameters, before it had {}",
+            now.len(),
+            before.len()
+        ));
+    }
+    for ((name, now), (_, before)) in now.iter().zip(&before) {
+        if now != before {
+            return Err(format!("base parameter `{name}` changed"));
+        }
+    }
+    Ok(())
+}
+
+/// Elements that a model has beside those of the base: the matrix of its own that a tied head got when an adapter was
+/// merged that changes the table or the head alone. 0 where they are still one.
+pub(crate) fn elements_of_untied_head(model: &TinyTransformer) -> usize {
+    let own = model.lm_head.own();
+    own.map_or(0, |matrix| matrix.shape().num_elements())
 }
 
 /// The largest absolute difference of two outputs; NaN where one value is NaN or infinite, which fails every

@@ -1,31 +1,63 @@
-//! The laws that every method of peft obeys on every backend.
+//! The conformance suite: what every method of peft guarantees on every backend, as tests.
 //!
-//! A method crate calls the battery in one line, in `tests/conformance.rs`, with the
-//! configurations it wants checked:
+//! A method crate runs the suite with one call, in `tests/conformance.rs`. The call takes the crate's list of methods and
+//! the configurations to check:
 //!
-//! ```text
-//! peft_conformance::battery!(vec![
-//!     Case::new("lora", LoraConfig::new(4).with_targets(["query", "value"])),
-//! ]);
+//! ```
+//! # use peft_core::Result;
+//! # use peft_core::method::{
+//! #     Bias, Common, Layout, Method, MethodInfo, Plan, method_config, train_biases,
+//! # };
+//! # pub const METHODS: &[&MethodInfo] = &[&BIASES];
+//! # #[method_config(
+//! #     BIASES, peft_type = "BIASES", title = "Biases", family = Selective, identity_at_init, mergeable,
+//! #     reference = "an example"
+//! # )]
+//! # pub struct BiasesConfig {
+//! #     common: Common,
+//! # }
+//! # impl Method for BiasesConfig {
+//! #     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+//! #         train_biases(Bias::All, layout, &[], plan);
+//! #         Ok(())
+//! #     }
+//! # }
+//!
+//! peft_conformance::conformance_suite!(
+//!     METHODS,
+//!     vec![
+//!         Case::new("biases", BiasesConfig::default()),
+//!         Case::new("biases, with a head", BiasesConfig::default().with_modules_to_save(["classifier"])),
+//!     ]
+//! );
+//! # fn main() {
+//! #     peft_conformance::every_method_has_a_case(METHODS, &cases());
+//! # }
 //! ```
 //!
-//! Each law is a test of its own, run for every case on every CPU device compiled in. What a
-//! method promises ([`MethodInfo`](peft_core::method::MethodInfo)) decides which way a law goes: a method
-//! that does not promise to be mergeable must refuse to merge.
+//! Each [conformance test](ConformanceTest) becomes a `#[test]` of the crate. It runs for every case on every CPU
+//! device that is compiled in. One more test, `every_method_has_a_case`, holds the list of methods against the cases. A
+//! crate outside of this workspace calls the suite in the same way.
 //!
-//! The model is a tiny BERT classifier in which every parameter matters.
+//! What a method promises ([`MethodInfo`]) decides what a test asks for: a method that does not promise to be mergeable
+//! must refuse to merge.
+//!
+//! The model is [`TinyTransformer`], in which every parameter matters. It has every kind of layer and of
+//! [`Site`](peft_core::Site) that methods act on. The suite needs `peft-core` and no other model.
 
 mod fixture;
-pub mod golden;
-mod laws;
-mod shared;
+mod model;
+mod suite;
 
 use std::sync::{Mutex, PoisonError};
 
-use peft_core::method::Method;
+use peft_core::method::{Family, Method, MethodInfo};
 
 pub use fixture::{Fixture, farthest, perturb};
-pub use laws::{LAWS, Law, law};
+pub use model::{
+    Attention, Embeddings, Encoder, Intermediate, Layer, Output, SelfAttention, TinyTransformer,
+};
+pub use suite::{ConformanceTest, SUITE, conformance_test};
 
 /// One configuration to check.
 #[derive(Debug)]
@@ -46,65 +78,102 @@ impl Case {
     }
 }
 
-/// Held while a law draws.
+/// Held while a conformance test draws random numbers.
 static DRAWING: Mutex<()> = Mutex::new(());
 
-/// Of every law and case.
+/// Of every conformance test and case.
 const SEED: u64 = 1;
 
-/// Runs one law for all cases on all devices.
+/// Runs one conformance test for all cases on all CPU devices.
 ///
 /// # Panics
 ///
-/// If it does not hold, naming law, case and device.
-pub fn check(law: &Law, cases: &[Case]) {
-    assert!(!cases.is_empty(), "a battery without cases proves nothing");
+/// If it fails. The message names test, case and device, and says what is wrong: see the test's documentation in
+/// [`suite`](SUITE). Also if there are no cases.
+pub fn run(test: &ConformanceTest, cases: &[Case]) {
+    assert!(!cases.is_empty(), "a suite without cases checks nothing");
     for (device_name, device) in peft_core::device::cpu_devices() {
         for case in cases {
             let place = format!(
-                "law `{}`, case `{}`, device {device_name}",
-                law.name, case.name
+                "conformance test `{}`, case `{}` ({}), device {device_name}",
+                test.name,
+                case.name,
+                case.method.info().title
             );
-            if let Some(why) = law.left_out(&device) {
-                peft_testing::does_not_apply(format!("law `{}` on {device_name}", law.name), why);
+            if let Some(why) = test.left_out(&device) {
+                let what = format!("conformance test `{}` on {device_name}", test.name);
+                peft_testing::does_not_apply(what, why);
             }
             let verdict = {
-                // A backend has one generator for all threads: with it to itself, a law draws the same noise in
+                // A backend has one generator for all threads. A test that has it to itself draws the same noise in
                 // every run.
                 let _alone = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
                 let fixture = Fixture::new(&device);
                 device.seed(SEED);
-                (law.check)(&fixture, case.method.as_ref())
+                (test.check)(&fixture, case.method.as_ref())
             };
-            if let Err(violation) = verdict {
-                panic!("{place}: {violation}");
+            if let Err(problem) = verdict {
+                panic!("{place}: {problem}");
             }
         }
     }
 }
 
-/// The whole battery for an expression that gives `Vec<Case>`: one test for each law.
+/// Checks that the cases cover a crate's list of methods, and that the list has every method of the cases: otherwise a
+/// saved adapter cannot be read again. References to compare with ([`Family::Reference`]) need no case.
+///
+/// # Panics
+///
+/// If a method has no case, or a case's method is not in the list; the message names it.
+pub fn every_method_has_a_case(methods: &[&MethodInfo], cases: &[Case]) {
+    for info in methods {
+        let has_case = cases
+            .iter()
+            .any(|case| case.method.info().name == info.name);
+        assert!(
+            has_case || info.family == Family::Reference,
+            "the list of methods has `{}`, and no case has it: add a case",
+            info.name
+        );
+    }
+    for case in cases {
+        let name = case.method.info().name;
+        assert!(
+            methods.iter().any(|info| info.name == name),
+            "case `{}` is of the method `{name}`, which is not in the list of methods",
+            case.name
+        );
+    }
+}
+
+/// The whole suite, for a crate's list of methods (`&[&MethodInfo]`) and an expression that gives `Vec<Case>`: one
+/// `#[test]` for each conformance test. The [crate's documentation](crate) has an example.
 #[macro_export]
-macro_rules! battery {
-    ($cases:expr) => {
+macro_rules! conformance_suite {
+    ($methods:expr, $cases:expr $(,)?) => {
         fn cases() -> Vec<$crate::Case> {
             use $crate::Case;
             $cases
         }
 
-        $crate::for_each_law!(peft_conformance::tests!());
+        #[test]
+        fn every_method_has_a_case() {
+            $crate::every_method_has_a_case($methods, &cases());
+        }
+
+        $crate::for_each_conformance_test!(peft_conformance::tests!());
     };
 }
 
-/// One test for each law, for cases given by a function `cases`.
+/// One `#[test]` for each conformance test, for cases given by a function `cases`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! tests {
-    ($($law:ident),*) => {
+    ($($test:ident),*) => {
         $(
             #[test]
-            fn $law() {
-                $crate::check($crate::law(stringify!($law)), &cases());
+            fn $test() {
+                $crate::run($crate::conformance_test(stringify!($test)), &cases());
             }
         )*
     };

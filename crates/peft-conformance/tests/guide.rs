@@ -1,22 +1,29 @@
-//! The example of the guide "Adding a method": it is what the guide shows, and it passes the battery.
+//! The example of the guide "Adding a method": it is what the guide shows, and it passes the conformance suite.
+
+use peft_core::method::MethodInfo;
 
 #[path = "guide/column_scale.rs"]
-mod column_scale;
+pub mod column_scale;
 
-use column_scale::ColumnScaleConfig;
+use column_scale::{COLUMN_SCALE, ColumnScaleConfig};
 
-peft_conformance::battery!(vec![
-    Case::new(
-        "column scale",
-        ColumnScaleConfig::new()
-            .with_strength(2.0)
-            .with_targets(["query", "dense"])
-    ),
-    Case::new(
-        "with a head",
-        ColumnScaleConfig::new().with_modules_to_save(["classifier"])
-    ),
-]);
+const METHODS: &[&MethodInfo] = &[&COLUMN_SCALE];
+
+peft_conformance::conformance_suite!(
+    METHODS,
+    vec![
+        Case::new(
+            "column scale",
+            ColumnScaleConfig::new()
+                .with_strength(2.0)
+                .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "with a head",
+            ColumnScaleConfig::new().with_modules_to_save(["classifier"])
+        ),
+    ]
+);
 
 #[test]
 fn the_guide_shows_this_example() {

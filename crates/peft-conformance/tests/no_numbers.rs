@@ -1,9 +1,9 @@
-//! The laws themselves: a sound method passes all of them, and one that gives NaN, infinity, or something that is
-//! a little wrong, fails those that look.
+//! The suite itself: a sound method passes all conformance tests, and one that gives NaN, infinity, or something that is
+//! a little wrong, fails those that look at it.
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
-use peft_conformance::{Case, Fixture, LAWS, check, law};
+use peft_conformance::{Case, Fixture, SUITE, conformance_test, every_method_has_a_case, run};
 use peft_core::device::cpu_devices;
 use peft_core::method::{
     Adapter, BaseLinear, CheckpointKey, Common, Family, LayerKind, Layout, Method, MethodConfig,
@@ -161,7 +161,7 @@ impl Method for ScaledConfig {
     }
 }
 
-/// The laws that do not see what the adapter computes, and why.
+/// The conformance tests that do not see what the adapter computes, and why.
 const BLIND: [(&str, &str); 4] = [
     ("counts", "it counts parameters"),
     ("adapter_file", "it compares a file with the counts"),
@@ -172,46 +172,46 @@ const BLIND: [(&str, &str); 4] = [
     ),
 ];
 
-/// What a law says of the method with a fault, on every CPU device.
+/// What a conformance test says of the method with a fault, on every CPU device.
 fn verdicts(name: &str, fault: Fault) -> Vec<(&'static str, std::result::Result<(), String>)> {
     let verdict = |(device_name, device): (&'static str, _)| {
         let fixture = Fixture::new(&device);
         (
             device_name,
-            (law(name).check)(&fixture, &ScaledConfig::with(fault)),
+            (conformance_test(name).check)(&fixture, &ScaledConfig::with(fault)),
         )
     };
     cpu_devices().into_iter().map(verdict).collect()
 }
 
 #[test]
-fn a_sound_method_passes_all_laws() {
-    for law in LAWS {
+fn a_sound_method_passes_the_suite() {
+    for test in SUITE {
         let method = ScaledConfig::with(Fault::Nothing);
-        check(law, &[Case::new("scaled", method)]);
+        run(test, &[Case::new("scaled", method)]);
     }
 }
 
 #[test]
-fn nan_and_infinity_fail_every_law_that_sees_outputs() {
+fn nan_and_infinity_fail_every_test_that_sees_outputs() {
     for (name, _) in BLIND {
-        assert!(LAWS.iter().any(|law| law.name == name), "{name}");
+        assert!(SUITE.iter().any(|test| test.name == name), "{name}");
     }
     for fault in [Fault::Nan, Fault::Infinity] {
-        for law in LAWS {
-            if BLIND.iter().any(|(name, _)| *name == law.name) {
+        for test in SUITE {
+            if BLIND.iter().any(|(name, _)| *name == test.name) {
                 continue;
             }
-            for (device_name, verdict) in verdicts(law.name, fault) {
-                // On a backend without half formats the law has nothing to look at, and says so.
-                let sees = law.name != "low_precision"
+            for (device_name, verdict) in verdicts(test.name, fault) {
+                // On a backend without half formats the test has nothing to look at, and says so.
+                let sees = test.name != "low_precision"
                     || cpu_devices().iter().any(|(name, device)| {
-                        *name == device_name && law.left_out(device).is_none()
+                        *name == device_name && test.left_out(device).is_none()
                     });
                 assert!(
                     verdict.is_err() || !sees,
-                    "law `{}` passes on {device_name} with {fault:?}",
-                    law.name
+                    "`{}` passes on {device_name} with {fault:?}",
+                    test.name
                 );
             }
         }
@@ -219,16 +219,16 @@ fn nan_and_infinity_fail_every_law_that_sees_outputs() {
 }
 
 #[test]
-fn gradients_that_are_no_numbers_fail_the_laws_about_training() {
+fn gradients_that_are_no_numbers_fail_the_tests_of_training() {
     for name in ["gradients", "training", "moved", "quantized_base"] {
         for (device_name, verdict) in verdicts(name, Fault::GradientNan) {
-            assert!(verdict.is_err(), "law `{name}` passes on {device_name}");
+            assert!(verdict.is_err(), "`{name}` passes on {device_name}");
         }
     }
 }
 
 #[test]
-fn what_is_wrong_in_16_bits_only_fails_the_law_about_them() {
+fn what_is_wrong_in_16_bits_only_fails_the_test_of_them() {
     for (fault, format) in [
         (Fault::Overflow, "F16"),
         (Fault::OffInF16, "F16"),
@@ -238,10 +238,13 @@ fn what_is_wrong_in_16_bits_only_fails_the_law_about_them() {
         for (device_name, device) in cpu_devices() {
             let fixture = Fixture::new(&device);
             let method = ScaledConfig::with(fault);
-            let training = (law("training").check)(&fixture, &method);
+            let training = (conformance_test("training").check)(&fixture, &method);
             assert_eq!(training, Ok(()), "{fault:?} on {device_name}");
-            let verdict = (law("low_precision").check)(&fixture, &method);
-            if law("low_precision").left_out(&device).is_none() {
+            let verdict = (conformance_test("low_precision").check)(&fixture, &method);
+            if conformance_test("low_precision")
+                .left_out(&device)
+                .is_none()
+            {
                 let text = verdict.expect_err(&format!("{fault:?} passes on {device_name}"));
                 assert!(text.contains(format), "{fault:?} on {device_name}: {text}");
                 seen = true;
@@ -265,4 +268,20 @@ fn the_largest_of_a_tensor_is_no_number_where_one_element_is_none() {
             assert!(largest.is_nan(), "{name}, {at}: {largest}");
         }
     }
+}
+
+#[test]
+fn a_method_without_a_case_is_named() {
+    let none = std::panic::catch_unwind(|| every_method_has_a_case(&[&SCALED], &[]));
+    let message = none.unwrap_err().downcast::<String>().unwrap();
+    assert!(message.contains("`scaled`"), "{message}");
+    let unlisted = std::panic::catch_unwind(|| {
+        let case = Case::new("a case", ScaledConfig::default());
+        every_method_has_a_case(&[], &[case]);
+    });
+    let message = unlisted.unwrap_err().downcast::<String>().unwrap();
+    assert!(
+        message.contains("`a case`") && message.contains("`scaled`"),
+        "{message}"
+    );
 }

@@ -217,6 +217,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// Statistics of layers' inputs or parameters' gradients that cannot be gathered, or were not.
+    #[error("calibration of `{place}`: {reason}")]
+    Calibration {
+        /// Upstream's name of the layer or parameter.
+        place: String,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+
     /// Burn's own reparameterization is on a parameter.
     #[error(
         "`{parameter}` already carries Burn's own `{found}` reparameterization; `materialize()` the model before attaching adapters of peft"

@@ -154,7 +154,7 @@ pub(crate) fn expand(arguments: TokenStream, mut item: ItemStruct) -> Result<Tok
         return Err(errors);
     }
     if !fields.iter().any(|field| field.name == "common") {
-        let reason = "a configuration has `#[field(flatten)] pub common: Common`";
+        let reason = "a configuration has a field `pub common: Common`";
         return Err(Error::new(config.span(), reason));
     }
     item.attrs.push(parse_quote! {

@@ -31,6 +31,9 @@ pub(crate) enum Kind {
 /// Arguments without a value, but for those of the range.
 const FLAGS: [&str; 4] = ["flatten", "skip", "skip_false", "no_builder"];
 
+/// Types of peft-core whose fields are keys of the outer object, and whose builders come with them.
+const FLATTENED: [&str; 2] = ["Targets", "Common"];
+
 /// A field as its attribute describes it.
 pub(crate) struct ConfigField {
     pub(crate) name: Ident,
@@ -75,9 +78,17 @@ impl ConfigField {
                 Ok(())
             })?;
         }
+        if FLATTENED.iter().any(|name| found.is_called(name)) {
+            found.flags.push("flatten".into());
+        }
         found.check(span)?;
         field.attrs.extend(found.serde_attributes());
         Ok(found)
+    }
+
+    /// Whether its type has this name.
+    fn is_called(&self, name: &str) -> bool {
+        last(&self.ty).is_some_and(|(found, _)| found == name)
     }
 
     fn has(&self, flag: &str) -> bool {
@@ -176,13 +187,14 @@ impl ConfigField {
         if self.has("no_builder") {
             return TokenStream::new();
         }
+        if self.is_called("Targets") {
+            return quote!(::peft_core::target_builders!(#name););
+        }
+        if self.is_called("Common") {
+            return quote!(::peft_core::common_builders!(#name););
+        }
         if self.has("flatten") {
-            let builders = match last(&self.ty).map(|(name, _)| name.to_string()).as_deref() {
-                Some("Targets") => format_ident!("target_builders"),
-                Some("Common") => format_ident!("common_builders"),
-                _ => return TokenStream::new(),
-            };
-            return quote!(::peft_core::#builders!(#name););
+            return TokenStream::new();
         }
         let builder = format_ident!("with_{name}");
         if let Kind::ByLayer { inner, .. } = &self.kind {

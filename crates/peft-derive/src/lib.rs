@@ -29,9 +29,7 @@ use syn::{DeriveInput, ItemStruct, parse_macro_input};
 ///     /// Dropout on A's input.
 ///     #[field(probability)]
 ///     pub lora_dropout: f64,
-///     #[field(flatten)]
 ///     pub targets: Targets,
-///     #[field(flatten)]
 ///     pub common: Common,
 /// }
 /// ```
@@ -59,7 +57,7 @@ use syn::{DeriveInput, ItemStruct, parse_macro_input};
 /// | `default = …` | its default, else `Default::default()` |
 /// | `any`, `finite`, `positive`, `probability`, `at_least = …`, `at_most = …`, `above = …`, `below = …` | the range. Every number needs one. Where a number is bounded, it must be finite, too |
 /// | `rename = "…"` | its key in JSON, if that is another |
-/// | `flatten` | its fields are keys of the outer object; builders of `Targets` and `Common` come with it |
+/// | `flatten` | its fields are keys of the outer object. `Targets` and `Common` always are, and have builders |
 /// | `skip` | not in JSON |
 /// | `skip_false` | not written while it is false |
 /// | `deserialize_with = "…"` | as serde's |
@@ -91,6 +89,7 @@ pub fn method_config(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// | `#[tensor(named = "name")]` | the name of a parameter within the model |
 /// | `#[tensor(root = "key")]` | the whole key |
 /// | `transposed` | stored transposed, as torch's linear weights are |
+/// | `sparse` | the weight changes in no more elements than these |
 /// | `also = "key"` | upstream writes an equal copy under this key, too |
 /// | `saved_if = field` | only where that `bool` of the state is true; not in the file otherwise |
 /// | `#[unsaved]` | not in the file: the configuration says all about it |

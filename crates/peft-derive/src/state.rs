@@ -17,6 +17,7 @@ struct Tensor {
     also: Option<LitStr>,
     saved_if: Option<Ident>,
     transposed: bool,
+    sparse: bool,
 }
 
 impl Tensor {
@@ -38,6 +39,7 @@ impl Tensor {
                     "also" => found.also = Some(meta.value()?.parse()?),
                     "saved_if" => found.saved_if = Some(meta.value()?.parse()?),
                     "transposed" => found.transposed = true,
+                    "sparse" => found.sparse = true,
                     _ => return Err(meta.error(format!("`{argument}` is no argument of `tensor`"))),
                 }
                 Ok(())
@@ -58,8 +60,9 @@ impl Tensor {
             }
         };
         let transposed = self.transposed.then(|| quote!(.transposed()));
+        let sparse = self.sparse.then(|| quote!(.sparse()));
         let also = self.also.as_ref().map(|key| quote!(.also(#key)));
-        let saved = quote!(::peft_core::method::CheckpointKey::#key #transposed #also);
+        let saved = quote!(::peft_core::method::CheckpointKey::#key #transposed #sparse #also);
         Ok(match &self.saved_if {
             None => quote!(tensors.push(#saved);),
             Some(condition) => quote! {

@@ -34,10 +34,12 @@
 mod bert;
 mod checkpoint;
 mod error;
+mod export;
 mod generate;
 pub mod gguf;
 mod llama;
 mod llama_tokenizer;
+mod panics;
 mod tokenizer;
 
 pub use bert::{
@@ -45,10 +47,11 @@ pub use bert::{
     BertLayer, BertOutput, BertPooler, BertResidual, BertSelfAttention, HiddenAct, Pooling,
 };
 pub use error::LoadError;
+pub use export::{ExportConfig, ExportDtype};
 pub use generate::{GenerateConfig, GenerateError, Generated, StoppedBy};
 pub use llama::{
-    ExportConfig, ExportDtype, KvCache, Llama, LlamaAttention, LlamaConfig, LlamaLayer,
-    LlamaLoader, LlamaMlp, LlamaModel, LmBatch, Rope, RopeScaling,
+    KvCache, Llama, LlamaAttention, LlamaConfig, LlamaLayer, LlamaLoader, LlamaMlp, LlamaModel,
+    LmBatch, Rope, RopeScaling,
 };
 pub use llama_tokenizer::{ChatTemplate, LlamaTokenizer, Message, Moment};
 pub use tokenizer::{Batch, Tokenizer};

@@ -4,7 +4,6 @@ mod chat;
 mod jinja;
 mod load;
 mod moment;
-mod panics;
 mod read;
 mod save;
 mod turns;
@@ -12,11 +11,11 @@ mod turns;
 use std::path::{Path, PathBuf};
 
 use crate::LoadError;
+use crate::panics::caught;
 
 pub use chat::Message;
 pub(crate) use load::OneOrMany;
 pub use moment::Moment;
-pub(crate) use panics::caught;
 pub(crate) use read::read;
 pub use turns::ChatTemplate;
 

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use tokenizers::TruncationDirection;
 
-use crate::llama_tokenizer::{caught, check_ids};
+use crate::llama_tokenizer::check_ids;
+use crate::panics::caught;
 use crate::{BertConfig, LoadError, checkpoint};
 
 /// The tokenizer of a model folder: `tokenizer.json`, checked against `config.json`.

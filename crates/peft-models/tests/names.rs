@@ -5,8 +5,9 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::tiny_tensors;
+use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
-use peft_core::{PeftModule, SiteKind};
+use peft_core::nn::{HiddenState, SiteKind};
 use peft_models::{Bert, BertClassifier, Pooling};
 
 #[test]
@@ -53,14 +54,14 @@ fn sites_are_where_upstream_has_adapters() {
         sites.map(|site| site.name.as_str()).collect()
     };
     assert_eq!(
-        names(SiteKind::AttentionOutput),
+        names(SiteKind::Hidden(HiddenState::AttentionOutput)),
         [
             "encoder.layer.0.attention.output",
             "encoder.layer.1.attention.output"
         ]
     );
     assert_eq!(
-        names(SiteKind::FeedForwardOutput),
+        names(SiteKind::Hidden(HiddenState::FeedForwardOutput)),
         ["encoder.layer.0.output", "encoder.layer.1.output"]
     );
     assert_eq!(

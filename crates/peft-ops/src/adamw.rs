@@ -4,36 +4,9 @@
 use burn::tensor::TensorData;
 use burn::tensor::{DType, Tensor};
 
+use crate::options::AdamWOptions;
 #[cfg(feature = "flex")]
-use crate::{cpu, fuses};
-
-/// Settings of a step of [`adamw`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamWOptions {
-    /// How much of the first moment stays, in [0, 1).
-    pub beta_1: f32,
-    /// How much of the second moment stays, in [0, 1).
-    pub beta_2: f32,
-    /// Beside the root of the second moment.
-    pub epsilon: f32,
-    /// Weight decay; times the learning rate it is the share that the parameter loses.
-    pub weight_decay: f64,
-    /// Learning rate.
-    pub rate: f64,
-    /// The step's number, from 1.
-    pub time: i32,
-}
-
-impl AdamWOptions {
-    pub(crate) fn corrections(&self) -> [f32; 2] {
-        [self.beta_1, self.beta_2].map(|beta| 1.0 - beta.powi(self.time))
-    }
-
-    /// What is left of the parameter.
-    pub(crate) fn kept(&self) -> f64 {
-        1.0 - self.rate * self.weight_decay
-    }
-}
+use crate::{cpu, fused::fuses};
 
 /// A step of AdamW (Loshchilov and Hutter 2019, algorithm 2), with Burn's arithmetic to the last bit: the new
 /// parameter and its two moments, which are zeros before the first step, and of 32 bits where the parameter has 16.

@@ -1,7 +1,5 @@
 //! Attention, and the linear layer behind it.
 
-mod segments;
-
 use burn::tensor::Tensor;
 #[cfg(feature = "flex")]
 use burn::{backend::Dispatch, tensor::DType};
@@ -10,48 +8,15 @@ use burn::{backend::Dispatch, tensor::DType};
 use crate::cpu::attention::Attention;
 #[cfg(feature = "flex")]
 use crate::extension::Fused;
-use crate::linear::{LowRank, Weight};
+#[cfg(feature = "flex")]
+use crate::fused::{coins, fuses};
+use crate::linear::Weight;
 #[cfg(feature = "flex")]
 use crate::linear::{Parts, thrown};
+use crate::low_rank::LowRank;
+use crate::options::AttentionOptions;
 use crate::reference;
-#[cfg(feature = "flex")]
-use crate::{coins, fuses};
-
-pub use segments::Segments;
-
-/// Settings of [`attention`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionOptions {
-    /// Heads of queries; they divide the width.
-    pub heads: usize,
-    /// Heads of keys and values; they divide `heads`, and each serves `heads / kv_heads` neighbours
-    /// (grouped queries, Ainslie et al. 2023).
-    pub kv_heads: usize,
-    /// Whether a query sees no later keys than its own place. Places are counted from the end, so
-    /// queries may be fewer than keys.
-    pub causal: bool,
-    /// Probability of dropping an attention weight on autodiff devices, in [0, 1).
-    pub dropout: f64,
-    /// What scores are multiplied by; `1 / sqrt(width of a head)` if none is given.
-    pub scale: Option<f64>,
-}
-
-impl AttentionOptions {
-    /// As many heads of keys as of queries, every key seen, no dropout.
-    pub fn new(heads: usize) -> Self {
-        Self {
-            heads,
-            kv_heads: heads,
-            causal: false,
-            dropout: 0.0,
-            scale: None,
-        }
-    }
-
-    pub(crate) fn scale(&self, width: usize) -> f64 {
-        self.scale.unwrap_or_else(|| 1.0 / (width as f64).sqrt())
-    }
-}
+use crate::segments::Segments;
 
 /// Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
 ///

@@ -9,8 +9,9 @@ use std::sync::Arc;
 #[cfg(feature = "flex")]
 use crate::extension::{Fused, Maybe};
 #[cfg(feature = "flex")]
-use crate::fuses;
-use crate::linear::{LowRank, Weight};
+use crate::fused::fuses;
+use crate::linear::Weight;
+use crate::low_rank::LowRank;
 use crate::reference;
 
 /// The sum of the negative log likelihoods, in nats, of `targets` under `softmax(hidden · headᵀ)`: `[1]`.

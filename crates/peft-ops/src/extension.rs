@@ -4,6 +4,7 @@
 mod autodiff;
 mod backward;
 mod forward;
+mod kept;
 mod tensors;
 
 use std::sync::Arc;
@@ -11,10 +12,10 @@ use std::sync::Arc;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 
-use crate::attention::Segments;
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
 use crate::quantized::QuantizedWeight;
+use crate::segments::Segments;
 
 /// Settings of a linear layer.
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use peft_conformance::golden::{
+use peft_parity::golden::{
     EXCUSED_BY_ROUNDING, MOST_EXCUSED, Measured, Problem, ROUNDINGS, Tolerance, measure, peft_type,
     tolerance,
 };

@@ -12,6 +12,7 @@ use burn::module::Module as _;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Int, Tensor};
 use common::python::{Python, write_io};
+use peft::additive::Ia3Config;
 use peft::core::PeftModule as _;
 use peft::core::method::Method;
 use peft::reparameterization::{
@@ -24,7 +25,16 @@ use peft_models::Bert;
 const BASE: &str = "../peft-models/tests/golden/bert/base";
 const TARGETS: [&str; 3] = ["query", "value", "output.dense"];
 
-fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
+type Cases = Vec<(&'static str, Box<dyn Method>)>;
+
+fn cases() -> Cases {
+    let mut cases = lora_cases();
+    cases.extend(other_weight_cases());
+    cases.extend(prompt_cases());
+    cases
+}
+
+fn lora_cases() -> Cases {
     let lora = || LoraConfig::new(4).with_alpha(10.0).with_targets(TARGETS);
     vec![
         ("lora", Box::new(lora())),
@@ -45,19 +55,30 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
         ("lora-bias-for-b", Box::new(lora().with_lora_bias(true))),
         ("lora-bias-all", Box::new(lora().with_bias(Bias::All))),
         ("lora-bias-only", Box::new(lora().with_bias(Bias::Adapted))),
-        ("lora-pissa", Box::new(lora().with_init_lora_weights("pissa"))),
-        ("lora-olora", Box::new(lora().with_init_lora_weights("olora"))),
+        (
+            "lora-pissa",
+            Box::new(lora().with_init_lora_weights("pissa")),
+        ),
+        (
+            "lora-olora",
+            Box::new(lora().with_init_lora_weights("olora")),
+        ),
         ("lora-frozen-a", Box::new(lora().with_freeze_a(true))),
         (
             "lora-pooler",
             Box::new(lora().with_modules_to_save(["pooler"])),
         ),
-        ("loha", Box::new(LohaConfig::new(4).with_targets(TARGETS))),
-        ("lokr", Box::new(LokrConfig::new(2).with_targets(TARGETS))),
         (
             "lora-token-rows",
             Box::new(lora().with_trainable_token_indices([4, 8, 15])),
         ),
+    ]
+}
+
+fn other_weight_cases() -> Cases {
+    vec![
+        ("loha", Box::new(LohaConfig::new(4).with_targets(TARGETS))),
+        ("lokr", Box::new(LokrConfig::new(2).with_targets(TARGETS))),
         (
             "adalora",
             Box::new(
@@ -118,6 +139,19 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
             "vblora",
             Box::new(VbLoraConfig::new(4, 20, 8).with_targets(TARGETS)),
         ),
+        (
+            "ia3",
+            Box::new(
+                Ia3Config::new()
+                    .with_targets(["key", "value", "output.dense"])
+                    .with_feedforward_modules(["output.dense"]),
+            ),
+        ),
+    ]
+}
+
+fn prompt_cases() -> Cases {
+    vec![
         (
             "prompt-tuning",
             Box::new(PromptTuningConfig::new(5).with_task_type("FEATURE_EXTRACTION")),

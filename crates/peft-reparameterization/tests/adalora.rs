@@ -4,9 +4,8 @@ use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Tensor, TensorData};
-use peft_conformance::Fixture;
+use peft_conformance::{Fixture, TinyTransformer};
 use peft_core::{PeftModule as _, TrainingHooks, checkpoint};
-use peft_models::BertClassifier;
 use peft_reparameterization::{AdaLora, AdaLoraConfig, METHODS};
 
 #[derive(Module, Debug)]
@@ -166,10 +165,10 @@ fn a_schedule_needs_steps_and_ranks_to_take() {
 /// So many steps of a loop that knows no method.
 fn train(
     fixture: &Fixture,
-    mut model: BertClassifier,
+    mut model: TinyTransformer,
     training: &mut TrainingHooks,
     steps: usize,
-) -> BertClassifier {
+) -> TinyTransformer {
     let mut optimizer = SgdConfig::new().init();
     for _ in 0..steps {
         let mut loss = fixture.loss(&model);
@@ -185,7 +184,7 @@ fn train(
 }
 
 /// Everything that training has made of the adapter.
-fn values(model: &BertClassifier) -> Vec<(String, [TensorData; 3], Option<Vec<bool>>)> {
+fn values(model: &TinyTransformer) -> Vec<(String, [TensorData; 3], Option<Vec<bool>>)> {
     let states = model.adapter_states::<AdaLora>("x").unwrap().into_iter();
     let of = |(place, state): (String, AdaLora)| {
         let values = [&state.lora_a, &state.lora_e, &state.lora_b];

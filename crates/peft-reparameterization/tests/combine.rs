@@ -2,8 +2,8 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, Tolerance};
+use peft_conformance::TinyTransformer;
 use peft_core::PeftModule;
-use peft_models::Bert;
 use peft_reparameterization::{
     Bias, CombinationType, LoraConfig, LoraEmbedding, LoraLinear, MergeMethod, TiesElectSign,
     add_weighted_adapter, extract_lora,
@@ -11,25 +11,23 @@ use peft_reparameterization::{
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-const BASE: &str = "../peft-models/tests/golden/bert/base";
-
 fn device() -> Device {
     peft_core::device::cpu_devices()[0].1.clone()
 }
 
-fn base() -> Bert {
-    Bert::load(BASE, &device()).unwrap()
+fn base() -> TinyTransformer {
+    TinyTransformer::new(&device())
 }
 
 /// An adapter whose factors are all random.
-fn attached(model: &Bert, name: &str, config: &LoraConfig) -> Bert {
+fn attached(model: &TinyTransformer, name: &str, config: &LoraConfig) -> TinyTransformer {
     let config = config.clone().with_init_lora_weights(false);
     model.attach(name, &config).unwrap()
 }
 
 type Changes = BTreeMap<String, Tensor<2>>;
 
-fn changes(model: &Bert, name: &str) -> Changes {
+fn changes(model: &TinyTransformer, name: &str) -> Changes {
     let linear = model.adapter_states::<LoraLinear>(name).unwrap();
     let tables = model.adapter_states::<LoraEmbedding>(name).unwrap();
     let linear = linear
@@ -41,7 +39,7 @@ fn changes(model: &Bert, name: &str) -> Changes {
     linear.chain(tables).collect()
 }
 
-fn weighted_sum(model: &Bert, adapters: &[(&str, f64)]) -> Changes {
+fn weighted_sum(model: &TinyTransformer, adapters: &[(&str, f64)]) -> Changes {
     let mut sum = Changes::new();
     for (name, weight) in adapters {
         for (layer, change) in changes(model, name) {
@@ -304,17 +302,17 @@ fn biases_are_combined_too() {
         .unwrap();
     let names = [("a", 0.5), ("b", -1.0), ("c", 2.0)];
     let combined = add_weighted_adapter(&model, "d", &names[..2], CombinationType::Cat).unwrap();
-    let merged = |model: &Bert, name: &str| {
+    let merged = |model: &TinyTransformer, name: &str| {
         let model = model.activate(&[name]).unwrap();
         model.merge_and_unload().unwrap()
     };
     let plain = base();
-    let parts: Vec<(Bert, f64)> = names[..2]
+    let parts: Vec<(TinyTransformer, f64)> = names[..2]
         .iter()
         .map(|(name, weight)| (merged(&model, name), *weight))
         .collect();
     let whole = merged(&combined, "d");
-    let of = |model: &Bert| -> BTreeMap<String, Vec<f32>> {
+    let of = |model: &TinyTransformer| -> BTreeMap<String, Vec<f32>> {
         let params = model.layout().params.into_iter();
         let biases = params.filter(|param| param.name.ends_with("bias"));
         biases
@@ -368,7 +366,7 @@ fn what_has_no_meaning_is_refused() {
         .attach("pissa", &config.clone().with_init_lora_weights("pissa"))
         .unwrap();
     let model = model
-        .attach("pooler", &config.with_modules_to_save(["pooler"]))
+        .attach("head", &config.with_modules_to_save(["classifier"]))
         .unwrap();
     let refused = |adapters: &[(&str, f64)], how| {
         add_weighted_adapter(&model, "new", adapters, how)
@@ -379,7 +377,7 @@ fn what_has_no_meaning_is_refused() {
     assert!(refused(&[("a", 1.0), ("wide", 1.0)], sum).contains("rank is 4"));
     assert!(refused(&[("a", 1.0), ("pissa", 1.0)], sum).contains("PiSSA"));
     assert!(refused(&[("a", 1.0), ("dora", 1.0)], CombinationType::Cat).contains("DoRA"));
-    assert!(refused(&[("pooler", 1.0)], CombinationType::Cat).contains("whole"));
+    assert!(refused(&[("head", 1.0)], CombinationType::Cat).contains("whole"));
     assert!(refused(&[("b", 1.0)], CombinationType::Cat).contains("`b`"));
     assert!(refused(&[], CombinationType::Cat).contains("nothing"));
     assert!(refused(&[("a", f64::NAN)], CombinationType::Cat).contains("finite"));
@@ -410,7 +408,7 @@ fn a_difference_of_low_rank_is_extracted() {
         let delta = model.adapter_states::<LoraLinear>("x").unwrap();
         let (_, state) = delta.iter().find(|(name, _)| *name == layer.layer).unwrap();
         let name = format!("{}.weight", layer.layer);
-        let of = |model: &Bert| {
+        let of = |model: &TinyTransformer| {
             let layout = model.layout();
             let param = layout.params.iter().find(|param| param.name == name);
             param.unwrap().value::<2>()
@@ -500,13 +498,14 @@ fn an_adapter_is_swapped_in_its_place() {
 fn swapping_and_detaching_keep_order_and_rows() {
     use burn::tensor::Int;
     use peft_reparameterization::{METHODS, OftConfig};
-    let run = |model: &Bert| {
+    let run = |model: &TinyTransformer| {
         let ids = Tensor::<2, Int>::from_data([[5, 6, 7], [8, 9, 10]], &device());
-        model.forward(ids, None).hidden.into_data()
+        model.hidden(ids, None).into_data()
     };
     // Rotations do not commute: the order at each layer shows.
     let oft = |targets| OftConfig::new(8).with_targets(targets);
-    let noisy = |model: Bert, name: &str| peft_conformance::perturb(model.train(), name).valid();
+    let noisy =
+        |model: TinyTransformer, name: &str| peft_conformance::perturb(model.train(), name).valid();
     let model = base().attach("a", &oft(".*layer.1.*query")).unwrap();
     let model = noisy(model, "a");
     let model = noisy(model.attach("b", &oft(".*query")).unwrap(), "b");
@@ -539,6 +538,8 @@ fn contradictions_are_refused() {
     assert!(refused(&config.clone().with_trainable_token_indices([3, 3])).contains("different"));
     let targeted = LoraConfig::new(2).with_targets(["word_embeddings"]);
     assert!(refused(&targeted.with_trainable_token_indices([3])).contains("target"));
-    let negative = config.with_init_lora_weights("pissa").with_alpha_pattern("query", -1.0);
+    let negative = config
+        .with_init_lora_weights("pissa")
+        .with_alpha_pattern("query", -1.0);
     assert!(refused(&negative).contains("above 0"));
 }

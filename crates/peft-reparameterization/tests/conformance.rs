@@ -1,325 +1,318 @@
-//! The battery, on every method of the family and its variants.
+//! The conformance suite, on every method of the family and its variants.
 
 use peft_reparameterization::{
     AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, InitC3a,
-    InitLokr, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig,
+    InitLokr, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, OftConfig, RandLoraConfig,
     SaidConfig, VbLoraConfig, VeraConfig,
 };
 
-peft_conformance::battery!(vec![
-    Case::new(
-        "query and value",
-        LoraConfig::new(4)
-            .with_alpha(12.0)
-            .with_targets(["query", "value"])
-    ),
-    Case::new(
-        "all linear",
-        LoraConfig::new(2)
-            .with_alpha(8.0)
-            .with_excluded(["pooler.dense"])
-    ),
-    Case::new(
-        "rslora with dropout, patterns and a head",
-        LoraConfig::new(4)
-            .with_alpha(5.0)
-            .with_use_rslora(true)
-            .with_lora_dropout(0.1)
-            .with_targets(r".*\.(query|dense)")
-            .with_excluded("bert.pooler.*")
-            .with_rank_pattern("query", 3)
-            .with_alpha_pattern(r"layer\.1\..*", 9.0)
-            .with_modules_to_save(["classifier"])
-    ),
-    Case::new(
-        "embedding and biases",
-        LoraConfig::new(3)
-            .with_targets(["word_embeddings", "value"])
-            .with_bias(Bias::All)
-            .with_task_type("SEQ_CLS")
-    ),
-    Case::new(
-        "dora, also of an embedding",
-        LoraConfig::new(3)
-            .with_alpha(7.0)
-            .with_use_dora(true)
-            .with_targets(["word_embeddings", "value", "dense"])
-            .with_excluded(["pooler.dense"])
-    ),
-    Case::new(
-        "dora with dropout over pissa",
-        LoraConfig::new(3)
-            .with_use_dora(true)
-            .with_lora_dropout(0.1)
-            .with_init_lora_weights("pissa")
-            .with_targets(["query", "value"])
-    ),
-    Case::new(
-        "a bias for B, A frozen",
-        LoraConfig::new(4)
-            .with_alpha(16.0)
-            .with_lora_bias(true)
-            .with_freeze_a(true)
-            .with_targets(["query", "value", "dense"])
-            .with_excluded(["pooler.dense"])
-    ),
-    Case::new(
-        "token rows",
-        LoraConfig::new(3)
-            .with_alpha(6.0)
-            .with_trainable_token_indices([3, 50, 7])
-            .with_targets(["query", "value"])
-    ),
-    Case::new(
-        "olora",
-        LoraConfig::new(2)
-            .with_alpha(3.0)
-            .with_init_lora_weights("olora")
-            .with_targets(["query", "dense"])
-            .with_excluded(["pooler.dense"])
-    ),
-    Case::new(
-        "vera, all linear",
-        VeraConfig::new(12)
-            .with_d_initial(1.0)
-            .with_targets(["query", "key", "value", "dense"])
-    ),
-    Case::new(
-        "vera, drawn from its key, dropout, head, biases",
-        VeraConfig::new(40)
-            .with_projection_prng_key(7)
-            .with_save_projection(false)
-            .with_vera_dropout(0.1)
-            .with_targets(["query", "dense"])
-            .with_bias(Bias::Adapted)
-            .with_modules_to_save(["classifier"])
-    ),
-    Case::new(
-        "randlora, query and value",
-        RandLoraConfig::new(8)
-            .with_randlora_alpha(16.0)
-            .with_targets(["query", "value"])
-    ),
-    Case::new(
-        "randlora, sparse, several shapes",
-        RandLoraConfig::new(5)
-            .with_randlora_alpha(20.0)
-            .with_sparse(true)
-            .with_targets(["query", "key", "value", "dense"])
-    ),
-    Case::new(
-        "randlora, very sparse, unsaved, dropout, head",
-        RandLoraConfig::new(6)
-            .with_randlora_alpha(20.0)
-            .with_very_sparse(true)
-            .with_save_projection(false)
-            .with_projection_prng_key(-3)
-            .with_randlora_dropout(0.1)
-            .with_targets(["query", "dense"])
-            .with_modules_to_save(["classifier"])
-    ),
-    Case::new(
-        "vb-lora, all linear",
-        VbLoraConfig::new(3, 12, 16)
-            .with_topk(3)
-            .with_init_vector_bank_bound(0.2)
-            .with_init_logits_std(0.1)
-            .with_targets(["query", "key", "value", "dense"])
-    ),
-    Case::new(
-        "vb-lora, all vectors, dropout, head, biases",
-        VbLoraConfig::new(2, 5, 32)
-            .with_topk(5)
-            .with_init_vector_bank_bound(0.1)
-            .with_init_logits_std(0.1)
-            .with_vblora_dropout(0.1)
-            .with_bias(Bias::All)
-            .with_targets(["query", "dense"])
-            .with_modules_to_save(["classifier"])
-    ),
-    Case::new(
-        "loha",
-        LohaConfig::new(4)
-            .with_alpha(64.0)
-            .with_targets(["query", "value"])
-    ),
-    Case::new(
-        "loha as factors, with dropouts and patterns",
-        LohaConfig::new(2)
-            .with_alpha(32.0)
-            .with_rank_dropout(0.1)
-            .with_module_dropout(0.1)
-            .with_targets(["value", "dense"])
-            .with_excluded(r".*pooler.*")
-            .with_rank_pattern("value", 6)
-            .with_alpha_pattern(r"layer\.1\..*", 20.0)
-    ),
-    Case::new(
-        "lokr",
-        LokrConfig::new(4)
-            .with_alpha(16.0)
-            .with_targets(["query", "value"])
-    ),
-    Case::new(
-        "lokr of products",
-        LokrConfig::new(1)
-            .with_alpha(4.0)
-            .with_decompose_both(true)
-            .with_excluded(r".*pooler.*")
-    ),
-    Case::new(
-        "lokr with dropouts",
-        LokrConfig::new(2)
-            .with_alpha(6.0)
-            .with_decompose_factor(2)
-            .with_rank_dropout(0.1)
-            .with_module_dropout(0.1)
-            .with_init_weights(InitLokr::Named("lycoris".into()))
-            .with_targets(["query", "dense"])
-            .with_excluded(r".*pooler.*")
-            .with_rank_pattern("query", 3)
-    ),
-    Case::new(
-        "krona",
-        LokrConfig::krona(2.0)
-            .with_targets(["query", "value", "dense"])
-            .with_excluded(r".*pooler.*")
-    ),
-    Case::new("hra", HraConfig::new(4).with_targets(["query", "value"])),
-    Case::new(
-        "hra with biases and a head",
-        HraConfig::new(6)
-            .with_targets(["value", "dense"])
-            .with_excluded(r".*pooler.*")
-            .with_bias(Bias::All)
-            .with_modules_to_save(["classifier"])
-    ),
-    Case::new(
-        "miss of a rank that divides no width",
-        MissConfig::new(5)
-            .with_miss_dropout(0.1)
-            .with_excluded(r".*pooler.*")
-    ),
-    Case::new(
-        "miss mini",
-        MissConfig::mini(4, 8)
-            .with_targets(["value", "dense"])
-            .with_excluded(r".*pooler.*")
-            .with_bias(Bias::Adapted)
-    ),
-    Case::new(
-        "miss bat",
-        MissConfig::bat(4).with_targets(["query", "value"])
-    ),
-    Case::new(
-        "adalora",
-        AdaLoraConfig::new(4, 2)
-            .with_lora_alpha(64.0)
-            .with_targets(["query", "value"])
-    ),
-    Case::new(
-        "adalora with dropout, biases and a head",
-        AdaLoraConfig::new(3, 2)
-            .with_lora_alpha(32.0)
-            .with_lora_dropout(0.1)
-            .with_bias(Bias::Adapted)
-            .with_targets(["query", "key", "value", "dense"])
-            .with_excluded(["pooler.dense"])
-            .with_modules_to_save(["classifier"])
-    ),
-    Case::new("hira", HiraConfig::new(8).with_targets(["query", "value"])),
-    Case::new(
-        "hira gaussian, dropout, pattern, embedding, head",
-        HiraConfig::new(4)
-            .with_init_weights("gaussian")
-            .with_hira_dropout(0.1)
-            .with_rank_pattern("dense", 6)
-            .with_targets(["word_embeddings", "query", "dense"])
-            .with_excluded(["pooler.dense"])
-            .with_task_type("SEQ_CLS")
-    ),
-    Case::new(
-        "said",
-        SaidConfig::new(200).with_targets(["query", "key", "value", "dense"])
-    ),
-    Case::new(
-        "did of embeddings, with a head",
-        SaidConfig::new(300)
-            .with_structure_aware(false)
-            .with_seed(5)
-            .with_targets(["word_embeddings", "query", "value", "dense"])
-            .with_modules_to_save(["classifier"])
-    ),
-    Case::new("oft", OftConfig::new(8).with_targets(["query", "value"])),
-    Case::new(
-        "oft, exact, constrained, shared",
-        OftConfig::new(32)
-            .with_r(4)
-            .with_oft_block_size(0)
-            .with_coft(true)
-            .with_eps(true)
-            .with_eps(0.5)
-            .with_block_share(true)
-            .with_use_cayley_neumann(false)
-            .with_targets(["query", "dense"])
-    ),
-    Case::new(
-        "oft, dropout and biases",
-        OftConfig::new(16)
-            .with_use_cayley_neumann(false)
-            .with_module_dropout(0.5)
-            .with_bias(Bias::Adapted)
-            .with_targets(["dense"])
-    ),
-    Case::new("boft", BoftConfig::new(4).with_targets(["query", "value"])),
-    Case::new(
-        "boft, a butterfly with dropout and a head",
-        BoftConfig::new(4)
-            .with_boft_block_num(8)
-            .with_boft_block_size(0)
-            .with_boft_n_butterfly_factor(3)
-            .with_boft_dropout(0.3)
-            .with_targets(["query", "dense"])
-            .with_modules_to_save(["classifier"])
-    ),
-    Case::new(
-        "c3a",
-        C3aConfig::new(4).with_targets(["query", "key", "value", "dense"])
-    ),
-    Case::new(
-        "c3a, patterns",
-        C3aConfig::new(8)
-            .with_block_size_pattern("query", 32)
-            .with_block_size_pattern(r"layer\.1\..*", 2)
-            .with_init_weights(InitC3a::Named("gaussian".into()))
-            .with_targets(["query", "key", "value", "dense"])
-    ),
-    Case::new(
-        "c3a with a head",
-        C3aConfig::new(16)
-            .with_init_weights(InitC3a::Named("kaiming_uniform".into()))
-            .with_targets(["value", "dense"])
-            .with_modules_to_save(["classifier"])
-    ),
-    Case::new(
-        "fourierft",
-        FourierFtConfig::new(40).with_targets(["query", "value"])
-    ),
-    Case::new(
-        "fourierft, low rank",
-        // A spectrum starts as normal numbers: with 600 the change would be fifty times the tiny model's
-        // weights, and rounding alone would make another model.
-        FourierFtConfig::new(7)
-            .with_scaling(150.0)
-            .with_targets(["query", "key", "value", "dense"])
-    ),
-    Case::new(
-        "fourierft, patterns and a head",
-        FourierFtConfig::new(7)
-            .with_scaling(300.0)
-            .with_random_loc_seed(3)
-            .with_n_frequency_pattern("query", 90)
-            .with_targets(["query", "dense"])
-            .with_modules_to_save(["classifier"])
-    ),
-]);
+peft_conformance::conformance_suite!(
+    METHODS,
+    vec![
+        Case::new(
+            "query and value",
+            LoraConfig::new(4)
+                .with_alpha(12.0)
+                .with_targets(["query", "value"])
+        ),
+        Case::new("all linear", LoraConfig::new(2).with_alpha(8.0)),
+        Case::new(
+            "rslora with dropout, patterns and a head",
+            LoraConfig::new(4)
+                .with_alpha(5.0)
+                .with_use_rslora(true)
+                .with_lora_dropout(0.1)
+                .with_targets(r".*\.(query|dense)")
+                .with_rank_pattern("query", 3)
+                .with_alpha_pattern(r"layer\.1\..*", 9.0)
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "embedding and biases",
+            LoraConfig::new(3)
+                .with_targets(["word_embeddings", "value"])
+                .with_bias(Bias::All)
+                .with_task_type("SEQ_CLS")
+        ),
+        Case::new(
+            "dora, also of an embedding",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_use_dora(true)
+                .with_targets(["word_embeddings", "value", "dense"])
+        ),
+        Case::new(
+            "dora with dropout over pissa",
+            LoraConfig::new(3)
+                .with_use_dora(true)
+                .with_lora_dropout(0.1)
+                .with_init_lora_weights("pissa")
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "a bias for B, A frozen",
+            LoraConfig::new(4)
+                .with_alpha(16.0)
+                .with_lora_bias(true)
+                .with_freeze_a(true)
+                .with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "a tied head and a convolution",
+            LoraConfig::new(3)
+                .with_alpha(6.0)
+                .with_targets(["query", "lm_head", "convolution"])
+        ),
+        Case::new(
+            "a table that its tied head follows",
+            LoraConfig::new(3)
+                .with_alpha(6.0)
+                .with_ensure_weight_tying(true)
+                .with_targets(["value", "lm_head"])
+        ),
+        Case::new(
+            "token rows",
+            LoraConfig::new(3)
+                .with_alpha(6.0)
+                .with_trainable_token_indices([3, 50, 7])
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "olora",
+            LoraConfig::new(2)
+                .with_alpha(3.0)
+                .with_init_lora_weights("olora")
+                .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "vera, all linear",
+            VeraConfig::new(12)
+                .with_d_initial(1.0)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "vera, drawn from its key, dropout, head, biases",
+            VeraConfig::new(40)
+                .with_projection_prng_key(7)
+                .with_save_projection(false)
+                .with_vera_dropout(0.1)
+                .with_targets(["query", "dense"])
+                .with_bias(Bias::Adapted)
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "randlora, query and value",
+            RandLoraConfig::new(8)
+                .with_randlora_alpha(16.0)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "randlora, sparse, several shapes",
+            RandLoraConfig::new(5)
+                .with_randlora_alpha(20.0)
+                .with_sparse(true)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "randlora, very sparse, unsaved, dropout, head",
+            RandLoraConfig::new(6)
+                .with_randlora_alpha(20.0)
+                .with_very_sparse(true)
+                .with_save_projection(false)
+                .with_projection_prng_key(-3)
+                .with_randlora_dropout(0.1)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "vb-lora, all linear",
+            VbLoraConfig::new(3, 12, 16)
+                .with_topk(3)
+                .with_init_vector_bank_bound(0.2)
+                .with_init_logits_std(0.1)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "vb-lora, all vectors, dropout, head, biases",
+            VbLoraConfig::new(2, 5, 32)
+                .with_topk(5)
+                .with_init_vector_bank_bound(0.1)
+                .with_init_logits_std(0.1)
+                .with_vblora_dropout(0.1)
+                .with_bias(Bias::All)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "loha",
+            LohaConfig::new(4)
+                .with_alpha(64.0)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "loha as factors, with dropouts and patterns",
+            LohaConfig::new(2)
+                .with_alpha(32.0)
+                .with_rank_dropout(0.1)
+                .with_module_dropout(0.1)
+                .with_targets(["value", "dense"])
+                .with_rank_pattern("value", 6)
+                .with_alpha_pattern(r"layer\.1\..*", 20.0)
+        ),
+        Case::new(
+            "lokr",
+            LokrConfig::new(4)
+                .with_alpha(16.0)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "lokr of products",
+            LokrConfig::new(1).with_alpha(4.0).with_decompose_both(true)
+        ),
+        Case::new(
+            "lokr with dropouts",
+            LokrConfig::new(2)
+                .with_alpha(6.0)
+                .with_decompose_factor(2)
+                .with_rank_dropout(0.1)
+                .with_module_dropout(0.1)
+                .with_init_weights(InitLokr::Named("lycoris".into()))
+                .with_targets(["query", "dense"])
+                .with_rank_pattern("query", 3)
+        ),
+        Case::new(
+            "krona",
+            LokrConfig::krona(2.0).with_targets(["query", "value", "dense"])
+        ),
+        Case::new("hra", HraConfig::new(4).with_targets(["query", "value"])),
+        Case::new(
+            "hra with biases and a head",
+            HraConfig::new(6)
+                .with_targets(["value", "dense"])
+                .with_bias(Bias::All)
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "miss of a rank that divides no width",
+            MissConfig::new(5).with_miss_dropout(0.1)
+        ),
+        Case::new(
+            "miss mini",
+            MissConfig::mini(4, 8)
+                .with_targets(["value", "dense"])
+                .with_bias(Bias::Adapted)
+        ),
+        Case::new(
+            "miss bat",
+            MissConfig::bat(4).with_targets(["query", "value"])
+        ),
+        Case::new(
+            "adalora",
+            AdaLoraConfig::new(4, 2)
+                .with_lora_alpha(64.0)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "adalora with dropout, biases and a head",
+            AdaLoraConfig::new(3, 2)
+                .with_lora_alpha(32.0)
+                .with_lora_dropout(0.1)
+                .with_bias(Bias::Adapted)
+                .with_targets(["query", "key", "value", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new("hira", HiraConfig::new(8).with_targets(["query", "value"])),
+        Case::new(
+            "hira gaussian, dropout, pattern, embedding, head",
+            HiraConfig::new(4)
+                .with_init_weights("gaussian")
+                .with_hira_dropout(0.1)
+                .with_rank_pattern("dense", 6)
+                .with_targets(["word_embeddings", "query", "dense"])
+                .with_task_type("SEQ_CLS")
+        ),
+        Case::new(
+            "said",
+            SaidConfig::new(200).with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "did of embeddings, with a head",
+            SaidConfig::new(300)
+                .with_structure_aware(false)
+                .with_seed(5)
+                .with_targets(["word_embeddings", "query", "value", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new("oft", OftConfig::new(8).with_targets(["query", "value"])),
+        Case::new(
+            "oft, exact, constrained, shared",
+            OftConfig::new(32)
+                .with_r(4)
+                .with_oft_block_size(0)
+                .with_coft(true)
+                .with_eps(0.5)
+                .with_block_share(true)
+                .with_use_cayley_neumann(false)
+                .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "oft, dropout and biases",
+            OftConfig::new(16)
+                .with_use_cayley_neumann(false)
+                .with_module_dropout(0.5)
+                .with_bias(Bias::Adapted)
+                .with_targets(["dense"])
+        ),
+        Case::new("boft", BoftConfig::new(4).with_targets(["query", "value"])),
+        Case::new(
+            "boft, a butterfly with dropout and a head",
+            BoftConfig::new(4)
+                .with_boft_block_num(8)
+                .with_boft_block_size(0)
+                .with_boft_n_butterfly_factor(3)
+                .with_boft_dropout(0.3)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "c3a",
+            C3aConfig::new(4).with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "c3a, patterns",
+            C3aConfig::new(8)
+                .with_block_size_pattern("query", 32)
+                .with_block_size_pattern(r"layer\.1\..*", 2)
+                .with_init_weights(InitC3a::Named("gaussian".into()))
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "c3a with a head",
+            C3aConfig::new(16)
+                .with_init_weights(InitC3a::Named("kaiming_uniform".into()))
+                .with_targets(["value", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "fourierft",
+            FourierFtConfig::new(40).with_targets(["query", "value"])
+        ),
+        Case::new(
+            "fourierft, low rank",
+            // A spectrum starts as normal numbers: with 600 the change would be fifty times the tiny model's
+            // weights, and rounding alone would make another model.
+            FourierFtConfig::new(7)
+                .with_scaling(150.0)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "fourierft, patterns and a head",
+            FourierFtConfig::new(7)
+                .with_scaling(300.0)
+                .with_random_loc_seed(3)
+                .with_n_frequency_pattern("query", 90)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+    ]
+);

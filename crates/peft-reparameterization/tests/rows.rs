@@ -5,8 +5,7 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use peft_core::device::cpu_devices;
 use peft_core::nn::{AdaptedForward, ForwardContext};
-use peft_core::{Composition, Error, PeftModule};
-use peft_models::{GenerateConfig, GenerateError, Llama};
+use peft_core::{Error, PeftModule};
 use peft_reparameterization::{Bias, InitLora, LoraConfig, LoraLinear, METHODS, cast_factors};
 
 #[derive(Module, Debug)]
@@ -289,28 +288,4 @@ fn a_weight_used_by_itself_is_refused() {
         .set_adapter_per_row(&[Some("a"), None])
         .unwrap();
     mixed.first.forward(Tensor::<3>::zeros([2, 4, 6], &device));
-}
-
-/// Generation is of one text: more rows are an error that says so, not a panic.
-#[test]
-fn a_text_is_generated_with_one_row_only() {
-    let (_, device) = cpu_devices().remove(0);
-    let lora = lora(2, ["q_proj", "v_proj"]);
-    let model = Llama::tiny(&device).attach("a", &lora).unwrap();
-    let config = GenerateConfig::default()
-        .with_max_new_tokens(5)
-        .with_eos_token_id([]);
-    let mixed = model.set_adapter_per_row(&[Some("a"), None]).unwrap();
-    assert_eq!(
-        mixed.composition(),
-        Composition::PerRow(vec![Some("a".into()), None])
-    );
-    let error = mixed.generate_ids(&[1, 5, 7], &config).unwrap_err();
-    assert!(matches!(error, GenerateError::Rows { rows: 2 }), "{error}");
-    let alone = model.set_adapter_per_row(&[Some("a")]).unwrap();
-    assert!(matches!(model.composition(), Composition::Stack(_)));
-    assert_eq!(
-        alone.generate_ids(&[1, 5, 7], &config).unwrap(),
-        model.generate_ids(&[1, 5, 7], &config).unwrap()
-    );
 }

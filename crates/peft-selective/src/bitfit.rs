@@ -42,10 +42,8 @@ impl WeightAdapter for BiasDelta {
 pub struct BitFitConfig {
     /// Layers whose biases train, as in the paper's ablations (`["query", "intermediate.dense"]` is its section 4.3).
     /// Default: all but the head.
-    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

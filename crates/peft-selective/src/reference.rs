@@ -10,7 +10,6 @@ use peft_core::{Error, Result};
 )]
 pub struct HeadOnlyConfig {
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 
@@ -53,7 +52,6 @@ impl Method for HeadOnlyConfig {
 )]
 pub struct FullConfig {
     /// Fields that every method has; `modules_to_save` changes nothing.
-    #[field(flatten)]
     pub common: Common,
 }
 

@@ -154,7 +154,6 @@ pub struct PrefixTuningConfig {
     #[field(any)]
     pub num_transformer_submodules: Option<usize>,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

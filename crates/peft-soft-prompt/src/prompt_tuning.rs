@@ -61,7 +61,6 @@ pub struct PromptTuningConfig {
     #[field(any)]
     pub token_dim: Option<usize>,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

@@ -1,9 +1,9 @@
 //! Where virtual tokens start.
 
 use burn::tensor::TensorData;
+use peft_conformance::TinyTransformer;
 use peft_core::device::cpu_devices;
 use peft_core::{Error, PeftModule};
-use peft_models::Bert;
 use peft_soft_prompt::{PromptInit, PromptTuningConfig, SoftPrompt};
 
 fn rows(data: &TensorData) -> Vec<Vec<f32>> {
@@ -12,7 +12,7 @@ fn rows(data: &TensorData) -> Vec<Vec<f32>> {
     values.chunks(width).map(<[f32]>::to_vec).collect()
 }
 
-fn prompt(model: &Bert) -> Vec<Vec<f32>> {
+fn prompt(model: &TinyTransformer) -> Vec<Vec<f32>> {
     let states = model.adapter_states::<SoftPrompt>("p").unwrap();
     assert_eq!(states.len(), 1);
     assert_eq!(states[0].0, "embeddings.word_embeddings");
@@ -22,19 +22,19 @@ fn prompt(model: &Bert) -> Vec<Vec<f32>> {
 #[test]
 fn text_and_vocabulary_start_from_the_embedding_table() {
     for (name, device) in cpu_devices() {
-        let bert = Bert::tiny(&device.autodiff());
-        let table = rows(&bert.embeddings.word_embeddings.weight.val().into_data());
+        let model = TinyTransformer::new(&device.autodiff());
+        let table = rows(&model.embeddings.word_embeddings.weight.val().into_data());
 
         // Three tokens for five places: the text starts over.
         let text = PromptTuningConfig::new(5).with_text("good or bad", [7, 30, 96]);
-        let found = prompt(&bert.attach("p", &text).unwrap());
+        let found = prompt(&model.attach("p", &text).unwrap());
         let expected: Vec<_> = [7, 30, 96, 7, 30]
             .map(|row: usize| table[row].clone())
             .into();
         assert_eq!(found, expected, "{name}");
 
         let sampled = PromptTuningConfig::new(6).with_prompt_tuning_init(PromptInit::SampleVocab);
-        let found = prompt(&bert.attach("p", &sampled).unwrap());
+        let found = prompt(&model.attach("p", &sampled).unwrap());
         let places: Vec<_> = found
             .iter()
             .map(|row| table.iter().position(|other| other == row).unwrap())
@@ -48,7 +48,7 @@ fn text_and_vocabulary_start_from_the_embedding_table() {
             "{name}: rows {places:?} were drawn twice"
         );
 
-        let random = prompt(&bert.attach("p", &PromptTuningConfig::new(40)).unwrap());
+        let random = prompt(&model.attach("p", &PromptTuningConfig::new(40)).unwrap());
         let values: Vec<f32> = random.concat();
         let mean = values.iter().sum::<f32>() / values.len() as f32;
         let std =
@@ -63,8 +63,8 @@ fn text_and_vocabulary_start_from_the_embedding_table() {
 #[test]
 fn what_cannot_start_is_refused() {
     let (_, device) = &cpu_devices()[0];
-    let bert = Bert::tiny(device);
-    let refusal = |config: PromptTuningConfig| match bert.attach("p", &config).unwrap_err() {
+    let model = TinyTransformer::new(device);
+    let refusal = |config: PromptTuningConfig| match model.attach("p", &config).unwrap_err() {
         Error::Config { field, .. } => field,
         other => panic!("{other}"),
     };

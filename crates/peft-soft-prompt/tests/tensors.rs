@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 
 use burn::module::Module as _;
 use burn::tensor::{Int, Tensor, TensorData};
+use peft_conformance::TinyTransformer;
 use peft_core::device::cpu_devices;
 use peft_core::{Error, PeftModule as _, checkpoint};
-use peft_models::Bert;
 use peft_soft_prompt::{METHODS, PrefixTuningConfig};
 
-fn hidden(model: &Bert) -> TensorData {
+fn hidden(model: &TinyTransformer) -> TensorData {
     let device = cpu_devices().remove(0).1;
     let ids = Tensor::<2, Int>::from_data(TensorData::from([[3_i64, 8, 21, 5]]), &device);
-    model.valid().forward(ids, None).hidden.into_data()
+    model.valid().hidden(ids, None).into_data()
 }
 
-fn reason(model: &Bert, tensors: BTreeMap<String, TensorData>) -> String {
+fn reason(model: &TinyTransformer, tensors: BTreeMap<String, TensorData>) -> String {
     match model.with_adapter_tensors("p", tensors).unwrap_err() {
         Error::Tensors { adapter, reason } if adapter == "p" => reason,
         other => panic!("{other}"),
@@ -25,7 +25,7 @@ fn reason(model: &Bert, tensors: BTreeMap<String, TensorData>) -> String {
 #[test]
 fn tensors_go_from_one_model_to_another() {
     let device = cpu_devices().remove(0).1.autodiff();
-    let base = Bert::tiny(&device);
+    let base = TinyTransformer::new(&device);
     for config in [
         PrefixTuningConfig::new(3),
         PrefixTuningConfig::new(3).with_projection(8),
@@ -62,7 +62,7 @@ fn tensors_go_from_one_model_to_another() {
 #[test]
 fn virtual_tokens_that_a_file_does_not_hold_take_no_memory() {
     let device = cpu_devices().remove(0).1;
-    let base = Bert::tiny(&device);
+    let base = TinyTransformer::new(&device);
     let dir = tempfile::tempdir().unwrap();
     let model = base.attach("p", &PrefixTuningConfig::new(3)).unwrap();
     model.save_adapter("p", dir.path()).unwrap();

@@ -20,7 +20,7 @@ pub const SKIPS: &str = "PEFT_SKIPS";
 pub enum Kind {
     /// Something is missing on this machine: a fetched model, a Python.
     Missing,
-    /// It has no meaning there: a law about f16 on a backend without f16. No machine could run it.
+    /// It has no meaning there: a conformance test of f16 on a backend without f16. No machine could run it.
     DoesNotApply,
 }
 
@@ -36,7 +36,7 @@ impl Kind {
 pub struct Skip {
     /// Why, in kind.
     pub kind: Kind,
-    /// The test, or the law and the backend.
+    /// The test, or the conformance test and the backend.
     pub what: String,
     /// Why, in words.
     pub why: String,

@@ -2,7 +2,7 @@
 
 use crate::data::Dataset;
 use crate::model::CausalLm;
-use crate::schedule::Plan;
+use crate::plan::Plan;
 use crate::{Error, Result, TrainConfig, trained};
 
 /// Whether `model` can be trained so on these data.

@@ -36,6 +36,7 @@
 
 mod check;
 pub mod checkpoint;
+mod checkpoints;
 mod config;
 pub mod data;
 mod digest;
@@ -51,6 +52,7 @@ mod model;
 mod optimizer;
 mod outcome;
 mod output;
+mod plan;
 mod progress;
 mod run;
 mod schedule;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use peft_core::files::{self, NewFolder};
 
-use crate::checkpoint::{self, PREFIX};
+use crate::checkpoints::{self, PREFIX};
 use crate::error::io;
 use crate::{Error, Result};
 
@@ -48,9 +48,9 @@ impl Output {
         let place = resumed.and_then(|path| path.canonicalize().ok());
         let place = place.as_deref().and_then(Path::parent);
         let own = place.is_some() && place == self.dir.canonicalize().ok().as_deref();
-        let mut found = checkpoint::list(&self.dir)?.into_iter().rev();
+        let mut found = checkpoints::list(&self.dir)?.into_iter().rev();
         let others = |(found, path): &(usize, PathBuf)| {
-            !own || (*found > step && checkpoint::is_complete(path, *found))
+            !own || (*found > step && checkpoints::is_complete(path, *found))
         };
         match found.find(others) {
             Some((_, path)) => Err(Error::Occupied { path }),
@@ -78,8 +78,8 @@ impl Output {
 
     /// Deletes all but the `keep` newest checkpoints of those up to `step`.
     pub(crate) fn thin(&self, step: usize, keep: usize) -> Result<()> {
-        let mut own = checkpoint::list(&self.dir)?;
-        own.retain(|(found, path)| *found <= step && checkpoint::is_complete(path, *found));
+        let mut own = checkpoints::list(&self.dir)?;
+        own.retain(|(found, path)| *found <= step && checkpoints::is_complete(path, *found));
         for (_, old) in &own[..own.len().saturating_sub(keep)] {
             files::remove_dir(old)?;
         }

@@ -12,7 +12,7 @@ use crate::model::CausalLm;
 use crate::optimizer::AdamW;
 use crate::outcome::Ending;
 use crate::output::Output;
-use crate::schedule::Plan;
+use crate::plan::Plan;
 use crate::state::State;
 use crate::tensors::Tensors;
 use crate::{Error, memory, trained};

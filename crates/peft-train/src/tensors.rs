@@ -15,11 +15,15 @@ use crate::{Error, Result};
 pub(crate) type Tensors = BTreeMap<String, TensorData>;
 
 /// Burn's number formats and those of the file.
-const DTYPES: [(DType, Dtype); 4] = [
+const DTYPES: [(DType, Dtype); 8] = [
     (DType::F64, Dtype::F64),
     (DType::F32, Dtype::F32),
     (DType::F16, Dtype::F16),
     (DType::BF16, Dtype::BF16),
+    (DType::I64, Dtype::I64),
+    (DType::I32, Dtype::I32),
+    (DType::I16, Dtype::I16),
+    (DType::U8, Dtype::U8),
 ];
 
 fn wrong(path: &Path, reason: String) -> Error {
@@ -75,7 +79,12 @@ mod tests {
         let path = dir.path().join("tensors.safetensors");
         let whole = TensorData::new(vec![1.5_f32, -2.0e-30, 0.1, 3.0, 4.0, 5.0], [2, 3]);
         let half = whole.clone().convert_dtype(DType::BF16);
-        let tensors = Tensors::from([("a.b".into(), whole), ("c".into(), half)]);
+        let integers = TensorData::new(vec![-3_i32, 1 << 30], [2]);
+        let tensors = Tensors::from([
+            ("a.b".into(), whole),
+            ("c".into(), half),
+            ("d".into(), integers),
+        ]);
         peft_core::checkpoint::write_tensors(&path, &tensors).unwrap();
         assert_eq!(read(&path).unwrap(), tensors);
         assert!(is_whole(&path));

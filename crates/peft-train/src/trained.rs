@@ -1,14 +1,14 @@
 //! The values that training changes, by their paths in the model.
 //!
 //! Parameter ids are drawn anew in every process, paths are not: they are what checkpoints go by. All
-//! parameters of active adapters are among them, the frozen ones too (LoRA-FA's A, random projections), so that
-//! a run goes on from the same numbers whatever the seed of the process that goes on. Those of inactive ones are
+//! parameters of active adapters are among them, the frozen ones too (LoRA-FA's A, random projections, the indices
+//! of sparse changes), so that a run goes on from the same numbers whatever the seed of the process that goes on. Those of inactive ones are
 //! not: training does not change them.
 
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::nn::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
 
 use crate::tensors::Tensors;
@@ -72,6 +72,12 @@ impl ModuleVisitor for Survey {
             self.shapes.insert(self.place.path(), shape);
         }
     }
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        if self.place.active > 0 {
+            let shape = param.lazy_shape().to_vec();
+            self.shapes.insert(self.place.path(), shape);
+        }
+    }
 }
 
 fn survey<M: Module>(model: &M) -> Survey {
@@ -102,6 +108,12 @@ impl ModuleVisitor for Read {
         if self.place.belongs(param) {
             let path = self.place.path();
             self.values.insert(path, param.base().into_data());
+        }
+    }
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        if self.place.active > 0 {
+            let path = self.place.path();
+            self.values.insert(path, param.val().into_data());
         }
     }
 }
@@ -142,6 +154,14 @@ impl ModuleMapper for Fill<'_> {
             let trained = old.is_require_grad();
             Tensor::from_data(data, (&device, dtype)).set_require_grad(trained)
         })
+    }
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+        let Some(data) = self.values.get(&self.path.join(".")) else {
+            return param;
+        };
+        let (device, dtype) = (param.device(), param.dtype());
+        let data = data.clone().convert_dtype(dtype);
+        param.map(|_| Tensor::from_data(data, (&device, dtype)))
     }
 }
 

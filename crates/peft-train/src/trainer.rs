@@ -17,8 +17,8 @@ use crate::model::CausalLm;
 use crate::optimizer::AdamW;
 use crate::outcome::{Ending, FailedSave, TrainOutcome};
 use crate::output::Output;
+use crate::plan::{Plan, mix};
 use crate::run::{Learned, Run};
-use crate::schedule::{Plan, mix};
 use crate::state::State;
 use crate::{Error, Result, TrainConfig, checkpoint, memory, trained};
 

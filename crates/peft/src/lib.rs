@@ -13,7 +13,7 @@
 //! The reference models, BERT and Llama, are a crate of their own: `peft-models`.
 //!
 //! A new method crate is added here, in `Cargo.toml` and in [`methods`], and is thereby in the
-//! comparison suite and in the conformance battery.
+//! comparison suite and in the conformance suite.
 
 pub use peft_additive as additive;
 pub use peft_core as core;

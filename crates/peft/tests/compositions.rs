@@ -25,7 +25,7 @@ impl ModuleMapper for Move {
             let count = value.shape().num_elements() as i64;
             let wave = Tensor::<1, Int>::arange(0..count, &value.device()).float() + step;
             let wave = wave.sin().reshape(value.shape()) * 0.1;
-            (value.detach() + wave).require_grad()
+            (value.detach() + wave).detach().require_grad()
         })
     }
 }

@@ -3,7 +3,7 @@
 //! The texts are part of the program, compressed. `data/austen/README.md` and `data/general-text/README.md` say where
 //! they come from, what was changed, and that they are in the public domain.
 
-use super::passages::cut;
+use super::cut::cut;
 use super::{DataError, read::utf8};
 use flate2::read::GzDecoder;
 use sha2::{Digest, Sha256};

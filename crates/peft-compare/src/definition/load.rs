@@ -7,8 +7,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Definitions, Kind, MethodChoice, MethodEntry, Suite, Task};
-use crate::base::registered;
 use crate::error::io;
+use crate::reference::BASE;
+use crate::registry::Registry;
 use crate::{Error, Result};
 
 #[derive(Deserialize)]
@@ -21,6 +22,13 @@ struct FamilyEntry {
 #[serde(deny_unknown_fields)]
 struct MethodsFile {
     family: BTreeMap<String, FamilyEntry>,
+    method: Vec<MethodEntry>,
+}
+
+/// The entries that a registry adds.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EntriesFile {
     method: Vec<MethodEntry>,
 }
 
@@ -50,12 +58,13 @@ const FILES: [(&str, &str); 3] = [
 ];
 
 impl Definitions {
-    /// The project's own definitions, or those of `dir`.
+    /// The project's own definitions, or those of `dir`, for the methods of a registry.
     ///
     /// # Errors
     ///
     /// [`Error::Definition`] naming the file and the field; [`Error::Io`].
-    pub fn load(dir: Option<&Path>) -> Result<Self> {
+    pub fn load(dir: Option<&Path>, registry: &Registry) -> Result<Self> {
+        registry.check()?;
         let mut texts = Vec::new();
         for (name, own) in FILES {
             texts.push(match dir {
@@ -68,10 +77,15 @@ impl Definitions {
             });
         }
         let tasks = parse::<TasksFile>(&texts[0])?.task;
-        let MethodsFile { family, method } = parse(&texts[1])?;
+        let MethodsFile { family, mut method } = parse(&texts[1])?;
+        for text in registry.entries() {
+            let entries: EntriesFile = parse(&("the registry's entries".into(), text.clone()))?;
+            method.extend(entries.method);
+        }
         let suites = parse::<SuitesFile>(&texts[2])?.suite;
-        let methods = with_registered(method, &family, &texts[1].0)?;
+        let methods = with_registered(method, &family, registry, &texts[1].0)?;
         Ok(Self {
+            registry: registry.clone(),
             tasks,
             methods,
             suites,
@@ -150,6 +164,7 @@ fn parse<T: for<'de> Deserialize<'de>>((file, text): &(String, String)) -> Resul
 fn with_registered(
     mut entries: Vec<MethodEntry>,
     families: &BTreeMap<String, FamilyEntry>,
+    registry: &Registry,
     file: &str,
 ) -> Result<Vec<MethodEntry>> {
     let refuse = |reason: String| {
@@ -159,13 +174,12 @@ fn with_registered(
         })
     };
     for entry in &entries {
-        if !registered().any(|info| info.name == entry.method) {
-            let known: Vec<_> = registered().map(|info| info.name).collect();
+        if registry.method(&entry.method).is_err() {
             return refuse(format!(
                 "method `{}` configures `{}`, which is not registered; registered: {}",
                 entry.name,
                 entry.method,
-                known.join(", "),
+                registry.names(),
             ));
         }
     }
@@ -192,8 +206,10 @@ fn with_registered(
             ));
         }
     }
-    for info in peft::methods() {
-        if entries.iter().any(|entry| entry.method == info.name) {
+    for info in registry.methods() {
+        // The model as it came trains nothing, so no grid is its default.
+        let listed = entries.iter().any(|entry| entry.method == info.name);
+        if listed || info.name == BASE {
             continue;
         }
         let family = family_key(info.family);
@@ -252,7 +268,7 @@ mod tests {
 
     #[test]
     fn the_projects_definitions_fit_together() {
-        let definitions = Definitions::load(None).unwrap();
+        let definitions = Definitions::load(None, &Registry::library()).unwrap();
         for suite in &definitions.suites {
             for task in &suite.tasks {
                 overridden(definitions.task(task).unwrap(), &suite.overrides).unwrap();
@@ -264,7 +280,7 @@ mod tests {
                     .iter()
                     .filter(|method| method.reference && method.kinds.contains(&kind));
                 let names: Vec<_> = references.map(|method| method.name.as_str()).collect();
-                assert_eq!(names, [kind.floor(), crate::report::FULL]);
+                assert_eq!(names, [kind.floor(), crate::reference::FULL]);
             }
         }
         for info in peft::methods() {
@@ -286,7 +302,12 @@ mod tests {
 
     fn entries(text: &str) -> Result<Vec<MethodEntry>> {
         let file: MethodsFile = parse(&("methods.toml".into(), text.into()))?;
-        with_registered(file.method, &file.family, "methods.toml")
+        with_registered(
+            file.method,
+            &file.family,
+            &Registry::library(),
+            "methods.toml",
+        )
     }
 
     #[test]
@@ -318,8 +339,24 @@ mod tests {
     }
 
     #[test]
+    fn a_registry_adds_entries() {
+        let entry = "[[method]]\nname = \"wide\"\nmethod = \"lora\"\nlearning_rates = [1e-4, 1e-3, 1e-2]\n\
+                     config = { r = 32 }\n";
+        let registry = Registry::library().with_entries(entry);
+        let definitions = Definitions::load(None, &registry).unwrap();
+        let own = definitions.methods.iter().find(|own| own.name == "wide");
+        assert_eq!(own.unwrap().config["r"], 32);
+        let wrong = registry.with_entries(entry.replace("\"lora\"", "\"lorra\""));
+        let error = Definitions::load(None, &wrong).unwrap_err().to_string();
+        assert!(
+            error.contains("lorra") && error.contains("bitfit"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn the_language_model_task_is_read() {
-        let definitions = Definitions::load(None).unwrap();
+        let definitions = Definitions::load(None, &Registry::library()).unwrap();
         let task = definitions.task("austen-lm").unwrap();
         assert_eq!(task.kind, Kind::LanguageModel);
         assert_eq!(task.metric, task.kind.metric().name);
@@ -332,7 +369,7 @@ mod tests {
 
     #[test]
     fn an_override_of_a_field_that_does_not_exist_is_refused() {
-        let definitions = Definitions::load(None).unwrap();
+        let definitions = Definitions::load(None, &Registry::library()).unwrap();
         let mut overrides = Map::new();
         overrides.insert("trainning".into(), Value::Null);
         let task = definitions.task("uci-sentiment").unwrap();

@@ -34,7 +34,7 @@ pub struct Costs {
     /// Latency with the change merged.
     pub merged_ms: Option<f64>,
     /// Largest rank of the change.
-    pub max_rank: Option<f64>,
+    pub rank_of_change: Option<f64>,
     /// What the loss on general text rose by, in nats a token; language models only.
     pub forgetting: Option<f64>,
 }
@@ -119,7 +119,7 @@ impl Costs {
             base_ms: of(&|run| measured(run.latency_ms.base)),
             unmerged_ms: of(&|run| measured(run.latency_ms.unmerged)),
             merged_ms: of(&|run| run.latency_ms.merged.and_then(measured)),
-            max_rank: of(&|run| run.max_rank.map(|rank| rank as f64)),
+            rank_of_change: of(&|run| run.rank_of_change.map(|rank| rank as f64)),
             forgetting: of(&|run| run.forgetting.map(Forgetting::change)),
         }
     }

@@ -9,32 +9,60 @@ mod html;
 mod markdown;
 #[cfg(test)]
 pub(crate) mod sample;
+mod sentences;
 mod summary;
 pub mod terminal;
 mod units;
 mod verdict;
 
 pub use self::costs::{Axis, Costs};
-pub use self::summary::{Group, MethodSummary, Report, Setting};
+pub use self::summary::{Group, MethodSummary, Setting};
 pub use self::verdict::Verdict;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use peft_core::files;
+use serde::Serialize;
 
 use crate::record::RunRecord;
 
-/// Name of the method that trains the task head on the frozen backbone: the floor of classification.
-pub const HEAD_ONLY: &str = "head-only";
-
-/// Name of what trains nothing, the model as it came: the floor of language models.
-pub const BASE: &str = "base";
-
-/// Name of the method that trains every weight.
-pub const FULL: &str = "full";
+pub use crate::reference::{BASE, FULL, HEAD_ONLY};
 
 /// With fewer seeds nothing is ranked and nothing is claimed to beat anything.
 pub const MIN_SEEDS: usize = 3;
+
+/// Everything the outputs show.
+#[derive(Serialize, Debug, Clone)]
+pub struct Report {
+    /// One per suite, task and model, in this order.
+    pub groups: Vec<Group>,
+}
+
+impl Report {
+    /// Groups and summarises `records`, in any order.
+    pub fn new(records: &[RunRecord]) -> Self {
+        let mut groups: BTreeMap<_, Vec<&RunRecord>> = BTreeMap::new();
+        for record in records {
+            groups
+                .entry((&record.suite, &record.task, &record.model.name))
+                .or_default()
+                .push(record);
+        }
+        Self {
+            groups: groups.into_values().map(summarised).collect(),
+        }
+    }
+}
+
+/// A group with what its runs show.
+fn summarised(mut runs: Vec<&RunRecord>) -> Group {
+    runs.sort_by_key(|run| (&run.method.name, run.seed, &run.started_at, &run.id));
+    let mut group = Group::new(&runs);
+    group.verdicts = sentences::verdicts(&group);
+    group.warnings = sentences::warnings(&runs);
+    group
+}
 
 /// Why a report could not be written.
 #[derive(Debug, thiserror::Error)]

@@ -208,7 +208,7 @@ pub(crate) fn record(name: &str, seed: u64) -> RunRecord {
             unmerged: unmerged_ms,
             merged: merges.then_some(3.1),
         },
-        max_rank: merges.then_some(8),
+        rank_of_change: merges.then_some(8),
         notes: Vec::new(),
     }
 }

@@ -4,18 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::verdict::{self, Verdict};
+use super::verdict::Verdict;
 use super::{Axis, Costs, FULL, MIN_SEEDS};
 use crate::definition::Kind;
 use crate::record::{Environment, Forgetting, Git, Method, Metric, Model, Rows, RunRecord};
 use crate::statistics::{Estimate, is_on_front, paired_difference, paired_share_of_gap, place};
-
-/// Everything the outputs show.
-#[derive(Serialize, Debug, Clone)]
-pub struct Report {
-    /// One per suite, task and model, in this order.
-    pub groups: Vec<Group>,
-}
 
 /// Runs that may be compared with each other: one suite, one task, one model.
 #[derive(Serialize, Debug, Clone)]
@@ -84,28 +77,12 @@ pub struct MethodSummary {
     pub runs: Vec<RunRecord>,
 }
 
-impl Report {
-    /// Groups and summarises `records`, in any order.
-    pub fn new(records: &[RunRecord]) -> Self {
-        let mut groups: BTreeMap<_, Vec<&RunRecord>> = BTreeMap::new();
-        for record in records {
-            groups
-                .entry((&record.suite, &record.task, &record.model.name))
-                .or_default()
-                .push(record);
-        }
-        Self {
-            groups: groups.into_values().map(Group::new).collect(),
-        }
-    }
-}
-
 impl Group {
-    fn new(mut runs: Vec<&RunRecord>) -> Self {
-        runs.sort_by_key(|run| (&run.method.name, run.seed, &run.started_at, &run.id));
+    /// Of the runs sorted by method, seed and time; `verdicts` and `warnings` are still empty.
+    pub(super) fn new(runs: &[&RunRecord]) -> Self {
         // Of several runs of one seed the latest counts.
         let mut methods: BTreeMap<&str, BTreeMap<u64, &RunRecord>> = BTreeMap::new();
-        for run in &runs {
+        for run in runs {
             methods
                 .entry(&run.method.name)
                 .or_default()
@@ -130,11 +107,10 @@ impl Group {
                 .map(|seeds| MethodSummary::new(seeds.into_values().cloned().collect()))
                 .collect(),
             verdicts: Vec::new(),
-            warnings: verdict::warnings(&runs),
-            settings: settings(&runs),
+            warnings: Vec::new(),
+            settings: settings(runs),
         };
         group.compare();
-        group.verdicts = verdict::verdicts(&group);
         group
     }
 
@@ -265,7 +241,7 @@ fn settings(runs: &[&RunRecord]) -> Vec<Setting> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{BASE, HEAD_ONLY, sample};
+    use crate::report::{BASE, HEAD_ONLY, Report, sample};
 
     fn group(records: &[RunRecord]) -> Group {
         Report::new(records).groups.remove(0)

@@ -34,7 +34,7 @@ impl Order {
             self.inputs.insert(task.name.clone(), Inputs::of(&task)?);
             self.check_kinds(&task)?;
             for method in self.methods_of(&task) {
-                self.job(&task, method, 1.0, 0).configured()?;
+                self.job(&task, method, 1.0, 0).configured(&self.registry)?;
             }
             if task.kind == Kind::LanguageModel {
                 self.try_on(&task)?;
@@ -130,7 +130,7 @@ impl Order {
         let model = config.init(&device.autodiff());
         let mut left_out = Vec::new();
         for method in self.methods_of(task).filter(|method| method.trains()) {
-            let configured = self.job(task, method, 1.0, 0).configured()?;
+            let configured = self.job(task, method, 1.0, 0).configured(&self.registry)?;
             let Err(error) = model.attach("compared", configured.as_ref()) else {
                 continue;
             };

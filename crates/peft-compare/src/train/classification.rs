@@ -5,6 +5,7 @@ use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft_core::PeftModule as _;
+use peft_core::method::Method;
 use peft_models::{Bert, BertClassifier, Pooling, Tokenizer};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
@@ -138,7 +139,11 @@ impl Classification<'_> {
     }
 }
 
-pub(super) fn run(job: &Job, progress: &mut dyn FnMut(Progress) -> bool) -> Result<Measured> {
+pub(super) fn run(
+    job: &Job,
+    method: &dyn Method,
+    progress: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Measured> {
     let inner = peft_core::device::device(&job.device)?;
     let device = inner.clone().autodiff();
     device.seed(job.seed);
@@ -154,10 +159,9 @@ pub(super) fn run(job: &Job, progress: &mut dyn FnMut(Progress) -> bool) -> Resu
     let classes = data.labels.len();
     let bert = Bert::load(&folder, &device)?;
     let model_parameters = bert.num_params() as u64;
-    let method = job.configured()?;
     let model = {
         let base = BertClassifier::new_head(bert, classes, Pooling::Mean, 0.0, &device)?;
-        base.attach("compared", method.as_ref())?
+        base.attach("compared", method)?
     };
     let counts = counts(&model);
 
@@ -193,7 +197,7 @@ pub(super) fn run(job: &Job, progress: &mut dyn FnMut(Progress) -> bool) -> Resu
         forgetting: None,
         counts,
         adapter_bytes: saved_bytes(&fitted.model)?,
-        latency_ms: latency(&fitted.model, method.as_ref(), LATENCY_ROUNDS, call)?,
+        latency_ms: latency(&fitted.model, method, LATENCY_ROUNDS, call)?,
         curve: fitted.curve,
         step_s: fitted.step_s,
         tokens: fitted.tokens,

@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::PeftModule as _;
+use peft_core::method::Method;
 use peft_models::{Llama, LlamaTokenizer, LmBatch};
 use peft_train::{Dataset, Record, TrainConfig};
 use rand::rngs::StdRng;
@@ -179,7 +180,11 @@ impl Untrained {
     }
 }
 
-pub(super) fn run(job: &Job, progress: &mut dyn FnMut(Progress) -> bool) -> Result<Measured> {
+pub(super) fn run(
+    job: &Job,
+    method: &dyn Method,
+    progress: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Measured> {
     let inner = peft_core::device::device(&job.device)?;
     let device = inner.clone().autodiff();
     let folder = job.model_folder()?;
@@ -232,7 +237,6 @@ pub(super) fn run(job: &Job, progress: &mut dyn FnMut(Progress) -> bool) -> Resu
             merged: None,
         },
     };
-    let method = job.configured()?;
     if method.info().name == UNTRAINED.name {
         let untrained = base.valid();
         let mut once = || call(&untrained);
@@ -244,7 +248,7 @@ pub(super) fn run(job: &Job, progress: &mut dyn FnMut(Progress) -> bool) -> Resu
 
     // From here on nothing but the job draws from it.
     device.seed(job.seed);
-    let model = base.attach("compared", method.as_ref())?;
+    let model = base.attach("compared", method)?;
     // Full fine-tuning would keep it in memory beside its own weights.
     drop(base);
     measured.counts = counts(&model);
@@ -264,7 +268,7 @@ pub(super) fn run(job: &Job, progress: &mut dyn FnMut(Progress) -> bool) -> Resu
         after: parts.general.loss(&tuned),
     });
     measured.adapter_bytes = saved_bytes(&fitted.model)?;
-    measured.latency_ms = latency(&tuned, method.as_ref(), LATENCY_ROUNDS, call)?;
+    measured.latency_ms = latency(&tuned, method, LATENCY_ROUNDS, call)?;
     measured.step_s = fitted.step_s;
     measured.tokens = fitted.tokens;
     measured.memory = fitted.memory;

@@ -17,10 +17,8 @@ pub struct ColumnScaleConfig {
     #[field(default = 1.0, finite)]
     pub strength: f64,
     /// Layers to adapt. Default: `all-linear`.
-    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

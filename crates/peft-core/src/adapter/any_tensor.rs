@@ -109,6 +109,11 @@ impl AnyTensor {
         })
     }
 
+    /// Whether no value is NaN or infinite.
+    pub(crate) fn is_finite(&self) -> bool {
+        with_rank!(self.rank, D => self.get::<D>().is_finite().all().into_scalar::<bool>())
+    }
+
     pub(crate) fn detach(&self) -> Self {
         with_rank!(self.rank, D => Self::new(self.get::<D>().detach()))
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use crate::adapter::indices::Indices;
 use crate::upstream::{ADAPTERHUB_FILE, MODEL_FILE, PREFIX, PROMPT_PREFIX};
 
 /// Whose names a checkpoint uses.
@@ -50,6 +51,10 @@ enum Key {
 }
 
 /// How one parameter of an adapter is called and laid out in a checkpoint.
+///
+/// A parameter is a `Param` of floats or of integers. Integers are never trained. A file has them in the number format
+/// that the state has; reading takes U8, I16, I32 and I64, if the values fit. A tensor that is not in a `Param` is a
+/// constant that no file holds.
 #[derive(Clone, Debug)]
 pub struct CheckpointKey {
     pub(crate) field: String,
@@ -58,6 +63,8 @@ pub struct CheckpointKey {
     pub(crate) columns: Option<Columns>,
     copy: Option<String>,
     pub(crate) twin: Option<Box<CheckpointKey>>,
+    pub(crate) indices: Option<Indices>,
+    sparse: bool,
 }
 
 impl CheckpointKey {
@@ -69,6 +76,8 @@ impl CheckpointKey {
             columns: None,
             copy: None,
             twin: None,
+            indices: None,
+            sparse: false,
         }
     }
 
@@ -133,6 +142,40 @@ impl CheckpointKey {
         self
     }
 
+    /// The field's integers are indices, each at least 0 and below `below`: into the flattened weight, the rows of a
+    /// table, the vectors of a bank. A file in which one is not is refused. For fields of integers.
+    #[must_use]
+    pub fn indices(mut self, below: usize) -> Self {
+        self.indices = Some(Indices::new(&[below]));
+        self
+    }
+
+    /// The field `[axes, count]` of integers is `count` points in a tensor of `shape`: its row `a` holds indices along
+    /// axis `a`, each at least 0 and below `shape[a]`. A file in which one is not is refused.
+    #[must_use]
+    pub fn coordinates(mut self, shape: &[usize]) -> Self {
+        self.indices = Some(Indices::new(shape));
+        self
+    }
+
+    /// None of the indices, or points, is there twice: a file in which one is, is refused. Call it behind
+    /// [`indices`](Self::indices) or [`coordinates`](Self::coordinates).
+    #[must_use]
+    pub fn distinct(mut self) -> Self {
+        if let Some(indices) = &mut self.indices {
+            indices.distinct = true;
+        }
+        self
+    }
+
+    /// Each element of the field changes one element of the weight, and the adapter changes no others: the counts of
+    /// changed elements go by it. For fields of floats. Without such a field, all of the weight counts as changed.
+    #[must_use]
+    pub fn sparse(mut self) -> Self {
+        self.sparse = true;
+        self
+    }
+
     /// The key of the copy.
     pub(crate) fn copy(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
         let key = Key::Layer(self.copy.clone()?);
@@ -168,6 +211,18 @@ pub(crate) fn field_names(specs: &[CheckpointKey]) -> HashSet<String> {
 pub(crate) fn unsaved_fields(specs: &[CheckpointKey]) -> HashSet<String> {
     let unsaved = specs.iter().filter(|spec| matches!(spec.key, Key::Unsaved));
     unsaved.map(|spec| spec.field.clone()).collect()
+}
+
+/// The fields whose elements are the changed ones; none if the adapter changes all of the weight.
+pub(crate) fn sparse_fields(specs: &[CheckpointKey]) -> HashSet<String> {
+    let sparse = specs.iter().filter(|spec| spec.sparse);
+    sparse.map(|spec| spec.field.clone()).collect()
+}
+
+/// The fields whose values a file does not hold a second time, under the key of a twin.
+pub(crate) fn fields_without_twin(specs: &[CheckpointKey]) -> HashSet<String> {
+    let alone = specs.iter().filter(|spec| spec.twin.is_none());
+    alone.map(|spec| spec.field.clone()).collect()
 }
 
 /// A part of a tensor: elements from `from` on along an axis that has `of`.

@@ -34,7 +34,7 @@ pub trait Adapter: Module + Sync + 'static {
 
 /// An adapter of a parameter: W becomes W'(theta), of the same shape.
 ///
-/// The two ways to use it must agree (a law of the conformance battery):
+/// The two ways to use it must agree (a test of the conformance suite):
 ///
 /// - *composed*: [`compose`](Self::compose) gives W'. Works in any Burn module, unchanged.
 /// - *activation side*: [`linear`](Self::linear) and its siblings compute the layer's output
@@ -91,11 +91,6 @@ pub trait WeightAdapter: Adapter {
     /// head is the table, transposed. Without them the head's matrix is composed. Default: none.
     fn tied_low_rank(&self) -> Option<LowRank> {
         None
-    }
-
-    /// How many of the `base` elements of the weight change; all, unless the method is sparse.
-    fn num_changed_weights(&self, base: usize) -> usize {
-        base
     }
 }
 

@@ -257,7 +257,6 @@ pub(crate) trait ErasedWeight: ErasedModule {
     fn is_mergeable(&self) -> bool;
     fn affects_tied_head(&self) -> bool;
     fn tied_low_rank(&self) -> Option<LowRank>;
-    fn num_changed_weights(&self, base: usize) -> usize;
     fn boxed(&self) -> Box<dyn ErasedWeight>;
 }
 
@@ -285,9 +284,6 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     }
     fn tied_low_rank(&self) -> Option<LowRank> {
         self.state().tied_low_rank()
-    }
-    fn num_changed_weights(&self, base: usize) -> usize {
-        self.state().num_changed_weights(base)
     }
     fn boxed(&self) -> Box<dyn ErasedWeight> {
         Box::new(self.clone())

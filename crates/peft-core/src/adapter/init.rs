@@ -1,7 +1,7 @@
 //! Initial values, the same on every backend.
 
 use burn::module::{Param, ParamId};
-use burn::tensor::{DType, Device, Distribution, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Int, Shape, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -101,6 +101,31 @@ impl Init {
             Some(rng) if count <= below => rand::seq::index::sample(rng, below, count).into_vec(),
             Some(rng) => (0..count).map(|_| rng.random_range(0..below)).collect(),
         }
+    }
+
+    /// Integers that are never trained: indices into the weight, say. `values` gives them, row by row, where the
+    /// adapter is new; it is not called where a checkpoint will give them. `dtype` is their format in memory and in
+    /// files: U8, I16, I32 or I64.
+    ///
+    /// # Panics
+    ///
+    /// If `values` gives another number of integers than `shape` has.
+    pub fn integers<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        (device, dtype): (&Device, DType),
+        values: impl FnOnce(&mut Self) -> Vec<i64>,
+    ) -> Param<Tensor<D, Int>> {
+        if self.rng.is_none() {
+            let zeros = move |device: &Device, _| Tensor::zeros(shape, (device, dtype));
+            let shape = Shape::from(shape.to_vec());
+            return Param::uninitialized(ParamId::new(), zeros, device.clone(), false, shape);
+        }
+        let data = TensorData::new(values(self), Shape::from(shape.to_vec()));
+        Param::initialized(
+            ParamId::new(),
+            Tensor::from_data(data.convert_dtype(dtype), (device, dtype)),
+        )
     }
 
     /// True with this probability; false where nothing is drawn.

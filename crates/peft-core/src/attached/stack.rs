@@ -1,6 +1,6 @@
 //! The list of named adapters at one place.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Reparameterization};
 use burn::tensor::{Device, Tensor};
@@ -13,6 +13,7 @@ use crate::attached::base_norms::BaseNorms;
 use crate::attached::composition::{Composition, Mixture, Parts};
 use crate::method::contract::Method;
 use crate::slot;
+use crate::statistics::inputs::InputRecorder;
 
 /// What visitors and mappers are told, in `enter_module` and `exit_module`, to be the container of an adapter that
 /// takes part in the forward pass. The name is the adapter's.
@@ -73,12 +74,17 @@ pub(crate) struct Stack {
     pub(crate) mixture: Option<Mixture>,
     /// Of the base.
     pub(crate) norms: BaseNorms,
+    /// What the layer's inputs are recorded by, while a calibrator holds it.
+    pub(crate) recorder: Weak<InputRecorder>,
 }
 
 impl Stack {
     /// Whether there is nothing at the place.
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.merged.is_none() && self.quantized.is_none()
+        self.entries.is_empty()
+            && self.merged.is_none()
+            && self.quantized.is_none()
+            && self.recorder.strong_count() == 0
     }
 
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
@@ -145,6 +151,7 @@ impl Stack {
             quantized: self.quantized.clone(),
             mixture: None,
             norms: self.norms.clone(),
+            recorder: self.recorder.clone(),
         }
     }
 

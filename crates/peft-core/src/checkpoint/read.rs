@@ -14,6 +14,12 @@ use crate::files;
 use crate::method::contract::Method;
 use crate::upstream::{CONFIG_FILE, PICKLED_FILES};
 
+/// The number formats that floats of a file may have.
+pub(crate) const FLOATS: &str = "F32, F16, BF16 or F64 would do";
+
+/// The number formats that integers of a file may have.
+pub(crate) const INTEGERS: &str = "I32, I64, I16 or U8 would do";
+
 /// No configuration is larger; a file that is, is none.
 const MOST_CONFIG_BYTES: u64 = 1 << 20;
 
@@ -96,14 +102,21 @@ fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, TensorDat
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
+            Dtype::I64 => DType::I64,
+            Dtype::I32 => DType::I32,
+            Dtype::I16 => DType::I16,
+            Dtype::U8 => DType::U8,
             other => {
-                let reason =
-                    format!("tensor `{key}` holds {other:?}; F32, F16, BF16 or F64 would do");
+                let reason = format!(
+                    "tensor `{key}` holds {other:?}; {FLOATS}, and {INTEGERS} for integers"
+                );
                 return Err(wrong(path, reason));
             }
         };
         let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
-        if let Some(at) = data.iter::<f64>().position(|value| !value.is_finite()) {
+        if dtype.is_float()
+            && let Some(at) = data.iter::<f64>().position(|value| !value.is_finite())
+        {
             let reason = format!("tensor `{key}` holds NaN or infinity at element {at}");
             return Err(wrong(path, reason));
         }

@@ -7,6 +7,7 @@ use burn::tensor::TensorData;
 
 use crate::adapter::checkpoint_key::{CheckpointKey, Columns, Style};
 use crate::adapter::erased::ErasedModule;
+use crate::adapter::indices::Indices;
 use crate::checkpoint::transpose::transpose;
 
 /// Where one parameter of an adapter's state is in a file.
@@ -15,6 +16,8 @@ pub(crate) struct Stored {
     pub(crate) key: Option<String>,
     transposed: bool,
     columns: Option<Columns>,
+    /// What integers point into.
+    pub(crate) indices: Option<Indices>,
 }
 
 impl Stored {
@@ -132,6 +135,7 @@ pub(crate) fn specs_by_field(
         key: spec.key(style, layer, name),
         transposed: spec.transposed,
         columns: spec.columns,
+        indices: spec.indices.clone(),
     };
     adapter
         .tensors()
@@ -152,6 +156,7 @@ mod tests {
             key: Some("key".into()),
             transposed,
             columns: Some(Columns { from, of }),
+            indices: None,
         }
     }
 

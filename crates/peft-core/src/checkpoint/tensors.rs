@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::adapter::checkpoint_key::{Style, field_names};
 use crate::adapter::erased::{AnyAdapter, ErasedModule, FromDyn};
+use crate::checkpoint::read::{FLOATS, INTEGERS};
 use crate::checkpoint::stored::{Specs, Stored, specs_by_field};
 use crate::error::{Error, Result};
 use crate::layout::model_layout::Layout;
@@ -44,6 +45,9 @@ impl ModuleVisitor for Fields {
         self.path.pop();
     }
     fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
+        self.found.push(self.path.join("."));
+    }
+    fn visit_int<const D: usize>(&mut self, _param: &Param<Tensor<D, Int>>) {
         self.found.push(self.path.join("."));
     }
 }
@@ -106,11 +110,21 @@ impl ModuleVisitor for Export<'_> {
         self.path.pop();
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.put(|| param.val().into_data());
+    }
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        self.put(|| param.val().into_data());
+    }
+}
+
+impl Export<'_> {
+    /// Puts the value of the parameter at the current path where it belongs.
+    fn put(&mut self, value: impl Fn() -> TensorData) {
         let (stored, twin) = stored(self.specs, &self.path);
         for stored in [Some(stored), twin.as_ref()].into_iter().flatten() {
             let Some(key) = &stored.key else { continue };
             let before = self.out.remove(key);
-            let whole = stored.put(before, param.val().into_data());
+            let whole = stored.put(before, value());
             self.out.insert(key.clone(), whole);
         }
     }
@@ -150,51 +164,108 @@ impl ModuleMapper for Fill<'_> {
         self.path.pop();
     }
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let (stored, twin) = stored(self.specs, &self.path);
-        let Some(key) = &stored.key else { return param };
-        let Some(data) = self.tensors.get(key) else {
-            self.problem
-                .get_or_insert(format!("tensor `{key}` is missing"));
+        let floats = |data: &TensorData| data.dtype().is_float();
+        // Before the parameter takes memory: its shape comes from a file that may say anything.
+        let Some((key, data)) = self.find(&param.lazy_shape(), floats, FLOATS) else {
             return param;
         };
-        // Before the parameter takes memory: its shape comes from a file that may say anything.
-        let expected = stored.shape(&param.lazy_shape());
-        if data.shape().to_vec() != expected {
-            self.problem.get_or_insert(format!(
-                "tensor `{key}` has shape {:?}, the model and the configuration need {expected:?}",
-                data.shape().to_vec(),
-            ));
-            return param;
-        }
-        let data = stored.value(data, &param.lazy_shape());
-        if let Some((twin, twin_key)) = twin
-            .as_ref()
-            .and_then(|twin| Some((twin, twin.key.as_ref()?)))
-            && let Some(twin_data) = self.tensors.get(twin_key)
-        {
-            let expected = twin.shape(&param.lazy_shape());
-            if twin_data.shape().to_vec() != expected
-                || !equal(&twin.value(twin_data, &param.lazy_shape()), &data)
-            {
-                self.problem.get_or_insert(format!(
-                    "tensor `{twin_key}` must have the values of `{key}`: the adapter keeps the two tied"
-                ));
-                return param;
-            }
-            self.used.push(twin_key.clone());
-        }
         let (device, dtype) = (param.device(), param.dtype());
         let data = data.convert_dtype(dtype);
         if !data.iter::<f64>().all(f64::is_finite) {
-            self.problem
-                .get_or_insert(format!("tensor `{key}` does not fit into {dtype:?}"));
+            self.refuse(format!("tensor `{key}` does not fit into {dtype:?}"));
             return param;
         }
-        self.used.push(key.clone());
+        self.used.push(key);
         param.map(|old| {
             let grad = old.is_require_grad();
             Tensor::from_data(data, (&device, dtype)).set_require_grad(grad)
         })
+    }
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+        let integers = |data: &TensorData| data.dtype().is_int() || data.dtype().is_uint();
+        let Some((key, found)) = self.find(&param.lazy_shape(), integers, INTEGERS) else {
+            return param;
+        };
+        let (stored, _) = stored(self.specs, &self.path);
+        if let Some(Err(problem)) = stored.indices.as_ref().map(|indices| indices.check(&found)) {
+            self.refuse(format!("tensor `{key}` {problem}"));
+            return param;
+        }
+        let (device, dtype) = (param.device(), param.dtype());
+        let data = found.clone().convert_dtype(dtype);
+        if !data.iter::<i64>().eq(found.iter::<i64>()) {
+            self.refuse(format!("tensor `{key}` does not fit into {dtype:?}"));
+            return param;
+        }
+        self.used.push(key);
+        param.map(|_| Tensor::from_data(data, (&device, dtype)))
+    }
+}
+
+impl Fill<'_> {
+    /// Keeps the first problem.
+    fn refuse(&mut self, problem: String) {
+        self.problem.get_or_insert(problem);
+    }
+
+    /// The tensor of the parameter at the current path, which has this shape, with its key. `None` if no file holds the
+    /// parameter, or if there is a problem: numbers of another kind, say.
+    fn find(
+        &mut self,
+        shape: &[usize],
+        is_kind: impl Fn(&TensorData) -> bool,
+        kind: &str,
+    ) -> Option<(String, TensorData)> {
+        let (stored, twin) = stored(self.specs, &self.path);
+        let key = stored.key.as_ref()?;
+        match self.value(key, stored, shape, is_kind, kind) {
+            Err(problem) => {
+                self.refuse(problem);
+                None
+            }
+            Ok(data) => {
+                if let Some(twin) = twin
+                    && let Some(twin_key) = &twin.key
+                    && let Some(twin_data) = self.tensors.get(twin_key)
+                {
+                    if twin_data.shape().to_vec() != twin.shape(shape)
+                        || !equal(&twin.value(twin_data, shape), &data)
+                    {
+                        self.refuse(format!(
+                            "tensor `{twin_key}` must have the values of `{key}`: the adapter keeps the two tied"
+                        ));
+                        return None;
+                    }
+                    self.used.push(twin_key.clone());
+                }
+                Some((key.clone(), data))
+            }
+        }
+    }
+
+    /// The value of a parameter of this shape, from the tensor `key`.
+    fn value(
+        &self,
+        key: &str,
+        stored: &Stored,
+        shape: &[usize],
+        is_kind: impl Fn(&TensorData) -> bool,
+        kind: &str,
+    ) -> Result<TensorData, String> {
+        let data = self.tensors.get(key);
+        let data = data.ok_or_else(|| format!("tensor `{key}` is missing"))?;
+        if !is_kind(data) {
+            let found = data.dtype();
+            return Err(format!("tensor `{key}` holds {found:?}; {kind}"));
+        }
+        let expected = stored.shape(shape);
+        if data.shape().to_vec() != expected {
+            return Err(format!(
+                "tensor `{key}` has shape {:?}, the model and the configuration need {expected:?}",
+                data.shape().to_vec(),
+            ));
+        }
+        Ok(stored.value(data, shape))
     }
 }
 

@@ -43,10 +43,11 @@ pub(crate) fn transpose(data: TensorData) -> TensorData {
     let [rows, columns] = [data.shape()[0], data.shape()[1]];
     let (source, shape) = (data.as_bytes(), [rows, columns]);
     let bytes = match data.dtype().size() {
+        1 => transposed_bytes::<1>(source, shape),
         2 => transposed_bytes::<2>(source, shape),
         4 => transposed_bytes::<4>(source, shape),
         8 => transposed_bytes::<8>(source, shape),
-        size => unreachable!("no float tensor has elements of {size} bytes"),
+        size => unreachable!("no tensor of a file has elements of {size} bytes"),
     };
     TensorData::from_bytes_vec(bytes, vec![columns, rows], data.dtype())
 }

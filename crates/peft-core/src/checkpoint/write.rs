@@ -62,7 +62,7 @@ impl<'a> TensorSource<'a> {
         }
     }
 
-    /// This in the number format `dtype`, rounded to the nearest value. One that the format cannot hold (beyond
+    /// This in the number format `dtype`, if it is of floats, rounded to the nearest value. One that the format cannot hold (beyond
     /// 65,504 in f16) is an error when it is written.
     #[must_use]
     pub fn cast(self, dtype: FloatDType) -> Self {
@@ -72,7 +72,9 @@ impl<'a> TensorSource<'a> {
             FloatDType::F16 => Dtype::F16,
             FloatDType::BF16 => Dtype::BF16,
         };
-        if self.element() == Ok(dtype) {
+        let integers = [Dtype::I64, Dtype::I32, Dtype::I16, Dtype::U8];
+        let unchanged = |own| own == dtype || integers.contains(&own);
+        if self.element().is_ok_and(unchanged) {
             return self;
         }
         Self::Cast {
@@ -93,6 +95,10 @@ impl<'a> TensorSource<'a> {
             DType::F32 => Ok(Dtype::F32),
             DType::F16 => Ok(Dtype::F16),
             DType::BF16 => Ok(Dtype::BF16),
+            DType::I64 => Ok(Dtype::I64),
+            DType::I32 => Ok(Dtype::I32),
+            DType::I16 => Ok(Dtype::I16),
+            DType::U8 => Ok(Dtype::U8),
             other => Err(other),
         }
     }

@@ -45,7 +45,7 @@ impl std::fmt::Display for Family {
 /// What is known of a method before it is configured: its registration.
 ///
 /// A method crate lists its methods in one constant, `METHODS`. Loading by `peft_type`, the
-/// conformance battery and the comparison suite all go by this.
+/// conformance suite and the comparison suite all go by this.
 #[derive(Clone, Copy, Debug)]
 pub struct MethodInfo {
     /// Short name, as in `lora`.

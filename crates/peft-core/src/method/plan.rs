@@ -14,6 +14,7 @@ use crate::adapter::site_type::{Hidden, KeyValue, Prompt};
 use crate::layout::model_layout::{Layer, Layout, LayoutParam, TypedSite};
 use crate::method::module_to_save::ModuleToSave;
 use crate::method::trainable_tokens::TrainableTokens;
+use crate::statistics::calibration::Calibration;
 
 /// Where an adapter goes.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct Plan {
     pub(crate) notes: Map<String, Value>,
     /// Shapes of the tensors of the file that is being loaded, by key.
     pub(crate) stored: HashMap<String, Vec<usize>>,
+    /// What the user gathered for the method.
+    pub(crate) calibration: Option<Calibration>,
     init: Init,
     strict: bool,
     /// What layers have in common, by its key.
@@ -57,6 +60,7 @@ impl Plan {
             saved: Vec::new(),
             notes: Map::new(),
             stored: HashMap::new(),
+            calibration: None,
             init,
             strict,
             common: Vec::new(),
@@ -90,6 +94,12 @@ impl Plan {
         let value = make();
         self.common.push(Box::new((key, value.clone())));
         value
+    }
+
+    /// The statistics that the user gathered for the method, for initial values or masks that depend on data. `None`
+    /// where there are none: the adapter was attached without them, or comes from a file.
+    pub fn calibration(&self) -> Option<&Calibration> {
+        self.calibration.as_ref()
     }
 
     /// Shape of the tensor `key` below `layer` in the file that is being loaded: for what upstream decided

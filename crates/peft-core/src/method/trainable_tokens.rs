@@ -58,7 +58,7 @@ impl Adapter for TrainableTokens {
     const METHOD: &'static str = ROWS;
 
     fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![CheckpointKey::layer("values", &self.key)]
+        vec![CheckpointKey::layer("values", &self.key).sparse()]
     }
 }
 
@@ -105,10 +105,6 @@ impl WeightAdapter for TrainableTokens {
 
     fn affects_tied_head(&self) -> bool {
         true
-    }
-
-    fn num_changed_weights(&self, _base: usize) -> usize {
-        self.values.lazy_shape().num_elements()
     }
 }
 

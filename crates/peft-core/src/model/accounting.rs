@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::fmt;
 
 use burn::module::{ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Int, Tensor};
 
-use crate::adapter::checkpoint_key::unsaved_fields;
+use crate::adapter::checkpoint_key::{fields_without_twin, sparse_fields, unsaved_fields};
 use crate::adapter::erased::{AnyAdapter, FromDyn};
 use crate::adapter::trainable::is_trainable;
 use crate::attached::stack::{Entry, Stack};
@@ -139,6 +139,10 @@ struct Tally {
     bytes: usize,
     /// Fields that are not.
     unsaved: HashSet<String>,
+    /// Fields whose elements are the changed ones of the weight.
+    sparse: HashSet<String>,
+    /// How many elements these have.
+    changed: usize,
     path: Vec<String>,
 }
 
@@ -154,12 +158,38 @@ impl ModuleVisitor for Tally {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let elements = param.dims().iter().product::<usize>();
         self.elements += elements;
-        if !self.unsaved.contains(&self.path.join(".")) {
-            self.stored += elements;
-            self.bytes += elements * param.dtype().size();
+        let field = self.path.join(".");
+        if self.sparse.contains(&field) {
+            self.changed += elements;
         }
+        self.store(&field, elements, param.dtype());
         if is_trainable(param) {
             self.trainable += elements;
+        }
+    }
+
+    // Integers are stored, and are no parameters otherwise.
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        let elements = param.dims().iter().product::<usize>();
+        self.store(&self.path.join("."), elements, param.dtype());
+    }
+}
+
+impl Tally {
+    /// Counts a parameter that is in the file, unless none holds it.
+    fn store(&mut self, field: &str, elements: usize, dtype: DType) {
+        if !self.unsaved.contains(field) {
+            self.stored += elements;
+            self.bytes += elements * dtype.size();
+        }
+    }
+
+    /// How many of the `base` elements of a weight the adapter changes: all, unless it is sparse.
+    fn changed(&self, base: usize) -> usize {
+        if self.sparse.is_empty() {
+            base
+        } else {
+            self.changed
         }
     }
 }
@@ -171,7 +201,10 @@ fn tally(adapter: &AnyAdapter) -> Tally {
         ..Tally::default()
     };
     stored.visit(&mut FromDyn(&mut file));
-    let mut tally = Tally::default();
+    let mut tally = Tally {
+        sparse: sparse_fields(&adapter.module().tensors()),
+        ..Tally::default()
+    };
     adapter.module().visit(&mut FromDyn(&mut tally));
     Tally {
         stored: file.stored,
@@ -201,11 +234,11 @@ pub(crate) fn count(attached: &Attached) -> Counts {
         let mut changed = 0;
         let stack = attached.stack(&param.path);
         for entry in stack.into_iter().flat_map(Stack::used) {
-            count_entry(entry, &mut counts);
+            let tally = count_entry(entry, &mut counts);
             if let AnyAdapter::Weight(adapter) = &entry.adapter
                 && adapter.method() != module_to_save::MODULE
             {
-                changed = base.min(changed + adapter.num_changed_weights(base));
+                changed = base.min(changed + tally.changed(base));
             }
         }
         counts.changed += changed;
@@ -213,22 +246,35 @@ pub(crate) fn count(attached: &Attached) -> Counts {
     let sites = layout.sites.iter();
     let at_sites = sites.filter_map(|site| attached.stack(&site.path));
     for entry in at_sites.flat_map(Stack::used) {
-        count_entry(entry, &mut counts);
-        counts.changed += tally(&entry.adapter).elements;
+        counts.changed += count_entry(entry, &mut counts).elements;
     }
     counts
 }
 
-fn count_entry(entry: &Entry, counts: &mut Counts) {
+/// Adds an adapter's own elements to the counts, and gives them.
+fn count_entry(entry: &Entry, counts: &mut Counts) -> Tally {
     let tally = tally(&entry.adapter);
     counts.total += tally.elements;
     counts.trainable += tally.trainable;
     if entry.adapter.module().method() == module_to_save::MODULE {
         counts.saved_modules += tally.trainable;
     } else {
-        counts.stored += tally.stored;
-        counts.stored_bytes += tally.bytes;
+        let twins = twins(&entry.adapter);
+        counts.stored += tally.stored + twins.stored;
+        counts.stored_bytes += tally.bytes + twins.bytes;
     }
+    tally
+}
+
+/// What a file holds of the adapter a second time, under the keys of twins.
+fn twins(adapter: &AnyAdapter) -> Tally {
+    let stored = adapter.module().stored();
+    let mut twins = Tally {
+        unsaved: fields_without_twin(&stored.tensors()),
+        ..Tally::default()
+    };
+    stored.visit(&mut FromDyn(&mut twins));
+    twins
 }
 
 /// See [`PeftModule::summary`](crate::PeftModule::summary).

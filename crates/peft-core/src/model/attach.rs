@@ -14,14 +14,21 @@ use crate::error::{Error, Result};
 use crate::method::contract::Method;
 use crate::method::plan::Plan;
 use crate::method::saved_modules::save_modules;
+use crate::statistics::calibration::Calibration;
 
-/// See [`PeftModule::attach`](crate::PeftModule::attach).
-pub(crate) fn attach<M: Module>(model: &M, name: &str, method: &dyn Method) -> Result<M> {
+/// See [`PeftModule::attach`](crate::PeftModule::attach); `calibration` is for the method's plan.
+pub(crate) fn attach<M: Module>(
+    model: &M,
+    name: &str,
+    method: &dyn Method,
+    calibration: Option<&Calibration>,
+) -> Result<M> {
     method.validate()?;
     let attached = check_attachable(model, name)?;
     let first = attached.layout.params.first();
     let device = first.map(|param| param.base.device()).unwrap_or_default();
     let mut plan = Plan::new(Init::from_device(&device), true);
+    plan.calibration = calibration.cloned();
     fill_plan(&mut plan, method, &attached)?;
     Ok(install(model, &attached, name, method, plan))
 }

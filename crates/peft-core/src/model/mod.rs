@@ -2,6 +2,7 @@
 
 pub mod accounting;
 pub(crate) mod attach;
+pub(crate) mod calibration;
 pub(crate) mod compose;
 pub(crate) mod load;
 pub(crate) mod merge;

@@ -38,7 +38,7 @@ pub trait PeftModule: Module {
     ///
     /// A refused configuration, name, target, site or module to save: see [`Error`](crate::Error).
     fn attach(&self, name: &str, method: &dyn Method) -> Result<Self> {
-        attach::attach(self, name, method)
+        attach::attach(self, name, method, None)
     }
 
     /// Reads an adapter that [`save_adapter`](Self::save_adapter), Hugging Face PEFT or AdapterHub

@@ -83,6 +83,14 @@ impl TrainingHooks {
         };
         let mut training = Self::new(model, steps)?;
         let mut tensors = read::read_tensors(path)?;
+        let integers = tensors.iter().find(|(_, data)| !data.dtype().is_float());
+        if let Some((key, data)) = integers {
+            let found = data.dtype();
+            return Err(wrong(format!(
+                "tensor `{key}` holds {found:?}; {}",
+                read::FLOATS
+            )));
+        }
         let planned = count(&mut tensors, "steps").map_err(wrong)?;
         training.done = count(&mut tensors, "step").map_err(wrong)?;
         if planned != steps {

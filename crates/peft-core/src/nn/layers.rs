@@ -91,7 +91,7 @@ pub fn adapted_attention(
 }
 
 /// What a layer sees: the result of an operation that may be one with the layer's own.
-trait Seen<const D: usize> {
+pub(crate) trait Seen<const D: usize> {
     /// The layer, in one operation.
     fn fused(self, weight: Weight, bias: Option<Tensor<1>>, low_rank: Option<LowRank>)
     -> Tensor<D>;
@@ -214,7 +214,7 @@ fn linear<const D: usize>(
     let same = bias.as_ref().and_then(Vector::same);
     let output = match layer.weight.reparameterization::<Stack>() {
         Some(stack) if stack.merged.is_none() => {
-            through_seen(&Place::of(layer, stack, same), seen, context)
+            through(&Place::of(layer, stack, same), seen, context)
         }
         _ => seen.fused(layer.weight.val().into(), same, None),
     };
@@ -224,15 +224,21 @@ fn linear<const D: usize>(
     }
 }
 
-/// The output of a linear layer, adapters and all.
+/// The output of a linear layer, adapters and all. A calibrator that asked for the layer's inputs gets them.
 pub(crate) fn through<const D: usize>(
     place: &Place<'_>,
-    input: Tensor<D>,
+    seen: impl Seen<D>,
     context: &ForwardContext,
 ) -> Tensor<D> {
+    let Some(recorder) = place.stack.recorder.upgrade() else {
+        return through_seen(place, seen, context);
+    };
+    let input = seen.whole();
+    recorder.record(place.as_rows(input.clone()));
     through_seen(place, input, context)
 }
 
+/// As [`through`], of an input that is not recorded, or was.
 fn through_seen<const D: usize>(
     place: &Place<'_>,
     seen: impl Seen<D>,
@@ -247,12 +253,12 @@ fn through_seen<const D: usize>(
         return seen.fused(place.weight(), place.bias.clone(), factors);
     }
     if let Some(mixture) = stack.mixed() {
-        return mixture::linear(place, mixture, seen.whole(), context);
+        return mixture::linear(place, mixture, seen.whole(), context, through_seen);
     }
     let input = seen.whole();
     let mut shape = input.dims();
-    let [d_in, d_out] = place.base.dims();
-    let rows = input.reshape([-1, d_in as isize]);
+    let [_, d_out] = place.base.dims();
+    let rows = place.as_rows(input);
     let place = place.clone().composed();
     let base = LinearBelow {
         base: place.base,
@@ -506,6 +512,9 @@ pub(crate) fn cross_entropy(
     context: &ForwardContext,
 ) -> Tensor<1> {
     let stack = place.stack;
+    if let Some(recorder) = stack.recorder.upgrade() {
+        recorder.record(hidden.clone());
+    }
     if let Some(merged) = &stack.merged {
         let rows = merged.get::<2>().transpose();
         return peft_ops::linear_cross_entropy(hidden, rows, targets);
@@ -521,14 +530,14 @@ pub(crate) fn cross_entropy(
     }
     if let Some(mixture) = stack.mixed() {
         let logits = logits_of_rows(mixture, hidden, context, |hidden| {
-            through(place, hidden, context)
+            through_seen(place, hidden, context)
         });
         return peft_ops::reference::cross_entropy(logits, targets);
     }
     let adapters = stack.active_weights();
     let beyond = adapters.iter().any(|adapter| !adapter.is_mergeable());
     if beyond {
-        let logits = through(place, hidden, context);
+        let logits = through_seen(place, hidden, context);
         return peft_ops::reference::cross_entropy(logits, targets);
     }
     let place = place.clone().composed();

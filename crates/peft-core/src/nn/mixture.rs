@@ -9,7 +9,6 @@ use crate::adapter::any_tensor::AnyTensor;
 use crate::adapter::forward_context::{ForwardContext, Routing};
 use crate::attached::composition::{Mixture, Parts, PerRow};
 use crate::attached::stack::Stack;
-use crate::nn::layers::through;
 use crate::nn::place::Place;
 
 /// The output of a layer under a mixture, from its outputs under one adapter or none. `run` computes those of the
@@ -166,12 +165,13 @@ impl PerRow {
 /// The output of a linear layer under a mixture; `input` is `[batch, …, in]`.
 ///
 /// The layer runs once, for all rows, where all adapters are low-rank additions without dropout: these are two batched
-/// products more, or two products whose middle is weighted.
+/// products more, or two products whose middle is weighted. Otherwise `run` computes the layer with one adapter or none.
 pub(crate) fn linear<const D: usize>(
     place: &Place<'_>,
     mixture: &Mixture,
     input: Tensor<D>,
     context: &ForwardContext,
+    run: impl Fn(&Place<'_>, Tensor<D>, &ForwardContext) -> Tensor<D>,
 ) -> Tensor<D> {
     let added = match &mixture.parts {
         Parts::PerRow(rows) => {
@@ -199,7 +199,7 @@ pub(crate) fn linear<const D: usize>(
                 stack,
                 ..place.clone()
             };
-            through(&place, part, context)
+            run(&place, part, context)
         },
     )
 }

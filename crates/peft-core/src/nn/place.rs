@@ -44,6 +44,12 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// The input as a matrix, `[rows, in]`.
+    pub(crate) fn as_rows<const D: usize>(&self, input: Tensor<D>) -> Tensor<2> {
+        let [d_in, _] = self.base.dims();
+        input.reshape([-1, d_in as isize])
+    }
+
     /// All that is added to the base, if it is low-rank additions and nothing else.
     pub(crate) fn low_rank(&self) -> Option<Vec<LowRank>> {
         let added = match self.stack.mixed().map(|mixture| &mixture.parts) {

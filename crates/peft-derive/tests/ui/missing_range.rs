@@ -11,7 +11,6 @@ struct TestConfig {
     scale: f64,
     #[field(finite)]
     on: bool,
-    #[field(flatten)]
     common: Common,
 }
 

@@ -6,7 +6,6 @@ use peft_core::method::{Common, method_config};
 struct TestConfig {
     #[field(defualt = 8, at_least = 1)]
     r: usize,
-    #[field(flatten)]
     common: Common,
 }
 
@@ -14,13 +13,11 @@ struct TestConfig {
     OTHER, peft_type = "OTHER", title = "Other", family = Additive, references = "a test"
 )]
 struct OtherConfig {
-    #[field(flatten)]
     common: Common,
 }
 
 #[method_config(THIRD, peft_type = "THIRD", title = "Third", family = Additive)]
 struct ThirdConfig {
-    #[field(flatten)]
     common: Common,
 }
 
@@ -28,7 +25,6 @@ struct ThirdConfig {
     FOURTH, peft_type = "FOURTH", title = "Fourth", family = Additive, reference = "a test", new(rank)
 )]
 struct FourthConfig {
-    #[field(flatten)]
     common: Common,
 }
 

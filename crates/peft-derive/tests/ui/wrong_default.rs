@@ -6,7 +6,6 @@ use peft_core::method::{Common, Method, method_config};
 pub struct TestConfig {
     #[field(default = 8.0, at_least = 1)]
     pub r: usize,
-    #[field(flatten)]
     pub common: Common,
 }
 

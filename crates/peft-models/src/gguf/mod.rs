@@ -5,6 +5,7 @@
 //! tensor and dequantizes it to `f32`.
 
 mod config;
+mod file;
 mod header;
 mod metadata;
 mod names;
@@ -20,6 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::LoadError;
 
 pub(crate) use config::config_json;
+pub(crate) use file::gguf_file;
 pub(crate) use names::{harmless, hugging_face_name, unpermute};
 pub(crate) use tokenizer::tokenizer;
 

@@ -7,9 +7,8 @@ use burn::nn::{Embedding, Linear, RmsNorm, RmsNormConfig};
 use burn::tensor::Device;
 use serde_json::{Value, json};
 
-use super::load::gguf_file;
 use super::rope::Rope;
-use crate::gguf::{self, Gguf};
+use crate::gguf::{self, Gguf, gguf_file};
 use crate::{LoadError, checkpoint};
 
 /// More layers than any model of the family has; a configuration beyond is damaged or hostile.
@@ -233,7 +232,7 @@ impl LlamaConfig {
 
     /// The content of `config.json`, as upstream reads it. Fields of `source`, the one that was read, stay: those
     /// that are not known here as they are, and the others too where they still say the same.
-    pub(super) fn to_json(&self, source: &Value, tied: bool, dtype: &str) -> Value {
+    pub(crate) fn to_json(&self, source: &Value, tied: bool, dtype: &str) -> Value {
         let read = Self::from_json(source, Path::new(checkpoint::CONFIG));
         let said = read.is_ok_and(|read| read == *self);
         let mut json = match source {

@@ -1,9 +1,7 @@
 //! Loading published weights, and writing them.
 
-mod export;
-
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::Device;
@@ -14,9 +12,7 @@ use serde_json::{Value, json};
 use super::{Llama, LlamaConfig, RENAMES};
 use crate::LoadError;
 use crate::checkpoint::{self, Checkpoint, Source, fill, wanted};
-use crate::gguf::{self, Gguf};
-
-pub use export::{ExportConfig, ExportDtype};
+use crate::gguf::{self, Gguf, gguf_file};
 
 /// Loads a [`Llama`], with settings: [`Llama::load`] is the short form.
 ///
@@ -124,39 +120,6 @@ fn canonical(name: &str) -> String {
         name.to_string()
     } else {
         format!("model.{name}")
-    }
-}
-
-/// The GGUF file that a path means, if it means one.
-pub(crate) fn gguf_file(path: &Path) -> Result<Option<PathBuf>, LoadError> {
-    let is_gguf = |path: &Path| {
-        let extension = path.extension();
-        extension.is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
-    };
-    if is_gguf(path) {
-        return Ok(Some(path.to_path_buf()));
-    }
-    if !path.is_dir() || checkpoint::place(path, checkpoint::CONFIG).exists() {
-        return Ok(None);
-    }
-    let io = |source| LoadError::Io {
-        path: path.to_path_buf(),
-        source,
-    };
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(io)? {
-        let file = entry.map_err(io)?.path();
-        if is_gguf(&file) {
-            files.push(file);
-        }
-    }
-    match files.len() {
-        0 => Ok(None),
-        1 => Ok(files.pop()),
-        count => Err(LoadError::Gguf {
-            path: path.to_path_buf(),
-            reason: format!("it is a folder with {count} of them: name one"),
-        }),
     }
 }
 

@@ -26,8 +26,7 @@ pub use batch::LmBatch;
 pub use cache::KvCache;
 pub use config::LlamaConfig;
 pub use layer::{LlamaLayer, LlamaMlp};
-pub(crate) use load::gguf_file;
-pub use load::{ExportConfig, ExportDtype, LlamaLoader};
+pub use load::LlamaLoader;
 pub use rope::{Rope, RopeScaling};
 
 use attention::Positions;
@@ -56,7 +55,7 @@ pub struct Llama {
     config: LlamaConfig,
     /// The `config.json` that the model was loaded with; an object, or null.
     #[module(skip)]
-    source: Arc<Value>,
+    pub(crate) source: Arc<Value>,
 }
 
 /// What is below the head.

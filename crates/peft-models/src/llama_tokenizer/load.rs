@@ -8,8 +8,7 @@ use serde_json::{Map, Value};
 
 use super::LlamaTokenizer;
 use super::save::{CONFIG, GENERATION, Kept, OTHERS, TEMPLATE};
-use crate::gguf::{self, Gguf};
-use crate::llama::gguf_file;
+use crate::gguf::{self, Gguf, gguf_file};
 use crate::{LlamaConfig, LoadError, checkpoint};
 
 /// A value, or a list of them.

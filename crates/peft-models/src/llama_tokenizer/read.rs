@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::caught;
+use crate::panics::caught;
 use crate::{LoadError, checkpoint};
 
 /// The largest file that is read. The largest published ones have some 35 MB.

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::adamw::AdamWOptions;
+use crate::options::AdamWOptions;
 
 /// Elements that a task changes.
 const TASK: usize = 1 << 14;

@@ -4,7 +4,7 @@
 use super::dropout::Coins;
 use super::math::{exp_nonpositive, vectors};
 use super::matrix::{Blocks, Matrix, MatrixMut, Mode, build_blocks, multiply};
-use crate::attention::Segments;
+use crate::segments::Segments;
 
 /// Queries worked on at a time: their scores stay in the second-level cache for a thousand keys.
 const QUERIES: usize = 128;

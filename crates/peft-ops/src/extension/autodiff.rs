@@ -16,23 +16,18 @@ use burn::backend::{Autodiff, Flex, TensorMetadata};
 use burn_flex::FlexTensor;
 
 use super::backward::{
-    Added, Attended, Dropped, Gated, Linear, LinearOfAttended, Lost, Normalised, OfGelu,
-    RmsNormalised, Rotated,
+    Added, Dropped, Gated, Linear, LinearOfAttended, Lost, Normalised, OfGelu, RmsNormalised,
+    Rotated,
 };
 use super::forward::{Input, Weight, add_low_rank, attend, cross_entropy, linear, norm, total};
+use super::kept::{Attended, Kept};
 use super::tensors::{affine, dense, rows, tensor, vector};
 use super::{Fused, Layer, Maybe};
-use crate::attention::Segments;
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
 use crate::cpu::gelu;
 use crate::quantized::QuantizedWeight;
-
-/// What an operation of `N` inputs keeps for its backward pass.
-pub(super) trait Kept<const N: usize>: Clone + Debug + Send + 'static {
-    /// Gradients of the inputs that are `wanted`, from the output's, which is dense.
-    fn gradients(self, gradient: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N];
-}
+use crate::segments::Segments;
 
 /// The backward pass of an operation that keeps `S`.
 #[derive(Debug)]

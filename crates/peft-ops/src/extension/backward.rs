@@ -5,13 +5,9 @@ use burn::tensor::Shape;
 use burn_flex::FlexTensor;
 
 use super::Fused;
-use super::autodiff::Kept;
 use super::forward::{Weight, attend};
-use super::tensors::{
-    affine, item_rows, low_rank, mask, matrix, numbers, rotation, tensor, vector,
-};
-use crate::attention::Segments;
-use crate::cpu::attention::{Attention, Inputs};
+use super::kept::{Attended, Kept};
+use super::tensors::{affine, low_rank, matrix, numbers, rotation, tensor, vector};
 use crate::cpu::dropout::{self, Coins};
 use crate::cpu::linear::{self, LowRank, Sizes};
 use crate::cpu::matrix::change_rows;
@@ -352,29 +348,6 @@ impl Kept<4> for Lost {
                 tensor
             })
         })
-    }
-}
-
-/// What attention keeps: its inputs. Weights are computed again.
-#[derive(Clone, Debug)]
-pub(super) struct Attended {
-    pub(super) query: FlexTensor,
-    pub(super) key: FlexTensor,
-    pub(super) value: FlexTensor,
-    pub(super) mask: Option<FlexTensor>,
-    pub(super) segments: Option<Segments>,
-    pub(super) settings: Attention,
-}
-
-impl Attended {
-    pub(super) fn inputs(&self) -> Inputs<'_> {
-        Inputs {
-            query: numbers(&self.query),
-            key: item_rows(&self.key),
-            value: item_rows(&self.value),
-            mask: mask(self.mask.as_ref()),
-            segments: self.segments.as_ref(),
-        }
     }
 }
 

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use burn::backend::{Flex, TensorMetadata};
 use burn_flex::FlexTensor;
 
-use super::backward::Attended;
+use super::kept::Attended;
 use super::tensors::{
     affine, dense, items, low_rank, matrix, numbers, rotation, rows, tensor, vector, weight,
     with_width,
 };
 use super::{Fused, Layer, Maybe};
-use crate::attention::Segments;
 use crate::cpu::attention::Attention;
 use crate::cpu::cross_entropy::{self, Added, Head, Loss};
 use crate::cpu::dropout::{self, Coins};
@@ -19,6 +18,7 @@ use crate::cpu::linear::Sizes;
 use crate::cpu::norm::Affine;
 use crate::cpu::{gelu, linear as layer, norm as normalise, rms, rotary, swiglu};
 use crate::quantized::QuantizedWeight;
+use crate::segments::Segments;
 
 impl Fused for Flex {
     fn linear(

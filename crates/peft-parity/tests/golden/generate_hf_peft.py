@@ -1,10 +1,11 @@
 """Checkpoints of Hugging Face PEFT on a tiny random BERT and a tiny random Llama, and what PEFT computes from them.
 
-usage: generate_hf_peft.py OUT SEED
+usage: generate_hf_peft.py OUT SEED [small|hidden]
 
 Writes OUT/bert and OUT/llama: a folder `base` (config.json, model.safetensors, io.safetensors) and one folder a case
 (adapter_config.json and adapter_model.safetensors as PEFT saves them, io.safetensors, grads.safetensors and, where
-PEFT drops the encoder of a soft prompt when it saves, encoder.safetensors). README.md says where they lie here.
+PEFT drops the encoder of a soft prompt when it saves, encoder.safetensors). README.md says where they lie here. `hidden`
+makes wider models with more layers and ranks; the files of this repository are `small`, which is the default.
 """
 import json
 import os
@@ -15,9 +16,10 @@ import warnings
 import peft
 import torch
 from peft import (
-    AdaLoraConfig, BOFTConfig, C3AConfig, FourierFTConfig, HRAConfig, LoHaConfig, LoKrConfig, LoraConfig, MissConfig,
-    OFTConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, RandLoraConfig, VBLoRAConfig, VeraConfig,
-    get_peft_model,
+    AdaLoraConfig, AdaptionPromptConfig, BOFTConfig, C3AConfig, CPTConfig, FourierFTConfig, HRAConfig, IA3Config,
+    LNTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, MissConfig, OFTConfig, PeftModel, PrefixTuningConfig,
+    PromptEncoderConfig, PromptTuningConfig, RandLoraConfig, RoadConfig, ShiraConfig, TrainableTokensConfig, VBLoRAConfig,
+    VeraConfig, get_peft_model,
 )
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import safe_open
@@ -26,6 +28,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 warnings.filterwarnings("ignore")
 OUT, SEED = sys.argv[1], int(sys.argv[2])
+HIDDEN = sys.argv[3:4] == ["hidden"]
 HiraConfig = PEFT_TYPE_TO_CONFIG_MAPPING["HIRA"]
 
 Q = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"]}
@@ -33,9 +36,13 @@ ALL = {
     "bert": ["query", "key", "value", "dense"],
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
-RANK = 4
+RANK = 6 if HIDDEN else 4
+WIDTH = 48 if HIDDEN else 32
+LAYERS = 3 if HIDDEN else 2
 # The case whose adapter is trained, because only that gives it ranks of its own.
 SCHEDULED = "adalora_rank_pattern"
+# What PEFT cannot merge, besides prompts: a bias of B where the layer has none, and prompts inside of attention.
+UNMERGEABLE = [("llama", "lora_bias"), ("llama", "adaption_prompt")]
 
 
 def scramble(model):
@@ -51,7 +58,7 @@ def scramble(model):
 
 def bert():
     config = BertConfig(
-        vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        vocab_size=97, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=2 * WIDTH,
         max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )
     torch.manual_seed(SEED)
@@ -60,8 +67,8 @@ def bert():
 
 def llama():
     config = LlamaConfig(
-        vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=64, max_position_embeddings=64, tie_word_embeddings=True, rope_theta=10000.0,
+        vocab_size=101, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=2 * WIDTH, max_position_embeddings=64, tie_word_embeddings=True, rope_theta=10000.0,
     )
     torch.manual_seed(SEED + 1)
     return scramble(LlamaForCausalLM(config).eval())
@@ -79,12 +86,12 @@ def of_both(arch):
     embeddings = ["word_embeddings"] if is_bert else ["embed_tokens"]
     layer_1 = r".*layers?\.1\..*(query|value|q_proj|v_proj)"
     return {
-        "lora": LoraConfig(lora_alpha=12, target_modules=q, **lora),
-        "lora_all_linear": LoraConfig(lora_alpha=4, target_modules="all-linear", **lora),
+        "lora": LoraConfig(lora_alpha=3 * RANK, target_modules=q, **lora),
+        "lora_all_linear": LoraConfig(lora_alpha=RANK, target_modules="all-linear", **lora),
         "lora_rslora": LoraConfig(lora_alpha=5, use_rslora=True, target_modules=every, **lora),
         "lora_dora": LoraConfig(lora_alpha=7, use_dora=True, target_modules=q, **lora),
         "lora_patterns": LoraConfig(
-            lora_alpha=4, target_modules=every, rank_pattern={q[0]: 6, q[1]: 2}, alpha_pattern={q[1]: 9}, **lora
+            lora_alpha=4, target_modules=every, rank_pattern={q[0]: RANK + 2, q[1]: 2}, alpha_pattern={q[1]: 9}, **lora
         ),
         "lora_regex_layers": LoraConfig(lora_alpha=4, target_modules=layer_1, **lora),
         "lora_layers_to_transform": LoraConfig(
@@ -93,7 +100,7 @@ def of_both(arch):
         "lora_exclude": LoraConfig(lora_alpha=4, target_modules=every, exclude_modules=[q[0]], **lora),
         "lora_embedding": LoraConfig(lora_alpha=4, target_modules=q + embeddings, **lora),
         "lora_bias": LoraConfig(lora_alpha=4, target_modules=q, lora_bias=True, **lora),
-        "lora_pissa": LoraConfig(r=RANK, lora_alpha=4, target_modules=q, init_lora_weights="pissa"),
+        "lora_pissa": LoraConfig(r=RANK, lora_alpha=RANK, target_modules=q, init_lora_weights="pissa"),
         "adalora": AdaLoraConfig(
             init_r=RANK, target_r=2, total_step=100, tinit=10, tfinal=10, lora_alpha=8, target_modules=q,
             init_lora_weights=False,
@@ -120,6 +127,35 @@ def of_both(arch):
     }
 
 
+def of_other_types(arch):
+    """Further types of PEFT, on both models or on the Llama alone."""
+    q = Q[arch]
+    is_bert = arch == "bert"
+    task = "FEATURE_EXTRACTION" if is_bert else "CAUSAL_LM"
+    key, down = ("key", "output.dense") if is_bert else ("k_proj", "down_proj")
+    norms = ["LayerNorm"] if is_bert else ["input_layernorm", "post_attention_layernorm"]
+    p_tuning = {"task_type": task, "num_virtual_tokens": 5, "encoder_hidden_size": 24}
+    cases = {
+        "ia3": IA3Config(target_modules=[key, q[1], down], feedforward_modules=[down], init_ia3_weights=False),
+        "ln_tuning": LNTuningConfig(target_modules=norms),
+        "p_tuning_lstm": PromptEncoderConfig(
+            encoder_reparameterization_type="LSTM", encoder_num_layers=2, **p_tuning
+        ),
+        "p_tuning_mlp": PromptEncoderConfig(**p_tuning),
+        "road": RoadConfig(
+            variant="road_2" if HIDDEN else "road_1", group_size=8, target_modules=q, init_weights=False
+        ),
+        "shira": ShiraConfig(r=RANK, target_modules=q, init_weights=False),
+    }
+    if not is_bert:
+        cases["adaption_prompt"] = AdaptionPromptConfig(task_type=task, adapter_len=4, adapter_layers=2)
+        cases["cpt"] = CPTConfig(
+            task_type=task, cpt_token_ids=[3, 5, 7, 11, 13], cpt_mask=[1] * 5, cpt_tokens_type_mask=[1, 2, 2, 3, 4]
+        )
+        cases["trainable_tokens"] = TrainableTokensConfig(token_indices=[2, 5, 60], target_modules=["embed_tokens"])
+    return cases
+
+
 def of_bert():
     """What is checked on BERT alone: options of the methods above."""
     q, every = Q["bert"], ALL["bert"]
@@ -142,7 +178,7 @@ def of_bert():
             init_weights=False,
         ),
         "c3a_patterns": C3AConfig(
-            block_size=8, block_size_pattern={"query": 32, r"layer\.1\..*dense": 2},
+            block_size=8, block_size_pattern={"query": WIDTH, r"layer\.1\..*dense": 2},
             target_modules=["query", "key", "output.dense"], init_weights="gaussian",
         ),
         "fourierft_patterns": FourierFTConfig(
@@ -262,8 +298,7 @@ def write_case(folder, arch, name, make, config, ids, mask):
         loaded = PeftModel.from_pretrained(make(), folder).eval()
         io = {"input_ids": ids, "attention_mask": mask, "output": output(loaded, ids, mask)}
         metadata = {"trainable": trainable, "peft_version": peft.__version__}
-        # Prompts do not merge, nor does `lora_bias` where a layer has no bias.
-        if not config.is_prompt_learning and (arch, name) != ("llama", "lora_bias"):
+        if not config.is_prompt_learning and (arch, name) not in UNMERGEABLE:
             io["merged"] = output(loaded.merge_and_unload(), ids, mask)
             metadata["merge_max_abs"] = float((io["merged"] - io["output"]).abs().max())
     io = {key: tensor.contiguous() for key, tensor in io.items()}
@@ -271,11 +306,14 @@ def write_case(folder, arch, name, make, config, ids, mask):
     print(folder, metadata, len(grads), "gradients")
 
 
+def methods(arch):
+    """All cases of a model."""
+    own = of_bert() if arch == "bert" else of_llama()
+    return {**of_both(arch), **own, **of_other_types(arch)}
+
+
 def main():
-    for arch, make, cases in (
-        ("bert", bert, {**of_both("bert"), **of_bert()}),
-        ("llama", llama, {**of_both("llama"), **of_llama()}),
-    ):
+    for arch, make in (("bert", bert), ("llama", llama)):
         root = f"{OUT}/{arch}"
         shutil.rmtree(root, ignore_errors=True)
         base = make()
@@ -284,7 +322,7 @@ def main():
         with torch.no_grad():
             io = {"input_ids": ids, "attention_mask": mask, "output": output(base, ids, mask).contiguous()}
         save_file(io, f"{root}/base/io.safetensors")
-        for name, config in cases.items():
+        for name, config in methods(arch).items():
             write_case(f"{root}/{name}", arch, name, make, config, ids, mask)
 
 

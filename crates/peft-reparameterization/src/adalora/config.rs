@@ -66,10 +66,8 @@ pub struct AdaLoraConfig {
     /// outputs; for tests.
     pub init_lora_weights: InitLora,
     /// Layers to adapt. Default: `all-linear`.
-    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

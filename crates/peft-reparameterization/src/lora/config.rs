@@ -113,10 +113,8 @@ pub struct LoraConfig {
     #[field(finite)]
     pub alpha_pattern: ByLayer<f64>,
     /// Layers to adapt. Default: `all-linear`.
-    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

@@ -1,115 +1,26 @@
 //! EVA: A begins as the directions in which a layer's inputs vary most.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::module::Module;
-use burn::tensor::{DType, Tensor};
-use peft_core::method::{
-    Adapter, BaseLinear, ByLayer, CheckpointKey, Common, Layout, Method, MethodConfig, MethodInfo,
-    Plan, WeightAdapter,
-};
-use peft_core::{Error, PeftModule, Result};
-use serde_json::Value;
+use burn::tensor::Tensor;
+use peft_core::calibration::{Calibrate, CalibrationConfig};
+use peft_core::method::{Bias, ByLayer, LayerKind, Method as _};
+use peft_core::{Error, PeftModule, Result, Targets};
 
 use crate::lora::config::{LORA, LoraConfig};
 use crate::lora::fixed_factors::{Factors, Kind, LoraFromFactors, exactly, only};
 use crate::lora::init::Start;
+use crate::lora::state::{LoraConv2d, LoraEmbedding, LoraLinear};
 use crate::math::linalg;
-use peft_core::method::{LINEAR, select};
-
-/// Σ xᵀx over a layer's inputs, `[in, in]`.
-type Moments = Arc<Mutex<Option<Tensor<2>>>>;
-
-/// Lets a layer's inputs pass, and remembers their second moments.
-#[derive(Module, Debug)]
-struct Probe {
-    #[module(skip)]
-    moments: Moments,
-}
-
-impl Adapter for Probe {
-    const METHOD: &'static str = "probe";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        Vec::new()
-    }
-}
-
-impl WeightAdapter for Probe {
-    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        weight
-    }
-
-    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
-        let plain = input.clone().without_autodiff().cast(DType::F32);
-        let seen = plain.clone().transpose().matmul(plain);
-        let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
-        *moments = Some(match moments.take() {
-            Some(sum) => sum + seen,
-            None => seen,
-        });
-        drop(moments);
-        inner.forward(input)
-    }
-}
-
-/// Puts a probe on every layer that a LoRA would adapt.
-#[derive(Clone, Debug)]
-struct Probes {
-    config: LoraConfig,
-    moments: Arc<Mutex<BTreeMap<String, Moments>>>,
-}
-
-impl MethodConfig for Probes {
-    fn info(&self) -> &'static MethodInfo {
-        &LORA
-    }
-
-    fn common(&self) -> &Common {
-        &self.config.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.config.common
-    }
-
-    fn check_fields(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        self.config.to_json()
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
-    }
-}
-
-impl Method for Probes {
-    fn validate(&self) -> Result<()> {
-        self.config.validate()
-    }
-
-    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let mut all = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
-        for (layer, weight) in select(&self.config.targets, layout, plan, &LORA, LINEAR)? {
-            let moments = Moments::default();
-            all.insert(layer.name.clone(), moments.clone());
-            plan.adapt_weight(weight, Probe { moments });
-        }
-        Ok(())
-    }
-}
 
 /// Attaches a LoRA adapter whose A holds the leading right singular vectors of each layer's inputs, and
 /// whose ranks go where these explain most (Paischer et al. 2024, Parameter Efficient Fine-tuning via
 /// Explained Variance Adaptation, section 3). B begins at zero, so outputs are the base's.
 ///
 /// `look` gets a copy of the model that is to be run on some batches of the data that will be trained on;
-/// outputs are not looked at. The model must call its layers through
-/// [`AdaptedForward`](peft_core::nn::AdaptedForward).
+/// outputs are not looked at. The copy is without adapters and not on an autodiff device. The model must call its
+/// layers through [`AdaptedForward`](peft_core::nn::AdaptedForward). While batches run, the second moments of a layer
+/// with `in` input features take 4 · in² bytes ([`CalibrationConfig`]).
 ///
 /// The sum of all ranks stays that of the configuration; `rho` (upstream's default: 2) is how many times
 /// its own rank a layer may get, and 1 leaves ranks as they are. A layer that ends with rank 0 gets no
@@ -130,8 +41,9 @@ impl Method for Probes {
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for DoRA, biases, token rows, a frozen A or another initialisation in the configuration, a `rho` below 1, and
-/// a layer that saw no input; and what [`PeftModule::attach`] refuses.
+/// [`Error::Config`] for DoRA, biases, token rows, a frozen A or another initialisation in the configuration, and a `rho`
+/// below 1; [`Error::Calibration`] for a layer that saw no input, or inputs that are not finite; and what
+/// [`PeftModule::attach`] refuses.
 pub fn eva<M: PeftModule>(
     model: &M,
     name: &str,
@@ -156,7 +68,7 @@ pub fn eva<M: PeftModule>(
     if config.lora_bias {
         return refuse("lora_bias", &true, plain);
     }
-    if config.bias != peft_core::method::Bias::None {
+    if config.bias != Bias::None {
         return refuse("bias", &config.bias, plain);
     }
     if config.freeze_a {
@@ -171,32 +83,65 @@ pub fn eva<M: PeftModule>(
         let value = &config.init_lora_weights;
         return refuse("init_lora_weights", value, "true or \"eva\"");
     }
-    let probes = Probes {
-        config: config.clone(),
-        moments: Arc::default(),
-    };
-    // Frozen modules drop nothing, so that what is seen is what there is.
-    look(&model.attach(name, &probes)?.valid());
-    let seen = probes
-        .moments
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let adapted = adapted_layers(model, name, config)?;
+    let layout = model.layout();
+    let targets = Targets::new(only(adapted.iter(), &layout));
+    let wanted = CalibrationConfig::from(targets).with_second_moments();
+    let calibrator = model.disable_adapters()?.calibrate(&wanted)?;
+    look(&calibrator.model().valid());
+    let calibration = calibrator.finish()?;
     let mut layers = Vec::new();
-    for (layer, moments) in seen.iter() {
-        let moments = moments.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(moments) = moments.clone() else {
-            let expected = "every target's layer run through `AdaptedForward` in `look`";
-            return refuse("target_modules", layer, expected);
-        };
-        let rank = config.rank_pattern.of(layer, config.r)?;
+    for layer in adapted {
+        let rank = config.rank_pattern.of(&layer, config.r)?;
         // Of a symmetric matrix, singular vectors are eigenvectors.
-        let Some(svd) = linalg::svd(moments) else {
-            return refuse("target_modules", layer, "a layer with finite inputs");
+        let svd = linalg::svd(calibration.inputs(&layer)?.second_moment()?);
+        let Some(svd) = svd else {
+            let expected = "a layer whose inputs have a singular value decomposition";
+            return refuse("target_modules", &layer, expected);
         };
-        layers.push((layer.clone(), rank, svd));
+        layers.push((layer, rank, svd));
     }
     let given = distribute(config, rho, &layers, model)?;
     model.attach(name, &given)
+}
+
+/// The linear layers that `config` adapts, sorted. Refuses what attaching it would refuse, before batches are run.
+fn adapted_layers<M: PeftModule>(
+    model: &M,
+    name: &str,
+    config: &LoraConfig,
+) -> Result<Vec<String>> {
+    let random = config.clone().with_init_lora_weights(true);
+    let attached = model.attach(name, &random)?;
+    let others = [
+        (
+            LayerKind::Embedding,
+            first(attached.adapter_states::<LoraEmbedding>(name)?),
+        ),
+        (
+            LayerKind::Conv2d,
+            first(attached.adapter_states::<LoraConv2d>(name)?),
+        ),
+    ];
+    for (kind, layer) in others {
+        if let Some(layer) = layer {
+            return Err(Error::UnsupportedLayer {
+                method: LORA.title,
+                layer,
+                kind: kind.to_string(),
+                supported: "Linear",
+            });
+        }
+    }
+    let states = attached.adapter_states::<LoraLinear>(name)?;
+    let mut layers: Vec<String> = states.into_iter().map(|(layer, _)| layer).collect();
+    layers.sort();
+    Ok(layers)
+}
+
+/// The place of the first state.
+fn first<A>(states: Vec<(String, A)>) -> Option<String> {
+    states.into_iter().next().map(|(layer, _)| layer)
 }
 
 /// Gives each layer as many directions as explain most over all layers.
@@ -264,9 +209,9 @@ fn distribute<M: PeftModule>(
             },
         );
     }
-    written.targets = peft_core::Targets {
+    written.targets = Targets {
         target_modules: Some(only(factors.keys(), &layout)),
-        ..peft_core::Targets::default()
+        ..Targets::default()
     };
     Ok(LoraFromFactors::with_config(written, factors))
 }

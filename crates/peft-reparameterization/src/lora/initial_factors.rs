@@ -240,7 +240,11 @@ mod tests {
             (config(), vec![good(), good()], "already"),
             (config(), vec![nan()], "finite"),
             (config().with_use_dora(true), vec![good()], "DoRA"),
-            (config().with_init_lora_weights("pissa"), vec![good()], "PiSSA"),
+            (
+                config().with_init_lora_weights("pissa"),
+                vec![good()],
+                "PiSSA",
+            ),
             (config().with_alpha(0.0), vec![good()], "lora_alpha"),
         ] {
             let model = net.attach("a", &config).unwrap();

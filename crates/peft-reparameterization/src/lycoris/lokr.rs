@@ -236,10 +236,8 @@ pub struct LokrConfig {
     #[field(finite)]
     pub alpha_pattern: ByLayer<f64>,
     /// Layers to adapt. Default: `all-linear`.
-    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

@@ -125,10 +125,8 @@ pub struct OftConfig {
     #[field(default = 5, any)]
     pub num_cayley_neumann_terms: usize,
     /// Layers to adapt. Default: `all-linear`.
-    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

@@ -102,10 +102,8 @@ pub struct VbLoraConfig {
     /// Biases to train. Default: none.
     pub bias: Bias,
     /// Layers to adapt. Default: `all-linear`.
-    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

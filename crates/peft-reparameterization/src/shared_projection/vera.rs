@@ -82,10 +82,8 @@ pub struct VeraConfig {
     #[field(default = true)]
     pub init_weights: bool,
     /// Layers to adapt. Default: `all-linear`.
-    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

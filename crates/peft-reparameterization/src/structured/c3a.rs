@@ -116,10 +116,8 @@ pub struct C3aConfig {
     #[field(skip_false)]
     pub upstream_gradient: bool,
     /// Layers to adapt. Default: `all-linear`.
-    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

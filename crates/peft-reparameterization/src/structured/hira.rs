@@ -148,10 +148,8 @@ pub struct HiraConfig {
     #[field(at_least = 1)]
     pub rank_pattern: ByLayer<usize>,
     /// Layers to adapt. Default: `all-linear`.
-    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

@@ -170,10 +170,8 @@ pub struct SaidConfig {
     #[field(any)]
     pub seed: u64,
     /// Layers to adapt. Default: `all-linear`.
-    #[field(flatten)]
     pub targets: Targets,
     /// Fields that every method has.
-    #[field(flatten)]
     pub common: Common,
 }
 

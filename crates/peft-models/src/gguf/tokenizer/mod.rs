@@ -12,7 +12,7 @@ use tokenizers::Tokenizer;
 
 use super::Gguf;
 use crate::LoadError;
-use crate::llama_tokenizer::caught;
+use crate::panics::caught;
 
 /// Most tokens, and most merges, that are read. Published models have up to 300 000.
 const MAX_ENTRIES: usize = 1 << 21;

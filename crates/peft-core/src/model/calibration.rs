@@ -1,0 +1,321 @@
+//! Calibration: statistics of a model on data, before an adapter is attached.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::module::{Flag, Module, ModuleMapper, Param};
+use burn::tensor::Gradients;
+
+use crate::attached::traversal::{self, Edits};
+use crate::error::{Error, Result};
+use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam};
+use crate::layout::targets::{ALL_LINEAR, Selection, Targets};
+use crate::method::contract::Method;
+use crate::model::attach;
+use crate::model::peft_module::PeftModule;
+use crate::statistics::calibration::Calibration;
+use crate::statistics::gradients::{GradientKinds, GradientSums};
+use crate::statistics::inputs::{InputKinds, InputRecorder};
+
+/// What error messages call this, in the place of a method.
+const TITLE: &str = "Calibration";
+
+/// Which statistics a [`Calibrator`] gathers, of which layers. By default it gathers none: ask for at least one.
+///
+/// Statistics are F32 tensors on the device of the layer. They stay in memory until the [`Calibration`] is dropped. For
+/// each selected layer with `in` input features, and for each of its parameters with `n` elements, they take:
+///
+/// | statistic | asked for by | used by | bytes |
+/// |---|---|---|---|
+/// | second moment of the inputs | [`with_second_moments`](Self::with_second_moments) | EVA, `CorDA`, GPTQ | 4 · in² |
+/// | mean and mean absolute value of each input feature | [`with_means`](Self::with_means) | AWQ | 8 · in |
+/// | inputs as they are | [`with_samples`](Self::with_samples) | methods that fit a layer's outputs | 4 · in · rows; at most the inputs of one batch more |
+/// | mean gradient | [`with_gradients`](Self::with_gradients) | LoRA-GA, SHiRA | 4 · n |
+/// | mean squared gradient | [`with_squared_gradients`](Self::with_squared_gradients) | `FishMask` | 4 · n |
+///
+/// The number of batches changes nothing. While a batch runs, the second moment takes its bytes once more for one
+/// layer; while a loss is differentiated, each selected parameter has its gradient in memory.
+///
+/// Inputs are recorded of linear layers and of heads that are tables ([`TiedHead`](crate::TiedHead)). The model must
+/// call them through [`AdaptedForward`](crate::nn::AdaptedForward). Gradients are recorded of all parameters of the
+/// selected layers, of whatever kind.
+#[derive(Clone, Debug)]
+pub struct CalibrationConfig {
+    targets: Targets,
+    inputs: InputKinds,
+    gradients: GradientKinds,
+}
+
+impl CalibrationConfig {
+    /// Statistics of these layers: a list of names, one regular expression, or `all-linear`, as in
+    /// [`Targets::target_modules`].
+    pub fn new(layers: impl Into<Selection>) -> Self {
+        Self::from(Targets::new(layers))
+    }
+
+    /// Asks for the second moment of each layer's inputs.
+    #[must_use]
+    pub fn with_second_moments(mut self) -> Self {
+        self.inputs.second_moment = true;
+        self
+    }
+
+    /// Asks for the mean and the mean absolute value of each input feature.
+    #[must_use]
+    pub fn with_means(mut self) -> Self {
+        self.inputs.means = true;
+        self
+    }
+
+    /// Asks for the first `rows` inputs of each layer. A row is one token.
+    #[must_use]
+    pub fn with_samples(mut self, rows: usize) -> Self {
+        self.inputs.samples = rows;
+        self
+    }
+
+    /// Asks for the mean gradient of each parameter.
+    #[must_use]
+    pub fn with_gradients(mut self) -> Self {
+        self.gradients.mean = true;
+        self
+    }
+
+    /// Asks for the mean squared gradient of each parameter.
+    #[must_use]
+    pub fn with_squared_gradients(mut self) -> Self {
+        self.gradients.mean_square = true;
+        self
+    }
+}
+
+impl From<Targets> for CalibrationConfig {
+    /// Statistics of the layers that a method's configuration selects. Default: `all-linear`.
+    fn from(targets: Targets) -> Self {
+        Self {
+            targets,
+            inputs: InputKinds::default(),
+            gradients: GradientKinds::default(),
+        }
+    }
+}
+
+/// Calibration of any Burn module.
+pub trait Calibrate: PeftModule {
+    /// Begins to gather statistics of this model.
+    ///
+    /// Adapters that are on the model act as they do now. For the statistics that a new adapter will meet, which is
+    /// active alone, call [`disable_adapters`](PeftModule::disable_adapters) first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoTarget`], [`Error::PartialTarget`] and the like for names that match no layer;
+    /// [`Error::UnsupportedLayer`] if inputs are asked for of a layer that is not linear; [`Error::Calibration`] if no
+    /// statistic is asked for, or if gradients are asked for of a quantized weight, of a tied head, or of a
+    /// model that is not on an autodiff device; [`Error::Merged`].
+    fn calibrate(&self, config: &CalibrationConfig) -> Result<Calibrator<Self>> {
+        Calibrator::new(self, config)
+    }
+
+    /// As [`attach`](PeftModule::attach), with statistics for the method's plan.
+    ///
+    /// # Errors
+    ///
+    /// As `attach`, and [`Error::Calibration`] if the method needs statistics that are not there.
+    fn attach_with(
+        &self,
+        name: &str,
+        method: &dyn Method,
+        calibration: &Calibration,
+    ) -> Result<Self> {
+        attach::attach(self, name, method, Some(calibration))
+    }
+}
+
+impl<M: Module> Calibrate for M {}
+
+/// A model that gathers statistics while the user runs it on batches.
+///
+/// [`model`](Self::model) is a copy that shares its weights with the original. Run it as usual; outputs are the
+/// original's. Its dropout layers drop nothing. For gradients, compute a loss with it, and give the result of
+/// `loss.backward()` to [`record_gradients`](Self::record_gradients). Recording ends when the calibrator is dropped.
+///
+/// ```no_run
+/// # use burn::tensor::Tensor;
+/// # use peft_core::method::Method;
+/// use peft_core::calibration::{Calibrate as _, CalibrationConfig};
+///
+/// # fn f<M: peft_core::PeftModule>(model: &M, config: &dyn Method, batches: Vec<()>, loss: impl Fn(&M, &()) -> Tensor<1>)
+/// # -> peft_core::Result<()> {
+/// let wanted = CalibrationConfig::new(["query", "value"])
+///     .with_second_moments()
+///     .with_gradients();
+/// let mut calibrator = model.calibrate(&wanted)?;
+/// for batch in &batches {
+///     let loss = loss(calibrator.model(), batch);
+///     calibrator.record_gradients(&loss.backward())?;
+/// }
+/// let calibration = calibrator.finish()?;
+/// let model = model.attach_with("mine", config, &calibration)?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Calibrator<M> {
+    model: M,
+    inputs: Vec<(String, Arc<InputRecorder>)>,
+    gradients: Vec<(String, GradientSums)>,
+    /// How many backward passes there were.
+    batches: usize,
+}
+
+impl<M: Module> Calibrator<M> {
+    fn new(model: &M, config: &CalibrationConfig) -> Result<Self> {
+        let attached = traversal::gather(model);
+        attached.refuse_foreign()?;
+        attached.refuse_merged()?;
+        let layout = &attached.layout;
+        if !config.inputs.any() && !config.gradients.any() {
+            return Err(Error::Calibration {
+                place: "all layers".to_string(),
+                reason: "no statistic is asked for: call `CalibrationConfig::with_second_moments` or one of its siblings"
+                    .to_string(),
+            });
+        }
+        let default = Selection::from(ALL_LINEAR);
+        let layers = config.targets.select(layout, TITLE, &default, true)?;
+        // Nothing is differentiated but what is asked for.
+        let frozen = layout
+            .params
+            .iter()
+            .map(|param| (param.path.clone(), false));
+        let mut edits = Edits {
+            trainable: frozen.collect(),
+            ..Edits::default()
+        };
+        let mut inputs = Vec::new();
+        let mut chosen = Vec::new();
+        for layer in layers {
+            if config.inputs.any() {
+                let weight = linear_weight(layout, layer)?;
+                let recorder = Arc::new(InputRecorder::new(config.inputs));
+                let mut stack = attached.stack(&weight.path).cloned().unwrap_or_default();
+                stack.recorder = Arc::downgrade(&recorder);
+                edits.stacks.insert(weight.path.clone(), stack);
+                inputs.push((layer.name.clone(), recorder));
+            }
+            if config.gradients.any() {
+                for param in layer.params.iter().map(|&index| &layout.params[index]) {
+                    refuse_without_gradient(layout, param)?;
+                    edits.trainable.insert(param.path.clone(), true);
+                    chosen.push(param.path.clone());
+                }
+            }
+        }
+        let model = traversal::place_with(model, edits).map(&mut WithoutDropout);
+        let gradients = model.layout().params.into_iter();
+        let gradients = gradients.filter(|param| chosen.contains(&param.path));
+        let sums = |param: LayoutParam| {
+            let sums = GradientSums::new(config.gradients, &param.name, param.base);
+            (param.name, sums)
+        };
+        Ok(Self {
+            gradients: gradients.map(sums).collect(),
+            model,
+            inputs,
+            batches: 0,
+        })
+    }
+
+    /// The model to run on batches.
+    pub fn model(&self) -> &M {
+        &self.model
+    }
+
+    /// Adds the gradients of a backward pass through [`model`](Self::model) to the statistics. A selected parameter
+    /// without a gradient counts as one with a gradient of zero. After an error the statistics are as they were.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Calibration`] if no selected parameter has a gradient: the loss is of another model, or no gradients
+    /// were asked for.
+    pub fn record_gradients(&mut self, gradients: &Gradients) -> Result<()> {
+        let mut any = false;
+        for (_, sums) in &mut self.gradients {
+            any |= sums.record(gradients);
+        }
+        if !any {
+            let reason = if self.gradients.is_empty() {
+                "no gradients were asked for: call `CalibrationConfig::with_gradients` or `with_squared_gradients`"
+            } else {
+                "these gradients have none of a selected parameter: compute the loss with `Calibrator::model`"
+            };
+            return Err(Error::Calibration {
+                place: "all parameters".to_string(),
+                reason: reason.to_string(),
+            });
+        }
+        self.batches += 1;
+        Ok(())
+    }
+
+    /// Ends the calibration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Calibration`] for a layer that saw no batch, a parameter that got no gradient, and statistics that are
+    /// NaN or infinite.
+    pub fn finish(self) -> Result<Calibration> {
+        let inputs = self.inputs.iter();
+        let inputs = inputs.map(|(layer, recorder)| Ok((layer.clone(), recorder.finish(layer)?)));
+        let inputs = inputs.collect::<Result<BTreeMap<_, _>>>()?;
+        let gradients = self.gradients.into_iter();
+        let gradients = gradients.map(|(param, sums)| Ok((param, sums.finish(self.batches)?)));
+        Ok(Calibration {
+            inputs,
+            gradients: gradients.collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// The weight of a layer whose inputs can be recorded.
+fn linear_weight<'a>(layout: &'a Layout, layer: &Layer) -> Result<&'a LayoutParam> {
+    let weight = layout
+        .param(layer, "weight")
+        .filter(|_| layer.kind == LayerKind::Linear);
+    weight.ok_or_else(|| Error::UnsupportedLayer {
+        method: "Calibration of inputs",
+        layer: layer.name.clone(),
+        kind: layer.kind.to_string(),
+        supported: "Linear",
+    })
+}
+
+/// Refuses a parameter that cannot have a gradient of its own.
+fn refuse_without_gradient(layout: &Layout, param: &LayoutParam) -> Result<()> {
+    let reason = if param.is_tied() {
+        let mut tied = layout.tied_weights();
+        let table = tied.find(|(head, _)| head.path == param.path);
+        let table = table.map_or("", |(_, table)| table.name.as_str());
+        format!("a tied head has no gradient of its own: select its table, `{table}`")
+    } else if param.quantized_format().is_some() {
+        "a quantized weight has no gradient: calibrate the model before its weights are quantized"
+            .to_string()
+    } else if !param.device().is_autodiff() {
+        "gradients need autodiff: put the model on `device.autodiff()`".to_string()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Calibration {
+        place: param.name.clone(),
+        reason,
+    })
+}
+
+/// Turns dropout off, also on autodiff devices.
+struct WithoutDropout;
+
+impl ModuleMapper for WithoutDropout {
+    fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
+        flag.with_value(false)
+    }
+}

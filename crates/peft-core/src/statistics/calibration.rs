@@ -1,0 +1,84 @@
+//! What a calibration found, by layer and parameter.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result, listing};
+use crate::statistics::gradients::GradientStatistics;
+use crate::statistics::inputs::InputStatistics;
+
+/// Statistics of layers' inputs and parameters' gradients, from a [`Calibrator`](crate::calibration::Calibrator).
+///
+/// A method reads them while it plans, from [`Plan::calibration`](crate::method::Plan::calibration). Copies share
+/// their tensors.
+#[derive(Clone, Debug, Default)]
+pub struct Calibration {
+    pub(crate) inputs: BTreeMap<String, InputStatistics>,
+    pub(crate) gradients: BTreeMap<String, GradientStatistics>,
+}
+
+impl Calibration {
+    /// The statistics of the inputs of the layer with this upstream name, as in `encoder.layer.0.attention.self.query`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Calibration`] if none were gathered there.
+    pub fn inputs(&self, layer: &str) -> Result<&InputStatistics> {
+        let known = self.inputs.keys();
+        let found = self.inputs.get(layer);
+        found.ok_or_else(|| unknown(layer, "inputs", known))
+    }
+
+    /// The statistics of the gradients of the parameter with this upstream name, as in
+    /// `encoder.layer.0.attention.self.query.weight`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Calibration`] if none were gathered there.
+    pub fn gradients(&self, param: &str) -> Result<&GradientStatistics> {
+        let known = self.gradients.keys();
+        let found = self.gradients.get(param);
+        found.ok_or_else(|| unknown(param, "gradients", known))
+    }
+
+    /// Upstream names of the layers with statistics of inputs, sorted.
+    pub fn layers(&self) -> impl Iterator<Item = &str> {
+        self.inputs.keys().map(String::as_str)
+    }
+
+    /// Upstream names of the parameters with statistics of gradients, sorted.
+    pub fn params(&self) -> impl Iterator<Item = &str> {
+        self.gradients.keys().map(String::as_str)
+    }
+}
+
+fn unknown<'a>(place: &str, what: &str, known: impl Iterator<Item = &'a String>) -> Error {
+    let known = listing(known.cloned());
+    let known = if known.is_empty() {
+        "none".to_string()
+    } else {
+        format!("\n{known}")
+    };
+    Error::Calibration {
+        place: place.to_string(),
+        reason: format!("no statistics of {what} were gathered here. Gathered: {known}"),
+    }
+}
+
+/// A statistic that is there for no layer, as it was not asked for.
+pub(crate) fn not_gathered(place: &str, ask: &str) -> Error {
+    Error::Calibration {
+        place: place.to_string(),
+        reason: format!(
+            "this statistic was not gathered: ask for it by `CalibrationConfig::{ask}`"
+        ),
+    }
+}
+
+pub(crate) fn not_finite(place: &str, what: &str) -> Error {
+    Error::Calibration {
+        place: place.to_string(),
+        reason: format!(
+            "{what} hold NaN or infinity, or are too large for F32 sums: check the batches and the model's weights"
+        ),
+    }
+}

@@ -1,0 +1,129 @@
+//! A case's folder: what is read from it, and what is upstream's error in it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::TensorData;
+use peft_core::method::MethodInfo;
+use peft_core::{PeftModule, checkpoint};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+use super::compare::farthest;
+use super::{Problem, Tensors};
+
+/// Tensors and metadata of a file that says what upstream computes.
+pub(super) fn read(path: &Path) -> Result<(Tensors, BTreeMap<String, String>), Problem> {
+    let problem = Problem::new(path);
+    let bytes = fs::read(path).map_err(|error| problem(&error))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| problem(&error))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| problem(&error))?;
+    let tensors = file
+        .iter()
+        .map(|(key, view)| {
+            let dtype = match view.dtype() {
+                Dtype::F32 => burn::tensor::DType::F32,
+                Dtype::I64 => burn::tensor::DType::I64,
+                other => return Err(problem(&format!("{key} is {other:?}"))),
+            };
+            let data =
+                TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
+            Ok((key.to_string(), data))
+        })
+        .collect::<Result<_, _>>()?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    Ok((tensors, metadata.into_iter().collect()))
+}
+
+/// The model with a case's adapter as it was trained, where upstream trained an encoder and stored what that
+/// computes.
+pub(super) fn as_trained<M: PeftModule>(
+    base: &M,
+    case: &Path,
+    methods: &[&MethodInfo],
+) -> Result<Option<M>, Problem> {
+    let path = case.join("encoder.safetensors");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let (encoder, _) = read(&path)?;
+    let config = checkpoint::read_config(case)?;
+    let info = methods
+        .iter()
+        .find(|info| config["peft_type"] == info.peft_type);
+    // Of one tensor it is what the checkpoint holds.
+    let Some(info) = info.filter(|_| encoder.len() > 1) else {
+        return Ok(None);
+    };
+    let method = (info.parse)(&config)?;
+    let fresh = base.attach("golden", method.as_ref())?;
+    Ok(Some(fresh.with_adapter_tensors("golden", encoder)?))
+}
+
+/// The checkpoint, set to compute gradients as upstream does where those are not what they should be.
+pub(super) fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Problem> {
+    let problem = Problem::new(case);
+    let dir = tempfile::tempdir().map_err(|error| problem(&error))?;
+    for file in fs::read_dir(case).map_err(|error| problem(&error))? {
+        let file = file.map_err(|error| problem(&error))?;
+        fs::copy(file.path(), dir.path().join(file.file_name()))
+            .map_err(|error| problem(&error))?;
+    }
+    if peft_type(case) == "C3A" {
+        let path = dir.path().join(checkpoint::CONFIG_FILE);
+        let mut config = checkpoint::read_config(dir.path())?;
+        if let Some(fields) = config.as_object_mut() {
+            fields.insert("upstream_gradient".into(), true.into());
+        }
+        fs::write(path, config.to_string()).map_err(|error| problem(&error))?;
+    }
+    Ok(dir)
+}
+
+/// Beyond this upstream's merged output is not its unmerged one's.
+const MERGE_ERROR: f32 = 1e-3;
+
+/// Cases whose merged output is upstream's bug, so that its unmerged one says what is right, each with its kind of
+/// model: the table is the head as well, and merging changes both, where the adapter changes one.
+pub const UPSTREAM_MERGES_WRONG: &[(&str, &str)] = &[
+    ("llama", "lora_embedding"),
+    ("llama", "lora_dora_embedding"),
+    ("llama", "lora_tied_head"),
+    ("llama", "lora_weight_tying_head"),
+    ("llama", "lora_weight_tying_targets"),
+];
+
+/// What a merged model must compute: upstream's merged output, or its unmerged one in a case of
+/// [`UPSTREAM_MERGES_WRONG`].
+pub(super) fn expected_of_merged<'a>(
+    case: &Path,
+    model: &str,
+    [merged, unmerged]: [&'a TensorData; 2],
+) -> Result<&'a TensorData, Problem> {
+    let distance = farthest(merged, unmerged, "upstream's merged output")?;
+    if distance <= MERGE_ERROR {
+        return Ok(merged);
+    }
+    if UPSTREAM_MERGES_WRONG.contains(&(model, name(case))) {
+        return Ok(unmerged);
+    }
+    Err(Problem::new(case)(&format!(
+        "upstream's merged output is {distance:e} from its unmerged one, and the case is not named in \
+         UPSTREAM_MERGES_WRONG"
+    )))
+}
+
+/// The name of a case's folder.
+pub(super) fn name(case: &Path) -> &str {
+    case.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or("")
+}
+
+/// The `peft_type` of a case's checkpoint, empty where it has none.
+pub fn peft_type(case: &Path) -> String {
+    let text = fs::read_to_string(case.join(checkpoint::CONFIG_FILE)).unwrap_or_default();
+    let config: Value = serde_json::from_str(&text).unwrap_or_default();
+    config["peft_type"].as_str().unwrap_or_default().to_string()
+}

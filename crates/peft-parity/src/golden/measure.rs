@@ -1,0 +1,197 @@
+//! Runs a case.
+
+use std::fs;
+use std::path::Path;
+
+use burn::module::{ModuleMapper, Param};
+use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
+use peft_core::PeftModule;
+use peft_core::method::MethodInfo;
+use peft_models::{Bert, Llama};
+use serde_json::Value;
+
+use super::case::{as_trained, expected_of_merged, read, upstream_gradients};
+use super::compare::{farthest, farthest_of_gradients, worst};
+use super::rounding::{DRAWS, LastBit};
+use super::{Measured, Problem, Rounding, Tensors, shared, tolerance};
+
+/// Puts the gradient of every adapter parameter in its place, so that the adapter's tensors are gradients under
+/// upstream's keys.
+struct GradientsAsValues<'a> {
+    gradients: &'a Gradients,
+    inside: usize,
+}
+
+impl ModuleMapper for GradientsAsValues<'_> {
+    fn enter_module(&mut self, _name: &str, container: &str) {
+        self.inside += usize::from(container == "Adapter");
+    }
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.inside -= usize::from(container == "Adapter");
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.inside == 0 {
+            return param;
+        }
+        let gradient = param.base().grad(self.gradients);
+        param.map(|value| match gradient {
+            Some(gradient) => Tensor::from_inner(gradient),
+            None => value.detach() * 0.0,
+        })
+    }
+}
+
+/// Loads a case through the public API and measures how far it is from upstream.
+///
+/// # Errors
+///
+/// [`Problem::Unsupported`] for a model or method that is not here; [`Problem::Failed`] for
+/// everything else that keeps the case from being measured.
+pub fn measure(
+    base: &Path,
+    case: &Path,
+    methods: &[&MethodInfo],
+    device: &Device,
+) -> Result<Measured, Problem> {
+    let path = base.join("config.json");
+    let problem = Problem::new(&path);
+    let text = fs::read_to_string(&path).map_err(|error| problem(&error))?;
+    let config: Value = serde_json::from_str(&text).map_err(|error| problem(&error))?;
+    // Hidden states and logits of tokens are measured; a classifier's are another model's.
+    if let Some(head) = config["architectures"][0].as_str()
+        && head.contains("Classification")
+    {
+        return Err(Problem::Unsupported(format!("a base that is a {head}")));
+    }
+    match config["model_type"].as_str() {
+        Some("bert") => {
+            let autodiff = device.clone().autodiff();
+            let bert = Bert::load(base, &autodiff).map_err(|error| problem(&error))?;
+            let run = |bert: &Bert, ids, padding| bert.forward(ids, Some(padding)).hidden;
+            measure_model(&bert, "bert", run, case, methods, device)
+        }
+        Some("llama" | "mistral" | "qwen2") => {
+            let autodiff = device.clone().autodiff();
+            let llama = Llama::load(base, &autodiff).map_err(|error| problem(&error))?;
+            let run = |llama: &Llama, ids, padding| llama.forward(ids, Some(padding));
+            measure_model(&llama, "llama", run, case, methods, device)
+        }
+        other => Err(Problem::Unsupported(format!(
+            "model_type {}",
+            other.unwrap_or("missing")
+        ))),
+    }
+}
+
+/// A loaded case, and what goes into it.
+struct Loaded<'a, M, F> {
+    model: M,
+    forward: F,
+    device: &'a Device,
+    ids: TensorData,
+    mask: TensorData,
+}
+
+impl<M: PeftModule, F: Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>> Loaded<'_, M, F> {
+    fn run(&self, model: &M, device: &Device) -> Tensor<3> {
+        let ids = Tensor::<2, Int>::from_data(self.ids.clone(), device);
+        let mask = Tensor::<2, Int>::from_data(self.mask.clone(), device);
+        (self.forward)(model, ids, mask.equal_elem(0))
+    }
+
+    fn output(&self, model: &M) -> TensorData {
+        self.run(&model.valid(), self.device).into_data()
+    }
+
+    /// Those of mean(output²), by checkpoint key.
+    fn gradients(&self, model: &M) -> Result<Tensors, Problem> {
+        let output = self.run(model, &self.device.clone().autodiff());
+        let gradients = (output.clone() * output).mean().backward();
+        let mut mapper = GradientsAsValues {
+            gradients: &gradients,
+            inside: 0,
+        };
+        let model = model.clone().map(&mut mapper);
+        Ok(model.adapter_tensors("golden")?)
+    }
+
+    fn rounding(&self, theirs: Option<&Tensors>) -> Result<Rounding, Problem> {
+        let output = self.output(&self.model);
+        let here = theirs.map(|_| self.gradients(&self.model)).transpose()?;
+        let mut rounding = Rounding {
+            output: 0.0,
+            gradients: 0.0,
+        };
+        for seed in 0..DRAWS {
+            self.device.seed(seed);
+            let model = self.model.clone().map(&mut LastBit);
+            let moved = farthest(&self.output(&model), &output, "output")?;
+            rounding.output = worst([rounding.output, moved]);
+            if let (Some(here), Some(theirs)) = (&here, theirs) {
+                let moved = farthest_of_gradients(&self.gradients(&model)?, here, theirs)?;
+                rounding.gradients = worst([rounding.gradients, moved]);
+            }
+        }
+        Ok(rounding)
+    }
+}
+
+fn measure_model<M: PeftModule>(
+    base: &M,
+    kind: &str,
+    forward: impl Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>,
+    case: &Path,
+    methods: &[&MethodInfo],
+    device: &Device,
+) -> Result<Measured, Problem> {
+    let problem = Problem::new(case);
+    let dir = upstream_gradients(case)?;
+    let (io, metadata) = read(&case.join("io.safetensors"))?;
+    let expected = metadata.get("trainable").and_then(|text| text.parse().ok());
+    let expected: usize = expected.ok_or_else(|| problem(&"io.safetensors says no `trainable`"))?;
+    let known = |key: &str| {
+        let missing = || problem(&format!("io.safetensors has no `{key}`"));
+        io.get(key).cloned().ok_or_else(missing)
+    };
+    let mut loaded = Loaded {
+        model: base.load_adapter("golden", dir.path(), methods)?,
+        forward,
+        device,
+        ids: known("input_ids")?,
+        mask: known("attention_mask")?,
+    };
+    let unmerged = known("output")?;
+    let mut output = farthest(&loaded.output(&loaded.model), &unmerged, "output")?;
+    if let Some(model) = as_trained(base, dir.path(), methods)? {
+        let trained = farthest(&loaded.output(&model), &unmerged, "output as trained")?;
+        output = worst([output, trained]);
+        loaded.model = model;
+    }
+    let adapter = loaded.model.adapter_tensors("golden")?;
+    let twice = shared::counted_twice(&adapter);
+    let mut measured = Measured {
+        output,
+        merged: None,
+        gradients: None,
+        trainable: loaded.model.counts().trainable,
+        expected: expected.saturating_sub(twice),
+        rounding: None,
+    };
+    if let Some(merged) = io.get("merged") {
+        let plain = loaded.model.valid().merge_and_unload()?;
+        let output = loaded.run(&plain, device).into_data();
+        let expected = expected_of_merged(case, kind, [merged, &unmerged])?;
+        measured.merged = Some(farthest(&output, expected, "merged output")?);
+    }
+    let path = case.join("grads.safetensors");
+    let theirs = path.exists().then(|| read(&path)).transpose()?;
+    let theirs = theirs.map(|(tensors, _)| shared::summed(tensors, &adapter));
+    if let Some(theirs) = &theirs {
+        let ours = loaded.gradients(&loaded.model)?;
+        measured.gradients = Some(farthest_of_gradients(&ours, theirs, theirs)?);
+    }
+    if !measured.fits(tolerance(case)) {
+        measured.rounding = Some(loaded.rounding(theirs.as_ref())?);
+    }
+    Ok(measured)
+}

@@ -1,0 +1,90 @@
+//! Upstream's checkpoints and the values that upstream computes from them.
+//!
+//! A case is a folder with a checkpoint as upstream writes it, and beside it `io.safetensors`
+//! (`input_ids`, `attention_mask`, `output`, where upstream can merge `merged`; metadata
+//! `trainable`) and, where upstream's gradients are known, `grads.safetensors`: those of
+//! mean(output²), by checkpoint key. Where upstream trains an encoder and stores what that computes,
+//! `encoder.safetensors` holds the encoder, and the gradients are those of its parameters.
+
+mod case;
+mod compare;
+mod measure;
+mod rounding;
+mod shared;
+mod tolerance;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::TensorData;
+use peft_core::method::MethodInfo;
+
+pub use case::{UPSTREAM_MERGES_WRONG, peft_type};
+pub use measure::measure;
+pub use rounding::Rounding;
+pub use tolerance::{EXCUSED_BY_ROUNDING, MOST_EXCUSED, ROUNDINGS, Tolerance, tolerance};
+
+type Tensors = BTreeMap<String, TensorData>;
+
+/// What a case was found to be.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Largest difference of the outputs.
+    pub output: f32,
+    /// Largest difference of the merged model's outputs, where upstream can merge.
+    pub merged: Option<f32>,
+    /// Largest difference of the gradients, over the largest gradient, where they are known.
+    pub gradients: Option<f32>,
+    /// Elements that are trained here.
+    pub trainable: usize,
+    /// Elements that upstream trains.
+    pub expected: usize,
+    /// What rounding does to this case; measured where something is beyond [`tolerance()`].
+    pub rounding: Option<Rounding>,
+}
+
+/// Why a case could not be measured.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Problem {
+    /// There is no such method, or no such model, here.
+    #[error("unsupported: {0}")]
+    Unsupported(String),
+    /// The case could not be read or run.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Problem {
+    fn new(path: &Path) -> impl Fn(&dyn std::fmt::Display) -> Self + '_ {
+        move |reason| Self::Failed(format!("{}: {reason}", path.display()))
+    }
+}
+
+impl From<peft_core::Error> for Problem {
+    fn from(error: peft_core::Error) -> Self {
+        match error {
+            peft_core::Error::UnknownMethod { found, .. } => Self::Unsupported(found),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+/// Checks cases on every CPU device, within [`tolerance()`].
+///
+/// # Panics
+///
+/// Naming case, device and distances.
+pub fn check(base: &Path, cases: &Path, names: &[&str], methods: &[&MethodInfo]) {
+    for (device_name, device) in peft_core::device::cpu_devices() {
+        for name in names {
+            let measured = measure(base, &cases.join(name), methods, &device)
+                .unwrap_or_else(|problem| panic!("{name} on {device_name}: {problem}"));
+            println!("{name} on {device_name}: {measured:?}");
+            let tolerance = tolerance(&cases.join(name));
+            assert!(
+                measured.fits(tolerance),
+                "{name} on {device_name}: {measured:?}, wanted {tolerance:?}"
+            );
+        }
+    }
+}

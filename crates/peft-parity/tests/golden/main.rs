@@ -1,0 +1,15 @@
+//! Every checkpoint of a Python library that the repository has, against what that library computes from it: outputs,
+//! merged outputs, gradients. One file for each family of methods.
+//!
+//! The checkpoints lie in the crates of the methods, in `tests/golden`; the bases are those of `peft-models`. `README.md`
+//! says which program wrote them.
+
+mod additive;
+mod reparameterization;
+mod soft_prompt;
+mod spellings;
+mod task_heads;
+
+/// Paths from this crate, which is where cargo runs its tests.
+const BERT: &str = "../peft-models/tests/golden/bert/base";
+const LLAMA: &str = "../peft-models/tests/golden/llama/base";

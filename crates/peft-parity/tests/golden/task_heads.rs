@@ -1,0 +1,172 @@
+//! Soft prompts beside a head, against Hugging Face PEFT 0.21.2: its checkpoints and ours, both ways.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::{Bool, DType, Device, Gradients, Int, Tensor, TensorData};
+use peft_core::checkpoint::write_tensors;
+use peft_core::nn::AdaptedForward;
+use peft_core::{KeyMapping, PeftModule};
+use peft_models::{Bert, BertClassifier};
+use peft_soft_prompt::METHODS;
+use safetensors::{Dtype, SafeTensors};
+
+const CASES: [&str; 2] = ["prompt_tuning", "prefix_tuning"];
+
+type Tensors = BTreeMap<String, TensorData>;
+
+fn read(path: impl AsRef<Path>) -> Tensors {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = |(key, view): (&str, safetensors::tensor::TensorView<'_>)| {
+        let dtype = match view.dtype() {
+            Dtype::I64 => DType::I64,
+            _ => DType::F32,
+        };
+        let (bytes, shape) = (view.data().to_vec(), view.shape().to_vec());
+        (
+            key.to_string(),
+            TensorData::from_bytes_vec(bytes, shape, dtype),
+        )
+    };
+    file.iter().map(tensor).collect()
+}
+
+/// Elements that upstream trains, as the case says.
+fn trainable(case: &Path) -> usize {
+    let bytes = fs::read(case.join("io.safetensors")).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    header.metadata().as_ref().unwrap()["trainable"]
+        .parse()
+        .unwrap()
+}
+
+/// The largest difference; what is no number is larger than all.
+fn farthest(ours: &TensorData, theirs: &TensorData) -> f32 {
+    assert_eq!(ours.shape(), theirs.shape());
+    let differences = ours
+        .iter::<f32>()
+        .zip(theirs.iter::<f32>())
+        .map(|(ours, theirs)| (ours - theirs).abs());
+    differences.fold(0.0, |most, next| if next <= most { most } else { next })
+}
+
+/// Upstream's `BertForTokenClassification`.
+#[derive(Module, Debug)]
+struct TokenClassifier {
+    bert: Bert,
+    classifier: Linear,
+    names: KeyMapping,
+}
+
+impl TokenClassifier {
+    fn load(dir: &Path, device: &Device) -> Self {
+        let tensors = read(dir.join("model.safetensors"));
+        let weight = Tensor::<2>::from_data(tensors["classifier.weight"].clone(), device);
+        let bias = Tensor::<1>::from_data(tensors["classifier.bias"].clone(), device);
+        let [classes, width] = weight.dims();
+        let mut classifier = LinearConfig::new(width, classes).init(device);
+        classifier.weight = Param::from_tensor(weight.transpose());
+        classifier.bias = Some(Param::from_tensor(bias));
+        Self {
+            bert: Bert::load(dir, device).unwrap(),
+            classifier,
+            names: KeyMapping::new(&[]).with_heads(&["classifier"]),
+        }
+    }
+}
+
+/// Puts the gradients of an adapter in the place of its values.
+struct GradientsAsValues<'a>(&'a Gradients);
+
+impl ModuleMapper for GradientsAsValues<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let gradient = param.base().grad(self.0);
+        param.map(|value| match gradient {
+            Some(gradient) => Tensor::from_inner(gradient),
+            None => value.detach() * 0.0,
+        })
+    }
+}
+
+/// Loads upstream's checkpoints, and holds outputs, gradients, counts and what is written to upstream's.
+fn check<M: PeftModule, const D: usize>(
+    group: &str,
+    device: &Device,
+    load: impl Fn(&Path, &Device) -> M,
+    run: impl Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<D>,
+) {
+    let group = Path::new("../peft-soft-prompt/tests/golden").join(group);
+    let base = load(&group.join("base"), &device.clone().autodiff());
+    for case in CASES {
+        let case = group.join(case);
+        let what = case.display();
+        let io = read(case.join("io.safetensors"));
+        let output = |model: &M, device: &Device| {
+            let ids = Tensor::<2, Int>::from_data(io["input_ids"].clone(), device);
+            let mask = Tensor::<2, Int>::from_data(io["attention_mask"].clone(), device);
+            run(model, ids, mask.equal_elem(0))
+        };
+        let model = base.load_adapter("golden", &case, METHODS).unwrap();
+        assert_eq!(model.counts().trainable, trainable(&case), "{what}");
+        let found = output(&model.valid(), device).into_data();
+        let distance = farthest(&found, &io["output"]);
+        assert!(distance <= 1e-5, "{what}: {distance}");
+
+        let output = output(&model, &device.clone().autodiff());
+        let gradients = (output.clone() * output).mean().backward();
+        let graded = model.clone().map(&mut GradientsAsValues(&gradients));
+        let ours = graded.adapter_tensors("golden").unwrap();
+        for (key, theirs) in read(case.join("grads.safetensors")) {
+            let key = key.replace("prompt_encoder.embedding.weight", "prompt_embeddings");
+            let distance = farthest(&ours[&key], &theirs);
+            assert!(distance <= 1e-5, "{what}, {key}: {distance}");
+        }
+
+        let dir = tempfile::tempdir().unwrap();
+        model.save_adapter("golden", dir.path()).unwrap();
+        let file = "adapter_model.safetensors";
+        let (ours, theirs) = (read(dir.path().join(file)), read(case.join(file)));
+        assert!(theirs.contains_key("base_model.classifier.weight"));
+        assert_eq!(ours, theirs, "{what}");
+
+        // As this crate wrote them at first.
+        let old = ours.into_iter().map(|(key, data)| {
+            let key = key.replace("base_model.classifier", "base_model.model.classifier");
+            (key, data)
+        });
+        write_tensors(&dir.path().join(file), &old.collect()).unwrap();
+        let model = base.load_adapter("old", dir.path(), METHODS).unwrap();
+        assert_eq!(model.adapter_tensors("old").unwrap(), theirs, "{what}");
+    }
+}
+
+#[test]
+fn prompts_of_a_classifier_of_texts_are_upstreams() {
+    for (_, device) in peft_core::device::cpu_devices() {
+        check(
+            "bert_seq_cls",
+            &device,
+            |dir, device| BertClassifier::load(dir, device).unwrap(),
+            |model, ids, padding| model.forward(ids, Some(padding)),
+        );
+    }
+}
+
+#[test]
+fn prompts_of_a_classifier_of_tokens_are_upstreams() {
+    for (_, device) in peft_core::device::cpu_devices() {
+        check(
+            "bert_token_cls",
+            &device,
+            TokenClassifier::load,
+            |model, ids, padding| {
+                let hidden = model.bert.forward(ids, Some(padding)).hidden;
+                model.classifier.adapted(hidden)
+            },
+        );
+    }
+}
