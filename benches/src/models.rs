@@ -11,6 +11,7 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Tensor, TensorData};
 use peft::core::PeftModule;
 use peft::reparameterization::LoraConfig;
+use peft_core::quantize::QuantizedModule as _;
 
 use crate::account::Account;
 use crate::case::{Case, Engine, Method, Pass, RANK, Shape};

@@ -162,21 +162,21 @@ fn losses(base: &str, seed: u64, before: f64, outcome: &TrainOutcome) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use peft_train::Ending;
 
     #[test]
     fn the_training_loss_is_that_of_the_last_steps() {
-        let outcome = TrainOutcome {
-            steps: 30,
-            ending: Ending::Finished,
-            losses: (0..30).map(f64::from).collect(),
-            evaluations: Vec::new(),
-            best: None,
-            tokens: 0,
-            seconds: 1.0,
-            failed_saves: Vec::new(),
-            peak_rss: 0,
-        };
+        let outcome = json!({
+            "steps": 30,
+            "ending": "finished",
+            "losses": (0..30).map(f64::from).collect::<Vec<_>>(),
+            "evaluations": [],
+            "best": null,
+            "tokens": 0,
+            "seconds": 1.0,
+            "failed_saves": [],
+            "peak_rss": 0,
+        });
+        let outcome: TrainOutcome = serde_json::from_value(outcome).unwrap();
         let losses = losses("f32", 42, 4.0, &outcome);
         // 10 to 29.
         assert_eq!(losses["training_loss"], json!(19.5));

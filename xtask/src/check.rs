@@ -2,10 +2,10 @@
 
 use crate::{
     cargo::{self, Program, cargo},
-    embedded,
+    deny, embedded,
     error::Error,
     features::{BACKEND_CRATES, both_cpu_backends},
-    layers, outside, skipped, workspace,
+    layers, outside, package, skipped, workspace,
 };
 use clap::ValueEnum;
 use std::{
@@ -31,6 +31,10 @@ pub(crate) enum Step {
     Clippy,
     /// Documentation without a warning
     Doc,
+    /// The crates that are published, packed and compiled from their packages
+    Package,
+    /// Licences, sources and advisories of dependencies, where cargo-deny is installed
+    Deny,
     /// Unit, integration, conformance, golden and documentation tests, with both CPU backends
     Test,
     /// The CUDA backend compiles; no GPU is needed
@@ -101,6 +105,8 @@ impl Step {
             Self::Layers => "layers",
             Self::Clippy => "clippy",
             Self::Doc => "doc",
+            Self::Package => "package",
+            Self::Deny => "deny",
             Self::Test => "test",
             Self::Cuda => "cuda",
             Self::Parity => "parity",
@@ -122,6 +128,8 @@ impl Step {
                 let mut command = cargo(["doc", "--release", "--no-deps", "--workspace"]);
                 self.execute(command.env("RUSTDOCFLAGS", "-D warnings"))
             }
+            Self::Package => package::check(&features, |command| self.execute(command)),
+            Self::Deny => deny::check(skips, |command| self.execute(command)),
             Self::Test => {
                 let mut command = cargo(["test", "--release", "--workspace", "--no-fail-fast"]);
                 command

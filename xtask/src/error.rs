@@ -83,6 +83,15 @@ pub(crate) enum Error {
         pinned: &'static str,
     },
 
+    #[error("the packages of the published crates: {message}")]
+    Package { message: String },
+
+    #[error("{what} cannot run, and {} is set: {why}", peft_testing::REQUIRE_ALL)]
+    Missing {
+        what: &'static str,
+        why: &'static str,
+    },
+
     #[error(
         "step `{step}` failed ({status}). Its messages are above; to run it alone: cargo xtask check --only {step}"
     )]

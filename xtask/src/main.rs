@@ -5,11 +5,13 @@
 
 mod cargo;
 mod check;
+mod deny;
 mod embedded;
 mod error;
 mod features;
 mod layers;
 mod outside;
+mod package;
 mod skipped;
 mod template;
 mod workspace;

@@ -1,4 +1,4 @@
-//! What a bottleneck adapter adds to a hidden state.
+//! The state of a bottleneck adapter at one site, and what it computes.
 
 use burn::module::{Module, Param};
 use burn::nn::Dropout;
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 /// The non-linearity between the two projections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Activation {
     /// max(x, 0).
     #[default]

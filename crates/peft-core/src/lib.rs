@@ -1,26 +1,4 @@
-//! Adapters for any Burn model: the contract that every method of parameter-efficient fine-tuning
-//! implements, and everything that is the same for all of them.
-//!
-//! This crate knows no method. A method crate (`peft-reparameterization` for LoRA, say) gives a
-//! configuration that implements [`Method`](method::Method); [`PeftModule`] puts it on a model:
-//!
-//! ```text
-//! let model = model.attach("sst2", &LoraConfig::new(8))?;
-//! println!("{}", model.summary());
-//! // train with any Burn optimizer or Learner
-//! model.save_adapter("sst2", dir)?;
-//! let model = base.load_adapter("sst2", dir, METHODS)?;
-//! let model = model.merge_and_unload()?;
-//! ```
-//!
-//! | where a method acts | contract | needs of the model |
-//! |---|---|---|
-//! | a weight | [`WeightAdapter`](method::WeightAdapter) | nothing; faster where it calls [`AdaptedForward`](nn::AdaptedForward) |
-//! | a hidden state | [`HiddenAdapter`](method::HiddenAdapter) | a [`Site`] field at the place |
-//! | the input | [`PromptAdapter`](method::PromptAdapter) | a [`Site`] field after the embeddings |
-//! | attention's keys and values | [`KeyValueAdapter`](method::KeyValueAdapter) | a [`Site`] field in every attention layer |
-//!
-//! `docs/architecture.md` has the invariants.
+#![doc = include_str!("../README.md")]
 
 mod adapter;
 mod attached;
@@ -61,4 +39,10 @@ pub mod calibration {
 /// Weights in a quantized format, in place of a model's dense ones.
 pub mod quantize {
     pub use crate::layout::quantizer::{QuantizedLayer, RawTensor, WeightQuantizer};
+    pub use crate::model::quantized_module::QuantizedModule;
+}
+
+/// States and tensors of the adapters on a model.
+pub mod state {
+    pub use crate::model::adapter_state::AdapterState;
 }

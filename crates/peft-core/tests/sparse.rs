@@ -14,6 +14,7 @@ use peft_core::method::{
     WeightAdapter, by_peft_type,
 };
 use peft_core::nn::AdaptedForward as _;
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule as _, Result};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};

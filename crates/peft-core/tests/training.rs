@@ -11,6 +11,7 @@ use peft_core::method::{
     Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodHooks, MethodInfo,
     Plan, States, WeightAdapter, by_peft_type,
 };
+use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule as _, Result, TrainingHooks, checkpoint};
 use serde_json::{Map, Value, json};
 

@@ -1,11 +1,4 @@
-//! The macros behind `peft_core::method`: what a method's configuration and state say once, beside each field.
-//!
-//! - [`method_config`] makes a configuration of a struct: serde with defaults, `Default`, `new`, a builder for each
-//!   field, the registration and the range checks.
-//! - [`Adapter`](macro@Adapter) lists the tensors of a state for its checkpoint.
-//!
-//! Use them through `peft_core::method`; the code that they write names that crate. The guide, "Adding a method",
-//! shows what one configuration expands to.
+#![doc = include_str!("../README.md")]
 
 mod config;
 mod field;

@@ -8,6 +8,7 @@ use peft_core::checkpoint::{TensorSource, stage_file};
 use peft_core::files::Files;
 use peft_core::method::{LayerKind, Layout};
 use peft_core::ops::quantized::QuantizedWeight;
+use peft_core::quantize::QuantizedModule as _;
 use peft_core::quantize::WeightQuantizer;
 use peft_core::{PeftModule, TiedHead};
 use serde_json::Value;
@@ -16,6 +17,7 @@ use crate::{Llama, LlamaTokenizer, LoadError, RopeScaling, checkpoint};
 
 /// Number format of an exported model's dense weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExportDtype {
     /// 32 bits, as weights are in memory: nothing is lost.
     F32,

@@ -1,35 +1,4 @@
-//! Reference models with adapter sites, loading published Hugging Face weights.
-//!
-//! | model | loads | sites |
-//! |---|---|---|
-//! | [`Bert`] | `BertModel` checkpoints (`config.json`, `model.safetensors`), sharded or 4-bit quantized ones too | [`Embeddings`](peft_core::SiteKind::Embeddings), [`AttentionOutput`](peft_core::SiteKind::AttentionOutput), [`FeedForwardOutput`](peft_core::SiteKind::FeedForwardOutput), [`KeyValue`](peft_core::SiteKind::KeyValue) |
-//! | [`BertClassifier`] | `BertForSequenceClassification` checkpoints, or a fresh head on a [`Bert`] | those of [`Bert`] |
-//! | [`Llama`] | `LlamaForCausalLM`, `MistralForCausalLM` and `Qwen2ForCausalLM` checkpoints, sharded ones too, and GGUF files | [`Embeddings`](peft_core::SiteKind::Embeddings), [`AttentionOutput`](peft_core::SiteKind::AttentionOutput), [`FeedForwardOutput`](peft_core::SiteKind::FeedForwardOutput), [`KeyValue`](peft_core::SiteKind::KeyValue) |
-//!
-//! The models are plain Burn modules: their layers are `burn::nn`'s, called through
-//! [`AdaptedForward`](peft_core::nn::AdaptedForward), so adapters of every place (weight, hidden state,
-//! input) attach to them. Layers are known by the names that Hugging Face gives them
-//! (`encoder.layer.0.attention.self.query`).
-//!
-//! ```no_run
-//! use burn::tensor::Device;
-//! use peft_models::{Bert, BertClassifier, Pooling, Tokenizer};
-//!
-//! # fn main() -> Result<(), peft_models::LoadError> {
-//! let device = Device::default();
-//! let tokenizer = Tokenizer::load("all-MiniLM-L6-v2")?;
-//! let bert = Bert::load("all-MiniLM-L6-v2", &device)?;
-//! let model = BertClassifier::new_head(bert, 2, Pooling::Mean, 0.1, &device)?;
-//!
-//! let batch = tokenizer.encode_batch(&["A gripping film.", "A mess."], 128)?;
-//! let (ids, padding) = batch.to_device(&device);
-//! let logits = model.forward(ids, padding); // [2, 2]
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! Gradient checkpointing is a property of the device, not of the model: build the model on
-//! `device.autodiff().gradient_checkpointing()` and nothing here changes.
+#![doc = include_str!("../README.md")]
 
 mod bert;
 mod checkpoint;

@@ -27,6 +27,7 @@ pub struct Tokenizer {
 
 /// Texts of one batch as token ids, each row filled up to the longest.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Batch {
     /// Token ids, row after row: `rows * length` of them.
     pub ids: Vec<u32>,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use peft_core::device::cpu_devices;
 use peft_core::ops::quantized::{QuantizedMatrix, QuantizedWeight};
+use peft_core::quantize::QuantizedModule as _;
 use peft_core::quantize::{QuantizedLayer, RawTensor, WeightQuantizer};
 use peft_core::{Error, PeftModule as _};
 use peft_models::{

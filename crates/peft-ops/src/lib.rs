@@ -1,13 +1,4 @@
-//! Fused operations with handwritten backward passes, for adapters and the models under them.
-//!
-//! Every function here computes what its namesake in [`mod@reference`] computes. On Burn's CPU
-//! backend (`flex`), for `f32`, it does so in few passes over memory, on all cores, and keeps for the
-//! backward pass only what some input that is being trained needs: a frozen weight costs no saved
-//! input. Elsewhere the reference runs. Property tests hold both to each other, outputs and all
-//! gradients.
-//!
-//! Deviations are those of rounding (1e-6 of the largest value); dropout draws other coins than
-//! Burn's module, from Burn's seed (`Device::seed`).
+#![doc = include_str!("../README.md")]
 
 mod adamw;
 mod angles;

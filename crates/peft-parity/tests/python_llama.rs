@@ -1,4 +1,4 @@
-//! Adapters of a Llama, and whole models with them merged, are read by Python: Hugging Face PEFT and
+//! Adapters of a Llama, and models with merged adapters, are read by Python: Hugging Face PEFT and
 //! `transformers` compute the logits that were computed here.
 //!
 //! Runs where `PEFT_PYTHON` names a Python with `torch`, `transformers` and `peft`. `PEFT_LLAMA` may name a model

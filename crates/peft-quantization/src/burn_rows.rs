@@ -13,6 +13,7 @@ use crate::{Error, Result};
 /// Burn's integers, by their number of bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum BurnScheme {
     /// From -127 to 127 (`Q8S`).
     Int8,

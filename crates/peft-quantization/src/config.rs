@@ -1,4 +1,4 @@
-//! Which weights are kept how, in the words of transformers' `BitsAndBytesConfig`.
+//! Which weights are quantized in which format, with the fields of transformers' `BitsAndBytesConfig`.
 
 use std::collections::BTreeMap;
 
@@ -23,6 +23,7 @@ const STORAGES: [&str; 4] = ["uint8", "float16", "bfloat16", "float32"];
 /// How embedding tables and output heads are kept: they are not quantized.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Tables {
     /// As they are.
     Float32,
@@ -44,6 +45,7 @@ pub enum Tables {
 /// missing has upstream's default. The last four fields are ours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct QuantizationConfig {
     /// Quantize to 4 bits. Default false; set by [`nf4`](Self::nf4) and [`fp4`](Self::fp4).
     pub load_in_4bit: bool,

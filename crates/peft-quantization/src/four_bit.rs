@@ -19,6 +19,7 @@ const BLOCKS_A_TASK: usize = 256;
 
 /// How a matrix is quantized to 4 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FourBitOptions {
     /// What the codes stand for.
     pub kind: FourBitKind,

@@ -1,4 +1,4 @@
-//! Matrices in 16 bits: what should be small, but not that small.
+//! Matrices in 16-bit floats, for tables and heads.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -11,6 +11,7 @@ use crate::{Error, Result};
 /// A number format of weights, called as in torch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum FloatFormat {
     /// 32 bits.
     Float32,

@@ -9,6 +9,7 @@ use crate::{Error, FourBit, Result};
 
 /// A weight W `[out, in]` as Q + (A B)ᵀ: Q quantized, A and B of low rank.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct LoftQ {
     /// Q, `[out, in]`.
     pub quantized: FourBit,

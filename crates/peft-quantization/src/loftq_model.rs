@@ -1,9 +1,10 @@
-//! LoftQ on a whole model, one that is there or one that is being loaded.
+//! LoftQ on all layers of a model, in memory or while it is loaded.
 
 use std::cell::RefCell;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::PeftModule;
+use peft_core::quantize::QuantizedModule as _;
 use peft_core::quantize::{QuantizedLayer, WeightQuantizer};
 use peft_ops::quantized::QuantizedWeight;
 
@@ -12,6 +13,7 @@ use crate::{Error, FourBit, QuantizationConfig, Result, loftq};
 
 /// The factors that make up for what quantization took from a layer's weight.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct LoftQLayer {
     /// Upstream's name of the layer, as in `model.layers.0.self_attn.q_proj`.
     pub name: String,

@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 
 use burn::tensor::DType;
+
 use peft_core::PeftModule;
 use peft_core::ops::quantized::QuantizedWeight;
+
 use peft_core::quantize::{QuantizedLayer, RawTensor, WeightQuantizer};
+use peft_core::state::AdapterState as _;
 use peft_reparameterization::{LoraConfig, LoraLinear, cast_factors, init_from_factors};
 use serde_json::Value;
 
@@ -13,6 +16,7 @@ use crate::{Error, LoftQQuantizer, QuantizationConfig, Result};
 
 /// Number format in which an adapter's factors are kept and trained. Products are computed in the base's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AdapterDtype {
     /// 32 bits.
     #[default]
@@ -49,6 +53,7 @@ impl AdapterDtype {
 ///
 /// A model that is there already is quantized with `base.pack_weights(&quantizer)?` in the loader's place.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct QLoraConfig {
     /// The base's format. Default: NF4 in blocks of 64 with double quantization, tables and heads in `bfloat16`.
     pub quantization: QuantizationConfig,

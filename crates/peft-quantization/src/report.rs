@@ -9,6 +9,7 @@ use crate::{BLOCK_SIZES, Error, FourBit, FourBitKind, FourBitOptions, Result, Sc
 
 /// What one case of a file and this crate's results differ in.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct QuantCase {
     /// The case, as in `square.nf4.b64`; `dq` in place of the block size is double quantization.
     pub name: String,

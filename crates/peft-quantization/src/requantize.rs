@@ -6,6 +6,7 @@ use crate::{FourBit, Result};
 
 /// A matrix quantized again, and what that cost.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Requantized {
     /// The matrix, in the format of the one it is to replace.
     pub weight: FourBit,

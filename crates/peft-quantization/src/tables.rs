@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// The meaning of a 4-bit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum FourBitKind {
     /// NormalFloat: quantiles of the normal distribution, zero among them (QLoRA, section 3).
     Nf4,

@@ -3,6 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
+use peft_core::quantize::QuantizedModule as _;
 use peft_models::{Llama, LlamaLoader};
 use peft_quantization::{
     Error, LoftQLayer, LoftQQuantizer, QuantizationConfig, Result, Tables, loftq_model,

@@ -4,6 +4,8 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use peft_core::PeftModule as _;
 use peft_core::device::cpu_devices;
+use peft_core::quantize::QuantizedModule as _;
+use peft_core::state::AdapterState as _;
 use peft_models::{Llama, LlamaLoader, LmBatch};
 use peft_quantization::{AdapterDtype, QLoraConfig, QuantizationConfig};
 use peft_reparameterization::{LoraConfig, LoraLinear, METHODS};

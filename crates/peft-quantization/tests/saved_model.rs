@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_core::PeftModule;
+
 use peft_core::device::cpu_devices;
+use peft_core::quantize::QuantizedModule as _;
 use peft_models::{Llama, LlamaLoader, LoadError};
 use peft_quantization::{Part, QuantizationConfig, Tables};
 use peft_testing::{farthest, largest};

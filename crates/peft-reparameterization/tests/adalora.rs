@@ -5,6 +5,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Tensor, TensorData};
 use peft_conformance::{Fixture, TinyTransformer};
+use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule as _, TrainingHooks, checkpoint};
 use peft_reparameterization::{AdaLora, AdaLoraConfig, METHODS};
 

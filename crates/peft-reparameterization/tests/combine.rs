@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, Tolerance};
 use peft_conformance::TinyTransformer;
 use peft_core::PeftModule;
+use peft_core::state::AdapterState as _;
 use peft_reparameterization::{
     Bias, CombinationType, LoraConfig, LoraEmbedding, LoraLinear, MergeMethod, TiesElectSign,
     add_weighted_adapter, extract_lora,

@@ -6,6 +6,7 @@ use burn::tensor::{Bool, Device, Distribution, Int, Tensor, Tolerance};
 use peft_conformance::TinyTransformer;
 use peft_core::PeftModule;
 use peft_core::nn::ForwardContext;
+use peft_core::state::AdapterState as _;
 use peft_reparameterization::{LoraConfig, LoraLinear, METHODS, eva, lora_plus};
 
 fn device() -> Device {

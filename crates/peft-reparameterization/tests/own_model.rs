@@ -21,6 +21,7 @@ use burn::train::{
     ClassificationOutput, InferenceStep, Learner, SupervisedTraining, TrainOutput, TrainStep,
 };
 use peft_core::device::cpu_devices;
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule};
 use peft_reparameterization::{LoraConfig, LoraLinear, METHODS};
 

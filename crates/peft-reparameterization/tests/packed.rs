@@ -7,7 +7,9 @@ use peft_core::PeftModule as _;
 use peft_core::device::cpu_devices;
 use peft_core::nn::AdaptedForward as _;
 use peft_core::ops::quantized::{QuantizedMatrix, QuantizedWeight};
+use peft_core::quantize::QuantizedModule as _;
 use peft_core::quantize::{QuantizedLayer, WeightQuantizer};
+use peft_core::state::AdapterState as _;
 use peft_reparameterization::{LoraConfig, LoraLinear, METHODS};
 
 /// Rows as they are.

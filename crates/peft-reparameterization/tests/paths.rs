@@ -9,6 +9,7 @@ use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
 use peft_core::method::Method as _;
 use peft_core::nn::AdaptedForward;
+use peft_core::state::AdapterState as _;
 use peft_reparameterization::{InitLora, LoraConfig, LoraConv2d, LoraEmbedding, LoraLinear};
 use proptest::prelude::*;
 

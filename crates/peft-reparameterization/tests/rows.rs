@@ -5,6 +5,7 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use peft_core::device::cpu_devices;
 use peft_core::nn::{AdaptedForward, ForwardContext};
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule};
 use peft_reparameterization::{Bias, InitLora, LoraConfig, LoraLinear, METHODS, cast_factors};
 

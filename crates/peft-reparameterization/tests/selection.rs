@@ -5,6 +5,7 @@ use std::fs;
 use peft_conformance::TinyTransformer;
 use peft_core::PeftModule;
 use peft_core::method::Method;
+use peft_core::state::AdapterState as _;
 use peft_reparameterization::{
     AdaLoraConfig, C3aConfig, FourierFtConfig, HiraConfig, InitLora, LohaConfig, LokrConfig,
     LoraConfig, METHODS,

@@ -1,4 +1,4 @@
-//! BitFit: only biases train.
+//! BitFit: only biases are trained.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;

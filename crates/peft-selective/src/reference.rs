@@ -1,4 +1,4 @@
-//! What every comparison needs at its ends: training the head alone, and training everything.
+//! The two references of every comparison: training only the head, and training all parameters.
 
 use peft_core::method::{Common, Layout, Method, Plan, method_config};
 use peft_core::{Error, Result};

@@ -117,6 +117,7 @@ impl KeyValueAdapter for Prefix {
 /// Initial values other than random ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum PrefixInit {
     /// Keys and values of zeros.
     Zero,

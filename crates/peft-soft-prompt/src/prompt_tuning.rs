@@ -30,6 +30,7 @@ impl PromptAdapter for SoftPrompt {
 /// Where the virtual tokens start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[non_exhaustive]
 pub enum PromptInit {
     /// Normal with mean 0 and standard deviation 1, as torch initialises embeddings.
     #[default]

@@ -3,6 +3,7 @@
 use burn::tensor::TensorData;
 use peft_conformance::TinyTransformer;
 use peft_core::device::cpu_devices;
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule};
 use peft_soft_prompt::{PromptInit, PromptTuningConfig, SoftPrompt};
 

@@ -6,6 +6,7 @@ use burn::module::Module as _;
 use burn::tensor::{Int, Tensor, TensorData};
 use peft_conformance::TinyTransformer;
 use peft_core::device::cpu_devices;
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule as _, checkpoint};
 use peft_soft_prompt::{METHODS, PrefixTuningConfig};
 

@@ -17,6 +17,7 @@ pub const SKIPS: &str = "PEFT_SKIPS";
 
 /// Why something did not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Kind {
     /// Something is missing on this machine: a fetched model, a Python.
     Missing,

@@ -1,4 +1,4 @@
-//! Checkpoints: folders from which a run goes on with the same numbers, to the last bit.
+//! Checkpoints: folders from which a run is resumed with the same numbers, to the last bit.
 //!
 //! | file | holds |
 //! |---|---|

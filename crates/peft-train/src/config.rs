@@ -14,6 +14,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(clippy::struct_excessive_bools)] // Independent switches, as in every trainer.
+#[non_exhaustive]
 pub struct TrainConfig {
     /// How long to train. Default: 1 epoch. At least 1.
     pub length: Length,

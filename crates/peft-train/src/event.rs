@@ -1,4 +1,4 @@
-//! What a run tells its observer.
+//! Events of a run, for its observer.
 
 use std::path::PathBuf;
 
@@ -41,6 +41,7 @@ pub enum Event {
 
 /// One step.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct StepReport {
     /// Number of the step, counted from 1.
     pub step: usize,
@@ -64,6 +65,7 @@ pub struct StepReport {
 
 /// What an observer wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Control {
     /// Going on.
     #[default]

@@ -1,4 +1,4 @@
-//! Gradients of a whole model: adding up and clipping.
+//! Gradients of all parameters of a model: adding up and clipping.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;

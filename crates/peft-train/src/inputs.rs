@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use peft_core::PeftModule;
 use peft_core::method::LayoutParam;
+use peft_core::quantize::QuantizedModule as _;
+use peft_core::state::AdapterState as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};

@@ -1,9 +1,10 @@
-//! What came out of a run.
+//! The result of a run.
 
 use serde::{Deserialize, Serialize};
 
 /// A measurement on held-out data.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Evaluation {
     /// Steps that the model was trained for.
     pub step: usize,
@@ -23,6 +24,7 @@ impl Evaluation {
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Ending {
     /// All steps are done.
     Finished,
@@ -36,6 +38,7 @@ pub enum Ending {
 
 /// A checkpoint that could not be written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct FailedSave {
     /// Steps done.
     pub step: usize,
@@ -45,6 +48,7 @@ pub struct FailedSave {
 
 /// What came out of a run, earlier parts of it included where it went on from a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TrainOutcome {
     /// Steps done.
     pub steps: usize,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// How long to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Length {
     /// That many steps of the optimizer, over the data as often as it takes.
     Steps(usize),
@@ -15,6 +16,7 @@ pub enum Length {
 /// How the learning rate falls after the warmup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Schedule {
     /// It does not.
     Constant,
@@ -28,6 +30,7 @@ pub enum Schedule {
 /// Steps over which the learning rate rises from 0 in a straight line: fewer than the run has.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Warmup {
     /// Their number.
     Steps(usize),

@@ -1,4 +1,4 @@
-//! Where a run is, apart from what the model learned.
+//! The state of a run, without the trained values: step, losses, best evaluation.
 
 use peft_models::Moment;
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! The loop.
+//! The training loop for causal language models.
 
 use std::path::PathBuf;
 use std::time::Instant;

@@ -100,10 +100,8 @@ fn after_a_step_that_goes_wrong_the_model_is_as_it_was_before() {
         Control::Continue
     };
     // No checkpoint is due before the end.
-    let config = TrainConfig {
-        save_every: None,
-        ..config()
-    };
+    let mut config = config();
+    config.save_every = None;
     let mut trainer = Trainer::new(config)
         .unwrap()
         .with_output(&out)

@@ -1,19 +1,4 @@
-//! Parameter-efficient fine-tuning for Burn: every method crate under one roof.
-//!
-//! For those who want all methods at once: the comparison suite, tools that load whatever
-//! adapter a folder holds. A model that needs one family depends on `peft-core` and that crate.
-//!
-//! | module | holds |
-//! |---|---|
-//! | [`core`](mod@core) | the contract, and everything that is the same for all methods |
-//! | [`additive`], [`reparameterization`], [`selective`], [`soft_prompt`] | the methods, family by family |
-//! | [`quantization`] | bases in 4, 8 or 16 bits, for training adapters on them (QLoRA) |
-//! | [`train`] | a training loop for causal language models |
-//!
-//! The reference models, BERT and Llama, are a crate of their own: `peft-models`.
-//!
-//! A new method crate is added here, in `Cargo.toml` and in [`methods`], and is thereby in the
-//! comparison suite and in the conformance suite.
+#![doc = include_str!("../README.md")]
 
 pub use peft_additive as additive;
 pub use peft_core as core;
@@ -25,7 +10,7 @@ pub use peft_train as train;
 
 use peft_core::method::MethodInfo;
 
-/// Every method there is, family by family.
+/// Every method there is, family by family. The crate of a new family is added to this list.
 pub fn methods() -> Vec<&'static MethodInfo> {
     [
         peft_selective::METHODS,

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use peft_core::method::Method;
+use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, checkpoint};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};

@@ -6,6 +6,7 @@ use std::path::Path;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 use peft_core::method::Method;
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule};
 use peft_testing::largest;
 

@@ -4,6 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData};
 use peft_core::method::Method;
 use peft_core::ops::quantized::{QuantizedMatrix, QuantizedWeight};
+use peft_core::quantize::QuantizedModule as _;
 use peft_core::quantize::{QuantizedLayer, WeightQuantizer};
 use peft_core::{Error, PeftModule};
 use peft_testing::largest;

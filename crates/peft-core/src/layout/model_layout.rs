@@ -134,6 +134,7 @@ impl LayoutParam {
 
 /// A struct that holds parameters itself.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Layer {
     /// Upstream's name, as in `encoder.layer.0.attention.self.query`.
     pub name: String,

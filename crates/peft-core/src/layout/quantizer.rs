@@ -33,7 +33,7 @@ pub struct RawTensor {
     pub bytes: Vec<u8>,
 }
 
-/// Chooses how weights are stored, while a model is loaded or by [`pack_weights`](crate::PeftModule::pack_weights).
+/// Chooses how weights are stored, while a model is loaded or by [`pack_weights`](crate::quantize::QuantizedModule::pack_weights).
 pub trait WeightQuantizer {
     /// The quantized form of a matrix, or `None` to leave it as it is. `values` are row-major, as upstream lays
     /// them out.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// Which biases are trained besides the method's own parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Bias {
     /// None.
     #[default]

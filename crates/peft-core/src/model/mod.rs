@@ -1,6 +1,7 @@
 //! What can be done with adapters on a model.
 
 pub mod accounting;
+pub(crate) mod adapter_state;
 pub(crate) mod attach;
 pub(crate) mod calibration;
 pub(crate) mod compose;
@@ -8,6 +9,7 @@ pub(crate) mod load;
 pub(crate) mod merge;
 pub(crate) mod peft_module;
 pub(crate) mod quantize;
+pub(crate) mod quantized_module;
 pub(crate) mod save;
 pub(crate) mod states;
 pub(crate) mod switch;

@@ -1,25 +1,31 @@
 //! What can be done with adapters on a model: the extension of Burn's `Module`.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::TensorData;
-use peft_ops::quantized::QuantizedWeight;
-use serde_json::Value;
 
-use crate::adapter::contract::Adapter;
 use crate::attached::composition::Composition;
 use crate::attached::traversal;
 use crate::error::Result;
 use crate::layout::model_layout::Layout;
-use crate::layout::quantizer::WeightQuantizer;
 use crate::method::contract::{Method, MethodInfo};
 use crate::model::accounting::{self, Counts, Summary};
 use crate::model::training_hooks::TrainingHooks;
-use crate::model::{attach, compose, load, merge, quantize, save, states, switch};
+use crate::model::{attach, compose, load, merge, save, switch};
 
 /// Adapters on any Burn module.
+///
+/// | to | call |
+/// |---|---|
+/// | see what there is | [`layout`](Self::layout), [`adapters`](Self::adapters), [`counts`](Self::counts), [`summary`](Self::summary) |
+/// | add, replace, remove | [`attach`](Self::attach), [`load_adapter`](Self::load_adapter), [`swap_adapter`](Self::swap_adapter), [`detach`](Self::detach), [`unload`](Self::unload) |
+/// | choose which act | [`activate`](Self::activate), [`disable_adapters`](Self::disable_adapters), [`set_adapter_per_row`](Self::set_adapter_per_row), [`set_composition`](Self::set_composition) |
+/// | train | [`training_hooks`](Self::training_hooks) |
+/// | fold into the weights | [`merge_adapters`](Self::merge_adapters), [`unmerge_adapters`](Self::unmerge_adapters), [`merge_and_unload`](Self::merge_and_unload) |
+/// | write | [`save_adapter`](Self::save_adapter), [`save_model`](Self::save_model) |
+///
+/// States and tensors of adapters are at hand through [`AdapterState`](crate::state::AdapterState), quantized weights
+/// through [`QuantizedModule`](crate::quantize::QuantizedModule).
 ///
 /// Every operation takes the model by reference and returns a new one: tensors are shared, so a
 /// copy costs nothing, and after an error the model is what it was. Drop the old model (as
@@ -27,6 +33,7 @@ use crate::model::{attach, compose, load, merge, quantize, save, states, switch}
 /// ([`Plan::train_in_place`](crate::method::Plan::train_in_place)), or its weights stay in memory beside the new ones.
 pub trait PeftModule: Module {
     /// The model's layers, parameters and sites, by upstream name. Printing it lists the targets.
+    #[doc(alias = "named_modules")]
     fn layout(&self) -> Layout {
         traversal::gather(self).layout
     }
@@ -37,6 +44,7 @@ pub trait PeftModule: Module {
     /// # Errors
     ///
     /// A refused configuration, name, target, site or module to save: see [`Error`](crate::Error).
+    #[doc(alias("get_peft_model", "add_adapter"))]
     fn attach(&self, name: &str, method: &dyn Method) -> Result<Self> {
         attach::attach(self, name, method, None)
     }
@@ -49,6 +57,7 @@ pub trait PeftModule: Module {
     ///
     /// Unreadable or damaged files, an unknown `peft_type`, tensors that are missing, unexpected,
     /// of the wrong shape or not finite; and all that `attach` refuses.
+    #[doc(alias = "from_pretrained")]
     fn load_adapter(
         &self,
         name: &str,
@@ -76,6 +85,7 @@ pub trait PeftModule: Module {
     ///
     /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter); [`Error::Io`](crate::Error::Io). The two files change together ([`files`](crate::files)): a full disk or a
     /// kill leaves what was there.
+    #[doc(alias = "save_pretrained")]
     fn save_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
         save::save_adapter(self, name, dir.as_ref())
     }
@@ -101,6 +111,7 @@ pub trait PeftModule: Module {
     /// # Errors
     ///
     /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged).
+    #[doc(alias = "set_adapter")]
     fn activate(&self, names: &[&str]) -> Result<Self> {
         let names = names.iter().map(ToString::to_string).collect();
         self.set_composition(&Composition::Stack(names))
@@ -122,6 +133,7 @@ pub trait PeftModule: Module {
     /// # Errors
     ///
     /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Composition`](crate::Error::Composition), [`Error::Merged`](crate::Error::Merged).
+    #[doc(alias = "adapter_names")]
     fn set_adapter_per_row(&self, rows: &[Option<&str>]) -> Result<Self> {
         let rows = rows.iter().map(|row| row.map(str::to_string)).collect();
         self.set_composition(&Composition::PerRow(rows))
@@ -149,6 +161,7 @@ pub trait PeftModule: Module {
     ///
     /// As [`detach`](Self::detach) and [`load_adapter`](Self::load_adapter); [`Error::Composition`](crate::Error::Composition) if the
     /// new adapter cannot take the place of `name` in the composition. The model keeps the old one then.
+    #[doc(alias = "hotswap_adapter")]
     fn swap_adapter(
         &self,
         name: &str,
@@ -163,6 +176,7 @@ pub trait PeftModule: Module {
     /// # Errors
     ///
     /// [`Error::Merged`](crate::Error::Merged).
+    #[doc(alias = "disable_adapter")]
     fn disable_adapters(&self) -> Result<Self> {
         self.activate(&[])
     }
@@ -172,6 +186,7 @@ pub trait PeftModule: Module {
     /// # Errors
     ///
     /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged).
+    #[doc(alias = "delete_adapter")]
     fn detach(&self, name: &str) -> Result<Self> {
         switch::detach(self, name)
     }
@@ -186,11 +201,13 @@ pub trait PeftModule: Module {
     ///
     /// [`Error::Unmergeable`](crate::Error::Unmergeable) if an active adapter is no change of a weight;
     /// [`Error::NotFinite`](crate::Error::NotFinite); [`Error::Merged`](crate::Error::Merged).
+    #[doc(alias = "merge_adapter")]
     fn merge_adapters(&self) -> Result<Self> {
         merge::merge(self)
     }
 
     /// Undoes [`merge_adapters`](Self::merge_adapters), exactly: the base weights were kept.
+    #[doc(alias = "unmerge_adapter")]
     #[must_use]
     fn unmerge_adapters(&self) -> Self {
         merge::unmerge(self)
@@ -215,108 +232,16 @@ pub trait PeftModule: Module {
         merge::unload(self)
     }
 
-    /// Stores weights of linear layers and tables in fewer bits, as `quantizer` says (QLoRA: Dettmers et al.
-    /// 2023); they cannot be trained themselves from then on, adapters on them can. Adapters that are on the
-    /// model stay. Layers compute with the values that the quantized form has.
-    ///
-    /// Loading a model with a quantizer takes less memory than packing it here.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Packing`](crate::Error::Packing); [`Error::Merged`](crate::Error::Merged).
-    fn pack_weights(&self, quantizer: &dyn WeightQuantizer) -> Result<Self> {
-        quantize::pack(self, quantizer)
-    }
-
-    /// Stores quantized weights as dense tensors again, of the values that they have.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Merged`](crate::Error::Merged).
-    fn unpack_weights(&self) -> Result<Self> {
-        quantize::unpack(self)
-    }
-
-    /// The quantized weights, by upstream name of the layer.
-    fn quantized_weights(&self) -> Vec<(String, QuantizedWeight)> {
-        quantize::quantized_weights(self)
-    }
-
-    /// The model with quantized weights in the place of those at these field paths, which were never read: for
-    /// loaders. Rows of a linear layer are its outputs.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such matrix, or one of another shape.
-    #[must_use]
-    fn with_quantized_weights(&self, weights: Vec<(String, QuantizedWeight)>) -> Self {
-        quantize::with_quantized_weights(self, weights)
-    }
-
     /// Counts over the model and its active adapters.
+    #[doc(alias = "get_nb_trainable_parameters")]
     fn counts(&self) -> Counts {
         accounting::count(&traversal::gather(self))
     }
 
     /// What is on the model, for people.
+    #[doc(alias = "print_trainable_parameters")]
     fn summary(&self) -> Summary {
         accounting::summary(&traversal::gather(self))
-    }
-
-    /// The configuration of an adapter, as its `adapter_config.json` says it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter).
-    fn adapter_config(&self, name: &str) -> Result<Value> {
-        Ok(traversal::gather(self).origin(name)?.to_json())
-    }
-
-    /// The states of type `A` of an adapter, with the upstream names of their places.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter).
-    fn adapter_states<A: Adapter>(&self, name: &str) -> Result<Vec<(String, A)>> {
-        states::adapter_states(self, name)
-    }
-
-    /// The tensors of an adapter under the keys of its checkpoint, as they are trained: its state dict. A file has
-    /// others where the method stores something else than it trains: what a prompt's encoder computes, say.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter).
-    fn adapter_tensors(&self, name: &str) -> Result<BTreeMap<String, TensorData>> {
-        states::adapter_tensors(self, name)
-    }
-
-    /// Puts tensors into an adapter, all of those that [`adapter_tensors`](Self::adapter_tensors) gives: from another
-    /// process, or averaged over several.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged); [`Error::Tensors`](crate::Error::Tensors) where one is missing, of the wrong
-    /// shape, not finite or without a place.
-    fn with_adapter_tensors(
-        &self,
-        name: &str,
-        tensors: BTreeMap<String, TensorData>,
-    ) -> Result<Self> {
-        states::with_adapter_tensors(self, name, tensors)
-    }
-
-    /// Changes the states of type `A` of an adapter.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged).
-    fn edit_adapter<A: Adapter>(
-        &self,
-        name: &str,
-        change: impl FnMut(&str, &mut A),
-    ) -> Result<Self> {
-        states::edit_adapter(self, name, change)
     }
 }
 

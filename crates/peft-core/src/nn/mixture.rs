@@ -1,11 +1,9 @@
 //! Layers whose rows or tokens have adapters of their own.
 
-use burn::module::Param;
 use burn::tensor::kind::Basic;
 use burn::tensor::{DType, Int, Tensor};
 use peft_ops::LowRank;
 
-use crate::adapter::any_tensor::AnyTensor;
 use crate::adapter::forward_context::{ForwardContext, Routing};
 use crate::attached::composition::{Mixture, Parts, PerRow};
 use crate::attached::stack::Stack;
@@ -77,7 +75,7 @@ impl Factor {
 }
 
 /// The weights that the forward pass brings.
-fn routing(context: &ForwardContext) -> &Routing {
+pub(crate) fn routing(context: &ForwardContext) -> &Routing {
     context.routing().expect(
         "the model's adapters are composed by routing, and this layer was called without weights: give them with \
          `ForwardContext::with_routing`, and call the model's layers with `adapted_in`",
@@ -85,7 +83,7 @@ fn routing(context: &ForwardContext) -> &Routing {
 }
 
 /// The weight of an adapter, `[batch, 1 or seq, 1]`.
-fn weight(routing: &Routing, name: &str) -> Tensor<3> {
+pub(crate) fn weight(routing: &Routing, name: &str) -> Tensor<3> {
     routing.of(name).unwrap_or_else(|| {
         panic!(
             "the routing has weights for {:?}, and none for the adapter `{name}`",
@@ -96,7 +94,7 @@ fn weight(routing: &Routing, name: &str) -> Tensor<3> {
 
 /// `[batch, 1 or seq, features]` as it is multiplied with or added to a tensor of `dims`, whose first axis is the
 /// batch, or batch and tokens together.
-fn spread<const E: usize>(values: Tensor<3>, dims: [usize; E]) -> Tensor<E> {
+pub(crate) fn spread<const E: usize>(values: Tensor<3>, dims: [usize; E]) -> Tensor<E> {
     let [batch, seq, features] = values.dims();
     let mut shape = [1; E];
     shape[0] = dims[0];
@@ -162,7 +160,7 @@ impl PerRow {
     }
 }
 
-/// The output of a linear layer under a mixture; `input` is `[batch, …, in]`.
+/// The output of a linear layer under a mixture; `input` is `[batch, …, in]`. `run` gives that under one adapter.
 ///
 /// The layer runs once, for all rows, where all adapters are low-rank additions without dropout: these are two batched
 /// products more, or two products whose middle is weighted. Otherwise `run` computes the layer with one adapter or none.
@@ -312,72 +310,4 @@ fn per_row(
     let rows = Tensor::<1, Int>::from_data(group_of, &device);
     let of_rows = |groups: Vec<Tensor<2>>| Tensor::stack::<3>(groups, 0).select(0, rows.clone());
     Some((of_rows(downs), of_rows(ups)))
-}
-
-/// A vector of a layer: a bias, or a normalisation's factors.
-pub(crate) enum Vector {
-    /// One for all tokens.
-    Same(Tensor<1>),
-    /// `[batch, 1 or seq, features]`.
-    Varied(Tensor<3>),
-}
-
-impl Vector {
-    /// The effective value of a parameter, under the composition of its adapters.
-    pub(crate) fn of(param: &Param<Tensor<1>>, context: &ForwardContext) -> Self {
-        let stack = param.reparameterization::<Stack>();
-        let Some((stack, mixture)) = stack.and_then(|stack| Some((stack, stack.mixed()?))) else {
-            return Self::Same(param.val());
-        };
-        let base = param.base();
-        let of = |entry: Option<usize>| -> Tensor<1> {
-            stack
-                .only(entry)
-                .compose(&AnyTensor::new(base.clone()))
-                .get()
-        };
-        match &mixture.parts {
-            Parts::PerRow(rows) => {
-                let values: Tensor<2> = rows.spread(&base.device(), of);
-                Self::Varied(values.unsqueeze_dim(1))
-            }
-            Parts::Weighted(_) => Self::Same(param.val()),
-            Parts::Routed(entries) => {
-                let routing = routing(context);
-                let start: Tensor<3> = of(None).unsqueeze();
-                let sum = entries.iter().fold(start.clone(), |sum, entry| {
-                    let weight = weight(routing, &stack.entries[*entry].name);
-                    let change = of(Some(*entry)).unsqueeze::<3>() - start.clone();
-                    sum + weight.cast(change.dtype()) * change
-                });
-                Self::Varied(sum)
-            }
-        }
-    }
-
-    /// The value, if it is one for all tokens.
-    pub(crate) fn same(&self) -> Option<Tensor<1>> {
-        match self {
-            Self::Same(value) => Some(value.clone()),
-            Self::Varied(_) => None,
-        }
-    }
-
-    /// `output` `[batch, …, features]` with the vector added.
-    pub(crate) fn add_to<const D: usize>(&self, output: Tensor<D>) -> Tensor<D> {
-        let dims = output.dims();
-        match self {
-            Self::Same(value) => output + value.clone().unsqueeze(),
-            Self::Varied(values) => output + spread(values.clone(), dims),
-        }
-    }
-
-    /// `output` `[batch, …, features]`, times the vector.
-    pub(crate) fn times<const D: usize>(&self, output: Tensor<D>) -> Tensor<D> {
-        let dims = output.dims();
-        match self {
-            Self::Same(value) => output * value.clone().unsqueeze(),
-            Self::Varied(values) => output * spread(values.clone(), dims),
-        }
-    }
 }

@@ -1,20 +1,25 @@
 //! For models: the forward passes of Burn's layers with adapters, sites, tied heads.
 
 pub(crate) mod base_layer;
+pub(crate) mod cross_entropy;
 pub(crate) mod layers;
+pub(crate) mod linear;
 pub(crate) mod mixture;
 pub(crate) mod place;
+pub(crate) mod seen;
 pub(crate) mod site;
 pub(crate) mod tied_head;
+pub(crate) mod vector;
 
 pub use crate::adapter::forward_context::{ForwardContext, Routing};
 pub use crate::adapter::low_rank::dropout_rate;
 pub use crate::adapter::site_context::SiteContext;
 pub use crate::adapter::site_type::{Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType};
 pub use crate::attached::stack::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
+pub use cross_entropy::adapted_cross_entropy;
 pub use layers::{
-    AdaptedForward, adapted_attention, adapted_cross_entropy, adapted_gelu, adapted_layer_norm,
-    adapted_norm, adapted_swiglu,
+    AdaptedForward, adapted_attention, adapted_gelu, adapted_layer_norm, adapted_norm,
+    adapted_swiglu,
 };
 pub use site::{HiddenSite, KeyValueSite, PromptSite, Site};
 pub use tied_head::TiedHead;

@@ -4,6 +4,7 @@ use burn::nn::Linear;
 use burn::tensor::Tensor;
 use peft_ops::{LowRank, Weight};
 
+use crate::adapter::erased::ErasedWeight;
 use crate::adapter::quantized_base::QuantizedBase;
 use crate::attached::base_norms::BaseNorms;
 use crate::attached::composition::Parts;
@@ -64,8 +65,8 @@ impl<'a> Place<'a> {
                 factors.collect::<Option<Vec<_>>>()?
             }
             None => {
-                let adapters = self.stack.active_weights();
-                let factors = adapters.iter().map(|adapter| adapter.low_rank());
+                let adapters = self.stack.active_weights().into_iter();
+                let factors = adapters.map(ErasedWeight::low_rank);
                 factors.collect::<Option<Vec<_>>>()?
             }
         };

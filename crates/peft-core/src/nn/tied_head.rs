@@ -17,7 +17,9 @@ use crate::attached::composition::{Composition, PerRow};
 use crate::attached::stack::Stack;
 use crate::attached::traversal::{OwnWeight, TableName};
 use crate::method::module_to_save;
-use crate::nn::layers::{self, AdaptedForward};
+use crate::nn::cross_entropy::{adapted_cross_entropy, cross_entropy};
+use crate::nn::layers::AdaptedForward;
+use crate::nn::linear::through;
 use crate::nn::place::Place;
 use crate::slot::{self, SEGMENT, TIED};
 
@@ -72,7 +74,7 @@ impl TiedHead {
         let Some((on_table, rows)) = on_table.and_then(|stack| Some((stack, rows_of(stack)?)))
         else {
             let place = Self::place(table, on_table, &self.stack);
-            return layers::through(&place, hidden, context);
+            return through(&place, hidden, context);
         };
         // The table differs between rows, and the head with it.
         let named = Named::new(rows);
@@ -81,7 +83,7 @@ impl TiedHead {
             let (on_table, stack) = (on_table.named(name), self.stack.named(name));
             let place = Self::place(table, Some(&on_table), &stack);
             let context = context.of_rows(rows, &index);
-            layers::through(&place, hidden.clone().select(0, index), &context)
+            through(&place, hidden.clone().select(0, index), &context)
         })
     }
 
@@ -95,12 +97,12 @@ impl TiedHead {
         context: &ForwardContext,
     ) -> Tensor<1> {
         if let Some(own) = &self.own {
-            return layers::adapted_cross_entropy(own, hidden, targets, context);
+            return adapted_cross_entropy(own, hidden, targets, context);
         }
         let on_table = table.weight.reparameterization::<Stack>();
         let Some(rows) = on_table.and_then(rows_of) else {
             let place = Self::place(table, on_table, &self.stack);
-            return layers::cross_entropy(&place, hidden, targets, context);
+            return cross_entropy(&place, hidden, targets, context);
         };
         let [count, d] = hidden.dims();
         let hidden = hidden.reshape([rows.len() as isize, -1, d as isize]);

@@ -1,4 +1,4 @@
-//! What goes into the first layer.
+//! Embeddings of tokens, positions and segments: the input of the first layer.
 
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Embedding, LayerNorm};

@@ -54,6 +54,7 @@ pub struct Bert {
 
 /// What [`Bert::forward`] returns.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct BertOutput {
     /// Hidden states of the last layer, `[batch, virtual_tokens + seq, hidden_size]`.
     pub hidden: Tensor<3>,

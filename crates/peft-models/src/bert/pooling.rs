@@ -1,4 +1,4 @@
-//! From hidden states to one vector a text.
+//! Pooling: from hidden states to one vector for each text.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::Linear;
@@ -11,6 +11,7 @@ use super::{Bert, BertConfig, BertOutput};
 /// How one vector is made of a row's hidden states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Pooling {
     /// The mean over the row's own tokens: neither padding nor virtual tokens count. What
     /// sentence-transformers' models are trained with.

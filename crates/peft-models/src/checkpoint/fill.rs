@@ -2,12 +2,13 @@
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
+use peft_core::KeyMapping;
 use peft_core::checkpoint::transposed;
 use peft_core::method::LayerKind;
 use peft_core::ops::give_back_freed_memory;
 use peft_core::ops::quantized::QuantizedWeight;
+use peft_core::quantize::QuantizedModule as _;
 use peft_core::quantize::{QuantizedLayer, WeightQuantizer};
-use peft_core::{KeyMapping, PeftModule};
 
 use super::Source;
 use crate::LoadError;

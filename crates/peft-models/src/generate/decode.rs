@@ -1,4 +1,4 @@
-//! The loop over tokens.
+//! The generation loop over tokens.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;

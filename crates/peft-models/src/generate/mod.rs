@@ -37,6 +37,7 @@ pub enum StoppedBy {
 
 /// What [`Llama::generate`] returns.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Generated {
     /// The text behind the prompt, without special tokens and without the stop string.
     pub text: String,

@@ -1,4 +1,4 @@
-//! From logits to the next token, as upstream's logits processors have it.
+//! From logits to the next token, as transformers' logits processors do it.
 //!
 //! All works on the host, on one row of logits: `[vocab]` numbers, of which those that may not be
 //! drawn become negative infinity. The names are those of `transformers.generation`.

@@ -1,4 +1,4 @@
-//! From tokens to text while they come.
+//! Decoding of tokens to text while they are generated.
 
 use crate::{LlamaTokenizer, LoadError};
 

@@ -1,4 +1,4 @@
-//! Tokens to learn from.
+//! A batch of token sequences and their targets.
 
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use peft_core::nn::ForwardContext;

@@ -1,4 +1,4 @@
-//! Keys and values of what was read before.
+//! Cache of keys and values, for generation.
 
 use burn::tensor::Tensor;
 

@@ -1,4 +1,4 @@
-//! Gradients, with activations kept or computed again.
+//! Loss and gradients, with or without gradient checkpointing.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};

@@ -1,4 +1,4 @@
-//! A layer: attention, then a feed-forward part, each on a normalised copy of the stream.
+//! A decoder layer: attention, then a feed-forward part, each on the normalised hidden state.
 
 use burn::module::Module;
 use burn::nn::{Linear, RmsNorm};

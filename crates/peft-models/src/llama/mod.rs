@@ -39,7 +39,7 @@ const RENAMES: &[(&str, &str)] = &[("tied_head", "lm_head")];
 /// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`], and in
 /// every layer [`LlamaAttention::prefix`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
 ///
-/// Weights may be quantized ([`PeftModule::pack_weights`](peft_core::PeftModule::pack_weights), or while loading:
+/// Weights may be quantized ([`quantize::QuantizedModule::pack_weights`](peft_core::quantize::QuantizedModule::pack_weights), or while loading:
 /// [`LlamaLoader::with_quantizer`]): QLoRA is LoRA on such a model.
 #[derive(Module, Debug)]
 pub struct Llama {

@@ -1,4 +1,4 @@
-//! How positions turn queries and keys, and the ways to stretch that to longer texts.
+//! Rotary position embedding (RoPE), and its scalings for longer texts.
 
 use std::f64::consts::TAU;
 use std::path::Path;

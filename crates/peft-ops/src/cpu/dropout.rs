@@ -1,4 +1,4 @@
-//! Dropout without a mask in memory: every element's coin is a function of the seed and its index.
+//! Dropout without a mask in memory: whether an element is dropped is a function of the seed and its index.
 
 use super::math::{coin, vectors};
 use super::matrix::change_rows;

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use burn::tensor::TensorData;
 use peft_core::method::MethodInfo;
+use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, checkpoint};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;

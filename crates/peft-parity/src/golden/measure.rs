@@ -7,6 +7,7 @@ use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
 use peft_core::PeftModule;
 use peft_core::method::MethodInfo;
+use peft_core::state::AdapterState as _;
 use peft_models::{Bert, Llama};
 use serde_json::Value;
 

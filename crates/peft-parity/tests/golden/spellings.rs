@@ -7,6 +7,7 @@ use std::path::Path;
 use burn::tensor::{DType, Tensor, TensorData};
 use peft_core::PeftModule;
 use peft_core::checkpoint::write_tensors;
+use peft_core::state::AdapterState as _;
 use peft_models::Llama;
 use peft_parity::golden;
 use peft_reparameterization::METHODS;

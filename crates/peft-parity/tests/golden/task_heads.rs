@@ -9,6 +9,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Bool, DType, Device, Gradients, Int, Tensor, TensorData};
 use peft_core::checkpoint::write_tensors;
 use peft_core::nn::AdaptedForward;
+use peft_core::state::AdapterState as _;
 use peft_core::{KeyMapping, PeftModule};
 use peft_models::{Bert, BertClassifier};
 use peft_soft_prompt::METHODS;

@@ -11,6 +11,7 @@ use crate::lora::fixed_factors::{Kind, LoraFromFactors, factored, plain};
 
 /// How well a layer's extracted factors give its change back.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Extracted {
     /// The layer.
     pub layer: String,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{DType, Tensor, TensorData};
 use peft_core::method::{Init, LayoutParam, TrainedBias};
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule, Result};
 
 use crate::lora::config::{LORA, LoraConfig};
@@ -13,6 +14,7 @@ use peft_core::method::Bias;
 
 /// How several values of one parameter become one. A density is the share that is kept, in (0, 1].
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum MergeMethod {
     /// The weighted sum. Upstream's `linear` and `svd`.
     Sum,
@@ -56,6 +58,7 @@ pub enum TiesElectSign {
 
 /// What a [`MergeMethod`] is applied to.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum CombinationType {
     /// The factors side by side: exactly the weighted sum of the changes. The rank is the sum of the
     /// ranks. Upstream's `cat`.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Initial values of the factors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
+#[non_exhaustive]
 pub enum InitLora {
     /// `true`: A Kaiming-uniform with a = sqrt(5), B zero (embeddings: A zero, B normal).
     /// `false`: the same with B random too, so that the fresh adapter does change outputs; for
@@ -34,6 +35,7 @@ impl Default for InitLora {
 /// Which rows of which embedding tables are trained whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
+#[non_exhaustive]
 pub enum TrainableTokenIndices {
     /// Of the model's first table.
     OfTokens(Vec<usize>),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::Tensor;
 use peft_core::calibration::{Calibrate, CalibrationConfig};
 use peft_core::method::{Bias, ByLayer, LayerKind, Method as _};
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule, Result, Targets};
 
 use crate::lora::config::{LORA, LoraConfig};

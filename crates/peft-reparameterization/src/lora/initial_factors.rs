@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::Param;
 use burn::tensor::{DType, Tensor};
+use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule, Result};
 
 use crate::lora::config::LORA;

@@ -1,6 +1,7 @@
 //! LoRA+: a higher learning rate for B than for A.
 
 use burn::module::ParamGroup;
+use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, Result};
 
 use crate::lora::state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
@@ -8,6 +9,7 @@ use crate::lora::state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
 /// Parameters of a LoRA adapter that learn at a rate of their own (Hayou et al. 2024, LoRA+: Efficient Low
 /// Rank Adaptation of Large Models, section 4). All others learn at the base rate.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct LoraPlus {
     /// B, its biases and DoRA's magnitudes: 16 times the base rate is the paper's starting point.
     pub up: ParamGroup,

@@ -170,6 +170,7 @@ impl WeightAdapter for LokrLinear {
 /// Initial values of LoKr.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
+#[non_exhaustive]
 pub enum InitLokr {
     /// `true`: K₁ is zero, K₂ random. `false`: both random, so that the fresh adapter does change
     /// outputs; for tests.

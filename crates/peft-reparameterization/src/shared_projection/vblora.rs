@@ -173,6 +173,7 @@ mod tests {
     use burn::tensor::{Device, TensorData};
 
     use super::*;
+    use peft_core::method::WeightAdapter as _;
 
     /// Rank 1, a layer of 2 × 2, vectors of 2: one piece each.
     fn state(topk: usize, device: &Device) -> VbLoraLinear {

@@ -165,6 +165,7 @@ mod tests {
     use super::*;
     use crate::shared_projection::projections::tests::golden;
     use burn::tensor::{Shape, TensorData};
+    use peft_core::method::WeightAdapter as _;
 
     #[test]
     fn the_key_gives_upstreams_projections() {

@@ -75,6 +75,7 @@ impl WeightAdapter for C3aLinear {
 /// Initial values of the kernels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
+#[non_exhaustive]
 pub enum InitC3a {
     /// `true`: zeros, so that the fresh adapter changes nothing. `false`: as `"xavier_uniform"`.
     Default(bool),

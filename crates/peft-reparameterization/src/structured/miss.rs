@@ -100,6 +100,7 @@ impl WeightAdapter for MissBat {
 /// Variant and initial values of MiSS.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
+#[non_exhaustive]
 pub enum InitMiss {
     /// `true`: D is zero. `false`: random, so that the fresh adapter does change outputs; for tests.
     Default(bool),

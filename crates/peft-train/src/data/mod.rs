@@ -58,6 +58,7 @@ pub trait Tokenize {
 
 /// One text or instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Record {
     /// A text, learned whole.
     Text(String),

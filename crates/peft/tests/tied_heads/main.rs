@@ -11,6 +11,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft::core::PeftModule;
 use peft::core::device::cpu_devices;
 use peft::core::method::LayerKind;
+use peft::core::state::AdapterState as _;
 use peft::reparameterization::{LoraConfig, LoraLinear};
 use peft_models::{Llama, LmBatch};
 use safetensors::SafeTensors;

@@ -1,4 +1,4 @@
-//! How the values of a tensor are stored.
+//! Storage formats of tensors in GGUF files.
 //!
 //! A row is cut into blocks, each with its scales. The layouts are those of llama.cpp's
 //! `ggml-common.h`; the arithmetic is that of the `dequantize_row_*` functions in `ggml-quants.c`.

@@ -1,4 +1,4 @@
-//! Floating-point numbers as they are.
+//! Floating-point formats that are not quantized.
 
 use half::{bf16, f16};
 

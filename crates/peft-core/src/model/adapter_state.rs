@@ -1,0 +1,76 @@
+//! What an adapter on a model consists of: its configuration, states and tensors.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::tensor::TensorData;
+use serde_json::Value;
+
+use crate::adapter::contract::Adapter;
+use crate::attached::traversal;
+use crate::error::Result;
+use crate::model::states;
+
+/// The configuration, states and tensors of the adapters on a model: for analysis, for starting from computed values,
+/// for exchange between processes. Every Burn module has it, beside [`PeftModule`](crate::PeftModule).
+pub trait AdapterState: Module {
+    /// The configuration of an adapter, as its `adapter_config.json` says it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter).
+    fn adapter_config(&self, name: &str) -> Result<Value> {
+        Ok(traversal::gather(self).origin(name)?.to_json())
+    }
+
+    /// The states of type `A` of an adapter, with the upstream names of their places.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter).
+    fn adapter_states<A: Adapter>(&self, name: &str) -> Result<Vec<(String, A)>> {
+        states::adapter_states(self, name)
+    }
+
+    /// Changes the states of type `A` of an adapter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged).
+    fn edit_adapter<A: Adapter>(
+        &self,
+        name: &str,
+        change: impl FnMut(&str, &mut A),
+    ) -> Result<Self> {
+        states::edit_adapter(self, name, change)
+    }
+
+    /// The tensors of an adapter under the keys of its checkpoint, as they are trained: its state dict. A file has
+    /// others where the method stores something else than it trains: what a prompt's encoder computes, say.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter).
+    #[doc(alias = "get_peft_model_state_dict")]
+    fn adapter_tensors(&self, name: &str) -> Result<BTreeMap<String, TensorData>> {
+        states::adapter_tensors(self, name)
+    }
+
+    /// Puts tensors into an adapter, all of those that [`adapter_tensors`](Self::adapter_tensors) gives: from another
+    /// process, or averaged over several.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged); [`Error::Tensors`](crate::Error::Tensors) where one is missing, of the wrong
+    /// shape, not finite or without a place.
+    #[doc(alias = "set_peft_model_state_dict")]
+    fn with_adapter_tensors(
+        &self,
+        name: &str,
+        tensors: BTreeMap<String, TensorData>,
+    ) -> Result<Self> {
+        states::with_adapter_tensors(self, name, tensors)
+    }
+}
+
+impl<M: Module> AdapterState for M {}

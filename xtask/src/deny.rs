@@ -1,0 +1,63 @@
+//! Licences, sources, versions and advisories of all dependencies, as `deny.toml` says.
+
+use crate::{cargo, error::Error};
+use peft_testing::{Kind, REQUIRE_ALL, Skip};
+use std::{
+    env,
+    fs::OpenOptions,
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+/// Runs cargo-deny where it is installed, and its advisories where their database can be had. What cannot run is
+/// appended to the list `skips`. `run` runs a command.
+///
+/// # Errors
+/// What cargo-deny refuses; a list that cannot be written.
+pub(crate) fn check(
+    skips: &Path,
+    run: impl Fn(&mut Command) -> Result<(), Error>,
+) -> Result<(), Error> {
+    if !succeeds(&["--version"]) {
+        return skip(
+            skips,
+            "step deny",
+            "no cargo-deny: cargo install cargo-deny --locked",
+        );
+    }
+    run(&mut cargo::cargo([
+        "deny", "check", "licenses", "bans", "sources",
+    ]))?;
+    if !succeeds(&["fetch", "db"]) {
+        let why = "the database of advisories could not be fetched, and none is here";
+        return skip(skips, "step deny, advisories", why);
+    }
+    run(&mut cargo::cargo(["deny", "check", "advisories"]))
+}
+
+fn succeeds(arguments: &[&str]) -> bool {
+    let mut command = cargo::cargo(["deny"]);
+    command
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+fn skip(skips: &Path, what: &'static str, why: &'static str) -> Result<(), Error> {
+    if env::var_os(REQUIRE_ALL).is_some_and(|value| value == "1") {
+        return Err(Error::Missing { what, why });
+    }
+    let skip = Skip {
+        kind: Kind::Missing,
+        what: what.to_owned(),
+        why: why.to_owned(),
+    };
+    let mut list = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(skips)
+        .map_err(Error::io("open", skips))?;
+    writeln!(list, "{}", skip.to_line()).map_err(Error::io("write", skips))
+}
