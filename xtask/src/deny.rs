@@ -1,6 +1,6 @@
 //! Licences, sources, versions and advisories of all dependencies, as `deny.toml` says.
 
-use crate::{cargo, error::Error};
+use crate::{cargo::cargo, error::Error};
 use peft_testing::{Kind, REQUIRE_ALL, Skip};
 use std::{
     env,
@@ -26,18 +26,16 @@ pub(crate) fn check(
             "no cargo-deny: cargo install cargo-deny --locked",
         );
     }
-    run(&mut cargo::cargo([
-        "deny", "check", "licenses", "bans", "sources",
-    ]))?;
+    run(&mut cargo(["deny", "check", "licenses", "bans", "sources"]))?;
     if !succeeds(&["fetch", "db"]) {
         let why = "the database of advisories could not be fetched, and none is here";
         return skip(skips, "step deny, advisories", why);
     }
-    run(&mut cargo::cargo(["deny", "check", "advisories"]))
+    run(&mut cargo(["deny", "check", "advisories"]))
 }
 
 fn succeeds(arguments: &[&str]) -> bool {
-    let mut command = cargo::cargo(["deny"]);
+    let mut command = cargo(["deny"]);
     command
         .args(arguments)
         .stdout(Stdio::null())

@@ -18,6 +18,21 @@ memchr = \"2\"
 serde_json = { version = \"1\", features = [\"unbounded_depth\"] }
 ";
 
+/// Crates that are built once more for the crate outside, and need not be fast there. The operations stay fast.
+const SMALL: [&str; 11] = [
+    "peft",
+    "peft-additive",
+    "peft-compare",
+    "peft-conformance",
+    "peft-core",
+    "peft-models",
+    "peft-quantization",
+    "peft-reparameterization",
+    "peft-selective",
+    "peft-soft-prompt",
+    "peft-train",
+];
+
 /// Writes the crate, builds it beside the workspace, runs its tests and a short comparison. `execute` runs a command
 /// and refuses one that fails.
 ///
@@ -31,7 +46,9 @@ pub(crate) fn check(execute: impl Fn(&mut Command) -> Result<(), Error>) -> Resu
     let folder = template::write(parent.path(), NAME)?;
     let manifest = folder.join("Cargo.toml");
     let text = fs::read_to_string(&manifest).map_err(Error::io("read", &manifest))?;
-    fs::write(&manifest, text + "\n" + FEATURES).map_err(Error::io("write", &manifest))?;
+    let small = SMALL.map(|name| format!("[profile.release.package.{name}]\nopt-level = 1\n"));
+    let text = format!("{text}\n{FEATURES}\n{}", small.concat());
+    fs::write(&manifest, text).map_err(Error::io("write", &manifest))?;
     let target = workspace::target_dir()?;
     let command = |word: &str| {
         let mut command = Command::new(workspace::program());

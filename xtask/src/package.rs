@@ -1,7 +1,7 @@
 //! The crates that are published: packed as they would be uploaded, and compiled from these packages.
 
-use crate::{cargo, error::Error};
-use cargo_metadata::{Metadata, MetadataCommand, Package};
+use crate::{cargo::cargo, error::Error, workspace};
+use cargo_metadata::{Metadata, Package};
 use flate2::read::GzDecoder;
 use std::{
     collections::BTreeSet,
@@ -30,30 +30,23 @@ pub(crate) fn check(
     features: &str,
     run: impl Fn(&mut Command) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let metadata = MetadataCommand::new()
-        .manifest_path(crate::workspace::root().join("Cargo.toml"))
-        .no_deps()
-        .other_options(["--offline".to_owned()])
-        .exec()
-        .map_err(|source| Error::Package {
-            message: format!("cargo cannot read the workspace: {source}"),
-        })?;
+    let metadata = workspace::metadata()?;
     let packages: Vec<&Package> = published(&metadata).collect();
-    let mut command = cargo::cargo(["package", "--no-verify", "--offline", "--allow-dirty"]);
+    let mut command = cargo(["package", "--no-verify", "--offline", "--allow-dirty"]);
     command.args(packages.iter().flat_map(|package| ["-p", &package.name]));
     run(&mut command)?;
 
     let target = metadata.target_directory.as_std_path();
-    let workspace = target.join("package/workspace");
+    let folder = target.join("package/workspace");
     for package in &packages {
         let name = format!("{}-{}.crate", package.name, package.version);
         unpack(
             &target.join("package").join(name),
-            &workspace.join("crates").join(package.name.as_str()),
+            &folder.join("crates").join(package.name.as_str()),
         )?;
     }
-    write_workspace(&workspace, &packages)?;
-    let mut command = cargo::cargo(["check", "--release", "--workspace", "--offline"]);
+    write_workspace(&folder, &packages)?;
+    let mut command = cargo(["check", "--release", "--workspace", "--offline"]);
     let names: Vec<&str> = packages
         .iter()
         .map(|package| package.name.as_str())
@@ -68,7 +61,7 @@ pub(crate) fn check(
         .collect();
     command
         .args(["--features", &features.join(",")])
-        .current_dir(&workspace)
+        .current_dir(&folder)
         .env("CARGO_TARGET_DIR", target);
     run(&mut command)
 }
@@ -132,8 +125,8 @@ fn remove_others(folder: &Path, root: &Path, names: &BTreeSet<PathBuf>) -> Resul
 
 /// The workspace of the unpacked crates: our manifest with other members, in which each crate stands for the one of
 /// the same name on the registry.
-fn write_workspace(workspace: &Path, packages: &[&Package]) -> Result<(), Error> {
-    let ours = crate::workspace::root();
+fn write_workspace(folder: &Path, packages: &[&Package]) -> Result<(), Error> {
+    let ours = workspace::root();
     let read = |name: &str| {
         let path = ours.join(name);
         fs::read_to_string(&path).map_err(Error::io("read", path))
@@ -147,11 +140,8 @@ fn write_workspace(workspace: &Path, packages: &[&Package]) -> Result<(), Error>
     for package in packages {
         let _ = writeln!(manifest, "{0} = {{ path = \"crates/{0}\" }}", package.name);
     }
-    write_if_changed(&workspace.join("Cargo.toml"), manifest.as_bytes())?;
-    write_if_changed(
-        &workspace.join("Cargo.lock"),
-        read("Cargo.lock")?.as_bytes(),
-    )
+    write_if_changed(&folder.join("Cargo.toml"), manifest.as_bytes())?;
+    write_if_changed(&folder.join("Cargo.lock"), read("Cargo.lock")?.as_bytes())
 }
 
 /// A manifest with other members, and without default members.
@@ -246,7 +236,7 @@ mod tests {
 
     #[test]
     fn other_members_take_the_place_of_ours() {
-        let ours = fs::read_to_string(crate::workspace::root().join("Cargo.toml")).unwrap();
+        let ours = fs::read_to_string(workspace::root().join("Cargo.toml")).unwrap();
         let other = with_members(&ours, "\"crates/one\"");
         assert!(other.contains("\nmembers = [\"crates/one\"]\n"), "{other}");
         assert!(!other.contains("\"xtask\""), "{other}");

@@ -47,12 +47,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Error> {
          cd {}\n  \
          cargo test --release                                # what every method holds to\n  \
          cargo run --release --example compare -- --suite smoke --methods {}\n\
-         then replace the mathematics in src/lib.rs by yours; docs/adding-a-method.md says how.\n\
-         With CARGO_TARGET_DIR={} what is built here already is used.",
+         then replace the mathematics in src/lib.rs by yours; docs/adding-a-method.md says how.",
         arguments.name,
         folder.display(),
         arguments.name,
-        workspace::target_dir()?.display(),
     );
     Ok(())
 }

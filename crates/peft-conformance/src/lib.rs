@@ -1,49 +1,4 @@
-//! The conformance suite: what every method of peft guarantees on every backend, as tests.
-//!
-//! A method crate runs the suite with one call, in `tests/conformance.rs`. The call takes the crate's list of methods and
-//! the configurations to check:
-//!
-//! ```
-//! # use peft_core::Result;
-//! # use peft_core::method::{
-//! #     Bias, Common, Layout, Method, MethodInfo, Plan, method_config, train_biases,
-//! # };
-//! # pub const METHODS: &[&MethodInfo] = &[&BIASES];
-//! # #[method_config(
-//! #     BIASES, peft_type = "BIASES", title = "Biases", family = Selective, identity_at_init, mergeable,
-//! #     reference = "an example"
-//! # )]
-//! # pub struct BiasesConfig {
-//! #     common: Common,
-//! # }
-//! # impl Method for BiasesConfig {
-//! #     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-//! #         train_biases(Bias::All, layout, &[], plan);
-//! #         Ok(())
-//! #     }
-//! # }
-//!
-//! peft_conformance::conformance_suite!(
-//!     METHODS,
-//!     vec![
-//!         Case::new("biases", BiasesConfig::default()),
-//!         Case::new("biases, with a head", BiasesConfig::default().with_modules_to_save(["classifier"])),
-//!     ]
-//! );
-//! # fn main() {
-//! #     peft_conformance::every_method_has_a_case(METHODS, &cases());
-//! # }
-//! ```
-//!
-//! Each [conformance test](ConformanceTest) becomes a `#[test]` of the crate. It runs for every case on every CPU
-//! device that is compiled in. One more test, `every_method_has_a_case`, holds the list of methods against the cases. A
-//! crate outside of this workspace calls the suite in the same way.
-//!
-//! What a method promises ([`MethodInfo`]) decides what a test asks for: a method that does not promise to be mergeable
-//! must refuse to merge.
-//!
-//! The model is [`TinyTransformer`], in which every parameter matters. It has every kind of layer and of
-//! [`Site`](peft_core::Site) that methods act on. The suite needs `peft-core` and no other model.
+#![doc = include_str!("../README.md")]
 
 mod fixture;
 mod model;
@@ -147,7 +102,39 @@ pub fn every_method_has_a_case(methods: &[&MethodInfo], cases: &[Case]) {
 }
 
 /// The whole suite, for a crate's list of methods (`&[&MethodInfo]`) and an expression that gives `Vec<Case>`: one
-/// `#[test]` for each conformance test. The [crate's documentation](crate) has an example.
+/// `#[test]` for each conformance test. An example:
+///
+/// ```
+/// # use peft_core::Result;
+/// # use peft_core::method::{
+/// #     Bias, Common, Layout, Method, MethodInfo, Plan, method_config, train_biases,
+/// # };
+/// # pub const METHODS: &[&MethodInfo] = &[&BIASES];
+/// # #[method_config(
+/// #     BIASES, peft_type = "BIASES", title = "Biases", family = Selective, identity_at_init, mergeable,
+/// #     reference = "an example"
+/// # )]
+/// # pub struct BiasesConfig {
+/// #     common: Common,
+/// # }
+/// # impl Method for BiasesConfig {
+/// #     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+/// #         train_biases(Bias::All, layout, &[], plan);
+/// #         Ok(())
+/// #     }
+/// # }
+///
+/// peft_conformance::conformance_suite!(
+///     METHODS,
+///     vec![
+///         Case::new("biases", BiasesConfig::default()),
+///         Case::new("biases, with a head", BiasesConfig::default().with_modules_to_save(["classifier"])),
+///     ]
+/// );
+/// # fn main() {
+/// #     peft_conformance::every_method_has_a_case(METHODS, &cases());
+/// # }
+/// ```
 #[macro_export]
 macro_rules! conformance_suite {
     ($methods:expr, $cases:expr $(,)?) => {

@@ -5,7 +5,7 @@
 //! of sparse changes), so that a run goes on from the same numbers whatever the seed of the process that goes on. Those of inactive ones are
 //! not: training does not change them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor, TensorData};
@@ -55,6 +55,8 @@ impl Place {
 struct Survey {
     place: Place,
     shapes: BTreeMap<String, Vec<usize>>,
+    /// Paths of those that are integers.
+    integers: BTreeSet<String>,
     trained: usize,
 }
 
@@ -76,6 +78,7 @@ impl ModuleVisitor for Survey {
         if self.place.active > 0 {
             let shape = param.lazy_shape().to_vec();
             self.shapes.insert(self.place.path(), shape);
+            self.integers.insert(self.place.path());
         }
     }
 }
@@ -171,7 +174,9 @@ impl ModuleMapper for Fill<'_> {
 ///
 /// What differs, if they are of another model or adapter.
 pub(crate) fn fit<M: Module>(model: &M, values: &Tensors) -> Result<(), String> {
-    let shapes = survey(model).shapes;
+    let Survey {
+        shapes, integers, ..
+    } = survey(model);
     if let Some(path) = shapes.keys().find(|path| !values.contains_key(*path)) {
         return Err(format!(
             "it holds no `{path}`, which the model trains; attach the adapter as it was attached for that run"
@@ -190,6 +195,17 @@ pub(crate) fn fit<M: Module>(model: &M, values: &Tensors) -> Result<(), String> 
                 return Err(format!(
                     "`{path}` is {found:?} there and {shape:?} in the model; attach the adapter with the same \
                      configuration"
+                ));
+            }
+            Some(_) if integers.contains(path) == data.dtype().is_float() => {
+                return Err(format!(
+                    "`{path}` holds {:?} there, and the model has {} in its place",
+                    data.dtype(),
+                    if integers.contains(path) {
+                        "integers"
+                    } else {
+                        "floats"
+                    }
                 ));
             }
             Some(_) => {}

@@ -223,7 +223,7 @@ fn first_key(file: &[u8]) -> Result<String, String> {
     Ok(key)
 }
 
-/// A file with its tensors changed; the first one is never empty.
+/// A file with its tensors changed; the first one is never empty, and of floats where the file has some.
 fn transformed(file: &[u8], change: impl FnOnce(&mut Vec<Loose>)) -> Result<Vec<u8>, String> {
     let file = SafeTensors::deserialize(file).map_err(|error| error.to_string())?;
     let mut tensors: Vec<Loose> = file
@@ -235,7 +235,9 @@ fn transformed(file: &[u8], change: impl FnOnce(&mut Vec<Loose>)) -> Result<Vec<
             shape: view.shape().to_vec(),
         })
         .collect();
-    tensors.sort_by(|a, b| a.key.cmp(&b.key));
+    let is_integer =
+        |tensor: &Loose| [Dtype::U8, Dtype::I16, Dtype::I32, Dtype::I64].contains(&tensor.dtype);
+    tensors.sort_by_key(|tensor| (is_integer(tensor), tensor.key.clone()));
     change(&mut tensors);
     let views = tensors.iter().map(|tensor| {
         let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.data);

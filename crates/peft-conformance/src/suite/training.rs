@@ -58,9 +58,9 @@ impl ModuleVisitor for Received<'_> {
 
 /// Guarantees: exactly the trained parameters of the adapter receive gradients, and all gradients are numbers.
 ///
-/// If it fails: a parameter that is listed under "trains" only is detached from the outputs (`valid()`, `detach()`, or a
-/// value that the forward pass does not use). A parameter that is listed under "reach" only is trained but was not
-/// declared, or is the base's.
+/// If it fails: a trained parameter that gets no gradient is detached from the outputs (`valid()`, `detach()`, or a value
+/// that the forward pass does not use). A parameter that gets one and is not trained is the base's, or is not set to
+/// require gradients. The message names the parameters.
 pub(super) fn gradients(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let model = fixture.trained(NAME, method)?;
     let gradients = fixture.loss(&model).backward();
@@ -68,13 +68,18 @@ pub(super) fn gradients(fixture: &Fixture, method: &dyn Method) -> Verdict {
     if let Some(problem) = found.spoiled {
         return Err(problem);
     }
-    let wanted = found.wanted;
+    let (reached, wanted) = (found.reached, found.wanted);
     ensure(!wanted.is_empty(), || "nothing is trained".into())?;
-    ensure(found.reached == wanted, || {
-        format!(
-            "gradients reach {:?}, the adapter trains {wanted:?}",
-            found.reached
-        )
+    let without = |names: &[String], others: &[String]| -> Vec<String> {
+        let rest = names.iter().filter(|name| !others.contains(name));
+        rest.cloned().collect()
+    };
+    let (dry, stray) = (without(&wanted, &reached), without(&reached, &wanted));
+    ensure(dry.is_empty(), || {
+        format!("no gradient reaches the trained parameters {dry:?}")
+    })?;
+    ensure(stray.is_empty(), || {
+        format!("gradients reach {stray:?}, which the adapter does not train")
     })
 }
 

@@ -15,8 +15,13 @@ use crate::adapter::site_context::SiteContext;
 /// and `valid`/`train` like the model's own. What it does is said by the trait of the place where
 /// it acts: [`WeightAdapter`], [`HiddenAdapter`], [`PromptAdapter`] or [`KeyValueAdapter`].
 pub trait Adapter: Module + Sync + 'static {
-    /// Name of the method, as in `lora`.
+    /// Name of the state, as in `lora`, for errors.
     const METHOD: &'static str;
+
+    /// What the state is, for counts and configuration files. Default: the method's own.
+    fn role(&self) -> Role {
+        Role::Method
+    }
 
     /// How the state's parameters are called and laid out in a checkpoint.
     ///
@@ -30,6 +35,19 @@ pub trait Adapter: Module + Sync + 'static {
     fn for_checkpoint(&self) -> Self {
         self.clone()
     }
+}
+
+/// What a state is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// What the method adds.
+    #[default]
+    Method,
+    /// The copy of a module that is saved whole: counted apart, as papers do.
+    SavedModule,
+    /// Trained rows of an embedding table: counted as the method's, and no target of its own.
+    TrainedTokens,
 }
 
 /// An adapter of a parameter: W becomes W'(theta), of the same shape.

@@ -15,7 +15,7 @@ use crate::adapter::any_tensor::{AnyTensor, with_rank};
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{
-    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
+    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Role, WeightAdapter,
 };
 use crate::adapter::site_context::SiteContext;
 
@@ -176,6 +176,7 @@ impl<M: ModuleMapper> DynMapper for FromDyn<'_, M> {
 /// What every erased adapter can do, wherever it acts.
 pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
     fn method(&self) -> &'static str;
+    fn role(&self) -> Role;
     fn tensors(&self) -> Vec<CheckpointKey>;
     /// As a file holds it.
     fn stored(&self) -> Box<dyn ErasedModule>;
@@ -210,6 +211,9 @@ impl<A: Adapter> Typed<A> {
 impl<A: Adapter> ErasedModule for Typed<A> {
     fn method(&self) -> &'static str {
         A::METHOD
+    }
+    fn role(&self) -> Role {
+        self.state().role()
     }
     fn tensors(&self) -> Vec<CheckpointKey> {
         self.state().tensors()

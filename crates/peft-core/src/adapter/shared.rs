@@ -73,7 +73,7 @@ impl<const D: usize> Shared<D> {
     }
 
     /// Whether this is the handle that is visited, and saved.
-    pub fn is_first(&self) -> bool {
+    pub(crate) fn is_first(&self) -> bool {
         self.index == 0
     }
 

@@ -11,4 +11,4 @@ pub(crate) mod write;
 pub use crate::upstream::{ADAPTERHUB_FILE, CONFIG_FILE, MODEL_FILE};
 pub use read::read_config;
 pub use transpose::transposed;
-pub use write::{TensorSource, stage_file, write_file, write_tensors};
+pub use write::{TensorSource, stage_file, write_tensors};

@@ -173,13 +173,8 @@ fn all_finite(bytes: &[u8], dtype: Dtype) -> bool {
     (wide.as_chunks().0.iter()).all(|bytes| f64::from_le_bytes(*bytes).is_finite())
 }
 
-/// Writes tensors to a safetensors file, whole or not at all.
-///
-/// # Errors
-///
-/// [`Error::Io`](crate::Error::Io), and [`Error::Checkpoint`](crate::Error::Checkpoint) if a tensor holds what
-/// safetensors lacks; a file that was there is as it was.
-pub fn write_file(path: &Path, tensors: Vec<(String, TensorSource<'_>)>) -> Result<()> {
+/// As [`write_tensors`], of tensors that may be computed when they are written.
+pub(crate) fn write_file(path: &Path, tensors: Vec<(String, TensorSource<'_>)>) -> Result<()> {
     files::write_with(path, |file| serialize(file, path, tensors))
 }
 
@@ -187,7 +182,8 @@ pub fn write_file(path: &Path, tensors: Vec<(String, TensorSource<'_>)>) -> Resu
 ///
 /// # Errors
 ///
-/// As [`write_file`].
+/// [`Error::Io`](crate::Error::Io), and [`Error::Checkpoint`](crate::Error::Checkpoint) if a tensor holds what
+/// safetensors lacks; nothing is left of the file then.
 pub fn stage_file(
     files: &mut Files,
     name: &str,
@@ -196,11 +192,12 @@ pub fn stage_file(
     files.stage(name, |file| serialize(file, Path::new(name), tensors))
 }
 
-/// [`write_file`] of data.
+/// Writes tensors to a safetensors file, whole or not at all.
 ///
 /// # Errors
 ///
-/// As [`write_file`].
+/// [`Error::Io`](crate::Error::Io), and [`Error::Checkpoint`](crate::Error::Checkpoint) if a tensor holds what
+/// safetensors lacks; a file that was there is as it was.
 pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
     write_file(path, all(tensors))
 }

@@ -14,7 +14,7 @@ pub(crate) mod trainable_tokens;
 pub use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 pub use crate::adapter::checkpoint_key::CheckpointKey;
 pub use crate::adapter::contract::{
-    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
+    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Role, WeightAdapter,
 };
 pub use crate::adapter::init::Init;
 pub use crate::adapter::low_rank::LowRankAdapter;

@@ -7,14 +7,9 @@ use burn::tensor::{Int, Tensor};
 use crate::adapter::any_tensor::with_rank;
 use crate::adapter::base::{BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
-use crate::adapter::contract::{Adapter, WeightAdapter};
+use crate::adapter::contract::{Adapter, Role, WeightAdapter};
 use crate::adapter::erased::AnyAdapter;
 use crate::layout::model_layout::LayoutParam;
-
-/// What a copy for `modules_to_save` reports as its method: counted apart from the method's own.
-pub(crate) const MODULE: &str = "saved module";
-/// What the copy of a bias reports as its method.
-const BIAS: &str = "trained bias";
 
 /// The copy of a bias that a method trains ([`Plan::train_bias`](crate::method::Plan::train_bias)).
 pub type TrainedBias = ModuleToSave<1, false>;
@@ -76,7 +71,19 @@ impl ModuleToSave<1, false> {
 }
 
 impl<const R: usize, const OF_MODULE: bool> Adapter for ModuleToSave<R, OF_MODULE> {
-    const METHOD: &'static str = if OF_MODULE { MODULE } else { BIAS };
+    const METHOD: &'static str = if OF_MODULE {
+        "saved module"
+    } else {
+        "trained bias"
+    };
+
+    fn role(&self) -> Role {
+        if OF_MODULE {
+            Role::SavedModule
+        } else {
+            Role::Method
+        }
+    }
 
     fn tensors(&self) -> Vec<CheckpointKey> {
         let spec = CheckpointKey::named("value", &self.key);

@@ -172,22 +172,26 @@ impl Plan {
     }
 
     /// Trains a copy of a bias in its place; the base keeps its value. `key` is its name in the
-    /// checkpoint where that is not upstream's name of the parameter.
+    /// checkpoint where that is not upstream's name of the parameter; `start` is what it is trained from, of the
+    /// bias's shape, where that is not the base's value.
     ///
     /// # Panics
     ///
     /// If the parameter is not of rank 1.
-    pub fn train_bias(&mut self, param: &LayoutParam, key: Option<String>) {
-        self.adapt_weight(param, ModuleToSave::of_bias(param, key));
-    }
-
-    /// As [`train_bias`](Self::train_bias), from another value than the base's, of its shape.
-    ///
-    /// # Panics
-    ///
-    /// If the parameter is not of rank 1.
-    pub fn train_bias_from(&mut self, param: &LayoutParam, key: Option<String>, value: Tensor<1>) {
-        self.adapt_weight(param, ModuleToSave::of_bias(param, key).with_value(value));
+    pub fn train_bias(
+        &mut self,
+        param: &LayoutParam,
+        key: Option<String>,
+        start: Option<Tensor<1>>,
+    ) {
+        let copy = ModuleToSave::of_bias(param, key);
+        self.adapt_weight(
+            param,
+            match start {
+                Some(value) => copy.with_value(value),
+                None => copy,
+            },
+        );
     }
 
     /// Trains copies of some rows of an embedding table `[rows, d]` in their place; the table keeps its own.

@@ -71,7 +71,7 @@ pub fn train_biases(bias: Bias, layout: &Layout, adapted: &[Target<'_>], plan: &
         if bias == Bias::All || (bias == Bias::Adapted && is_adapted) {
             // Upstream wraps an adapted layer, and its bias moves into the wrapper.
             let key = is_adapted.then(|| format!("{}.base_layer.bias", layer.name));
-            plan.train_bias(param, key);
+            plan.train_bias(param, key, None);
         }
     }
 }

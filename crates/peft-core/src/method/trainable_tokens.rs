@@ -6,11 +6,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::adapter::base::BaseEmbedding;
 use crate::adapter::checkpoint_key::CheckpointKey;
-use crate::adapter::contract::{Adapter, WeightAdapter};
+use crate::adapter::contract::{Adapter, Role, WeightAdapter};
 use crate::layout::model_layout::LayoutParam;
-
-/// What trained rows report as their method.
-pub(crate) const ROWS: &str = "trained rows";
 
 /// Trained copies of some rows of an embedding table ([`Plan::train_tokens`](crate::method::Plan::train_tokens)): new
 /// tokens, as a rule. The table below keeps its own.
@@ -55,7 +52,11 @@ impl TrainableTokens {
 }
 
 impl Adapter for TrainableTokens {
-    const METHOD: &'static str = ROWS;
+    const METHOD: &'static str = "trained tokens";
+
+    fn role(&self) -> Role {
+        Role::TrainedTokens
+    }
 
     fn tensors(&self) -> Vec<CheckpointKey> {
         vec![CheckpointKey::layer("values", &self.key).sparse()]

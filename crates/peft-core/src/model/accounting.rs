@@ -7,11 +7,11 @@ use burn::module::{ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor};
 
 use crate::adapter::checkpoint_key::{fields_without_twin, sparse_fields, unsaved_fields};
+use crate::adapter::contract::Role;
 use crate::adapter::erased::{AnyAdapter, FromDyn};
 use crate::adapter::trainable::is_trainable;
 use crate::attached::stack::{Entry, Stack};
 use crate::attached::view::Attached;
-use crate::method::module_to_save;
 
 /// Counts over a model and its active adapters (Lialin et al., section 3). Elements, not tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -236,7 +236,7 @@ pub(crate) fn count(attached: &Attached) -> Counts {
         for entry in stack.into_iter().flat_map(Stack::used) {
             let tally = count_entry(entry, &mut counts);
             if let AnyAdapter::Weight(adapter) = &entry.adapter
-                && adapter.method() != module_to_save::MODULE
+                && adapter.role() != Role::SavedModule
             {
                 changed = base.min(changed + tally.changed(base));
             }
@@ -256,7 +256,7 @@ fn count_entry(entry: &Entry, counts: &mut Counts) -> Tally {
     let tally = tally(&entry.adapter);
     counts.total += tally.elements;
     counts.trainable += tally.trainable;
-    if entry.adapter.module().method() == module_to_save::MODULE {
+    if entry.adapter.module().role() == Role::SavedModule {
         counts.saved_modules += tally.trainable;
     } else {
         let twins = twins(&entry.adapter);

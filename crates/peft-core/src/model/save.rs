@@ -6,12 +6,11 @@ use burn::module::Module;
 use serde_json::Value;
 
 use crate::adapter::checkpoint_key::Style;
+use crate::adapter::contract::Role;
 use crate::attached::traversal;
 use crate::attached::view::Attached;
 use crate::checkpoint::write::{TensorSource, write_file, write_folder};
 use crate::error::Result;
-use crate::method::module_to_save::MODULE;
-use crate::method::trainable_tokens::ROWS;
 use crate::model::states::{self, Form};
 
 /// See [`PeftModule::save_adapter`](crate::PeftModule::save_adapter).
@@ -62,8 +61,8 @@ fn adapted_layers(attached: &Attached, name: &str) -> Vec<String> {
     let adapted = layout.params.iter().filter(|param| {
         let stack = attached.stack(&param.path);
         let entry = stack.and_then(|stack| stack.entry(name));
-        let method = entry.map(|entry| entry.adapter.module().method());
-        param.field() == "weight" && method.is_some_and(|method| method != MODULE && method != ROWS)
+        let role = entry.map(|entry| entry.adapter.module().role());
+        param.field() == "weight" && role == Some(Role::Method)
     });
     adapted
         .map(|param| layout.layer_of(param).name.clone())

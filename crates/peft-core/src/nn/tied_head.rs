@@ -9,6 +9,7 @@ use burn::tensor::{Device, Tensor};
 use peft_ops::LowRank;
 
 use crate::adapter::any_tensor::AnyTensor;
+use crate::adapter::contract::Role;
 use crate::adapter::erased::ErasedWeight;
 use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::quantized_base::QuantizedBase;
@@ -16,7 +17,6 @@ use crate::attached::base_norms::BaseNorms;
 use crate::attached::composition::{Composition, PerRow};
 use crate::attached::stack::Stack;
 use crate::attached::traversal::{OwnWeight, TableName};
-use crate::method::module_to_save;
 use crate::nn::cross_entropy::{adapted_cross_entropy, cross_entropy};
 use crate::nn::layers::AdaptedForward;
 use crate::nn::linear::through;
@@ -194,7 +194,7 @@ fn followed(stack: &Stack, base: AnyTensor) -> AnyTensor {
     let mut followers = followers(stack).peekable();
     // A copy does not look at what it takes the place of.
     let base = match followers.peek() {
-        Some(first) if first.method() == module_to_save::MODULE => base,
+        Some(first) if first.role() == Role::SavedModule => base,
         _ => stack.dense(&base),
     };
     followers.fold(base, |table, adapter| adapter.compose(table))

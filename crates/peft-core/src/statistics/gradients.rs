@@ -4,7 +4,7 @@ use burn::tensor::{DType, Gradients, Tensor};
 
 use crate::adapter::any_tensor::{AnyTensor, with_rank};
 use crate::error::{Error, Result};
-use crate::statistics::calibration::{not_finite, not_gathered};
+use crate::statistics::refusal::{not_finite, not_gathered};
 
 /// Which statistics of a parameter's gradients are gathered.
 #[derive(Clone, Copy, Debug, Default)]

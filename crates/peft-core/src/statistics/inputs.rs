@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use burn::tensor::{DType, Tensor};
 
 use crate::error::{Error, Result};
-use crate::statistics::calibration::{not_finite, not_gathered};
+use crate::statistics::refusal::{not_finite, not_gathered};
 
 /// Which statistics of a layer's inputs are gathered.
 #[derive(Clone, Copy, Debug, Default)]

@@ -77,7 +77,7 @@ pub(super) fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Probl
         if let Some(fields) = config.as_object_mut() {
             fields.insert("upstream_gradient".into(), true.into());
         }
-        fs::write(path, config.to_string()).map_err(|error| problem(&error))?;
+        peft_core::files::write(&path, config.to_string()).map_err(|error| problem(&error))?;
     }
     Ok(dir)
 }

@@ -251,7 +251,7 @@ impl Method for LoraFromFactors {
                 let adapted = self.factors.contains_key(&layer.name);
                 let key = adapted.then(|| format!("{}.base_layer.bias", layer.name));
                 let value = param(value.clone().unsqueeze(), [bias.elements()], bias).val();
-                plan.train_bias_from(bias, key, value.detach());
+                plan.train_bias(bias, key, Some(value.detach()));
             }
         }
         Ok(())
