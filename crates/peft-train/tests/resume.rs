@@ -103,7 +103,7 @@ fn a_run_goes_on_to_the_last_bit() {
         let dir = tempfile::tempdir().unwrap();
         let projected = PrefixTuningConfig::new(3).with_projection(12);
         goes_on(&projected, &device, &dir.path().join("prefix"));
-        let lora = LoraConfig::new(4).with_dropout(0.2);
+        let lora = LoraConfig::new(4).with_lora_dropout(0.2);
         let [_, parts] = goes_on(&lora, &device, dir.path());
 
         // Other configurations of the adapter are refused.
