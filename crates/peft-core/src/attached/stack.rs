@@ -187,7 +187,11 @@ impl Stack {
     /// The base with the adapters folded in, whether merged or not. `base` is the parameter's own
     /// tensor.
     pub(crate) fn compose(&self, base: &AnyTensor) -> AnyTensor {
-        let weight = self.dense(base);
+        self.compose_on(self.dense(base))
+    }
+
+    /// A dense weight with the adapters folded in.
+    pub(crate) fn compose_on(&self, weight: AnyTensor) -> AnyTensor {
         let Some(Parts::Weighted(parts)) = self.mixed().map(|mixture| &mixture.parts) else {
             return self
                 .active_weights()

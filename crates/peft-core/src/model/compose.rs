@@ -66,12 +66,12 @@ fn of_param(
     stack: &Stack,
     composition: &Composition,
 ) -> Option<String> {
-    if let Composition::Weighted(_) = composition {
-        return None;
-    }
+    let per_row = matches!(composition, Composition::PerRow(_));
+    let weighted = matches!(composition, Composition::Weighted(_));
     let layer = layout.layer_of(param);
     match layer.kind {
         LayerKind::Linear | LayerKind::Embedding | LayerKind::Conv2d | LayerKind::Norm => {}
+        _ if weighted => {}
         _ => {
             return Some(format!(
                 "it is on a {} layer, which has no forward pass that differs from row to row (Linear, Embedding, \
@@ -87,10 +87,9 @@ fn of_param(
         let entry = stack.entry(name);
         entry.is_some_and(|entry| entry.adapter.weight_adapter().affects_tied_head())
     };
-    let routed = matches!(composition, Composition::Routed(_));
-    (routed && is_tied && composition.names().iter().any(follows)).then(|| {
-        "it changes the table that is also the model's head, which cannot differ from token to token: give each row \
-         its adapter, or activate it for all rows"
+    (!per_row && is_tied && composition.names().iter().any(follows)).then(|| {
+        "it changes the table that is also the model's head, which takes no weights of adapters: give each row its \
+         adapter, or activate it for all rows"
             .to_string()
     })
 }

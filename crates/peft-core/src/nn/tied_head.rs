@@ -202,7 +202,9 @@ fn followed(stack: &Stack, base: AnyTensor) -> AnyTensor {
 
 /// Whether an active adapter changes the table and not the head.
 fn parts(stack: &Stack) -> bool {
-    stack.active().count() > followers(stack).count()
+    stack
+        .used()
+        .any(|entry| !entry.adapter.weight_adapter().affects_tied_head())
 }
 
 /// What a head multiplies by, `[d, vocabulary]`, with all that is active, where the table with all that is active
@@ -212,23 +214,24 @@ pub(crate) fn parted(
     table: &AnyTensor,
     on_table: Option<&Stack>,
 ) -> Option<AnyTensor> {
-    let own = head.map(Stack::active_weights).unwrap_or_default();
+    let own = head.filter(|stack| stack.used().next().is_some());
     let seen = match on_table {
-        Some(stack) if own.is_empty() && !parts(stack) => return None,
+        Some(stack) if own.is_none() && !parts(stack) => return None,
         Some(stack) => followed(stack, table.clone()),
-        None if own.is_empty() => return None,
+        None if own.is_none() => return None,
         None => table.clone(),
     };
     let seen = AnyTensor::new(seen.get::<2>().transpose());
-    let whole = own
-        .into_iter()
-        .fold(seen, |weight, adapter| adapter.compose(weight));
+    let whole = match own {
+        Some(own) => own.compose_on(seen),
+        None => seen,
+    };
     Some(whole.detach())
 }
 
 /// Whether the head goes on reading the table as it was, although what is active on that is merged.
 pub(crate) fn reads_base(head: Option<&Stack>, on_table: Option<&Stack>) -> bool {
-    let own = head.and_then(|stack| stack.active().next());
+    let own = head.and_then(|stack| stack.used().next());
     let follows = on_table.is_some_and(|stack| followers(stack).next().is_some());
     own.is_none() && !follows
 }

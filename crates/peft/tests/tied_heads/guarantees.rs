@@ -219,7 +219,7 @@ fn merges(what: &str, case: &Case, model: &Llama, after: &TensorData, loss: f32)
         assert!((found / loss - 1.0).abs() < 1e-4, "{what}: {found} {loss}");
         let untied = plain.tied_head.as_ref().unwrap().own().is_some();
         assert_eq!(untied, !case.stays_tied, "{what}");
-        // TensorSource, and read by whoever knows nothing of adapters.
+        // Written, and read by whoever knows nothing of adapters.
         let dir = tempfile::tempdir().unwrap();
         plain.export(dir.path(), None).unwrap();
         let file = read(dir.path(), "model.safetensors");
@@ -370,10 +370,35 @@ fn rows_of_a_batch_have_heads_of_their_own() {
                 "{name}, {rows:?}: {found} {loss}"
             );
         }
-        // What the head follows differs from row to row, and not from token to token.
+        // What the head follows differs from row to row, and takes no weights.
         let routed = Composition::Routed(vec!["c".into()]);
-        let error = model.set_composition(&routed).unwrap_err().to_string();
-        assert!(error.contains("also the model's head"), "{error}");
+        let weighted = Composition::Weighted(vec![("c".into(), 0.5)]);
+        for composition in [routed, weighted] {
+            let error = model.set_composition(&composition).unwrap_err().to_string();
+            assert!(error.contains("also the model's head"), "{error}");
+        }
+    }
+}
+
+/// Weighted changes of the table leave the head alone, and those of the head the table; merged they do the same.
+#[test]
+fn weighted_adapters_of_head_and_table_merge() {
+    let (_, device) = cpu_devices().remove(0);
+    let random = |targets| LoraConfig::new(2).with_targets(targets).with_init_lora_weights(false);
+    for targets in [["embed_tokens"], ["lm_head"]] {
+        let model = base(&device).attach("a", &random(targets)).unwrap();
+        let model = model.attach("b", &random(targets)).unwrap();
+        let weights = vec![("a".to_string(), 0.3), ("b".to_string(), -0.6)];
+        let weighted = model.set_composition(&Composition::Weighted(weights)).unwrap();
+        let before = logits(&weighted);
+        assert!(farthest(&before, &logits(&model.disable_adapters().unwrap())) > 1e-3);
+        for merged in [
+            weighted.merge_adapters().unwrap(),
+            weighted.merge_and_unload().unwrap(),
+        ] {
+            let distance = farthest(&logits(&merged), &before);
+            assert!(distance < 1e-5, "{targets:?}: {distance}");
+        }
     }
 }
 
