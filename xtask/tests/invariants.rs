@@ -137,6 +137,7 @@ fn one_folder_uses_burns_mechanism() {
     let is_wrong = |code: &str| {
         // The family of methods that has the same name.
         let code = code.replace("Family::Reparameterization", "");
+        let code = code.replace("family = Reparameterization", "");
         let code = if code == "Reparameterization," || code.starts_with("Self::Reparameterization")
         {
             ""

@@ -7,7 +7,7 @@ use syn::parse::Parser as _;
 use syn::punctuated::Punctuated;
 use syn::{Error, Expr, Ident, ItemStruct, LitStr, Result, Token, parenthesized, parse_quote};
 
-use crate::field::ConfigField;
+use crate::field::{ConfigField, take};
 
 /// The arguments of `method_config`.
 #[derive(Default)]
@@ -133,6 +133,14 @@ fn list<T: syn::parse::Parse>(meta: &ParseNestedMeta<'_>) -> Result<Vec<T>> {
     parenthesized!(content in meta.input);
     let items = Punctuated::<T, Token![,]>::parse_terminated(&content)?;
     Ok(items.into_iter().collect())
+}
+
+/// The struct without the attributes of its fields.
+pub(crate) fn plain(mut item: ItemStruct) -> ItemStruct {
+    for field in &mut item.fields {
+        take(&mut field.attrs, "field");
+    }
+    item
 }
 
 pub(crate) fn expand(arguments: TokenStream, mut item: ItemStruct) -> Result<TokenStream> {

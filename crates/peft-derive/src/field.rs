@@ -1,6 +1,6 @@
 //! A field of a configuration: what its attribute says, and what is written for it.
 
-use proc_macro2::{Span, TokenStream};
+use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use syn::spanned::Spanned as _;
 use syn::{
@@ -50,9 +50,8 @@ pub(crate) struct ConfigField {
 impl ConfigField {
     /// Reads `#[field(…)]`, and puts serde's attributes in its place.
     pub(crate) fn take(field: &mut Field) -> Result<Self> {
-        let span = field.span();
         let Some(name) = field.ident.clone() else {
-            return Err(Error::new(span, "a configuration has named fields"));
+            return Err(Error::new(field.span(), "a configuration has named fields"));
         };
         let mut found = Self {
             kind: Kind::of(&field.ty),
@@ -81,7 +80,7 @@ impl ConfigField {
         if FLATTENED.iter().any(|name| found.is_called(name)) {
             found.flags.push("flatten".into());
         }
-        found.check(span)?;
+        found.check()?;
         field.attrs.extend(found.serde_attributes());
         Ok(found)
     }
@@ -95,24 +94,24 @@ impl ConfigField {
         self.flags.iter().any(|found| found == flag)
     }
 
-    fn check(&self, span: Span) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let name = &self.name;
+        let refuse = |reason: String| Err(Error::new(name.span(), reason));
         match self.kind {
-            Kind::Number { .. } | Kind::ByLayer { .. } if self.range.is_empty() => {
-                let reason = format!(
-                    "`{name}` is a number: state its range, as in `#[field(at_least = 1)]`; or `positive`, \
+            Kind::Number { .. } | Kind::ByLayer { .. } if self.range.is_empty() => refuse(format!(
+                "`{name}` is a number: state its range, as in `#[field(at_least = 1)]`; or `positive`, \
                      `probability`, `finite`, `any`"
-                );
-                Err(Error::new(span, reason))
-            }
-            Kind::Bool | Kind::Optional(_) | Kind::Other if !self.range.is_empty() => Err(
-                Error::new(span, format!("`{name}` is no number, and has no range")),
-            ),
-            Kind::Bool => Ok(()),
-            _ if self.has("skip_false") => Err(Error::new(
-                span,
-                format!("`skip_false` is for a bool, and `{name}` is none"),
             )),
+            Kind::Number { number, .. } | Kind::ByLayer { number, .. } => {
+                self.range.check(number).map(|_| ())
+            }
+            _ if !self.range.is_empty() => {
+                refuse(format!("`{name}` is no number, and has no range"))
+            }
+            Kind::Bool => Ok(()),
+            _ if self.has("skip_false") => {
+                refuse(format!("`skip_false` is for a bool, and `{name}` is none"))
+            }
             _ => Ok(()),
         }
     }

@@ -58,8 +58,13 @@ use syn::{DeriveInput, ItemStruct, parse_macro_input};
 #[proc_macro_attribute]
 pub fn method_config(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let item = parse_macro_input!(item as ItemStruct);
+    let plain = config::plain(item.clone());
     config::expand(arguments.into(), item)
-        .unwrap_or_else(|error| error.to_compile_error())
+        .unwrap_or_else(|error| {
+            // With the struct, so that nothing else is wrong because it is missing.
+            let error = error.to_compile_error();
+            quote::quote!(#plain #error)
+        })
         .into()
 }
 

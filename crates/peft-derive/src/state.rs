@@ -131,7 +131,7 @@ fn tensors_of(field: &Field, name: &Ident) -> Result<TokenStream> {
             "`{name}` may hold parameters: say how the file calls it, as in `#[tensor(\"{name}\")]`; or `#[unsaved]`, \
              `#[nested]`, `#[no_tensor]`"
         );
-        return Err(Error::new(field.span(), reason));
+        return Err(Error::new(name.span(), reason));
     };
     if let Some(second) = attributes.next() {
         let reason = "one of `tensor`, `unsaved`, `nested` and `no_tensor`";

@@ -8,6 +8,7 @@ use crate::{error::Error, workspace};
 use cargo_metadata::TargetKind;
 use rooms::{Arrow, Floor};
 use source::Source;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// What to print.
