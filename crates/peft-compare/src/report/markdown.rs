@@ -186,7 +186,9 @@ static COLUMNS: [Column; 20] = [
     column("Trainable", BOTH, |m| optional(m.costs.trainable, count)),
     column("Changed", BOTH, |m| optional(m.costs.changed, count)),
     column("Stored", BOTH, |m| optional(m.costs.stored, count)),
-    column("Rank", BOTH, |m| optional(m.costs.rank_of_change, count)),
+    column("Rank of change", BOTH, |m| {
+        optional(m.costs.rank_of_change, count)
+    }),
     column("Adapter", BOTH, |m| optional(m.costs.adapter_bytes, bytes)),
     column("Step ms", BOTH, |m| optional(m.costs.step_ms, significant)),
     column("Peak", BOTH, |m| optional(m.costs.memory_bytes, bytes)),
