@@ -93,7 +93,7 @@ const COLUMNS = [
   { title: 'Forgetting', only: isLanguageModel, value: m => m.forgetting && m.forgetting.mean,
     cell: m => optional(m.forgetting, gain) },
   ...[['Trainable', 'trainable', count], ['Changed', 'changed', count], ['Stored', 'stored', count],
-    ['Rank', 'rank_of_change', String], ['Adapter', 'adapter_bytes', bytes], ['Memory', 'memory_bytes', bytes]]
+    ['Rank of change', 'rank_of_change', String], ['Adapter', 'adapter_bytes', bytes], ['Memory', 'memory_bytes', bytes]]
     .map(([title, key, format]) => ({ title, value: m => m.costs[key], cell: m => optional(m.costs[key], format) })),
   { title: 'Step ms\n(p90)', value: m => m.costs.step_ms, cell: m => m.costs.step_ms === null ? MISSING
     : `${significant(m.costs.step_ms)} (${optional(m.costs.step_p90_ms, significant)})` },
