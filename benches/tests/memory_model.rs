@@ -1,4 +1,4 @@
-//! The account of a training step's memory agrees with what is measured, each case in its own process.
+//! The memory model of a training step's memory agrees with what is measured, each case in its own process.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -37,10 +37,10 @@ fn bytes(value: &Value) -> f64 {
     value.as_f64().unwrap()
 }
 
-/// The case's memory, after it was held against its account.
+/// The case's memory, after it was held against its memory model.
 fn checked(case: &str, tolerance: &Tolerance) -> Value {
     let memory = memory(&format!("{case}/ours"));
-    let part = |name: &str| bytes(&memory["account"][name]);
+    let part = |name: &str| bytes(&memory["memory_model"][name]);
     let passes = part("activations") + part("workspace");
     let step = part("weights") + part("optimizer") + passes.max(part("gradients") + part("step"));
     let peak = step.max(part("loading"));
@@ -102,7 +102,7 @@ fn the_account_of_a_published_llama_is_what_is_live_and_resident() {
         "qlora-all-checkpointed",
     ] {
         let memory = checked(&format!("smollm2/train/{method}"), &tolerance);
-        let weights = bytes(&memory["account"]["weights"]);
+        let weights = bytes(&memory["memory_model"]["weights"]);
         let loaded = bytes(&memory["loaded"]);
         assert!(
             (weights / loaded - 1.0).abs() < 0.05,
