@@ -60,9 +60,7 @@ fn print_cases(done: &HashMap<Case, Done>) {
         let bits = ready
             .bits
             .map_or(String::new(), |bits| format!("{bits:.3}"));
-        let memory_model = memory
-            .memory_model
-            .map_or(0, |memory_model| memory_model.peak());
+        let memory_model = memory.model.map_or(0, |model| model.peak());
         println!(
             "  {:<42} {:>10.1} {:>10.0} {:>12} {:>9} {bits:>6} {:>9} {:>9} {:>12}",
             row.case.to_string(),

@@ -48,7 +48,7 @@ pub(crate) struct Memory {
     pub(crate) loaded: u64,
     /// What the memory model says the live bytes are made of.
     #[serde(default)]
-    pub(crate) memory_model: Option<MemoryModel>,
+    pub(crate) model: Option<MemoryModel>,
 }
 
 /// A line of `/proc/self/status` in bytes; 0 on systems without it.
@@ -94,7 +94,7 @@ pub(crate) fn run(case: Case, device: &str) -> Result<(), Box<dyn std::error::Er
         before,
         live: ALLOCATOR.max_allocated() as u64,
         loaded: loaded as u64,
-        memory_model: work.memory_model,
+        model: work.memory_model,
     })?;
     Ok(())
 }

@@ -13,9 +13,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Crates that still have a circle. An entry that is no longer needed fails the check, so the list only shrinks.
-const WITH_CIRCLES: [&str; 1] = ["peft-reparameterization"];
-
 /// What to print.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -60,27 +57,9 @@ pub(crate) fn print(arguments: &Arguments) -> Result<(), Error> {
 /// Refuses circles.
 ///
 /// # Errors
-/// The circles with the imports that tie them; an exception that is no longer needed.
+/// The circles with the imports that tie them.
 pub(crate) fn check() -> Result<(), Error> {
-    let mut text = String::new();
-    let mut unneeded = WITH_CIRCLES.to_vec();
-    for package in packages()? {
-        let circles = package.circles();
-        if WITH_CIRCLES.contains(&package.name.as_str()) {
-            if !circles.is_empty() {
-                unneeded.retain(|name| *name != package.name);
-            }
-        } else if !circles.is_empty() {
-            text.push_str(&circles);
-            text.push_str("Move what both sides need into a file below them.\n");
-        }
-    }
-    for name in unneeded {
-        let _ = writeln!(
-            text,
-            "{name} has no circle any more: take it out of WITH_CIRCLES in xtask/src/layers/mod.rs"
-        );
-    }
+    let text: String = packages()?.iter().map(Package::circles).collect();
     if text.is_empty() {
         Ok(())
     } else {
