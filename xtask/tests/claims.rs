@@ -65,7 +65,7 @@ fn the_conformance_tests_are_as_many_as_is_said_and_all_are_described() {
     assert!(tests.contains(&"low_precision".to_owned()), "{tests:?}");
     for (file, words) in [
         ("README.md", "the-conformance-suite), # tests"),
-        ("CHANGELOG.md", "battery of # laws"),
+        ("CHANGELOG.md", "conformance suite of # tests"),
         ("docs/adding-a-method.md", "There are #"),
         ("docs/method-reference.md", "There are #"),
         ("docs/architecture.md", "the # conformance tests"),
