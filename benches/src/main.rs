@@ -4,11 +4,11 @@
 //! in turn, so that a slow moment of the machine hits all of them; a ratio is that of one turn, and
 //! its median over the turns is quoted.
 
-mod account;
 mod allocator;
 mod assets;
 mod bench;
 mod case;
+mod memory_model;
 mod models;
 mod process;
 mod qlora_loss;

@@ -13,8 +13,8 @@ use peft::core::PeftModule;
 use peft::reparameterization::LoraConfig;
 use peft_core::quantize::QuantizedModule as _;
 
-use crate::account::Account;
 use crate::case::{Case, Engine, Method, Pass, RANK, Shape};
+use crate::memory_model::MemoryModel;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -27,7 +27,7 @@ pub(crate) struct Work {
     pub(crate) weights: u64,
     /// Bits of a weight in the quantized matrices.
     pub(crate) bits: Option<f64>,
-    pub(crate) account: Option<Account>,
+    pub(crate) memory_model: Option<MemoryModel>,
 }
 
 pub(crate) fn work(case: Case, device: &str) -> Result<Work, Failure> {
@@ -61,7 +61,7 @@ fn infer<M: PeftModule + 'static>(
         iterate: Box::new(move || {
             black_box(forward(&model));
         }),
-        account: None,
+        memory_model: None,
     }
 }
 
@@ -102,7 +102,7 @@ fn train_by<M: Module + PeftModule + 'static>(
         weights,
         bits,
         iterate: Box::new(iterate),
-        account: None,
+        memory_model: None,
     }
 }
 

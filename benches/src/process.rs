@@ -165,7 +165,7 @@ impl Done {
             "bits_per_weight": self.ready.bits,
             "peak_bytes": self.memory.peak,
             "live_bytes": self.memory.live,
-            "account_bytes": self.memory.account.map(|account| account.peak()),
+            "account_bytes": self.memory.model.map(|model| model.peak()),
         })
     }
 }

@@ -38,7 +38,7 @@ fn print_cases(done: &HashMap<Case, Done>) {
     let mut rows: Vec<&Done> = done.values().collect();
     rows.sort_by_key(|done| done.case.to_string());
     println!(
-        "  {:<42} {:>10} {:>10} {:>12} {:>9} {:>6} {:>9} {:>9} {:>9}",
+        "  {:<42} {:>10} {:>10} {:>12} {:>9} {:>6} {:>9} {:>9} {:>12}",
         "case",
         "median ms",
         "tokens/s",
@@ -47,7 +47,7 @@ fn print_cases(done: &HashMap<Case, Done>) {
         "bits",
         "peak MiB",
         "live",
-        "account"
+        "memory model"
     );
     // What a peer does not say is 0.
     let mib = |bytes: u64| match bytes {
@@ -60,9 +60,9 @@ fn print_cases(done: &HashMap<Case, Done>) {
         let bits = ready
             .bits
             .map_or(String::new(), |bits| format!("{bits:.3}"));
-        let account = memory.account.map_or(0, |account| account.peak());
+        let memory_model = memory.model.map_or(0, |model| model.peak());
         println!(
-            "  {:<42} {:>10.1} {:>10.0} {:>12} {:>9} {bits:>6} {:>9} {:>9} {:>9}",
+            "  {:<42} {:>10.1} {:>10.0} {:>12} {:>9} {bits:>6} {:>9} {:>9} {:>12}",
             row.case.to_string(),
             seconds * 1e3,
             ready.tokens as f64 / seconds,
@@ -70,7 +70,7 @@ fn print_cases(done: &HashMap<Case, Done>) {
             mib(ready.weights),
             mib(memory.peak),
             mib(memory.live),
-            mib(account),
+            mib(memory_model),
         );
     }
 }

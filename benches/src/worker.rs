@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::account::Account;
 use crate::allocator::ALLOCATOR;
 use crate::case::Case;
+use crate::memory_model::MemoryModel;
 use crate::models;
 
 /// What a worker prints first.
@@ -46,9 +46,9 @@ pub(crate) struct Memory {
     /// Bytes that the model took once it was made, before the first step.
     #[serde(default)]
     pub(crate) loaded: u64,
-    /// What the account says the live bytes are made of.
+    /// What the memory model says the live bytes are made of.
     #[serde(default)]
-    pub(crate) account: Option<Account>,
+    pub(crate) model: Option<MemoryModel>,
 }
 
 /// A line of `/proc/self/status` in bytes; 0 on systems without it.
@@ -94,7 +94,7 @@ pub(crate) fn run(case: Case, device: &str) -> Result<(), Box<dyn std::error::Er
         before,
         live: ALLOCATOR.max_allocated() as u64,
         loaded: loaded as u64,
-        account: work.account,
+        model: work.memory_model,
     })?;
     Ok(())
 }

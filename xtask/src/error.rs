@@ -29,7 +29,7 @@ pub(crate) enum Error {
     NoCrate { name: String, known: String },
 
     #[error(
-        "folders must import downward only (`cargo xtask layers` lists the imports of a crate):\n{text}"
+        "folders must import downward only:\n{text}Move what both sides need into a file below them; `cargo xtask layers` lists the imports of a crate"
     )]
     Circles { text: String },
 

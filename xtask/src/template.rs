@@ -1,4 +1,4 @@
-//! A crate of one's own that adds a method: the files in `template/` under another name.
+//! A crate of one's own that adds a method: the guide's example and the files in `template/`, under another name.
 
 use crate::{error::Error, workspace};
 use std::{
@@ -7,10 +7,13 @@ use std::{
 };
 
 /// What stands for the new name, in the four ways in which it is written.
-const NAME: &str = "my-method";
+const NAME: &str = "column-scale";
+
+/// The method of the guide `docs/adding-a-method.md`: the guide, its test and new crates have one text.
+const EXAMPLE: &str = include_str!("../../crates/peft-conformance/tests/guide/column_scale.rs");
 
 const FILES: [(&str, &str); 3] = [
-    ("src/lib.rs", include_str!("../template/src/lib.rs")),
+    ("src/lib.rs", EXAMPLE),
     (
         "tests/conformance.rs",
         include_str!("../template/tests/conformance.rs"),
@@ -24,7 +27,7 @@ const FILES: [(&str, &str); 3] = [
 const MANIFEST: &str = include_str!("../template/manifest.toml");
 
 /// Dependencies as this workspace has them.
-const SHARED: [&str; 3] = ["burn", "serde", "serde_json"];
+const SHARED: [&str; 1] = ["burn"];
 
 /// What to write where.
 #[derive(Debug, clap::Args)]
@@ -170,15 +173,21 @@ mod tests {
 
     #[test]
     fn a_name_is_written_in_every_way() {
-        let text = "my-method my_method MY_METHOD MyMethod My method";
-        let found = renamed(text, "column-scale2");
+        let text = "column-scale column_scale COLUMN_SCALE ColumnScale Column scale";
+        let found = renamed(text, "my-method2");
         assert_eq!(
             found,
-            "column-scale2 column_scale2 COLUMN_SCALE2 ColumnScale2 Column scale2"
+            "my-method2 my_method2 MY_METHOD2 MyMethod2 My method2"
         );
         for (path, text) in FILES {
-            let text = renamed(text, "column-scale").to_lowercase();
-            for left in ["my-method", "my_method", "mymethod"] {
+            let text = renamed(text, "my-method").to_lowercase();
+            assert!(text.contains("my_method"), "{path}");
+            for left in [
+                "column-scale",
+                "column_scale",
+                "columnscale",
+                "column scale",
+            ] {
                 assert!(!text.contains(left), "{path}: {left}");
             }
         }
@@ -205,7 +214,7 @@ mod tests {
     #[test]
     fn the_crate_is_whole_or_not_there() {
         let parent = tempfile::tempdir().unwrap();
-        let folder = write(parent.path(), "column-scale").unwrap();
+        let folder = write(parent.path(), "my-method").unwrap();
         for file in [
             "Cargo.toml",
             "Cargo.lock",
@@ -216,14 +225,14 @@ mod tests {
         }
         let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
         for part in [
-            "name = \"column-scale\"",
+            "name = \"my-method\"",
             "burn = {",
             "[profile.release]",
             "peft-core = {",
         ] {
             assert!(manifest.contains(part), "{part} in {manifest}");
         }
-        let error = write(parent.path(), "column-scale").unwrap_err();
+        let error = write(parent.path(), "my-method").unwrap_err();
         assert!(matches!(error, Error::Exists { .. }), "{error}");
         assert!(write(parent.path(), "Column").is_err());
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);

@@ -7,8 +7,8 @@ use peft::core::PeftModule as _;
 use peft::core::nn::AdaptedForward as _;
 
 use super::{Failure, Work, infer, lora, train, trainable};
-use crate::account::Layer as Sizes;
 use crate::case::{Case, Engine, Method, Pass};
+use crate::memory_model::Layer as Sizes;
 
 const WIDTH: usize = 4096;
 const TOKENS: usize = 512;
@@ -50,6 +50,6 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
         let x = x.clone().detach().require_grad();
         model.linear.adapted(x).powi_scalar(2).mean()
     });
-    work.account = (case.engine == Engine::Ours).then(|| sizes.account(case.method));
+    work.memory_model = (case.engine == Engine::Ours).then(|| sizes.memory_model(case.method));
     Ok(work)
 }

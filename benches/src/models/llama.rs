@@ -11,9 +11,9 @@ use peft_quantization::QuantizationConfig;
 use peft_train::{AdamW, Record, TrainConfig};
 
 use super::{Failure, Work, infer, lora, matching, train_by, trainable, weight_bytes};
-use crate::account::Decoder;
 use crate::assets;
 use crate::case::{Case, Engine, Method, Pass, RANK};
+use crate::memory_model::Decoder;
 
 const QV: [&str; 2] = ["q_proj", "v_proj"];
 const TOKENS: usize = 256;
@@ -38,7 +38,8 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
                 .into_data()
         }));
     }
-    let account = (case.engine == Engine::Ours).then(|| sizes(&model).account(case.method));
+    let memory_model =
+        (case.engine == Engine::Ours).then(|| sizes(&model).memory_model(case.method));
     let checkpointing = case.method.checkpointed();
     let scale = 1.0 / batch.target_count() as f64;
     let gradients = move |model: &Llama| model.loss_and_gradients(&batch, checkpointing, scale).1;
@@ -57,7 +58,7 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
             optimizer.step(1e-4, model, gradients)
         })
     };
-    work.account = account;
+    work.memory_model = memory_model;
     Ok(work)
 }
 

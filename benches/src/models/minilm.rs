@@ -10,8 +10,8 @@ use peft::soft_prompt::PromptTuningConfig;
 use peft_models::{BertClassifier, BertConfig, Pooling};
 
 use super::{Failure, Work, infer, lora, matching, train, trainable};
-use crate::account::Encoder;
 use crate::case::{Case, Engine, Method, Pass, Shape};
+use crate::memory_model::Encoder;
 
 /// The published configuration of `sentence-transformers/all-MiniLM-L6-v2`.
 fn config(dropout: f64) -> Result<BertConfig, Failure> {
@@ -78,7 +78,7 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
         let logits = model.forward(ids.clone(), Some(padding.clone()));
         cross_entropy.forward(logits, labels.clone())
     });
-    work.account = (case.engine == Engine::Ours).then(|| encoder.account(case.method));
+    work.memory_model = (case.engine == Engine::Ours).then(|| encoder.memory_model(case.method));
     Ok(work)
 }
 

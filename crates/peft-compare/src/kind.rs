@@ -51,7 +51,7 @@ impl Kind {
     }
 
     /// The reference that trains least, which gains are measured from: [`HEAD_ONLY`] or [`BASE`].
-    pub fn floor(self) -> &'static str {
+    pub fn baseline_method(self) -> &'static str {
         match self {
             Self::Classification => HEAD_ONLY,
             Self::LanguageModel => BASE,
@@ -59,7 +59,7 @@ impl Kind {
     }
 
     /// Whose score the record's `baseline` is.
-    pub fn baseline(self) -> &'static str {
+    pub fn baseline_score(self) -> &'static str {
         match self {
             Self::Classification => "majority class",
             Self::LanguageModel => "untrained model",

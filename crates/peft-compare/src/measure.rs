@@ -35,7 +35,7 @@ pub(crate) fn reset_peak() {
 
 /// Median milliseconds of each of several things, run in turn so that a slow moment of the
 /// machine hits all of them.
-pub(crate) fn in_turn(rounds: usize, things: &mut [&mut dyn FnMut()]) -> Vec<f64> {
+pub(crate) fn interleaved(rounds: usize, things: &mut [&mut dyn FnMut()]) -> Vec<f64> {
     let mut times = vec![Vec::with_capacity(rounds); things.len()];
     for round in 0..rounds + 2 {
         for (thing, times) in things.iter_mut().zip(&mut times) {

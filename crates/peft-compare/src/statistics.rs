@@ -3,7 +3,7 @@
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-/// Below this distance between the floor and full fine-tuning, in units of the metric, a share of their gap is noise.
+/// Below this distance between the baseline and full fine-tuning, in units of the metric, a share of their gap is noise.
 pub const MEANINGFUL_GAP: f64 = 0.01;
 
 /// A mean over seeds with its 95 % confidence interval.
@@ -89,28 +89,28 @@ pub fn paired_difference(a: &[(u64, f64)], b: &[(u64, f64)]) -> Option<Estimate>
     Estimate::of(&differences)
 }
 
-/// The share of the gap between the floor (head-only, or the untrained language model) and full fine-tuning that a
-/// method closes: 0 is the floor, 1 is full.
+/// The share of the gap between the baseline (head-only, or the untrained language model) and full fine-tuning that a
+/// method closes: 0 is the baseline, 1 is full.
 ///
-/// More must be better; negate the scores of a metric where less is. `None` where full does not beat the floor by
+/// More must be better; negate the scores of a metric where less is. `None` where full does not beat the baseline by
 /// [`MEANINGFUL_GAP`].
-pub fn share_of_gap(score: f64, floor: f64, full: f64) -> Option<f64> {
-    let gap = full - floor;
-    (score.is_finite() && gap >= MEANINGFUL_GAP).then(|| (score - floor) / gap)
+pub fn share_of_gap(score: f64, baseline: f64, full: f64) -> Option<f64> {
+    let gap = full - baseline;
+    (score.is_finite() && gap >= MEANINGFUL_GAP).then(|| (score - baseline) / gap)
 }
 
 /// The [`share_of_gap`] of the means over the seeds that all three have.
 pub fn paired_share_of_gap(
     own: &[(u64, f64)],
-    floor: &[(u64, f64)],
+    baseline: &[(u64, f64)],
     full: &[(u64, f64)],
 ) -> Option<f64> {
     let shared = own.iter().filter_map(|(seed, score)| {
-        let references = (score_of(floor, *seed)?, score_of(full, *seed)?);
+        let references = (score_of(baseline, *seed)?, score_of(full, *seed)?);
         Some((*score, references))
     });
-    let (own, (floor, full)): (Vec<_>, (Vec<_>, Vec<_>)) = shared.unzip();
-    share_of_gap(mean(&own)?, mean(&floor)?, mean(&full)?)
+    let (own, (baseline, full)): (Vec<_>, (Vec<_>, Vec<_>)) = shared.unzip();
+    share_of_gap(mean(&own)?, mean(&baseline)?, mean(&full)?)
 }
 
 fn score_of(scores: &[(u64, f64)], seed: u64) -> Option<f64> {
@@ -124,7 +124,7 @@ fn score_of(scores: &[(u64, f64)], seed: u64) -> Option<f64> {
 ///
 /// One estimate is ranked before another only when its interval lies above the other's. The ranges of two estimates
 /// whose intervals overlap always overlap, too.
-pub fn place(own: &Estimate, all: &[Estimate]) -> (usize, usize) {
+pub fn rank_interval(own: &Estimate, all: &[Estimate]) -> (usize, usize) {
     let better = all
         .iter()
         .filter(|other| other.lower() > own.upper())
@@ -223,7 +223,7 @@ mod tests {
             });
         // The first overlaps the second and the second the third, but the first is above the third.
         assert_eq!(
-            all.map(|own| place(&own, &all)),
+            all.map(|own| rank_interval(&own, &all)),
             [(1, 2), (1, 3), (2, 3), (4, 4)]
         );
     }

@@ -163,7 +163,7 @@ fn latency<M: PeftModule>(
     let mut run_base = || call(&base);
     let mut run_adapted = || call(&adapted);
     let mut run_merged = || merged.iter().for_each(&call);
-    let times = measure::in_turn(
+    let times = measure::interleaved(
         rounds,
         &mut [&mut run_base, &mut run_adapted, &mut run_merged],
     );

@@ -8,8 +8,10 @@ use crate::{error::Error, workspace};
 use cargo_metadata::TargetKind;
 use rooms::{Arrow, Floor};
 use source::Source;
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 /// What to print.
 #[derive(Debug, clap::Args)]
@@ -57,14 +59,7 @@ pub(crate) fn print(arguments: &Arguments) -> Result<(), Error> {
 /// # Errors
 /// The circles with the imports that tie them.
 pub(crate) fn check() -> Result<(), Error> {
-    let mut text = String::new();
-    for package in packages()? {
-        let circles = package.circles();
-        if !circles.is_empty() {
-            text.push_str(&circles);
-            text.push_str("Move what both sides need into a file below them.\n");
-        }
-    }
+    let text: String = packages()?.iter().map(Package::circles).collect();
     if text.is_empty() {
         Ok(())
     } else {

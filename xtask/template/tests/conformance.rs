@@ -1,17 +1,17 @@
 //! What every method of peft holds to, on this one.
 
-use my_method::{METHODS, MyMethodConfig};
+use column_scale::{COLUMN_SCALE, ColumnScaleConfig};
 
 peft_conformance::conformance_suite!(
-    METHODS,
+    &[&COLUMN_SCALE],
     vec![
         Case::new(
             "two layers of each block",
-            MyMethodConfig::new().with_targets(["query", "dense"])
+            ColumnScaleConfig::new().with_targets(["query", "dense"])
         ),
         Case::new(
             "with a head",
-            MyMethodConfig::new().with_modules_to_save(["classifier"])
+            ColumnScaleConfig::new().with_modules_to_save(["classifier"])
         ),
     ]
 );

@@ -280,7 +280,7 @@ mod tests {
                     .iter()
                     .filter(|method| method.reference && method.kinds.contains(&kind));
                 let names: Vec<_> = references.map(|method| method.name.as_str()).collect();
-                assert_eq!(names, [kind.floor(), crate::reference::FULL]);
+                assert_eq!(names, [kind.baseline_method(), crate::reference::FULL]);
             }
         }
         for info in peft::methods() {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::units::{
-    MISSING, bytes, count, estimate, gain, optional, percent, place, score, significant,
+    MISSING, bytes, count, estimate, gain, optional, percent, rank_interval, score, significant,
 };
 use super::{BASE, Group, MethodSummary, Report};
 use crate::definition::Kind;
@@ -19,13 +19,13 @@ pub(super) fn render(report: &Report) -> String {
         "\n## How to read this\n\n\
          - ± is half of the 95 % interval of the mean over seeds (Student's t). Each interval is right 19 times of 20 \
          on its own; among many methods, expect one to be wrong.\n\
-         - The *floor* is the reference that trains least: a task head on the frozen backbone (head-only), and of \
+         - The *baseline method* is the reference that trains least: a task head on the frozen backbone (head-only), and of \
          language models the model as it came (base).\n\
-         - *Gain* is the difference to the floor, paired over seeds; positive is better, also of a loss.\n\
-         - *Of gap* is the share of the gap between the floor (0 %) and full fine-tuning (100 %).\n\
+         - *Gain* is the difference to the baseline method, paired over seeds; positive is better, also of a loss.\n\
+         - *Of gap* is the share of the gap between the baseline method (0 %) and full fine-tuning (100 %).\n\
          - A *loss* is the mean negative log likelihood of a token in nats; *perplexity* is e to its mean. \
          *Forgetting* is what the loss on general text rose by in training; below 0 it fell.\n\
-         - *Place* is the best and worst rank that the intervals allow.\n\
+         - *Rank interval* is the best and worst rank that the intervals allow.\n\
          - *Trainable*, *changed* and *stored* leave out the task head, which every method trains.\n\
          - *Peak* is the memory of training above that of the loaded model.\n\
          - *Front* lists the costs on which no other method's mean is as good for less: P trainable parameters, M peak \
@@ -58,7 +58,7 @@ fn render_group(out: &mut String, group: &Group) {
         } else {
             "lower"
         },
-        group.kind.baseline(),
+        group.kind.baseline_score(),
         score(group.baseline),
     );
     for verdict in &group.verdicts {
@@ -179,12 +179,16 @@ static COLUMNS: [Column; 20] = [
     column("Seeds", BOTH, |m| m.runs.len().to_string()),
     column("Gain", BOTH, |m| optional(m.gain, gain)),
     column("Of gap", BOTH, |m| optional(m.share_of_gap, percent)),
-    column("Place", BOTH, |m| optional(m.place, place)),
+    column("Rank interval", BOTH, |m| {
+        optional(m.rank_interval, rank_interval)
+    }),
     column("Forgetting", LANGUAGE, |m| optional(m.forgetting, gain)),
     column("Trainable", BOTH, |m| optional(m.costs.trainable, count)),
     column("Changed", BOTH, |m| optional(m.costs.changed, count)),
     column("Stored", BOTH, |m| optional(m.costs.stored, count)),
-    column("Rank", BOTH, |m| optional(m.costs.rank_of_change, count)),
+    column("Rank of change", BOTH, |m| {
+        optional(m.costs.rank_of_change, count)
+    }),
     column("Adapter", BOTH, |m| optional(m.costs.adapter_bytes, bytes)),
     column("Step ms", BOTH, |m| optional(m.costs.step_ms, significant)),
     column("Peak", BOTH, |m| optional(m.costs.memory_bytes, bytes)),

@@ -12,8 +12,8 @@ use crate::statistics::MEANINGFUL_GAP;
 
 /// What the runs of a group show, in sentences.
 pub(super) fn verdicts(group: &Group) -> Vec<String> {
-    let floor = group.floor;
-    let mut sentences = against_floor(group);
+    let baseline = group.baseline_method;
+    let mut sentences = against_baseline(group);
     let named = |sentence: &str, keep: &dyn Fn(&MethodSummary) -> bool| {
         let kept = group.methods.iter().filter(|summary| keep(summary));
         list(sentence, kept.map(|summary| &summary.method.name))
@@ -22,15 +22,15 @@ pub(super) fn verdicts(group: &Group) -> Vec<String> {
         "Without a mean, because a seed diverged",
         &|summary| summary.test.is_none(),
     ));
-    let has_floor = group.method(floor).is_some();
-    if has_floor {
+    let has_baseline = group.method(baseline).is_some();
+    if has_baseline {
         sentences.extend(named(
-            &format!("Not comparable with {floor}, which diverged or has no seed in common"),
-            &|summary| summary.test.is_some() && summary.beats_floor == Verdict::Unknown,
+            &format!("Not comparable with {baseline}, which diverged or has no seed in common"),
+            &|summary| summary.test.is_some() && summary.beats_baseline == Verdict::Unknown,
         ));
     }
     let oriented = |score| group.metric.oriented(score);
-    // The untrained language model is the floor itself.
+    // The untrained language model is the baseline itself.
     if group.kind == Kind::Classification {
         sentences.extend(named(
             "No better than always answering the majority class",
@@ -41,7 +41,7 @@ pub(super) fn verdicts(group: &Group) -> Vec<String> {
             },
         ));
     }
-    if !has_floor {
+    if !has_baseline {
         sentences.push(format!(
             "{} did not run, so nothing can be said to beat it.",
             match group.kind {
@@ -62,34 +62,34 @@ pub(super) fn verdicts(group: &Group) -> Vec<String> {
     sentences
 }
 
-fn against_floor(group: &Group) -> Vec<String> {
+fn against_baseline(group: &Group) -> Vec<String> {
     type Holds = fn(Verdict, f64) -> bool;
-    let floor = group.floor;
+    let baseline = group.baseline_method;
     let few = format!("on fewer than {MIN_SEEDS} seeds");
     let claims: [(String, Holds); 5] = [
-        (format!("Beat {floor}"), |verdict, _| {
+        (format!("Beat {baseline}"), |verdict, _| {
             verdict == Verdict::Beats
         }),
         (
-            format!("Do not beat {floor}, the interval of the difference includes zero"),
+            format!("Do not beat {baseline}, the interval of the difference includes zero"),
             |verdict, _| verdict == Verdict::NotShown,
         ),
         (
-            format!("Do not beat {floor}, they are worse"),
+            format!("Do not beat {baseline}, they are worse"),
             |verdict, _| verdict == Verdict::Worse,
         ),
-        (format!("Do not beat {floor}, {few}"), |verdict, gain| {
+        (format!("Do not beat {baseline}, {few}"), |verdict, gain| {
             verdict == Verdict::TooFewSeeds && gain <= 0.0
         }),
         (
-            format!("Better than {floor}, but {few}, which is no evidence yet"),
+            format!("Better than {baseline}, but {few}, which is no evidence yet"),
             |verdict, gain| verdict == Verdict::TooFewSeeds && gain > 0.0,
         ),
     ];
     let sentence = |(sentence, holds): (String, Holds)| {
         let methods = group.methods.iter().filter_map(|summary| {
             let difference = summary.gain?;
-            holds(summary.beats_floor, difference.mean)
+            holds(summary.beats_baseline, difference.mean)
                 .then(|| format!("{} ({})", summary.method.name, gain(difference)))
         });
         list(&sentence, methods)
@@ -99,18 +99,18 @@ fn against_floor(group: &Group) -> Vec<String> {
 
 /// Why there is no share of the gap, where no method has one.
 fn no_share_of_gap(group: &Group) -> Option<String> {
-    let floor = group.floor;
+    let baseline = group.baseline_method;
     let shares = |summary: &MethodSummary| summary.share_of_gap.is_some();
     if group.methods.iter().any(shares) {
         return None;
     }
-    if group.method(floor).and(group.method(FULL)).is_none() {
+    if group.method(baseline).and(group.method(FULL)).is_none() {
         return Some(format!(
-            "The share of the gap needs {floor} and full fine-tuning, both with a seed of the method."
+            "The share of the gap needs {baseline} and full fine-tuning, both with a seed of the method."
         ));
     }
     Some(format!(
-        "Full fine-tuning does not beat {floor} by {MEANINGFUL_GAP} or more, so there is no gap \
+        "Full fine-tuning does not beat {baseline} by {MEANINGFUL_GAP} or more, so there is no gap \
          to close a share of."
     ))
 }
@@ -135,7 +135,7 @@ fn perplexities(group: &Group) -> Option<String> {
 fn forgotten(group: &Group) -> Option<String> {
     let methods = group.methods.iter().filter_map(|summary| {
         let rise = summary.forgetting?;
-        (summary.method.name != group.floor)
+        (summary.method.name != group.baseline_method)
             .then(|| format!("{} {}", summary.method.name, gain(rise)))
     });
     list(
@@ -154,14 +154,18 @@ fn at_edge(run: &RunRecord) -> bool {
 }
 
 fn ranking(group: &Group) -> Vec<String> {
-    if group.methods.iter().all(|summary| summary.place.is_none()) {
+    if group
+        .methods
+        .iter()
+        .all(|summary| summary.rank_interval.is_none())
+    {
         return vec![format!(
             "Not a ranking: rows are in the order of their means, and it takes at least {MIN_SEEDS} seeds of two \
              methods to rank them."
         )];
     }
     let mut sentences = vec![
-        "A place is the best and worst rank that the intervals allow: methods whose intervals overlap are not ranked \
+        "A rank interval is the best and worst rank that the intervals allow: methods whose intervals overlap are not ranked \
          apart."
             .into(),
     ];

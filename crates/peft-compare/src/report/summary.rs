@@ -8,7 +8,9 @@ use super::verdict::Verdict;
 use super::{Axis, Costs, FULL, MIN_SEEDS};
 use crate::definition::Kind;
 use crate::record::{Environment, Forgetting, Git, Method, Metric, Model, Rows, RunRecord};
-use crate::statistics::{Estimate, is_on_front, paired_difference, paired_share_of_gap, place};
+use crate::statistics::{
+    Estimate, is_on_front, paired_difference, paired_share_of_gap, rank_interval,
+};
 
 /// Runs that may be compared with each other: one suite, one task, one model.
 #[derive(Serialize, Debug, Clone)]
@@ -20,7 +22,7 @@ pub struct Group {
     /// What it is about.
     pub kind: Kind,
     /// Name of the reference that trains least, which gains are measured from.
-    pub floor: &'static str,
+    pub baseline_method: &'static str,
     /// What the task shows and what it cannot.
     pub analysis: String,
     /// The model.
@@ -61,14 +63,14 @@ pub struct MethodSummary {
     pub test: Option<Estimate>,
     /// Rise of the loss on general text, in nats a token; language models only, `None` when a seed diverged.
     pub forgetting: Option<Estimate>,
-    /// Gain over the floor, paired over seeds; positive is better whatever the metric.
+    /// Gain over the baseline method, paired over seeds; positive is better whatever the metric.
     pub gain: Option<Estimate>,
     /// What `gain` allows to say.
-    pub beats_floor: Verdict,
-    /// Share of the gap between the floor and full fine-tuning, over the seeds that all three have.
+    pub beats_baseline: Verdict,
+    /// Share of the gap between the baseline method and full fine-tuning, over the seeds that all three have.
     pub share_of_gap: Option<f64>,
     /// Best and worst rank that the intervals allow: ranks of overlapping methods overlap. `None` without a ranking.
-    pub place: Option<(usize, usize)>,
+    pub rank_interval: Option<(usize, usize)>,
     /// What it costs.
     pub costs: Costs,
     /// The axes on which no other method has a mean as good for as little.
@@ -96,7 +98,7 @@ impl Group {
             suite: latest.suite.clone(),
             task: latest.task.clone(),
             kind: latest.kind,
-            floor: latest.kind.floor(),
+            baseline_method: latest.kind.baseline_method(),
             analysis: latest.task_analysis.trim().into(),
             model: latest.model.clone(),
             metric: latest.metric.clone(),
@@ -124,27 +126,34 @@ impl Group {
     /// Fills what depends on the other methods, and sorts.
     fn compare(&mut self) {
         let scores = |name| self.method(name).map(|summary| self.seed_scores(summary));
-        let (floor, full) = (scores(self.floor), scores(FULL));
+        let (baseline, full) = (scores(self.baseline_method), scores(FULL));
         let compared: Vec<_> = self
             .methods
             .iter()
             .map(|summary| {
                 let own = self.seed_scores(summary);
-                let gain = floor
+                let gain = baseline
                     .as_ref()
-                    .and_then(|floor| paired_difference(&own, floor));
-                let share = floor
+                    .and_then(|baseline| paired_difference(&own, baseline));
+                let share = baseline
                     .as_ref()
                     .zip(full.as_ref())
-                    .and_then(|(floor, full)| paired_share_of_gap(&own, floor, full));
-                (gain, share, self.place(summary), self.pareto(summary))
+                    .and_then(|(baseline, full)| paired_share_of_gap(&own, baseline, full));
+                (
+                    gain,
+                    share,
+                    self.rank_interval(summary),
+                    self.pareto(summary),
+                )
             })
             .collect();
-        for (summary, (gain, share, place, pareto)) in self.methods.iter_mut().zip(compared) {
-            let is_floor = summary.method.name == self.floor;
-            summary.beats_floor = Verdict::new(is_floor, gain);
-            summary.gain = gain.filter(|_| !is_floor);
-            (summary.share_of_gap, summary.place, summary.pareto) = (share, place, pareto);
+        for (summary, (gain, share, rank_interval, pareto)) in self.methods.iter_mut().zip(compared)
+        {
+            let is_baseline = summary.method.name == self.baseline_method;
+            summary.beats_baseline = Verdict::new(is_baseline, gain);
+            summary.gain = gain.filter(|_| !is_baseline);
+            (summary.share_of_gap, summary.rank_interval, summary.pareto) =
+                (share, rank_interval, pareto);
         }
         let key = |summary: &MethodSummary| {
             summary
@@ -162,7 +171,7 @@ impl Group {
             .collect()
     }
 
-    fn place(&self, summary: &MethodSummary) -> Option<(usize, usize)> {
+    fn rank_interval(&self, summary: &MethodSummary) -> Option<(usize, usize)> {
         let ranked = |summary: &MethodSummary| {
             let test = summary.test.filter(|test| test.n >= MIN_SEEDS)?;
             Some(Estimate {
@@ -172,7 +181,7 @@ impl Group {
         };
         let own = ranked(summary)?;
         let all: Vec<_> = self.methods.iter().filter_map(ranked).collect();
-        (all.len() > 1).then(|| place(&own, &all))
+        (all.len() > 1).then(|| rank_interval(&own, &all))
     }
 
     fn pareto(&self, summary: &MethodSummary) -> Vec<Axis> {
@@ -210,9 +219,9 @@ impl MethodSummary {
             test: Estimate::of(&scores),
             forgetting: rises.and_then(|rises| Estimate::of(&rises)),
             gain: None,
-            beats_floor: Verdict::Unknown,
+            beats_baseline: Verdict::Unknown,
             share_of_gap: None,
-            place: None,
+            rank_interval: None,
             costs: Costs::new(&runs),
             pareto: Vec::new(),
             runs,
@@ -248,9 +257,9 @@ mod tests {
     }
 
     #[test]
-    fn three_seeds_allow_verdicts_and_places() {
+    fn three_seeds_allow_verdicts_and_ranks() {
         let group = group(&sample::records(3));
-        let verdict = |name| group.method(name).unwrap().beats_floor;
+        let verdict = |name| group.method(name).unwrap().beats_baseline;
         assert_eq!(verdict("lora"), Verdict::Beats);
         assert_eq!(verdict("bitfit"), Verdict::NotShown);
         assert_eq!(verdict("prompt-tuning"), Verdict::Worse);
@@ -260,10 +269,10 @@ mod tests {
             group.method("houlsby").unwrap(),
         );
         assert!(
-            houlsby.place.unwrap().0 <= lora.place.unwrap().1,
+            houlsby.rank_interval.unwrap().0 <= lora.rank_interval.unwrap().1,
             "overlapping methods are not ranked apart"
         );
-        assert_eq!(group.methods.last().unwrap().place, Some((8, 8)));
+        assert_eq!(group.methods.last().unwrap().rank_interval, Some((8, 8)));
         assert!((group.method(FULL).unwrap().share_of_gap.unwrap() - 1.0).abs() < 1e-9);
         assert!(group.method(HEAD_ONLY).unwrap().share_of_gap.unwrap().abs() < 1e-9);
     }
@@ -272,9 +281,14 @@ mod tests {
     fn fewer_seeds_allow_neither() {
         for seeds in [1, 2] {
             let group = group(&sample::records(seeds));
-            assert!(group.methods.iter().all(|summary| summary.place.is_none()));
+            assert!(
+                group
+                    .methods
+                    .iter()
+                    .all(|summary| summary.rank_interval.is_none())
+            );
             assert_eq!(
-                group.method("lora").unwrap().beats_floor,
+                group.method("lora").unwrap().beats_baseline,
                 Verdict::TooFewSeeds
             );
         }
@@ -293,10 +307,10 @@ mod tests {
         let (loss, accuracy) = (group(&records), group(&sample::records(3)));
         for (a, b) in loss.methods.iter().zip(&accuracy.methods) {
             assert_eq!(
-                (&a.method.name, a.place, &a.pareto),
-                (&b.method.name, b.place, &b.pareto)
+                (&a.method.name, a.rank_interval, &a.pareto),
+                (&b.method.name, b.rank_interval, &b.pareto)
             );
-            assert_eq!(a.beats_floor, b.beats_floor);
+            assert_eq!(a.beats_baseline, b.beats_baseline);
         }
     }
 
@@ -309,11 +323,14 @@ mod tests {
             .map(|summary| summary.method.name.as_str())
             .collect();
         assert_eq!(names, [FULL, "lora", BASE]);
-        assert_eq!(group.floor, BASE);
+        assert_eq!(group.baseline_method, BASE);
         let [full, lora, base] = [0, 1, 2].map(|index| &group.methods[index]);
-        assert_eq!((full.place, base.place), (Some((1, 1)), Some((3, 3))));
-        assert_eq!(lora.beats_floor, Verdict::Beats);
-        assert_eq!(base.beats_floor, Verdict::Reference);
+        assert_eq!(
+            (full.rank_interval, base.rank_interval),
+            (Some((1, 1)), Some((3, 3)))
+        );
+        assert_eq!(lora.beats_baseline, Verdict::Beats);
+        assert_eq!(base.beats_baseline, Verdict::Reference);
         assert!(lora.gain.unwrap().mean > 0.0, "a lower loss is a gain");
         // (base - lora) / (base - full), over means.
         let loss = |summary: &MethodSummary| summary.test.unwrap().mean;
@@ -387,7 +404,10 @@ mod tests {
         diverged.test = f64::NAN;
         let group = group(&records);
         assert_eq!(group.methods.last().unwrap().method.name, "lora");
-        assert_eq!(group.method("lora").unwrap().beats_floor, Verdict::Unknown);
+        assert_eq!(
+            group.method("lora").unwrap().beats_baseline,
+            Verdict::Unknown
+        );
         assert!(
             group
                 .verdicts

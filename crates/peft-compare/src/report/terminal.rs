@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::units::{bytes, count, estimate, optional, percent, place, plural, score, significant};
+use super::units::{
+    bytes, count, estimate, optional, percent, plural, rank_interval, score, significant,
+};
 use super::{Axis, Group, MethodSummary, Report};
 use crate::definition::Kind;
 use crate::record::RunRecord;
@@ -14,7 +16,7 @@ const HEADER: [[&str; 2]; 12] = [
     ["", "method"],
     ["", "test"],
     ["of", "gap"],
-    ["", "place"],
+    ["rank", "interval"],
     ["train-", "able"],
     ["", "changed"],
     ["", "stored"],
@@ -71,7 +73,7 @@ fn group_table(group: &Group) -> String {
         group.rows.test,
         group.kind.rows(),
         plural(seeds, "seed"),
-        group.kind.baseline(),
+        group.kind.baseline_score(),
         score(group.baseline),
     );
     wrap(&mut out, &heading);
@@ -109,7 +111,7 @@ fn cells(kind: Kind, summary: &MethodSummary) -> [String; HEADER.len()] {
         summary.method.name.clone(),
         optional(summary.test, estimate),
         optional(summary.share_of_gap, percent),
-        optional(summary.place, place),
+        optional(summary.rank_interval, rank_interval),
         optional(costs.trainable, count),
         optional(costs.changed, count),
         optional(costs.stored, count),

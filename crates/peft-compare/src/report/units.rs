@@ -41,7 +41,7 @@ pub(super) fn gain(gain: Estimate) -> String {
 }
 
 /// A range of ranks.
-pub(super) fn place((best, worst): (usize, usize)) -> String {
+pub(super) fn rank_interval((best, worst): (usize, usize)) -> String {
     if best == worst {
         best.to_string()
     } else {

@@ -5,11 +5,11 @@ use serde::Serialize;
 use super::MIN_SEEDS;
 use crate::statistics::Estimate;
 
-/// Whether a method beats the floor: head-only, or the untrained language model.
+/// Whether a method beats the baseline method: head-only, or the untrained language model.
 #[derive(Serialize, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// It is the floor.
+    /// It is the baseline method.
     Reference,
     /// The interval of the gain is above zero.
     Beats,
@@ -19,14 +19,14 @@ pub enum Verdict {
     Worse,
     /// Fewer than [`MIN_SEEDS`] seeds.
     TooFewSeeds,
-    /// There is no run of the floor to compare with, or a seed diverged.
+    /// There is no run of the baseline method to compare with, or a seed diverged.
     Unknown,
 }
 
 impl Verdict {
-    pub(super) fn new(is_floor: bool, gain: Option<Estimate>) -> Self {
+    pub(super) fn new(is_baseline: bool, gain: Option<Estimate>) -> Self {
         match gain {
-            _ if is_floor => Self::Reference,
+            _ if is_baseline => Self::Reference,
             None => Self::Unknown,
             Some(gain) if gain.n < MIN_SEEDS => Self::TooFewSeeds,
             Some(gain) if gain.lower() > 0.0 => Self::Beats,

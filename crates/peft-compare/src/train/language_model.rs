@@ -240,7 +240,7 @@ pub(super) fn run(
     if method.info().name == UNTRAINED.name {
         let untrained = base.valid();
         let mut once = || call(&untrained);
-        let ms = measure::in_turn(LATENCY_ROUNDS, &mut [&mut once])[0];
+        let ms = measure::interleaved(LATENCY_ROUNDS, &mut [&mut once])[0];
         (measured.latency_ms.base, measured.latency_ms.unmerged) = (ms, ms);
         measured.curve = curve;
         return Ok(measured);

@@ -43,11 +43,11 @@ const estimate = e => score(e.mean) + (e.half_width === null ? '' : ' ± ' + sco
 const gain = e => (e.mean < 0 ? '−' : '+') + estimate({ ...e, mean: Math.abs(e.mean) });
 const signed = value => score(Math.round(value * 1e3) / 1e3 || 0).replace('-', '−');
 const percent = share => (Math.round(share * 100) + ' %').replace('-', '−');
-const place = ([best, worst]) => best === worst ? String(best) : best + '–' + worst;
+const rankInterval = ([best, worst]) => best === worst ? String(best) : best + '–' + worst;
 const isLanguageModel = group => group.kind === LANGUAGE_MODEL;
 const plural = (n, noun) => n + ' ' + noun + (n === 1 ? '' : 's');
 
-const VERDICTS = { reference: 'is the floor', beats: 'beats', 'not-shown': 'does not beat', worse: 'worse',
+const VERDICTS = { reference: 'is the baseline method', beats: 'beats', 'not-shown': 'does not beat', worse: 'worse',
                    'too-few-seeds': 'too few seeds', unknown: 'unknown' };
 const LETTERS = { parameters: 'P', memory: 'M', time: 'T', bytes: 'B', latency: 'L', forgetting: 'F' };
 const AXES = {
@@ -86,14 +86,14 @@ const COLUMNS = [
   { title: 'Perplexity', only: isLanguageModel, value: m => m.test && m.test.mean,
     cell: m => optional(m.test, e => significant(Math.exp(e.mean))) },
   { title: 'Seeds', value: m => m.runs.length, cell: m => String(m.runs.length) },
-  { title: g => 'Gain over\n' + g.floor, most: () => true, value: m => m.gain && m.gain.mean,
-    cell: m => [optional(m.gain, gain), h('small', {}, VERDICTS[m.beats_floor])] },
+  { title: g => 'Gain over\n' + g.baseline_method, most: () => true, value: m => m.gain && m.gain.mean,
+    cell: m => [optional(m.gain, gain), h('small', {}, VERDICTS[m.beats_baseline])] },
   { title: 'Of gap', most: () => true, value: m => m.share_of_gap, cell: m => optional(m.share_of_gap, percent) },
-  { title: 'Place', value: m => m.place && m.place[0], cell: m => optional(m.place, place) },
+  { title: 'Rank interval', value: m => m.rank_interval && m.rank_interval[0], cell: m => optional(m.rank_interval, rankInterval) },
   { title: 'Forgetting', only: isLanguageModel, value: m => m.forgetting && m.forgetting.mean,
     cell: m => optional(m.forgetting, gain) },
   ...[['Trainable', 'trainable', count], ['Changed', 'changed', count], ['Stored', 'stored', count],
-    ['Rank', 'rank_of_change', String], ['Adapter', 'adapter_bytes', bytes], ['Memory', 'memory_bytes', bytes]]
+    ['Rank of change', 'rank_of_change', String], ['Adapter', 'adapter_bytes', bytes], ['Memory', 'memory_bytes', bytes]]
     .map(([title, key, format]) => ({ title, value: m => m.costs[key], cell: m => optional(m.costs[key], format) })),
   { title: 'Step ms\n(p90)', value: m => m.costs.step_ms, cell: m => m.costs.step_ms === null ? MISSING
     : `${significant(m.costs.step_ms)} (${optional(m.costs.step_p90_ms, significant)})` },
@@ -133,8 +133,8 @@ function results(group) {
       columns.map((column, index) => h(index ? 'td' : 'th', index ? {} : { scope: 'row' }, column.cell(m))))));
     if (!methods.length) body.append(h('tr', {}, h('td', { colspan: columns.length }, 'No method matches the filters.')));
   }
-  const note = group.methods.some(m => m.place)
-    ? 'Sorted by test score at first. Methods whose places overlap are not ranked apart. Shaded: on the front of the selected cost.'
+  const note = group.methods.some(m => m.rank_interval)
+    ? 'Sorted by test score at first. Methods whose rank intervals overlap are not ranked apart. Shaded: on the front of the selected cost.'
     : 'Sorted by test score at first, which is no ranking: too few seeds. Shaded: on the front of the selected cost.';
   const table = h('table', { class: 'results' }, h('thead', {}, h('tr', {}, heads)), body);
   return { element: [scroll(table, 'Results of ' + taskOf(group)), h('p', { class: 'soft' }, note)], update: fill };
@@ -192,7 +192,7 @@ function plot(group, width) {
     s('text', { x: (box.left + box.right) / 2, y: height - 6, 'text-anchor': 'middle' }, `${axis.title} (less is better)`),
     s('text', { transform: `translate(11 ${(box.top + box.bottom) / 2}) rotate(-90)`, 'text-anchor': 'middle' },
       `Test ${group.metric.name} (${group.metric.higher_is_better ? 'higher' : 'lower'} is better)`));
-  for (const p of points.filter(p => [group.floor, FULL].includes(p.m.method.name))) svg.append(
+  for (const p of points.filter(p => [group.baseline_method, FULL].includes(p.m.method.name))) svg.append(
     s('path', { class: 'reference ' + p.m.method.name, d: `M${box.left} ${y.at(p.score)}H${box.right}` }));
 
   const front = points.filter(p => p.m.pareto.includes($('axis').value)).sort((a, b) => a.cost - b.cost);
@@ -249,7 +249,7 @@ function curves(group) {
   // What was measured once holds for all epochs.
   const path = run => finite(run).map((e, i) => `${i ? 'L' : 'M'}${x(e.epoch)} ${y.at(e.dev)}`).join('')
     + (finite(run).length === 1 ? `H${W - 8}` : '');
-  const references = group.methods.filter(m => [group.floor, FULL].includes(m.method.name));
+  const references = group.methods.filter(m => [group.baseline_method, FULL].includes(m.method.name));
   return h('div', { class: 'curves' }, group.methods.filter(matches).map(m => h('figure', {},
     h('figcaption', {}, icon(m.method.family), m.method.name),
     s('svg', { viewBox: `0 0 ${W} ${H}`, role: 'img', 'aria-label': `Dev ${group.metric.name} of ${m.method.name} by epoch, ends at `
@@ -329,7 +329,7 @@ const sections = groups.map(group => {
     notes.length ? h('ul', { class: 'soft' }, notes.map(text => h('li', {}, text))) : null,
     h('h3', {}, 'Quality against cost'), h('figure', {}, legend.cloneNode(true), holes.plot, holes.note),
     h('h3', {}, `Dev ${group.metric.name} by epoch`),
-    h('p', { class: 'soft' }, 'One line per seed, the same scale for all. Behind: ' + group.floor + ' (dashed) and full fine-tuning (dotted), first seed.'
+    h('p', { class: 'soft' }, 'One line per seed, the same scale for all. Behind: ' + group.baseline_method + ' (dashed) and full fine-tuning (dotted), first seed.'
       + (isLanguageModel(group) ? ' Epoch 0 is before training.' : '')),
     holes.curves,
     h('h3', {}, 'Learning rates'),
@@ -350,7 +350,7 @@ const sections = groups.map(group => {
     draw() {
       const axis = AXES[$('axis').value], missing = group.methods.filter(m => !m.test || axis.of(m.costs) === null);
       holes.plot.replaceChildren(plot(group, Math.max(300, holes.plot.clientWidth)));
-      holes.note.textContent = 'Solid steps: the front of all methods by their means. Dashed: ' + group.floor + '. Dotted: full fine-tuning.'
+      holes.note.textContent = 'Solid steps: the front of all methods by their means. Dashed: ' + group.baseline_method + '. Dotted: full fine-tuning.'
         + (group.methods.some(m => m.test && m.test.n >= 3) ? ' Bars: 95 % interval over seeds.' : ' No intervals: fewer than 3 seeds.')
         + ' Faint: filtered out.' + (missing.length ? ` Not drawn, for lack of a number: ${missing.map(m => m.method.name).join(', ')}.` : '');
     },

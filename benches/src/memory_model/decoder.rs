@@ -1,6 +1,6 @@
-//! The account of a Llama's training step.
+//! The memory model of a Llama's training step.
 
-use super::{Account, FLOAT};
+use super::{FLOAT, MemoryModel};
 use crate::case::{Method, RANK};
 
 /// Logits that the cross entropy has at a time, as `peft-ops` sets it: 16 MiB.
@@ -32,12 +32,12 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// The account of a training step of `method` with the fused operations.
+    /// The memory model of a training step of `method` with the fused operations.
     ///
     /// Without checkpointing the backward pass finds what all layers kept. With it, it finds one hidden
     /// state of each layer, and what the layer at hand keeps. Either way it begins at the head, which has a
     /// block of logits, or, where it is packed, those of a panel of its rows.
-    pub(crate) fn account(self, method: Method) -> Account {
+    pub(crate) fn memory_model(self, method: Method) -> MemoryModel {
         let full = method == Method::Full;
         let state = self.width * self.tokens * FLOAT;
         let table = self.vocabulary * self.width;
@@ -56,7 +56,7 @@ impl Decoder {
             (kept, self.head(method).max(self.layer_backward()))
         };
         let adapters = if full { 0 } else { self.trainable };
-        Account {
+        MemoryModel {
             weights: self.weights + adapters * FLOAT,
             gradients: self.trainable * FLOAT,
             optimizer: 2 * self.trainable * FLOAT,
@@ -138,7 +138,7 @@ mod tests {
             Method::Full,
             Method::LoraAllCheckpointed,
         ]
-        .map(|method| smollm2(7000).account(method));
+        .map(|method| smollm2(7000).memory_model(method));
         assert_eq!(qv.activations, 30 * 256 * (5184 + 16) * 4);
         assert_eq!(all.activations, 30 * 256 * (5184 + 56) * 4);
         let (stream, table) = (256 * 576 * 4, 49_152 * 576 * 4);
@@ -148,15 +148,18 @@ mod tests {
             "all layers, the last norm's input, the gradient of the table"
         );
         assert_eq!(checkpointed.activations, 31 * stream);
-        for account in [qv, all, full] {
-            assert_eq!((account.gradients, account.optimizer), (4000, 8000));
+        for memory_model in [qv, all, full] {
+            assert_eq!(
+                (memory_model.gradients, memory_model.optimizer),
+                (4000, 8000)
+            );
         }
-        for account in [qv, all, full, checkpointed] {
-            assert_eq!(account.workspace, head);
+        for memory_model in [qv, all, full, checkpointed] {
+            assert_eq!(memory_model.workspace, head);
         }
         // A layer that runs again needs more than a packed head: what it keeps, its last projection's backward
         // pass, and three hidden states.
-        let packed = smollm2(7000).account(Method::QloraAllCheckpointed);
+        let packed = smollm2(7000).memory_model(Method::QloraAllCheckpointed);
         let again = (5240 + 576 + 2 * 1536 + 3 * 576) * 256 * 4;
         assert_eq!(packed.workspace, again);
         assert_eq!((qv.weights, full.weights), (11_000, 7000));
@@ -164,15 +167,15 @@ mod tests {
 
     #[test]
     fn loading_a_table_counts_where_a_step_needs_less() {
-        let account = smollm2(7000).account(Method::QloraAllCheckpointed);
-        assert_eq!(account.loading, 49_152 * 576 * 6);
-        assert_eq!(account.peak(), account.loading);
-        let account = smollm2(800_000_000).account(Method::QloraAll);
+        let memory_model = smollm2(7000).memory_model(Method::QloraAllCheckpointed);
+        assert_eq!(memory_model.loading, 49_152 * 576 * 6);
+        assert_eq!(memory_model.peak(), memory_model.loading);
+        let memory_model = smollm2(800_000_000).memory_model(Method::QloraAll);
         // The logits of all tokens for a panel's rows, the panel, and four hidden states: a little more than a
         // layer's backward pass.
         let head = (455 * 256 + 455 * 576 + 4 * 256 * 576) * 4;
         assert!(head > (576 + 2 * 1536) * 256 * 4);
-        assert_eq!(account.workspace, head);
-        assert!(account.peak() > 800_000_000 + account.activations);
+        assert_eq!(memory_model.workspace, head);
+        assert!(memory_model.peak() > 800_000_000 + memory_model.activations);
     }
 }

@@ -1,4 +1,4 @@
-//! The account of a training step's memory agrees with what is measured, each case in its own process.
+//! The memory model of a training step's memory agrees with what is measured, each case in its own process.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -7,9 +7,9 @@ use serde_json::Value;
 
 /// How far from 1 a ratio may be.
 struct Tolerance {
-    /// What is accounted over what is live.
+    /// What the model says over what is live.
     live: f64,
-    /// What is accounted over what is resident.
+    /// What the model says over what is resident.
     resident: f64,
 }
 
@@ -37,31 +37,31 @@ fn bytes(value: &Value) -> f64 {
     value.as_f64().unwrap()
 }
 
-/// The case's memory, after it was held against its account.
+/// The case's memory, after it was held against its memory model.
 fn checked(case: &str, tolerance: &Tolerance) -> Value {
     let memory = memory(&format!("{case}/ours"));
-    let part = |name: &str| bytes(&memory["account"][name]);
+    let part = |name: &str| bytes(&memory["model"][name]);
     let passes = part("activations") + part("workspace");
     let step = part("weights") + part("optimizer") + passes.max(part("gradients") + part("step"));
     let peak = step.max(part("loading"));
     let live = bytes(&memory["live"]);
     assert!(
         (peak / live - 1.0).abs() < tolerance.live,
-        "{case}: {peak} accounted, {live} live"
+        "{case}: {peak} modelled, {live} live"
     );
     // Resident memory is known on Linux, and near what is live where the allocator keeps what is freed.
     if cfg!(all(target_os = "linux", target_env = "gnu")) {
         let resident = bytes(&memory["peak"]) - bytes(&memory["before"]);
         assert!(
             (peak / resident - 1.0).abs() < tolerance.resident || (resident - peak).abs() < HOLES,
-            "{case}: {peak} accounted, {resident} resident"
+            "{case}: {peak} modelled, {resident} resident"
         );
     }
     memory
 }
 
 #[test]
-fn the_account_is_within_15_percent_of_what_is_live_and_resident() {
+fn the_memory_model_is_within_15_percent_of_what_is_live_and_resident() {
     let tolerance = Tolerance {
         live: 0.05,
         resident: 0.15,
@@ -82,7 +82,7 @@ fn the_account_is_within_15_percent_of_what_is_live_and_resident() {
 }
 
 #[test]
-fn the_account_of_a_published_llama_is_what_is_live_and_resident() {
+fn the_memory_model_of_a_published_llama_is_what_is_live_and_resident() {
     if peft_testing::fetched("SmolLM2-135M-Instruct").is_none() {
         return;
     }
@@ -102,7 +102,7 @@ fn the_account_of_a_published_llama_is_what_is_live_and_resident() {
         "qlora-all-checkpointed",
     ] {
         let memory = checked(&format!("smollm2/train/{method}"), &tolerance);
-        let weights = bytes(&memory["account"]["weights"]);
+        let weights = bytes(&memory["model"]["weights"]);
         let loaded = bytes(&memory["loaded"]);
         assert!(
             (weights / loaded - 1.0).abs() < 0.05,

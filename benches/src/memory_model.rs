@@ -13,7 +13,7 @@ const FLOAT: u64 = 4;
 
 /// Live bytes in a training step, part by part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Account {
+pub(crate) struct MemoryModel {
     /// Parameters of the model and the adapters.
     pub(crate) weights: u64,
     /// Gradients of what is trained. They come while activations go.
@@ -32,7 +32,7 @@ pub(crate) struct Account {
     pub(crate) loading: u64,
 }
 
-impl Account {
+impl MemoryModel {
     /// The most that is live at one time: when the backward pass begins, when the optimizer has all
     /// gradients, or while the model is loaded.
     pub(crate) fn peak(&self) -> u64 {
@@ -53,15 +53,15 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// The account of a training step with the fused operations: input and output are kept, and the
+    /// The memory model of a training step with the fused operations: input and output are kept, and the
     /// gradients of both come beside them.
-    pub(crate) fn account(self, method: Method) -> Account {
+    pub(crate) fn memory_model(self, method: Method) -> MemoryModel {
         let frozen = match method {
             Method::Full => 0,
             _ => self.width * self.width,
         };
         let state = self.tokens * self.width * FLOAT;
-        Account {
+        MemoryModel {
             weights: (frozen + self.trainable) * FLOAT,
             gradients: self.trainable * FLOAT,
             optimizer: 2 * self.trainable * FLOAT,
@@ -88,14 +88,14 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
-    /// The account of a training step of `method` with the fused operations.
+    /// The memory model of a training step of `method` with the fused operations.
     ///
     /// In hidden states of `tokens x width`, a layer keeps: queries, keys and values (3), what either
     /// normalisation normalises (1 each), and the feed-forward part before its activation (4, as that is
     /// four times as wide). A linear layer that is trained or adapted keeps its input too, which queries,
     /// keys and values share, and which is there already for the second feed-forward layer. What comes
     /// before the first trained parameter keeps nothing.
-    pub(crate) fn account(self, method: Method) -> Account {
+    pub(crate) fn memory_model(self, method: Method) -> MemoryModel {
         let state = self.tokens * self.width * FLOAT;
         // Of every layer, and what the first one keeps less.
         let (inputs, first) = match method {
@@ -120,7 +120,7 @@ impl Encoder {
             Method::Prompt | Method::Full => (self.layers * (9 + inputs) + 1, moment),
             _ => (self.layers * (9 + inputs) - first, moment),
         };
-        Account {
+        MemoryModel {
             weights: self.total * FLOAT,
             gradients: self.trainable * FLOAT,
             optimizer: 2 * self.trainable * FLOAT,
