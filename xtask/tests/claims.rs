@@ -67,12 +67,13 @@ fn the_conformance_tests_are_as_many_as_is_said_and_all_are_described() {
         ("README.md", "the-conformance-suite), # tests"),
         ("CHANGELOG.md", "battery of # laws"),
         ("docs/adding-a-method.md", "There are #"),
+        ("docs/method-reference.md", "There are #"),
         ("docs/architecture.md", "the # conformance tests"),
         ("docs/introduction.md", "the # conformance tests"),
     ] {
         assert_eq!(count(&text(file), words), tests.len(), "{file}");
     }
-    let guide = text("docs/adding-a-method.md");
+    let guide = text("docs/method-reference.md");
     for test in tests {
         assert!(guide.contains(&format!("| `{test}` |")), "{test}");
     }

@@ -5,7 +5,6 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft::additive::BottleneckConfig;
 use peft::core::PeftModule as _;
-use peft::core::method::ConfigExt as _;
 use peft::selective::{BitFitConfig, HeadOnlyConfig};
 use peft::soft_prompt::PromptTuningConfig;
 use peft_models::{BertClassifier, BertConfig, Pooling};

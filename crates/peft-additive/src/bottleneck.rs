@@ -2,11 +2,11 @@
 
 use burn::nn::DropoutConfig;
 use peft_core::method::{
-    Common, Family, Layout, LayoutSite, Method, MethodInfo, Plan, config_from_json,
+    Common, Family, Layout, LayoutSite, Method, MethodConfig as _, MethodInfo, Plan,
+    config_from_json, method_config,
 };
 use peft_core::method::{HiddenState, SiteKind};
 use peft_core::{Error, Result};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::bottleneck_state::{Activation, Bottleneck};
@@ -57,32 +57,35 @@ fn parse(json: &Value, preset: BottleneckConfig) -> Result<Box<dyn Method>> {
 }
 
 /// Configuration of bottleneck adapters. Fields are called as in AdapterHub's `BnConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[expect(clippy::struct_excessive_bools, reason = "upstream's fields")]
+#[method_config(info = BottleneckConfig::registration, to_json = BottleneckConfig::json)]
 pub struct BottleneckConfig {
     /// The hidden size over the bottleneck's. Default: 16. Above 0.
+    #[field(default = 16.0, positive)]
     pub reduction_factor: f64,
     /// Non-linearity. Default: swish (Houlsby), relu (Pfeiffer).
+    #[field(default = Activation::Swish)]
     pub non_linearity: Activation,
     /// An adapter after attention. Default: yes (Houlsby), no (Pfeiffer).
+    #[field(default = true)]
     pub mh_adapter: bool,
     /// An adapter after feed-forward. Default: yes.
+    #[field(default = true)]
     pub output_adapter: bool,
     /// The adapter sees the state after the model's residual and norm. Default: no (Houlsby), yes
     /// (Pfeiffer).
     pub original_ln_before: bool,
     /// The adapter's residual is the state before that norm. Default: yes.
+    #[field(default = true)]
     pub residual_before_ln: bool,
     /// Factor of the adapter's output. Default: 1.
+    #[field(default = 1.0, finite)]
     pub scaling: f64,
     /// Dropout probability on the adapter's output, in [0, 1). Default: 0.
-    #[serde(default)]
+    #[field(probability)]
     pub dropout: f64,
-    /// Indices of blocks without an adapter. Default: none.
-    #[serde(default)]
+    /// Indices of blocks without an adapter, as AdapterDrop leaves out the first ones. Default: none.
     pub leave_out: Vec<usize>,
     /// Fields that every method has.
-    #[serde(flatten)]
     pub common: Common,
 }
 
@@ -99,18 +102,7 @@ const UNSUPPORTED: &[(&str, bool)] = &[
 impl BottleneckConfig {
     /// Adapters after attention and after feed-forward: AdapterHub's `double_seq_bn`.
     pub fn houlsby() -> Self {
-        Self {
-            reduction_factor: 16.0,
-            non_linearity: Activation::Swish,
-            mh_adapter: true,
-            output_adapter: true,
-            original_ln_before: false,
-            residual_before_ln: true,
-            scaling: 1.0,
-            dropout: 0.0,
-            leave_out: Vec::new(),
-            common: Common::default(),
-        }
+        Self::default()
     }
 
     /// An adapter after feed-forward: AdapterHub's `seq_bn`.
@@ -123,155 +115,12 @@ impl BottleneckConfig {
         }
     }
 
-    /// Sets the reduction factor.
-    #[must_use]
-    pub fn with_reduction_factor(mut self, reduction_factor: f64) -> Self {
-        self.reduction_factor = reduction_factor;
-        self
-    }
-
-    /// Sets the non-linearity.
-    #[must_use]
-    pub fn with_activation(mut self, activation: Activation) -> Self {
-        self.non_linearity = activation;
-        self
-    }
-
-    /// Sets the dropout probability.
-    #[must_use]
-    pub fn with_dropout(mut self, dropout: f64) -> Self {
-        self.dropout = dropout;
-        self
-    }
-
-    /// Leaves blocks out, as AdapterDrop does with the first ones.
-    #[must_use]
-    pub fn with_leave_out(mut self, blocks: impl Into<Vec<usize>>) -> Self {
-        self.leave_out = blocks.into();
-        self
-    }
-
-    fn states(&self) -> Vec<HiddenState> {
-        let mut states = Vec::new();
-        if self.mh_adapter {
-            states.push(HiddenState::AttentionOutput);
-        }
-        if self.output_adapter {
-            states.push(HiddenState::FeedForwardOutput);
-        }
-        states
-    }
-
-    fn adapter(&self, site: &LayoutSite, layout: &Layout, plan: &mut Plan) -> Bottleneck {
-        let width = site.width;
-        let bottleneck = ((width as f64 / self.reduction_factor) as usize).max(1);
-        let (device, dtype) = layout.like();
-        let like = (&device, dtype);
-        // AdapterHub's `init_weights = "bert"`.
-        let std = 0.02;
-        Bottleneck {
-            down: plan.init().normal([width, bottleneck], std, like),
-            down_bias: plan.init().zeros([bottleneck], like),
-            up: plan.init().normal([bottleneck, width], std, like),
-            up_bias: plan.init().zeros([width], like),
-            dropout: DropoutConfig::new(self.dropout).init(),
-            scaling: self.scaling,
-            activation: self.non_linearity,
-            norm_before: self.original_ln_before,
-            residual_before_norm: self.residual_before_ln,
-        }
-    }
-}
-
-/// The first number among the segments of a name: the block's index.
-fn block(name: &str) -> Option<usize> {
-    name.split('.').find_map(|segment| segment.parse().ok())
-}
-
-impl Method for BottleneckConfig {
-    fn info(&self) -> &'static MethodInfo {
+    fn registration(&self) -> &'static MethodInfo {
         if self.mh_adapter { &HOULSBY } else { &PFEIFFER }
     }
 
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
-    fn validate(&self) -> Result<()> {
-        let title = self.info().title;
-        if !(self.reduction_factor.is_finite() && self.reduction_factor > 0.0) {
-            return Err(Error::config(
-                title,
-                "reduction_factor",
-                self.reduction_factor,
-                "a number above 0",
-            ));
-        }
-        if !self.scaling.is_finite() {
-            return Err(Error::config(
-                title,
-                "scaling",
-                self.scaling,
-                "a finite number",
-            ));
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::config(title, "dropout", self.dropout, "in [0, 1)"));
-        }
-        if self.states().is_empty() {
-            return Err(Error::config(
-                title,
-                "output_adapter",
-                false,
-                "this or mh_adapter must be true",
-            ));
-        }
-        for (field, off) in UNSUPPORTED {
-            match self.common.unknown.get(*field) {
-                None | Some(Value::Null) => {}
-                Some(value) if value == off => {}
-                Some(value) => {
-                    let expected = format!("only {off} is supported yet");
-                    return Err(Error::config(title, field, value, expected));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        for state in self.states() {
-            let mut sites = layout.hidden_sites(state).peekable();
-            if sites.peek().is_none() {
-                return Err(layout.no_site(self.info().title, SiteKind::Hidden(state)));
-            }
-            for site in sites {
-                if block(&site.name).is_some_and(|block| self.leave_out.contains(&block)) {
-                    continue;
-                }
-                let adapter = self.adapter(&site, layout, plan);
-                plan.set_config_field("hidden_size", site.width);
-                plan.adapt_hidden(site, adapter);
-            }
-        }
-        if plan.is_empty() {
-            let expected = "some block must keep its adapter";
-            return Err(Error::config(
-                self.info().title,
-                "leave_out",
-                &self.leave_out,
-                expected,
-            ));
-        }
-        Ok(())
-    }
-
     /// AdapterHub's layout.
-    fn to_json(&self) -> Value {
+    fn json(&self) -> Value {
         let mut config = json!({
             "adapter_residual_before_ln": false,
             "cross_adapter": false,
@@ -324,7 +173,92 @@ impl Method for BottleneckConfig {
         json
     }
 
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
+    fn states(&self) -> Vec<HiddenState> {
+        let mut states = Vec::new();
+        if self.mh_adapter {
+            states.push(HiddenState::AttentionOutput);
+        }
+        if self.output_adapter {
+            states.push(HiddenState::FeedForwardOutput);
+        }
+        states
+    }
+
+    fn adapter(&self, site: &LayoutSite, layout: &Layout, plan: &mut Plan) -> Bottleneck {
+        let width = site.width;
+        let bottleneck = ((width as f64 / self.reduction_factor) as usize).max(1);
+        let (device, dtype) = layout.like();
+        let like = (&device, dtype);
+        // AdapterHub's `init_weights = "bert"`.
+        let std = 0.02;
+        Bottleneck {
+            down: plan.init().normal([width, bottleneck], std, like),
+            down_bias: plan.init().zeros([bottleneck], like),
+            up: plan.init().normal([bottleneck, width], std, like),
+            up_bias: plan.init().zeros([width], like),
+            dropout: DropoutConfig::new(self.dropout).init(),
+            scaling: self.scaling,
+            activation: self.non_linearity,
+            norm_before: self.original_ln_before,
+            residual_before_norm: self.residual_before_ln,
+        }
+    }
+}
+
+/// The first number among the segments of a name: the block's index.
+fn block(name: &str) -> Option<usize> {
+    name.split('.').find_map(|segment| segment.parse().ok())
+}
+
+impl Method for BottleneckConfig {
+    fn validate(&self) -> Result<()> {
+        self.check_fields()?;
+        let title = self.info().title;
+        if self.states().is_empty() {
+            return Err(Error::config(
+                title,
+                "output_adapter",
+                false,
+                "this or mh_adapter must be true",
+            ));
+        }
+        for (field, off) in UNSUPPORTED {
+            match self.common.unknown.get(*field) {
+                None | Some(Value::Null) => {}
+                Some(value) if value == off => {}
+                Some(value) => {
+                    let expected = format!("only {off} is supported yet");
+                    return Err(Error::config(title, field, value, expected));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        for state in self.states() {
+            let mut sites = layout.hidden_sites(state).peekable();
+            if sites.peek().is_none() {
+                return Err(layout.no_site(self.info().title, SiteKind::Hidden(state)));
+            }
+            for site in sites {
+                if block(&site.name).is_some_and(|block| self.leave_out.contains(&block)) {
+                    continue;
+                }
+                let adapter = self.adapter(&site, layout, plan);
+                plan.set_config_field("hidden_size", site.width);
+                plan.adapt_hidden(site, adapter);
+            }
+        }
+        if plan.is_empty() {
+            let expected = "some block must keep its adapter";
+            return Err(Error::config(
+                self.info().title,
+                "leave_out",
+                &self.leave_out,
+                expected,
+            ));
+        }
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::nn::Dropout;
 use burn::tensor::{Tensor, activation};
-use peft_core::method::{Adapter, CheckpointKey, HiddenAdapter, SiteContext};
+use peft_core::method::{Adapter, HiddenAdapter, SiteContext};
 use peft_core::nn::AdaptedForward;
 use peft_core::ops::linear;
 use serde::{Deserialize, Serialize};
@@ -37,15 +37,19 @@ impl Activation {
 }
 
 /// `h + scaling · Up(σ(Down z))`, where z is h, or h with residual and norm applied first.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct Bottleneck {
     /// Down-projection, `[d, d / reduction_factor]`.
+    #[tensor("adapter_down.0.weight", transposed)]
     pub down: Param<Tensor<2>>,
     /// Its bias, `[d / reduction_factor]`.
+    #[tensor("adapter_down.0.bias")]
     pub down_bias: Param<Tensor<1>>,
     /// Up-projection, `[d / reduction_factor, d]`.
+    #[tensor("adapter_up.weight", transposed)]
     pub up: Param<Tensor<2>>,
     /// Its bias, `[d]`.
+    #[tensor("adapter_up.bias")]
     pub up_bias: Param<Tensor<1>>,
     /// On the up-projection's output.
     pub dropout: Dropout,
@@ -60,19 +64,6 @@ pub struct Bottleneck {
     /// Whether the adapter's own residual is the state before that norm.
     #[module(skip)]
     pub residual_before_norm: bool,
-}
-
-impl Adapter for Bottleneck {
-    const METHOD: &'static str = "bottleneck";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![
-            CheckpointKey::layer("down", "adapter_down.0.weight").transposed(),
-            CheckpointKey::layer("down_bias", "adapter_down.0.bias"),
-            CheckpointKey::layer("up", "adapter_up.weight").transposed(),
-            CheckpointKey::layer("up_bias", "adapter_up.bias"),
-        ]
-    }
 }
 
 impl HiddenAdapter for Bottleneck {

@@ -1,7 +1,6 @@
-//! The conformance suite, on bottleneck adapters.
+//! The conformance suite, on bottleneck adapters and IA³.
 
-use peft_additive::{Activation, BottleneckConfig, METHODS};
-use peft_core::method::ConfigExt as _;
+use peft_additive::{Activation, BottleneckConfig, Ia3Config, METHODS};
 
 peft_conformance::conformance_suite!(
     METHODS,
@@ -17,13 +16,38 @@ peft_conformance::conformance_suite!(
         Case::new(
             "pfeiffer from a late block on, with a head",
             BottleneckConfig::pfeiffer()
-                .with_activation(Activation::Gelu)
+                .with_non_linearity(Activation::Gelu)
                 .with_leave_out([0])
                 .with_dropout(0.1)
                 .with_modules_to_save(["classifier"])
         ),
+        Case::new(
+            "ia3",
+            Ia3Config::new()
+                .with_targets(["key", "value", "intermediate.dense", "output.dense"])
+                .with_feedforward_modules(["output.dense"])
+        ),
+        Case::new(
+            "ia3, random, with a head",
+            Ia3Config::new()
+                .with_init_ia3_weights(false)
+                .with_targets(["query", "dense"])
+                .with_feedforward_modules(r".*\.output\.dense")
+                .with_modules_to_save(["classifier"])
+        ),
     ]
 );
+
+#[test]
+fn a_feed_forward_module_that_is_no_target_is_refused() {
+    use peft_core::method::Method as _;
+    let config = Ia3Config::new().with_targets(["key"]);
+    let same = config.clone().with_feedforward_modules(["key"]);
+    same.validate().unwrap();
+    let other = config.with_feedforward_modules(["dense"]);
+    let refused = other.validate().unwrap_err().to_string();
+    assert!(refused.contains("feedforward_modules"), "{refused}");
+}
 
 /// A model without sites.
 #[derive(burn::module::Module, Debug)]

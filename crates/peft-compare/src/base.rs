@@ -2,7 +2,7 @@
 
 use peft_core::Result;
 use peft_core::method::{
-    Common, Family, Layout, Method, MethodInfo, Plan, by_peft_type, config_from_json,
+    Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan, by_peft_type, config_from_json,
     config_to_json,
 };
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ pub(crate) struct BaseConfig {
     common: Common,
 }
 
-impl Method for BaseConfig {
+impl MethodConfig for BaseConfig {
     fn info(&self) -> &'static MethodInfo {
         &UNTRAINED
     }
@@ -42,11 +42,7 @@ impl Method for BaseConfig {
         &mut self.common
     }
 
-    fn validate(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn plan(&self, _layout: &Layout, _plan: &mut Plan) -> Result<()> {
+    fn check_fields(&self) -> Result<()> {
         Ok(())
     }
 
@@ -56,6 +52,12 @@ impl Method for BaseConfig {
 
     fn boxed(&self) -> Box<dyn Method> {
         Box::new(self.clone())
+    }
+}
+
+impl Method for BaseConfig {
+    fn plan(&self, _layout: &Layout, _plan: &mut Plan) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -107,52 +107,22 @@ pub fn every_method_has_a_case(methods: &[&MethodInfo], cases: &[Case]) {
 /// ```
 /// # use peft_core::Result;
 /// # use peft_core::method::{
-/// #     Bias, Common, Family, Layout, Method, MethodInfo, Plan, by_peft_type, config_from_json, config_to_json,
-/// #     train_biases,
-/// # };
-/// # use serde::{Deserialize, Serialize};
-/// # static BIASES: MethodInfo = MethodInfo {
-/// #     name: "biases",
-/// #     peft_type: "BIASES",
-/// #     title: "Biases",
-/// #     family: Family::Selective,
-/// #     reference: "an example",
-/// #     identity_at_init: true,
-/// #     mergeable: true,
-/// #     parse: config_from_json::<BiasesConfig>,
-/// #     recognises: by_peft_type,
+/// #     Bias, Common, Layout, Method, MethodInfo, Plan, method_config, train_biases,
 /// # };
 /// # pub const METHODS: &[&MethodInfo] = &[&BIASES];
-/// # #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-/// # struct BiasesConfig {
-/// #     #[serde(flatten)]
+/// # #[method_config(
+/// #     BIASES, peft_type = "BIASES", title = "Biases", family = Selective, identity_at_init, mergeable,
+/// #     reference = "an example"
+/// # )]
+/// # pub struct BiasesConfig {
 /// #     common: Common,
 /// # }
 /// # impl Method for BiasesConfig {
-/// #     fn info(&self) -> &'static MethodInfo {
-/// #         &BIASES
-/// #     }
-/// #     fn common(&self) -> &Common {
-/// #         &self.common
-/// #     }
-/// #     fn common_mut(&mut self) -> &mut Common {
-/// #         &mut self.common
-/// #     }
-/// #     fn validate(&self) -> Result<()> {
-/// #         Ok(())
-/// #     }
 /// #     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
 /// #         train_biases(Bias::All, layout, &[], plan);
 /// #         Ok(())
 /// #     }
-/// #     fn to_json(&self) -> serde_json::Value {
-/// #         config_to_json(self, &BIASES)
-/// #     }
-/// #     fn boxed(&self) -> Box<dyn Method> {
-/// #         Box::new(self.clone())
-/// #     }
 /// # }
-/// use peft_core::method::ConfigExt as _;
 ///
 /// peft_conformance::conformance_suite!(
 ///     METHODS,

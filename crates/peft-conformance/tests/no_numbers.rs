@@ -6,8 +6,8 @@ use burn::tensor::{DType, Tensor};
 use peft_conformance::{Case, Fixture, SUITE, conformance_test, every_method_has_a_case, run};
 use peft_core::device::cpu_devices;
 use peft_core::method::{
-    Adapter, BaseLinear, CheckpointKey, Common, Family, LayerKind, Layout, Method, MethodInfo,
-    Plan, WeightAdapter, by_peft_type, config_from_json, config_to_json,
+    Adapter, BaseLinear, CheckpointKey, Common, Family, LayerKind, Layout, Method, MethodConfig,
+    MethodInfo, Plan, WeightAdapter, by_peft_type, config_from_json, config_to_json,
 };
 use peft_core::{Error, Result, Selection, Targets};
 use serde::{Deserialize, Serialize};
@@ -109,7 +109,7 @@ impl ScaledConfig {
     }
 }
 
-impl Method for ScaledConfig {
+impl MethodConfig for ScaledConfig {
     fn info(&self) -> &'static MethodInfo {
         &SCALED
     }
@@ -122,10 +122,20 @@ impl Method for ScaledConfig {
         &mut self.common
     }
 
-    fn validate(&self) -> Result<()> {
+    fn check_fields(&self) -> Result<()> {
         Ok(())
     }
 
+    fn to_json(&self) -> Value {
+        config_to_json(self, &SCALED)
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+impl Method for ScaledConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let default = Selection::from(["query", "value", "dense", "classifier"]);
         let strict = plan.is_new();
@@ -148,14 +158,6 @@ impl Method for ScaledConfig {
             plan.adapt_weight(weight, Scaled { gain, fault });
         }
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        config_to_json(self, &SCALED)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }
 

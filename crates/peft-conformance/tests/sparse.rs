@@ -5,22 +5,8 @@ use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 use peft_core::Result;
 use peft_core::Targets;
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, LINEAR, Layout, Method, MethodInfo, Plan,
-    WeightAdapter, by_peft_type, config_from_json, config_to_json, select,
-};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
-static SPARSE: MethodInfo = MethodInfo {
-    name: "sparse",
-    peft_type: "SPARSE",
-    title: "Sparse",
-    family: Family::Selective,
-    reference: "a method for this test",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<SparseConfig>,
-    recognises: by_peft_type,
+    Adapter, CheckpointKey, Common, LINEAR, Layout, Method, MethodInfo, Plan, WeightAdapter,
+    method_config, select,
 };
 
 const METHODS: &[&MethodInfo] = &[&SPARSE];
@@ -66,33 +52,20 @@ impl WeightAdapter for SparseDelta {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct SparseConfig {
+/// Which elements change.
+#[method_config(
+    SPARSE, peft_type = "SPARSE", title = "Sparse", family = Selective, identity_at_init, mergeable, new(count),
+    reference = "a method for this test"
+)]
+pub struct SparseConfig {
     /// How many elements of each weight change.
+    #[field(default = 8, at_least = 1)]
     count: usize,
-    #[serde(flatten)]
     targets: Targets,
-    #[serde(flatten)]
     common: Common,
 }
 
 impl Method for SparseConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &SPARSE
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
-    fn validate(&self) -> Result<()> {
-        Ok(())
-    }
-
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         for (_, weight) in select(&self.targets, layout, plan, &SPARSE, LINEAR)? {
             let shape = [weight.shape()[0], weight.shape()[1]];
@@ -112,14 +85,6 @@ impl Method for SparseConfig {
             plan.adapt_weight(weight, state);
         }
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        config_to_json(self, &SPARSE)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }
 

@@ -5,8 +5,8 @@ use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig, Linear, Linea
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, Tolerance};
 use peft_core::calibration::{Calibrate as _, Calibration, CalibrationConfig};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, WeightAdapter,
-    by_peft_type,
+    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan,
+    WeightAdapter, by_peft_type,
 };
 use peft_core::nn::{AdaptedForward as _, ForwardContext, adapted_gelu};
 use peft_core::{Error, PeftModule as _, Result, TiedHead};
@@ -307,7 +307,7 @@ struct DescentConfig {
     common: Common,
 }
 
-impl Method for DescentConfig {
+impl MethodConfig for DescentConfig {
     fn info(&self) -> &'static MethodInfo {
         &DESCENT
     }
@@ -320,10 +320,20 @@ impl Method for DescentConfig {
         &mut self.common
     }
 
-    fn validate(&self) -> Result<()> {
+    fn check_fields(&self) -> Result<()> {
         Ok(())
     }
 
+    fn to_json(&self) -> Value {
+        json!({ "peft_type": DESCENT.peft_type })
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+impl Method for DescentConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let none = Calibration::default();
         let calibration = plan.calibration().unwrap_or(&none);
@@ -337,14 +347,6 @@ impl Method for DescentConfig {
         let gradient = Param::from_tensor(gradient);
         plan.adapt_weight(weight, Descent { gradient });
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        json!({ "peft_type": DESCENT.peft_type })
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }
 

@@ -10,8 +10,8 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use peft_core::calibration::{Calibrate as _, CalibrationConfig};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, WeightAdapter,
-    by_peft_type,
+    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan,
+    WeightAdapter, by_peft_type,
 };
 use peft_core::nn::AdaptedForward as _;
 use peft_core::state::AdapterState as _;
@@ -111,7 +111,7 @@ fn largest(scores: &TensorData, count: usize) -> Vec<i64> {
         .collect()
 }
 
-impl Method for SparseConfig {
+impl MethodConfig for SparseConfig {
     fn info(&self) -> &'static MethodInfo {
         &SPARSE
     }
@@ -124,10 +124,20 @@ impl Method for SparseConfig {
         &mut self.common
     }
 
-    fn validate(&self) -> Result<()> {
+    fn check_fields(&self) -> Result<()> {
         Ok(())
     }
 
+    fn to_json(&self) -> Value {
+        json!({ "peft_type": SPARSE.peft_type, "count": self.count })
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+impl Method for SparseConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         for param in layout.params.iter().filter(|p| p.shape().len() == 2) {
             let (device, count) = (param.device(), self.count);
@@ -147,14 +157,6 @@ impl Method for SparseConfig {
             plan.adapt_weight(param, state);
         }
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        json!({ "peft_type": SPARSE.peft_type, "count": self.count })
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }
 

@@ -8,8 +8,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Tensor, TensorData};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodHooks, MethodInfo, Plan, States,
-    WeightAdapter, by_peft_type,
+    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodHooks, MethodInfo,
+    Plan, States, WeightAdapter, by_peft_type,
 };
 use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule as _, Result, TrainingHooks, checkpoint};
@@ -56,7 +56,7 @@ struct OffsetConfig {
     common: Common,
 }
 
-impl Method for OffsetConfig {
+impl MethodConfig for OffsetConfig {
     fn info(&self) -> &'static MethodInfo {
         &OFFSET
     }
@@ -69,10 +69,20 @@ impl Method for OffsetConfig {
         &mut self.common
     }
 
-    fn validate(&self) -> Result<()> {
+    fn check_fields(&self) -> Result<()> {
         Ok(())
     }
 
+    fn to_json(&self) -> Value {
+        json!({ "peft_type": OFFSET.peft_type })
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+impl Method for OffsetConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         for param in layout.params.iter().filter(|p| p.shape().len() == 2) {
             let shape = [param.shape()[0], param.shape()[1]];
@@ -93,14 +103,6 @@ impl Method for OffsetConfig {
         let drawn = states.of::<Offset>().map(|(_, state)| state.drawn);
         let drawn = Value::from(drawn.sum::<usize>());
         Ok(Map::from_iter([("drawn".to_string(), drawn)]))
-    }
-
-    fn to_json(&self) -> Value {
-        json!({ "peft_type": OFFSET.peft_type })
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }
 

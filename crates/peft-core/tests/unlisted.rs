@@ -4,8 +4,8 @@ use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::Tensor;
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, WeightAdapter,
-    by_peft_type,
+    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan,
+    WeightAdapter, by_peft_type,
 };
 use peft_core::{Error, PeftModule as _, Result};
 use serde_json::{Value, json};
@@ -52,7 +52,7 @@ struct ForgetfulConfig {
     common: Common,
 }
 
-impl Method for ForgetfulConfig {
+impl MethodConfig for ForgetfulConfig {
     fn info(&self) -> &'static MethodInfo {
         &FORGETFUL
     }
@@ -65,10 +65,20 @@ impl Method for ForgetfulConfig {
         &mut self.common
     }
 
-    fn validate(&self) -> Result<()> {
+    fn check_fields(&self) -> Result<()> {
         Ok(())
     }
 
+    fn to_json(&self) -> Value {
+        json!({ "peft_type": FORGETFUL.peft_type })
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+impl Method for ForgetfulConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let param = &layout.params[0];
         let like = (&param.device(), param.dtype());
@@ -81,14 +91,6 @@ impl Method for ForgetfulConfig {
         };
         plan.adapt_weight(param, state);
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        json!({ "peft_type": FORGETFUL.peft_type })
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }
 

@@ -7,7 +7,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft_core::device::cpu_devices;
 use peft_core::method::{
     Adapter, BaseLinear, CheckpointKey, Common, Family, HiddenAdapter, HiddenState, Layout, Method,
-    MethodInfo, Plan, WeightAdapter, by_peft_type,
+    MethodConfig, MethodInfo, Plan, WeightAdapter, by_peft_type,
 };
 use peft_core::nn::{ForwardContext, SiteContext};
 use peft_core::{Composition, PeftModule as _, Result};
@@ -139,7 +139,7 @@ impl ProbeConfig {
     }
 }
 
-impl Method for ProbeConfig {
+impl MethodConfig for ProbeConfig {
     fn info(&self) -> &'static MethodInfo {
         &PROBE
     }
@@ -152,10 +152,20 @@ impl Method for ProbeConfig {
         &mut self.common
     }
 
-    fn validate(&self) -> Result<()> {
+    fn check_fields(&self) -> Result<()> {
         Ok(())
     }
 
+    fn to_json(&self) -> Value {
+        json!({})
+    }
+
+    fn boxed(&self) -> Box<dyn Method> {
+        Box::new(self.clone())
+    }
+}
+
+impl Method for ProbeConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let (device, dtype) = layout.like();
         let probe = || Probe {
@@ -176,14 +186,6 @@ impl Method for ProbeConfig {
             plan.adapt_hidden(site, probe());
         }
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        json!({})
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }
 

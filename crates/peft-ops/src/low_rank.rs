@@ -30,6 +30,16 @@ impl LowRank {
         }
     }
 
+    /// `s·A B` for A `[in, r]` and B `[r, out]`, without dropout.
+    pub fn new(down: Tensor<2>, up: Tensor<2>, scale: f64) -> Self {
+        Self {
+            down,
+            up,
+            scale,
+            dropout: 0.0,
+        }
+    }
+
     /// s·A B, `[in, out]`.
     pub fn product(&self) -> Tensor<2> {
         (self.down.clone() * self.scale).matmul(self.up.clone())

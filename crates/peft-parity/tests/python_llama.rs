@@ -13,7 +13,7 @@ use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use common::python::{Python, write_io};
 use peft::core::PeftModule as _;
-use peft::core::method::{ConfigExt as _, Method};
+use peft::core::method::Method;
 use peft::reparameterization::{LohaConfig, LoraConfig, VeraConfig};
 use peft::soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
 use peft_models::{ExportConfig, ExportDtype, Llama, LmBatch};
@@ -25,7 +25,7 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
     vec![
         ("lora", Box::new(lora().with_targets(["q_proj", "v_proj"]))),
         ("lora-all-linear", Box::new(lora())),
-        ("lora-dora", Box::new(lora().with_dora(true))),
+        ("lora-dora", Box::new(lora().with_use_dora(true))),
         ("lora-bias-for-b", Box::new(lora().with_lora_bias(true))),
         (
             "lora-embedding",
@@ -33,7 +33,7 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
         ),
         (
             "lora-token-rows",
-            Box::new(lora().with_token_rows([4, 8, 15])),
+            Box::new(lora().with_trainable_token_indices([4, 8, 15])),
         ),
         (
             "lora-tied-head",
@@ -53,7 +53,7 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
                 lora()
                     .with_targets(["q_proj"])
                     .with_modules_to_save(["embed_tokens"])
-                    .with_weight_tying(true),
+                    .with_ensure_weight_tying(true),
             ),
         ),
         (

@@ -12,8 +12,9 @@ use burn::module::Module as _;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Int, Tensor};
 use common::python::{Python, write_io};
+use peft::additive::Ia3Config;
 use peft::core::PeftModule as _;
-use peft::core::method::{ConfigExt as _, Method};
+use peft::core::method::Method;
 use peft::reparameterization::{
     AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LohaConfig,
     LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, VbLoraConfig, VeraConfig,
@@ -24,45 +25,65 @@ use peft_models::Bert;
 const BASE: &str = "../peft-models/tests/golden/bert/base";
 const TARGETS: [&str; 3] = ["query", "value", "output.dense"];
 
-fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
+type Cases = Vec<(&'static str, Box<dyn Method>)>;
+
+fn cases() -> Cases {
+    let mut cases = lora_cases();
+    cases.extend(other_weight_cases());
+    cases.extend(prompt_cases());
+    cases
+}
+
+fn lora_cases() -> Cases {
     let lora = || LoraConfig::new(4).with_alpha(10.0).with_targets(TARGETS);
     vec![
         ("lora", Box::new(lora())),
-        ("lora-rslora", Box::new(lora().with_rslora(true))),
+        ("lora-rslora", Box::new(lora().with_use_rslora(true))),
         (
             "lora-patterns",
             Box::new(
                 lora()
-                    .with_rank_for(r"layer\.1\..*query", 2)
-                    .with_alpha_for("value", 3.0),
+                    .with_rank_pattern(r"layer\.1\..*query", 2)
+                    .with_alpha_pattern("value", 3.0),
             ),
         ),
         (
             "lora-embedding",
             Box::new(LoraConfig::new(3).with_targets(["word_embeddings", "key"])),
         ),
-        ("lora-dora", Box::new(lora().with_dora(true))),
+        ("lora-dora", Box::new(lora().with_use_dora(true))),
         ("lora-bias-for-b", Box::new(lora().with_lora_bias(true))),
         ("lora-bias-all", Box::new(lora().with_bias(Bias::All))),
         ("lora-bias-only", Box::new(lora().with_bias(Bias::Adapted))),
-        ("lora-pissa", Box::new(lora().with_init("pissa"))),
-        ("lora-olora", Box::new(lora().with_init("olora"))),
-        ("lora-frozen-a", Box::new(lora().with_frozen_a(true))),
+        (
+            "lora-pissa",
+            Box::new(lora().with_init_lora_weights("pissa")),
+        ),
+        (
+            "lora-olora",
+            Box::new(lora().with_init_lora_weights("olora")),
+        ),
+        ("lora-frozen-a", Box::new(lora().with_freeze_a(true))),
         (
             "lora-pooler",
             Box::new(lora().with_modules_to_save(["pooler"])),
         ),
-        ("loha", Box::new(LohaConfig::new(4).with_targets(TARGETS))),
-        ("lokr", Box::new(LokrConfig::new(2).with_targets(TARGETS))),
         (
             "lora-token-rows",
-            Box::new(lora().with_token_rows([4, 8, 15])),
+            Box::new(lora().with_trainable_token_indices([4, 8, 15])),
         ),
+    ]
+}
+
+fn other_weight_cases() -> Cases {
+    vec![
+        ("loha", Box::new(LohaConfig::new(4).with_targets(TARGETS))),
+        ("lokr", Box::new(LokrConfig::new(2).with_targets(TARGETS))),
         (
             "adalora",
             Box::new(
                 AdaLoraConfig::new(4, 2)
-                    .with_alpha(128.0)
+                    .with_lora_alpha(128.0)
                     .with_targets(TARGETS),
             ),
         ),
@@ -70,17 +91,29 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
         ("oft", Box::new(OftConfig::new(8).with_targets(TARGETS))),
         (
             "oft-exact",
-            Box::new(OftConfig::new(16).with_series(None).with_targets(TARGETS)),
+            Box::new(
+                OftConfig::new(16)
+                    .with_use_cayley_neumann(false)
+                    .with_targets(TARGETS),
+            ),
         ),
         // Upstream reads more than one factor only where it can build its CUDA operation.
         (
             "boft",
-            Box::new(BoftConfig::new(4).with_factors(1).with_targets(TARGETS)),
+            Box::new(
+                BoftConfig::new(4)
+                    .with_boft_n_butterfly_factor(1)
+                    .with_targets(TARGETS),
+            ),
         ),
         ("c3a", Box::new(C3aConfig::new(8).with_targets(TARGETS))),
         (
             "fourierft",
-            Box::new(FourierFtConfig::new(30).with_seed(77).with_targets(TARGETS)),
+            Box::new(
+                FourierFtConfig::new(30)
+                    .with_random_loc_seed(77)
+                    .with_targets(TARGETS),
+            ),
         ),
         ("hra", Box::new(HraConfig::new(4).with_targets(TARGETS))),
         ("miss", Box::new(MissConfig::new(4).with_targets(TARGETS))),
@@ -89,8 +122,8 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
             "vera-unsaved",
             Box::new(
                 VeraConfig::new(16)
-                    .with_projection_key(5)
-                    .with_saved_projection(false)
+                    .with_projection_prng_key(5)
+                    .with_save_projection(false)
                     .with_targets(TARGETS),
             ),
         ),
@@ -98,7 +131,7 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
             "randlora",
             Box::new(
                 RandLoraConfig::new(4)
-                    .with_alpha(20.0)
+                    .with_randlora_alpha(20.0)
                     .with_targets(TARGETS),
             ),
         ),
@@ -106,6 +139,19 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
             "vblora",
             Box::new(VbLoraConfig::new(4, 20, 8).with_targets(TARGETS)),
         ),
+        (
+            "ia3",
+            Box::new(
+                Ia3Config::new()
+                    .with_targets(["key", "value", "output.dense"])
+                    .with_feedforward_modules(["output.dense"]),
+            ),
+        ),
+    ]
+}
+
+fn prompt_cases() -> Cases {
+    vec![
         (
             "prompt-tuning",
             Box::new(PromptTuningConfig::new(5).with_task_type("FEATURE_EXTRACTION")),

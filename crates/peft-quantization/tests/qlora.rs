@@ -135,21 +135,23 @@ fn factors_in_16_bits_compute_in_32_and_train() {
 #[test]
 fn a_head_that_is_a_packed_table_takes_adapters() {
     use burn::module::Module as _;
-    use peft_core::method::ConfigExt as _;
     let lora = |target: &str| LoraConfig::new(3).with_targets([target]);
     let cases = [
         ("LoRA", lora("lm_head")),
-        ("DoRA", lora("lm_head").with_dora(true)),
+        ("DoRA", lora("lm_head").with_use_dora(true)),
         (
             "saved head",
             lora("q_proj").with_modules_to_save(["lm_head"]),
         ),
-        ("LoRA of both", lora("lm_head").with_weight_tying(true)),
+        (
+            "LoRA of both",
+            lora("lm_head").with_ensure_weight_tying(true),
+        ),
         (
             "saved both",
             lora("q_proj")
                 .with_modules_to_save(["embed_tokens"])
-                .with_weight_tying(true),
+                .with_ensure_weight_tying(true),
         ),
     ];
     for (name, device) in cpu_devices() {
@@ -240,7 +242,7 @@ fn what_cannot_be_is_refused() {
         .unwrap_err();
     assert!(error.to_string().contains("LoftQ"), "{error}");
 
-    let pissa = LoraConfig::new(4).with_init("pissa");
+    let pissa = LoraConfig::new(4).with_init_lora_weights("pissa");
     let config = QLoraConfig::new(4)
         .with_lora(pissa)
         .with_adapter_dtype(AdapterDtype::Bfloat16);

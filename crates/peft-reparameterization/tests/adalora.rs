@@ -206,7 +206,7 @@ fn a_resumed_training_ends_with_the_same_numbers() {
     let (_, device) = peft_core::device::cpu_devices().remove(0);
     let fixture = Fixture::new(&device);
     let config = AdaLoraConfig::new(4, 2)
-        .with_alpha(64.0)
+        .with_lora_alpha(64.0)
         .with_phases(1, 3, 2)
         .with_targets(["query", "value"]);
     let start = fixture.base.attach("x", &config).unwrap();

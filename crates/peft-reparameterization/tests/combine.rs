@@ -4,7 +4,6 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, Tolerance};
 use peft_conformance::TinyTransformer;
 use peft_core::PeftModule;
-use peft_core::method::ConfigExt as _;
 use peft_core::state::AdapterState as _;
 use peft_reparameterization::{
     Bias, CombinationType, LoraConfig, LoraEmbedding, LoraLinear, MergeMethod, TiesElectSign,
@@ -23,7 +22,7 @@ fn base() -> TinyTransformer {
 
 /// An adapter whose factors are all random.
 fn attached(model: &TinyTransformer, name: &str, config: &LoraConfig) -> TinyTransformer {
-    let config = config.clone().with_init(false);
+    let config = config.clone().with_init_lora_weights(false);
     model.attach(name, &config).unwrap()
 }
 
@@ -91,17 +90,17 @@ proptest! {
     ) {
         let first = LoraConfig::new(ranks[0])
             .with_alpha(alphas[0])
-            .with_rslora(rslora)
+            .with_use_rslora(rslora)
             .with_targets(["query", "word_embeddings"]);
         let second = LoraConfig::new(ranks[1])
             .with_alpha(alphas[1])
             .with_targets(["query", "dense"])
-            .with_rank_for("query", 3);
+            .with_rank_pattern("query", 3);
         let model = attached(&base(), "a", &first);
         let mut model = attached(&model, "b", &second);
         let mut names = vec![("a", weights[0]), ("b", weights[1])];
         if pissa {
-            let config = LoraConfig::new(2).with_targets(["query"]).with_init("pissa");
+            let config = LoraConfig::new(2).with_targets(["query"]).with_init_lora_weights("pissa");
             model = model.attach("p", &config).unwrap();
             model = model
                 .edit_adapter::<LoraLinear>("p", |_, state| {
@@ -362,10 +361,10 @@ fn what_has_no_meaning_is_refused() {
         .attach("wide", &LoraConfig::new(4).with_targets(["query"]))
         .unwrap();
     let model = model
-        .attach("dora", &config.clone().with_dora(true))
+        .attach("dora", &config.clone().with_use_dora(true))
         .unwrap();
     let model = model
-        .attach("pissa", &config.clone().with_init("pissa"))
+        .attach("pissa", &config.clone().with_init_lora_weights("pissa"))
         .unwrap();
     let model = model
         .attach("head", &config.with_modules_to_save(["classifier"]))
@@ -427,14 +426,18 @@ fn a_difference_of_low_rank_is_extracted() {
 fn pissa_and_olora_begin_as_the_base_and_dora_has_its_norms() {
     let base = base();
     for config in [
-        LoraConfig::new(4).with_init("pissa"),
+        LoraConfig::new(4).with_init_lora_weights("pissa"),
         LoraConfig::new(4)
-            .with_init("pissa_niter_4")
+            .with_init_lora_weights("pissa_niter_4")
             .with_alpha(3.0),
-        LoraConfig::new(4).with_init("olora").with_alpha(2.0),
-        LoraConfig::new(4).with_init("orthogonal"),
-        LoraConfig::new(4).with_dora(true),
-        LoraConfig::new(4).with_dora(true).with_init("pissa"),
+        LoraConfig::new(4)
+            .with_init_lora_weights("olora")
+            .with_alpha(2.0),
+        LoraConfig::new(4).with_init_lora_weights("orthogonal"),
+        LoraConfig::new(4).with_use_dora(true),
+        LoraConfig::new(4)
+            .with_use_dora(true)
+            .with_init_lora_weights("pissa"),
     ] {
         let model = base.attach("a", &config).unwrap();
         let merged = model.merge_and_unload().unwrap();
@@ -532,10 +535,12 @@ fn contradictions_are_refused() {
     let tables = tables.map(|(name, row)| (name.to_string(), vec![row]));
     twice.trainable_token_indices = Some(TrainableTokenIndices::ByTable(tables.into()));
     assert!(refused(&twice).contains("one list"));
-    assert!(refused(&config.clone().with_token_rows([97])).contains("below 97"));
-    assert!(refused(&config.clone().with_token_rows([3, 3])).contains("different"));
+    assert!(refused(&config.clone().with_trainable_token_indices([97])).contains("below 97"));
+    assert!(refused(&config.clone().with_trainable_token_indices([3, 3])).contains("different"));
     let targeted = LoraConfig::new(2).with_targets(["word_embeddings"]);
-    assert!(refused(&targeted.with_token_rows([3])).contains("target"));
-    let negative = config.with_init("pissa").with_alpha_for("query", -1.0);
+    assert!(refused(&targeted.with_trainable_token_indices([3])).contains("target"));
+    let negative = config
+        .with_init_lora_weights("pissa")
+        .with_alpha_pattern("query", -1.0);
     assert!(refused(&negative).contains("above 0"));
 }

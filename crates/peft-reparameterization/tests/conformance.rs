@@ -1,6 +1,5 @@
 //! The conformance suite, on every method of the family and its variants.
 
-use peft_core::method::ConfigExt as _;
 use peft_reparameterization::{
     AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, InitC3a,
     InitLokr, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, OftConfig, RandLoraConfig,
@@ -21,11 +20,11 @@ peft_conformance::conformance_suite!(
             "rslora with dropout, patterns and a head",
             LoraConfig::new(4)
                 .with_alpha(5.0)
-                .with_rslora(true)
-                .with_dropout(0.1)
+                .with_use_rslora(true)
+                .with_lora_dropout(0.1)
                 .with_targets(r".*\.(query|dense)")
-                .with_rank_for("query", 3)
-                .with_alpha_for(r"layer\.1\..*", 9.0)
+                .with_rank_pattern("query", 3)
+                .with_alpha_pattern(r"layer\.1\..*", 9.0)
                 .with_modules_to_save(["classifier"])
         ),
         Case::new(
@@ -39,15 +38,15 @@ peft_conformance::conformance_suite!(
             "dora, also of an embedding",
             LoraConfig::new(3)
                 .with_alpha(7.0)
-                .with_dora(true)
+                .with_use_dora(true)
                 .with_targets(["word_embeddings", "value", "dense"])
         ),
         Case::new(
             "dora with dropout over pissa",
             LoraConfig::new(3)
-                .with_dora(true)
-                .with_dropout(0.1)
-                .with_init("pissa")
+                .with_use_dora(true)
+                .with_lora_dropout(0.1)
+                .with_init_lora_weights("pissa")
                 .with_targets(["query", "value"])
         ),
         Case::new(
@@ -55,7 +54,7 @@ peft_conformance::conformance_suite!(
             LoraConfig::new(4)
                 .with_alpha(16.0)
                 .with_lora_bias(true)
-                .with_frozen_a(true)
+                .with_freeze_a(true)
                 .with_targets(["query", "value", "dense"])
         ),
         Case::new(
@@ -68,21 +67,21 @@ peft_conformance::conformance_suite!(
             "a table that its tied head follows",
             LoraConfig::new(3)
                 .with_alpha(6.0)
-                .with_weight_tying(true)
+                .with_ensure_weight_tying(true)
                 .with_targets(["value", "lm_head"])
         ),
         Case::new(
             "token rows",
             LoraConfig::new(3)
                 .with_alpha(6.0)
-                .with_token_rows([3, 50, 7])
+                .with_trainable_token_indices([3, 50, 7])
                 .with_targets(["query", "value"])
         ),
         Case::new(
             "olora",
             LoraConfig::new(2)
                 .with_alpha(3.0)
-                .with_init("olora")
+                .with_init_lora_weights("olora")
                 .with_targets(["query", "dense"])
         ),
         Case::new(
@@ -94,9 +93,9 @@ peft_conformance::conformance_suite!(
         Case::new(
             "vera, drawn from its key, dropout, head, biases",
             VeraConfig::new(40)
-                .with_projection_key(7)
-                .with_saved_projection(false)
-                .with_dropout(0.1)
+                .with_projection_prng_key(7)
+                .with_save_projection(false)
+                .with_vera_dropout(0.1)
                 .with_targets(["query", "dense"])
                 .with_bias(Bias::Adapted)
                 .with_modules_to_save(["classifier"])
@@ -104,24 +103,24 @@ peft_conformance::conformance_suite!(
         Case::new(
             "randlora, query and value",
             RandLoraConfig::new(8)
-                .with_alpha(16.0)
+                .with_randlora_alpha(16.0)
                 .with_targets(["query", "value"])
         ),
         Case::new(
             "randlora, sparse, several shapes",
             RandLoraConfig::new(5)
-                .with_alpha(20.0)
+                .with_randlora_alpha(20.0)
                 .with_sparse(true)
                 .with_targets(["query", "key", "value", "dense"])
         ),
         Case::new(
             "randlora, very sparse, unsaved, dropout, head",
             RandLoraConfig::new(6)
-                .with_alpha(20.0)
+                .with_randlora_alpha(20.0)
                 .with_very_sparse(true)
-                .with_saved_projection(false)
-                .with_projection_key(-3)
-                .with_dropout(0.1)
+                .with_save_projection(false)
+                .with_projection_prng_key(-3)
+                .with_randlora_dropout(0.1)
                 .with_targets(["query", "dense"])
                 .with_modules_to_save(["classifier"])
         ),
@@ -129,15 +128,17 @@ peft_conformance::conformance_suite!(
             "vb-lora, all linear",
             VbLoraConfig::new(3, 12, 16)
                 .with_topk(3)
-                .with_init(0.2, 0.1)
+                .with_init_vector_bank_bound(0.2)
+                .with_init_logits_std(0.1)
                 .with_targets(["query", "key", "value", "dense"])
         ),
         Case::new(
             "vb-lora, all vectors, dropout, head, biases",
             VbLoraConfig::new(2, 5, 32)
                 .with_topk(5)
-                .with_init(0.1, 0.1)
-                .with_dropout(0.1)
+                .with_init_vector_bank_bound(0.1)
+                .with_init_logits_std(0.1)
+                .with_vblora_dropout(0.1)
                 .with_bias(Bias::All)
                 .with_targets(["query", "dense"])
                 .with_modules_to_save(["classifier"])
@@ -152,10 +153,11 @@ peft_conformance::conformance_suite!(
             "loha as factors, with dropouts and patterns",
             LohaConfig::new(2)
                 .with_alpha(32.0)
-                .with_dropouts(0.1, 0.1)
+                .with_rank_dropout(0.1)
+                .with_module_dropout(0.1)
                 .with_targets(["value", "dense"])
-                .with_rank_for("value", 6)
-                .with_alpha_for(r"layer\.1\..*", 20.0)
+                .with_rank_pattern("value", 6)
+                .with_alpha_pattern(r"layer\.1\..*", 20.0)
         ),
         Case::new(
             "lokr",
@@ -172,10 +174,11 @@ peft_conformance::conformance_suite!(
             LokrConfig::new(2)
                 .with_alpha(6.0)
                 .with_decompose_factor(2)
-                .with_dropouts(0.1, 0.1)
-                .with_init(InitLokr::Named("lycoris".into()))
+                .with_rank_dropout(0.1)
+                .with_module_dropout(0.1)
+                .with_init_weights(InitLokr::Named("lycoris".into()))
                 .with_targets(["query", "dense"])
-                .with_rank_for("query", 3)
+                .with_rank_pattern("query", 3)
         ),
         Case::new(
             "krona",
@@ -191,7 +194,7 @@ peft_conformance::conformance_suite!(
         ),
         Case::new(
             "miss of a rank that divides no width",
-            MissConfig::new(5).with_dropout(0.1)
+            MissConfig::new(5).with_miss_dropout(0.1)
         ),
         Case::new(
             "miss mini",
@@ -206,14 +209,14 @@ peft_conformance::conformance_suite!(
         Case::new(
             "adalora",
             AdaLoraConfig::new(4, 2)
-                .with_alpha(64.0)
+                .with_lora_alpha(64.0)
                 .with_targets(["query", "value"])
         ),
         Case::new(
             "adalora with dropout, biases and a head",
             AdaLoraConfig::new(3, 2)
-                .with_alpha(32.0)
-                .with_dropout(0.1)
+                .with_lora_alpha(32.0)
+                .with_lora_dropout(0.1)
                 .with_bias(Bias::Adapted)
                 .with_targets(["query", "key", "value", "dense"])
                 .with_modules_to_save(["classifier"])
@@ -222,9 +225,9 @@ peft_conformance::conformance_suite!(
         Case::new(
             "hira gaussian, dropout, pattern, embedding, head",
             HiraConfig::new(4)
-                .with_init("gaussian")
-                .with_dropout(0.1)
-                .with_rank_for("dense", 6)
+                .with_init_weights("gaussian")
+                .with_hira_dropout(0.1)
+                .with_rank_pattern("dense", 6)
                 .with_targets(["word_embeddings", "query", "dense"])
                 .with_task_type("SEQ_CLS")
         ),
@@ -244,17 +247,19 @@ peft_conformance::conformance_suite!(
         Case::new(
             "oft, exact, constrained, shared",
             OftConfig::new(32)
-                .with_blocks(4)
-                .with_coft(0.5)
+                .with_r(4)
+                .with_oft_block_size(0)
+                .with_coft(true)
+                .with_eps(0.5)
                 .with_block_share(true)
-                .with_series(None)
+                .with_use_cayley_neumann(false)
                 .with_targets(["query", "dense"])
         ),
         Case::new(
             "oft, dropout and biases",
             OftConfig::new(16)
-                .with_series(None)
-                .with_dropout(0.5)
+                .with_use_cayley_neumann(false)
+                .with_module_dropout(0.5)
                 .with_bias(Bias::Adapted)
                 .with_targets(["dense"])
         ),
@@ -262,9 +267,10 @@ peft_conformance::conformance_suite!(
         Case::new(
             "boft, a butterfly with dropout and a head",
             BoftConfig::new(4)
-                .with_blocks(8)
-                .with_factors(3)
-                .with_dropout(0.3)
+                .with_boft_block_num(8)
+                .with_boft_block_size(0)
+                .with_boft_n_butterfly_factor(3)
+                .with_boft_dropout(0.3)
                 .with_targets(["query", "dense"])
                 .with_modules_to_save(["classifier"])
         ),
@@ -275,15 +281,15 @@ peft_conformance::conformance_suite!(
         Case::new(
             "c3a, patterns",
             C3aConfig::new(8)
-                .with_block_size_for("query", 32)
-                .with_block_size_for(r"layer\.1\..*", 2)
-                .with_init(InitC3a::Named("gaussian".into()))
+                .with_block_size_pattern("query", 32)
+                .with_block_size_pattern(r"layer\.1\..*", 2)
+                .with_init_weights(InitC3a::Named("gaussian".into()))
                 .with_targets(["query", "key", "value", "dense"])
         ),
         Case::new(
             "c3a with a head",
             C3aConfig::new(16)
-                .with_init(InitC3a::Named("kaiming_uniform".into()))
+                .with_init_weights(InitC3a::Named("kaiming_uniform".into()))
                 .with_targets(["value", "dense"])
                 .with_modules_to_save(["classifier"])
         ),
@@ -303,8 +309,8 @@ peft_conformance::conformance_suite!(
             "fourierft, patterns and a head",
             FourierFtConfig::new(7)
                 .with_scaling(300.0)
-                .with_seed(3)
-                .with_frequencies_for("query", 90)
+                .with_random_loc_seed(3)
+                .with_n_frequency_pattern("query", 90)
                 .with_targets(["query", "dense"])
                 .with_modules_to_save(["classifier"])
         ),

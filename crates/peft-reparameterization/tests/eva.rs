@@ -111,7 +111,7 @@ fn what_cannot_be_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(refused.contains("rho"), "{refused}");
-    let alone = config.with_init("eva");
+    let alone = config.with_init_lora_weights("eva");
     let refused = base.attach("x", &alone).unwrap_err().to_string();
     assert!(refused.contains("eva"), "{refused}");
 }
@@ -122,7 +122,7 @@ fn lora_plus_moves_b_by_its_own_rate() {
     let base = TinyTransformer::new(&device);
     let config = LoraConfig::new(2)
         .with_targets(["query", "word_embeddings"])
-        .with_init(false);
+        .with_init_lora_weights(false);
     let model = base.attach("x", &config).unwrap();
     let groups = lora_plus(&model, "x").unwrap();
     let step = |model: TinyTransformer, sixteen: bool| {

@@ -63,18 +63,18 @@ fn methods(rank: usize, scale: f64, seed: u64) -> Vec<Box<dyn Method>> {
         Box::new(
             LoraConfig::new(rank)
                 .with_alpha(scale)
-                .with_dora(true)
+                .with_use_dora(true)
                 .with_targets(targets),
         ),
         Box::new(
             LoraConfig::new(rank)
                 .with_alpha(scale)
-                .with_init("pissa")
+                .with_init_lora_weights("pissa")
                 .with_targets(targets),
         ),
         Box::new(
             AdaLoraConfig::new(rank + 1, rank)
-                .with_alpha(scale)
+                .with_lora_alpha(scale)
                 .with_targets(targets),
         ),
         Box::new(
@@ -96,12 +96,12 @@ fn methods(rank: usize, scale: f64, seed: u64) -> Vec<Box<dyn Method>> {
         Box::new(LokrConfig::krona(scale).with_targets(targets)),
         Box::new(
             VeraConfig::new(8 * rank)
-                .with_projection_key(seed as i64)
+                .with_projection_prng_key(seed as i64)
                 .with_targets(targets),
         ),
         Box::new(
             RandLoraConfig::new(rank)
-                .with_alpha(scale)
+                .with_randlora_alpha(scale)
                 .with_targets(targets),
         ),
         Box::new(VbLoraConfig::new(rank, 12, 4).with_targets(targets)),
@@ -110,14 +110,22 @@ fn methods(rank: usize, scale: f64, seed: u64) -> Vec<Box<dyn Method>> {
         Box::new(MissConfig::mini(even, 2).with_targets(targets)),
         Box::new(MissConfig::bat(4).with_targets(targets)),
         Box::new(OftConfig::new(4).with_targets(targets)),
-        Box::new(OftConfig::new(4).with_series(None).with_targets(targets)),
-        Box::new(BoftConfig::new(4).with_factors(1).with_targets(targets)),
+        Box::new(
+            OftConfig::new(4)
+                .with_use_cayley_neumann(false)
+                .with_targets(targets),
+        ),
+        Box::new(
+            BoftConfig::new(4)
+                .with_boft_n_butterfly_factor(1)
+                .with_targets(targets),
+        ),
         Box::new(HraConfig::new(even).with_targets(targets)),
         Box::new(C3aConfig::new(4).with_targets(targets)),
         Box::new(
             FourierFtConfig::new(rank)
                 .with_scaling(10.0)
-                .with_seed(seed as i64)
+                .with_random_loc_seed(seed as i64)
                 .with_targets(targets),
         ),
         Box::new(

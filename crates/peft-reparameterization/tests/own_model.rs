@@ -21,7 +21,6 @@ use burn::train::{
     ClassificationOutput, InferenceStep, Learner, SupervisedTraining, TrainOutput, TrainStep,
 };
 use peft_core::device::cpu_devices;
-use peft_core::method::ConfigExt as _;
 use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule};
 use peft_reparameterization::{LoraConfig, LoraLinear, METHODS};
@@ -194,7 +193,7 @@ fn config() -> LoraConfig {
             "linear_inner",
             "linear_outer",
         ])
-        .with_rank_for("mix", 4)
+        .with_rank_pattern("mix", 4)
         .with_modules_to_save(["classifier"])
 }
 
@@ -288,7 +287,7 @@ fn refusals_say_what_would_be_right() {
     assert!(refusal(&LoraConfig::new(2).with_targets(["query", "keyy"])).contains("`keyy`"));
     assert!(refusal(&LoraConfig::new(2).with_targets(["norm_1"])).contains("Norm"));
     assert!(refusal(&LoraConfig::new(0)).contains("at least 1"));
-    let wide = LoraConfig::new(17).with_init("pissa");
+    let wide = LoraConfig::new(17).with_init_lora_weights("pissa");
     assert!(refusal(&wide.with_targets(["mix"])).contains("at most 16"));
     assert!(refusal(&LoraConfig::new(2).with_modules_to_save(["pooler"])).contains("`pooler`"));
     assert!(matches!(

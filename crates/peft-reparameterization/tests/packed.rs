@@ -85,7 +85,9 @@ fn farthest(one: Tensor<2>, other: Tensor<2>) -> f32 {
 }
 
 fn lora() -> LoraConfig {
-    LoraConfig::new(2).with_alpha(6.0).with_init(false)
+    LoraConfig::new(2)
+        .with_alpha(6.0)
+        .with_init_lora_weights(false)
 }
 
 /// Merging computes the norms anew, from the weights themselves.
@@ -115,7 +117,7 @@ fn norms_of_dora_are_those_of_the_base_there_is() {
         for device in [device.clone(), device.autodiff()] {
             let x = Tensor::<2>::random([3, 6], Distribution::Default, &device);
             let base = Net::new(&device);
-            let model = base.attach("mine", &lora().with_dora(true)).unwrap();
+            let model = base.attach("mine", &lora().with_use_dora(true)).unwrap();
             let model = model
                 .edit_adapter::<LoraLinear>("mine", |_, state| {
                     let magnitude = state.magnitude.as_mut().unwrap();
@@ -151,7 +153,7 @@ fn norms_of_dora_are_those_of_the_base_there_is() {
             let above = base
                 .attach("below", &lora())
                 .unwrap()
-                .attach("mine", &lora().with_dora(true))
+                .attach("mine", &lora().with_use_dora(true))
                 .unwrap();
             as_merged(&above, &x, "alone");
             let both = above.activate(&["below", "mine"]).unwrap();
@@ -176,7 +178,9 @@ fn dora_without_change_is_the_base() {
         let model = Net::new(&device)
             .attach(
                 "mine",
-                &LoraConfig::new(5).with_targets(["peft"]).with_dora(true),
+                &LoraConfig::new(5)
+                    .with_targets(["peft"])
+                    .with_use_dora(true),
             )
             .unwrap();
         let weight = model.peft.weight.base();

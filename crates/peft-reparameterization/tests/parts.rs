@@ -6,7 +6,7 @@ use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use peft_core::PeftModule as _;
 use peft_core::device::cpu_devices;
-use peft_core::method::Method;
+use peft_core::method::{Method, MethodConfig as _};
 use peft_core::nn::AdaptedForward as _;
 use peft_reparameterization::{VbLoraConfig, VeraConfig};
 

@@ -36,7 +36,7 @@ fn adapted<M: Module>(model: M, ranks: &[usize], alpha: f64) -> M {
         let config = LoraConfig::new(*rank)
             .with_alpha(alpha)
             .with_targets(["layer"])
-            .with_init(InitLora::Default(false));
+            .with_init_lora_weights(InitLora::Default(false));
         model = model.attach(name, &config).unwrap();
     }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -161,8 +161,8 @@ fn dropout_acts_on_the_activation_side_while_training() {
         let layer = LinearConfig::new(16, 8).init(&device);
         let config = LoraConfig::new(4)
             .with_targets(["layer"])
-            .with_dropout(0.5)
-            .with_init(InitLora::Default(false));
+            .with_lora_dropout(0.5)
+            .with_init_lora_weights(InitLora::Default(false));
         let model = OneLinear { layer }.attach("a", &config).unwrap();
         let x = random([64, 16], &device);
         let composed = model.layer.forward(x.clone());
@@ -201,8 +201,8 @@ fn ranks_and_scales_follow_the_formula() {
     let layer = LinearConfig::new(12, 12).init(device);
     let net = OneLinear { layer };
     let ranks = LoraConfig::new(4)
-        .with_rank_for("lay.r", 9)
-        .with_rank_for("query", 2);
+        .with_rank_pattern("lay.r", 9)
+        .with_rank_pattern("query", 2);
     assert_eq!(ranks.max_rank(), Some(9));
     let scale = |config: LoraConfig| {
         let model = net.attach("a", &config.with_targets(["layer"])).unwrap();
@@ -212,15 +212,19 @@ fn ranks_and_scales_follow_the_formula() {
     };
     assert_eq!(scale(LoraConfig::new(4).with_alpha(6.0)), (4, 1.5));
     assert_eq!(
-        scale(LoraConfig::new(4).with_alpha(6.0).with_rslora(true)),
+        scale(LoraConfig::new(4).with_alpha(6.0).with_use_rslora(true)),
         (4, 3.0)
     );
     assert_eq!(
-        scale(LoraConfig::new(4).with_alpha(6.0).with_rank_for("lay.r", 3)),
+        scale(
+            LoraConfig::new(4)
+                .with_alpha(6.0)
+                .with_rank_pattern("lay.r", 3)
+        ),
         (3, 2.0)
     );
     assert_eq!(
-        scale(LoraConfig::new(4).with_alpha_for("layer", 2.0)),
+        scale(LoraConfig::new(4).with_alpha_pattern("layer", 2.0)),
         (4, 0.5)
     );
 }

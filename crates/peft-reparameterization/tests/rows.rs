@@ -4,7 +4,6 @@ use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use peft_core::device::cpu_devices;
-use peft_core::method::ConfigExt as _;
 use peft_core::nn::{AdaptedForward, ForwardContext};
 use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule};
@@ -35,7 +34,7 @@ fn lora<const N: usize>(r: usize, targets: [&str; N]) -> LoraConfig {
     LoraConfig::new(r)
         .with_alpha(7.0)
         .with_targets(targets)
-        .with_init(InitLora::Default(false))
+        .with_init_lora_weights(InitLora::Default(false))
 }
 
 /// Three adapters: of other ranks, and one on one layer only.

@@ -4,7 +4,7 @@ use std::fs;
 
 use peft_conformance::TinyTransformer;
 use peft_core::PeftModule;
-use peft_core::method::{ConfigExt as _, Method};
+use peft_core::method::Method;
 use peft_core::state::AdapterState as _;
 use peft_reparameterization::{
     AdaLoraConfig, C3aConfig, FourierFtConfig, HiraConfig, InitLora, LohaConfig, LokrConfig,
@@ -57,15 +57,15 @@ fn with_patterns() -> Vec<Case> {
         };
     }
     vec![
-        case!("rank_pattern", lora.with_rank_for, 3),
-        case!("alpha_pattern", lora.with_alpha_for, 3.0),
-        case!("rank_pattern", loha.with_rank_for, 3),
-        case!("alpha_pattern", loha.with_alpha_for, 3.0),
-        case!("rank_pattern", lokr.with_rank_for, 3),
-        case!("alpha_pattern", lokr.with_alpha_for, 3.0),
-        case!("rank_pattern", hira.with_rank_for, 3),
-        case!("block_size_pattern", c3a.with_block_size_for, 2),
-        case!("n_frequency_pattern", fourier.with_frequencies_for, 5),
+        case!("rank_pattern", lora.with_rank_pattern, 3),
+        case!("alpha_pattern", lora.with_alpha_pattern, 3.0),
+        case!("rank_pattern", loha.with_rank_pattern, 3),
+        case!("alpha_pattern", loha.with_alpha_pattern, 3.0),
+        case!("rank_pattern", lokr.with_rank_pattern, 3),
+        case!("alpha_pattern", lokr.with_alpha_pattern, 3.0),
+        case!("rank_pattern", hira.with_rank_pattern, 3),
+        case!("block_size_pattern", c3a.with_block_size_pattern, 2),
+        case!("n_frequency_pattern", fourier.with_n_frequency_pattern, 5),
         (
             "rank_pattern",
             boxed(&of_adalora("encoder.layer.0.attention.self.query")),
@@ -150,7 +150,11 @@ fn an_empty_text_names_no_module() {
 
 #[test]
 fn a_rank_may_be_more_than_a_layers_side() {
-    let lora = |start: InitLora| LoraConfig::new(40).with_targets(["query"]).with_init(start);
+    let lora = |start: InitLora| {
+        LoraConfig::new(40)
+            .with_targets(["query"])
+            .with_init_lora_weights(start)
+    };
     let base = base();
     let starts: [InitLora; 4] = [
         false.into(),
@@ -160,7 +164,7 @@ fn a_rank_may_be_more_than_a_layers_side() {
     ];
     for start in starts {
         for dora in [false, true] {
-            let config = lora(start.clone()).with_dora(dora);
+            let config = lora(start.clone()).with_use_dora(dora);
             let model = base.attach("a", &config).unwrap();
             let dir = tempfile::tempdir().unwrap();
             model.save_adapter("a", dir.path()).unwrap();

@@ -3,25 +3,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, WeightAdapter,
-    by_peft_type, config_from_json, config_to_json,
+    Adapter, CheckpointKey, Common, Layout, Method, Plan, WeightAdapter, method_config,
 };
 use peft_core::{Error, Result, Selection, Targets};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
-/// BitFit's registration.
-pub static BITFIT: MethodInfo = MethodInfo {
-    name: "bitfit",
-    peft_type: "BITFIT",
-    title: "BitFit",
-    family: Family::Selective,
-    reference: "Ben Zaken et al. 2021, BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models, section 3",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<BitFitConfig>,
-    recognises: by_peft_type,
-};
 
 /// The change of one bias: b + delta, delta starting at 0.
 #[derive(Module, Debug)]
@@ -51,48 +35,19 @@ impl WeightAdapter for BiasDelta {
 ///
 /// Targets select layers by name; by default every layer with a bias takes part, normalisation
 /// layers included, but not the output head: that is trained whole as a saved module.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    BITFIT, peft_type = "BITFIT", title = "BitFit", family = Selective, identity_at_init, mergeable, new(),
+    reference = "Ben Zaken et al. 2021, BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models, section 3"
+)]
 pub struct BitFitConfig {
-    /// Layers whose biases train. Default: all but the head.
-    #[serde(flatten)]
+    /// Layers whose biases train, as in the paper's ablations (`["query", "intermediate.dense"]` is its section 4.3).
+    /// Default: all but the head.
     pub targets: Targets,
     /// Fields that every method has.
-    #[serde(flatten)]
     pub common: Common,
 }
 
-impl BitFitConfig {
-    /// Every bias of the model but the head's.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets the layers whose biases train, as in the paper's ablations (`["query",
-    /// "intermediate.dense"]` is its section 4.3).
-    #[must_use]
-    pub fn with_targets(mut self, targets: impl Into<Selection>) -> Self {
-        self.targets.target_modules = Some(targets.into());
-        self
-    }
-}
-
 impl Method for BitFitConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &BITFIT
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
-    fn validate(&self) -> Result<()> {
-        Ok(())
-    }
-
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let everything = Selection::from(".*");
         let by_default = self.targets.target_modules.is_none();
@@ -126,13 +81,5 @@ impl Method for BitFitConfig {
             ));
         }
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        config_to_json(self, &BITFIT)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }

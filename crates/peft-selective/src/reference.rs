@@ -1,71 +1,19 @@
 //! The two references of every comparison: training only the head, and training all parameters.
 
-use peft_core::method::{
-    Common, Family, Layout, Method, MethodInfo, Plan, by_peft_type, config_from_json,
-    config_to_json,
-};
+use peft_core::method::{Common, Layout, Method, Plan, method_config};
 use peft_core::{Error, Result};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
-/// Registration of training the head alone.
-pub static HEAD_ONLY: MethodInfo = MethodInfo {
-    name: "head-only",
-    peft_type: "HEAD_ONLY",
-    title: "Head only",
-    family: Family::Reference,
-    reference: "reference: a linear probe on the frozen model",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<HeadOnlyConfig>,
-    recognises: by_peft_type,
-};
-
-/// Registration of training everything.
-pub static FULL: MethodInfo = MethodInfo {
-    name: "full",
-    peft_type: "FULL",
-    title: "Full fine-tuning",
-    family: Family::Reference,
-    reference: "reference: every parameter trains, in place",
-    identity_at_init: true,
-    mergeable: true,
-    parse: config_from_json::<FullConfig>,
-    recognises: by_peft_type,
-};
 
 /// Trains the model's output heads, or the modules named in `modules_to_save`, and nothing else.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    HEAD_ONLY, peft_type = "HEAD_ONLY", title = "Head only", family = Reference, identity_at_init, mergeable, new(),
+    reference = "reference: a linear probe on the frozen model"
+)]
 pub struct HeadOnlyConfig {
     /// Fields that every method has.
-    #[serde(flatten)]
     pub common: Common,
 }
 
-impl HeadOnlyConfig {
-    /// The model's own heads.
-    pub fn new() -> Self {
-        Self::default()
-    }
-}
-
 impl Method for HeadOnlyConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &HEAD_ONLY
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
-    fn validate(&self) -> Result<()> {
-        Ok(())
-    }
-
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         if self
             .common
@@ -92,64 +40,27 @@ impl Method for HeadOnlyConfig {
         }
         Ok(())
     }
-
-    fn to_json(&self) -> Value {
-        config_to_json(self, &HEAD_ONLY)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
-    }
 }
 
 /// Trains every parameter of the model in place.
 ///
 /// No adapter: nothing is kept of the base, so there is nothing to disable, detach or save as
 /// one. Save the model itself ([`save_model`](peft_core::PeftModule::save_model)).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    FULL, peft_type = "FULL", title = "Full fine-tuning", family = Reference, identity_at_init, mergeable, new(),
+    reference = "reference: every parameter trains, in place"
+)]
 pub struct FullConfig {
     /// Fields that every method has; `modules_to_save` changes nothing.
-    #[serde(flatten)]
     pub common: Common,
 }
 
-impl FullConfig {
-    /// Everything.
-    pub fn new() -> Self {
-        Self::default()
-    }
-}
-
 impl Method for FullConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &FULL
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
-    fn validate(&self) -> Result<()> {
-        Ok(())
-    }
-
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         layout
             .params
             .iter()
             .for_each(|param| plan.train_in_place(param));
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        config_to_json(self, &FULL)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }

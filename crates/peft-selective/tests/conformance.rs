@@ -1,7 +1,6 @@
 //! The conformance suite, on selections. Full fine-tuning keeps no base and is no adapter: see
 //! `reference.rs`.
 
-use peft_core::method::ConfigExt as _;
 use peft_selective::{BitFitConfig, HeadOnlyConfig, METHODS};
 
 peft_conformance::conformance_suite!(

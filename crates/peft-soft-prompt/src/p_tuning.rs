@@ -4,28 +4,14 @@ use burn::module::{Module, Param};
 use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodInfo, Plan, PromptAdapter,
-    by_peft_type, config_from_json, config_to_json,
+    Adapter, CheckpointKey, Common, Layout, Method, MethodConfig as _, Plan, PromptAdapter,
+    method_config,
 };
 use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::prompt_encoder::{BiLstmLayer, MlpLayer, PromptEncoder};
 use crate::prompt_tuning::only_site;
-
-/// P-tuning's registration.
-pub static P_TUNING: MethodInfo = MethodInfo {
-    name: "p-tuning",
-    peft_type: "P_TUNING",
-    title: "P-tuning",
-    family: Family::SoftPrompt,
-    reference: "Liu et al. 2021, GPT Understands, Too, section 3",
-    identity_at_init: false,
-    mergeable: false,
-    parse: config_from_json::<PromptEncoderConfig>,
-    recognises: by_peft_type,
-};
 
 /// The virtual tokens, or what computes them.
 #[derive(Module, Debug)]
@@ -81,74 +67,44 @@ pub enum EncoderType {
 }
 
 /// P-tuning's configuration. Fields are called as in Hugging Face PEFT's `PromptEncoderConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    P_TUNING, peft_type = "P_TUNING", title = "P-tuning", family = SoftPrompt, new(num_virtual_tokens),
+    reference = "Liu et al. 2021, GPT Understands, Too, section 3"
+)]
 pub struct PromptEncoderConfig {
-    /// How many virtual tokens. At least 1; each takes one of the model's positions.
+    /// How many virtual tokens. At least 1; each takes one of the model's positions. Without
+    /// a default: 0 is refused.
+    #[field(at_least = 1)]
     pub num_virtual_tokens: usize,
     /// The kind of network that computes the virtual tokens in training. A checkpoint holds what it computes, as
     /// upstream's: loaded, that is what further training changes. Default: an MLP.
-    #[serde(default)]
     pub encoder_reparameterization_type: EncoderType,
     /// Width inside that network, of an LSTM in each direction, at least 1. Default: the embeddings'.
-    #[serde(default)]
+    #[field(at_least = 1)]
     pub encoder_hidden_size: Option<usize>,
     /// Layers of the LSTM, at least 1. Default: 2. Without effect on an MLP.
-    #[serde(default = "default_layers")]
+    #[field(default = 2, at_least = 1)]
     pub encoder_num_layers: usize,
     /// Probability, in [0, 1), with which numbers between the layers of the LSTM are dropped in training. Default: 0.
     /// Without effect on an MLP, and on an LSTM of one layer.
-    #[serde(default)]
+    #[field(probability)]
     pub encoder_dropout: f64,
     /// Width of the embeddings; recorded when attached.
-    #[serde(default)]
+    #[field(any)]
     pub token_dim: Option<usize>,
     /// Encoders or decoders with a prompt; recorded when attached, always 1.
-    #[serde(default)]
+    #[field(any)]
     pub num_transformer_submodules: Option<usize>,
     /// Fields that every method has.
-    #[serde(flatten)]
     pub common: Common,
 }
 
-fn default_layers() -> usize {
-    2
-}
-
 impl PromptEncoderConfig {
-    /// `num_virtual_tokens` of them, through an MLP as wide as the embeddings.
-    pub fn new(num_virtual_tokens: usize) -> Self {
-        Self {
-            num_virtual_tokens,
-            encoder_reparameterization_type: EncoderType::Mlp,
-            encoder_hidden_size: None,
-            encoder_num_layers: default_layers(),
-            encoder_dropout: 0.0,
-            token_dim: None,
-            num_transformer_submodules: None,
-            common: Common::default(),
-        }
-    }
-
     /// Trains the tokens through a bidirectional LSTM of `layers` layers and two linear layers.
     #[must_use]
-    pub fn with_lstm(mut self, layers: usize) -> Self {
-        self.encoder_reparameterization_type = EncoderType::Lstm;
-        self.encoder_num_layers = layers;
-        self
-    }
-
-    /// Sets the width inside the network.
-    #[must_use]
-    pub fn with_encoder_hidden_size(mut self, hidden_size: usize) -> Self {
-        self.encoder_hidden_size = Some(hidden_size);
-        self
-    }
-
-    /// Sets the dropout between the layers of the LSTM.
-    #[must_use]
-    pub fn with_encoder_dropout(mut self, probability: f64) -> Self {
-        self.encoder_dropout = probability;
-        self
+    pub fn with_lstm(self, layers: usize) -> Self {
+        let config = self.with_encoder_reparameterization_type(EncoderType::Lstm);
+        config.with_encoder_num_layers(layers)
     }
 
     /// A network for tokens of `width`, initialised as torch initialises embeddings, LSTMs and linear layers.
@@ -171,13 +127,12 @@ impl PromptEncoderConfig {
         });
         let lstm = lstm.collect();
         let mlp = widths.windows(2);
+        let mlp = mlp.map(|pair| MlpLayer::new([pair[0], pair[1]], init, like));
         PromptEncoder {
             embeddings,
             lstm,
             dropout: DropoutConfig::new(self.encoder_dropout).init(),
-            mlp: mlp
-                .map(|widths| MlpLayer::new([widths[0], widths[1]], init, like))
-                .collect(),
+            mlp: mlp.collect(),
         }
     }
 }
@@ -187,32 +142,8 @@ fn refuse(field: &'static str, value: impl std::fmt::Debug, expected: &str) -> E
 }
 
 impl Method for PromptEncoderConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &P_TUNING
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
     fn validate(&self) -> Result<()> {
-        let numbers = [
-            ("num_virtual_tokens", self.num_virtual_tokens),
-            ("encoder_hidden_size", self.encoder_hidden_size.unwrap_or(1)),
-            ("encoder_num_layers", self.encoder_num_layers),
-        ];
-        for (field, value) in numbers {
-            if value == 0 {
-                return Err(refuse(field, value, "at least 1"));
-            }
-        }
-        if !(0.0..1.0).contains(&self.encoder_dropout) {
-            return Err(refuse("encoder_dropout", self.encoder_dropout, "in [0, 1)"));
-        }
+        self.check_fields()?;
         let submodules = self.num_transformer_submodules;
         if submodules.is_some_and(|count| count != 1) {
             let expected = "1: prompts of encoder and decoder together are not supported";
@@ -239,13 +170,5 @@ impl Method for PromptEncoderConfig {
         plan.set_config_field("token_dim", width);
         plan.set_config_field("num_transformer_submodules", 1);
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        config_to_json(self, &P_TUNING)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }

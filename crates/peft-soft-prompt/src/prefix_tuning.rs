@@ -2,27 +2,12 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
-use peft_core::method::SiteKind;
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, KeyValueAdapter, Layout, Method, MethodInfo, Plan,
-    Shared, by_peft_type, config_from_json, config_to_json,
+    Adapter, CheckpointKey, Common, KeyValueAdapter, Layout, Method, MethodConfig as _, Plan,
+    Shared, SiteKind, method_config,
 };
 use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
-/// Prefix tuning's registration.
-pub static PREFIX_TUNING: MethodInfo = MethodInfo {
-    name: "prefix-tuning",
-    peft_type: "PREFIX_TUNING",
-    title: "Prefix tuning",
-    family: Family::SoftPrompt,
-    reference: "Li & Liang 2021, Prefix-Tuning: Optimizing Continuous Prompts for Generation, section 4",
-    identity_at_init: false,
-    mergeable: false,
-    parse: config_from_json::<PrefixTuningConfig>,
-    recognises: by_peft_type,
-};
 
 /// The prefix of one attention layer.
 #[derive(Module, Debug)]
@@ -151,71 +136,48 @@ pub enum PrefixInit {
 }
 
 /// Prefix tuning's configuration. Fields are called as in Hugging Face PEFT's `PrefixTuningConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    PREFIX_TUNING, peft_type = "PREFIX_TUNING", title = "Prefix tuning", family = SoftPrompt, new(num_virtual_tokens),
+    reference = "Li & Liang 2021, Prefix-Tuning: Optimizing Continuous Prompts for Generation, section 4"
+)]
 pub struct PrefixTuningConfig {
-    /// How many virtual tokens. At least 1; each takes one of the model's positions.
+    /// How many virtual tokens. At least 1; each takes one of the model's positions. Without
+    /// a default: 0 is refused.
+    #[field(at_least = 1)]
     pub num_virtual_tokens: usize,
-    /// Initial values. Default: normal with mean 0 and standard deviation 1, as torch initialises embeddings.
-    #[serde(default)]
+    /// Initial values. Default: normal with mean 0 and standard deviation 1, as torch initialises embeddings. With
+    /// [`PrefixInit::Zero`] each virtual token takes attention as a key of score 0 does, and gives nothing.
     pub init_weights: Option<PrefixInit>,
     /// Whether the prefix is trained through a two-layer network ([`PrefixEncoder`]). A checkpoint holds what it
     /// computes, as upstream's: loaded, that is what further training changes. Default: false.
-    #[serde(default)]
     pub prefix_projection: bool,
     /// Width inside that network, at least 1. Default: the keys'.
-    #[serde(default)]
+    #[field(at_least = 1)]
     pub encoder_hidden_size: Option<usize>,
     /// Features of the keys of one layer; recorded when attached.
-    #[serde(default)]
+    #[field(any)]
     pub token_dim: Option<usize>,
     /// Heads of keys and values; recorded when attached.
-    #[serde(default)]
+    #[field(any)]
     pub num_attention_heads: Option<usize>,
     /// Attention layers; recorded when attached.
-    #[serde(default)]
+    #[field(any)]
     pub num_layers: Option<usize>,
     /// Encoders or decoders with prefixes; recorded when attached, always 1.
-    #[serde(default)]
+    #[field(any)]
     pub num_transformer_submodules: Option<usize>,
     /// Fields that every method has.
-    #[serde(flatten)]
     pub common: Common,
 }
 
 impl PrefixTuningConfig {
-    /// `num_virtual_tokens` random keys and values in every layer.
-    pub fn new(num_virtual_tokens: usize) -> Self {
-        Self {
-            num_virtual_tokens,
-            init_weights: None,
-            prefix_projection: false,
-            encoder_hidden_size: None,
-            token_dim: None,
-            num_attention_heads: None,
-            num_layers: None,
-            num_transformer_submodules: None,
-            common: Common::default(),
-        }
-    }
-
     /// Trains the prefix through a network that is `hidden_size` wide inside.
     #[must_use]
-    pub fn with_projection(mut self, hidden_size: usize) -> Self {
-        self.prefix_projection = true;
-        self.encoder_hidden_size = Some(hidden_size);
-        self
+    pub fn with_projection(self, hidden_size: usize) -> Self {
+        let config = self.with_prefix_projection(true);
+        config.with_encoder_hidden_size(hidden_size)
     }
 
-    /// Starts from keys and values of zeros: each virtual token then takes attention as a key of score 0 does,
-    /// and gives nothing.
-    #[must_use]
-    pub fn with_zeros(mut self) -> Self {
-        self.init_weights = Some(PrefixInit::Zero);
-        self
-    }
-}
-
-impl PrefixTuningConfig {
     /// The encoders of all layers, initialised as torch initialises embeddings and linear layers.
     fn encoders(
         &self,
@@ -261,31 +223,8 @@ fn refuse(field: &'static str, value: impl std::fmt::Debug, expected: &str) -> E
 }
 
 impl Method for PrefixTuningConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &PREFIX_TUNING
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
     fn validate(&self) -> Result<()> {
-        if self.num_virtual_tokens == 0 {
-            let expected = "at least 1";
-            return Err(refuse(
-                "num_virtual_tokens",
-                self.num_virtual_tokens,
-                expected,
-            ));
-        }
-        let hidden = self.encoder_hidden_size;
-        if hidden == Some(0) {
-            return Err(refuse("encoder_hidden_size", hidden, "at least 1"));
-        }
+        self.check_fields()?;
         let submodules = self.num_transformer_submodules;
         if submodules.is_some_and(|count| count != 1) {
             let expected = "1: prefixes of encoder and decoder together are not supported";
@@ -343,13 +282,5 @@ impl Method for PrefixTuningConfig {
         plan.set_config_field("num_layers", sites.len());
         plan.set_config_field("num_transformer_submodules", 1);
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        config_to_json(self, &PREFIX_TUNING)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }

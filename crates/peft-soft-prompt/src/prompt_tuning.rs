@@ -2,42 +2,20 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::method::SiteKind;
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, LayoutParam, LayoutSite, Method, MethodInfo,
-    Plan, PromptAdapter, TypedSite, by_peft_type, config_from_json, config_to_json,
+    Adapter, Common, Layout, LayoutParam, LayoutSite, Method, MethodInfo, Plan, PromptAdapter,
+    SiteKind, TypedSite, Value, config_to_json, method_config,
 };
 use peft_core::nn::Prompt;
 use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
-/// Prompt tuning's registration.
-pub static PROMPT_TUNING: MethodInfo = MethodInfo {
-    name: "prompt-tuning",
-    peft_type: "PROMPT_TUNING",
-    title: "Prompt tuning",
-    family: Family::SoftPrompt,
-    reference: "Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, section 2",
-    identity_at_init: false,
-    mergeable: false,
-    parse: config_from_json::<PromptTuningConfig>,
-    recognises: by_peft_type,
-};
 
 /// The virtual tokens.
-#[derive(Module, Debug)]
+#[derive(Module, Adapter, Debug)]
 pub struct SoftPrompt {
     /// Their embeddings, `[virtual_tokens, d]`.
+    #[tensor(root = "prompt_embeddings")]
     pub embeddings: Param<Tensor<2>>,
-}
-
-impl Adapter for SoftPrompt {
-    const METHOD: &'static str = "prompt tuning";
-
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![CheckpointKey::root("embeddings", "prompt_embeddings")]
-    }
 }
 
 impl PromptAdapter for SoftPrompt {
@@ -66,50 +44,33 @@ pub enum PromptInit {
 
 /// Prompt tuning's configuration. Fields are called as in Hugging Face PEFT's
 /// `PromptTuningConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[method_config(
+    PROMPT_TUNING, peft_type = "PROMPT_TUNING", title = "Prompt tuning", family = SoftPrompt, new(num_virtual_tokens),
+    reference = "Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, section 2", to_json = PromptTuningConfig::json
+)]
 pub struct PromptTuningConfig {
     /// How many virtual tokens. Default: 10. At least 1; each takes one of the model's positions.
-    #[serde(default = "default_virtual_tokens")]
+    #[field(default = 10, at_least = 1)]
     pub num_virtual_tokens: usize,
     /// Initial values. Default: random.
-    #[serde(default)]
     pub prompt_tuning_init: PromptInit,
     /// The text for [`PromptInit::Text`].
-    #[serde(default)]
     pub prompt_tuning_init_text: Option<String>,
     /// The text's token ids, without special tokens; not stored.
-    #[serde(skip)]
+    #[field(skip)]
     pub init_token_ids: Vec<u32>,
     /// Width of the embeddings; recorded when attached.
-    #[serde(default)]
+    #[field(any)]
     pub token_dim: Option<usize>,
     /// Fields that every method has.
-    #[serde(flatten)]
     pub common: Common,
 }
 
-fn default_virtual_tokens() -> usize {
-    10
-}
-
 impl PromptTuningConfig {
-    /// `num_virtual_tokens` random ones.
-    pub fn new(num_virtual_tokens: usize) -> Self {
-        Self {
-            num_virtual_tokens,
-            prompt_tuning_init: PromptInit::Random,
-            prompt_tuning_init_text: None,
-            init_token_ids: Vec::new(),
-            token_dim: None,
-            common: Common::default(),
-        }
-    }
-
-    /// Starts from the embeddings of tokens drawn from the vocabulary.
-    #[must_use]
-    pub fn with_sampled_vocabulary(mut self) -> Self {
-        self.prompt_tuning_init = PromptInit::SampleVocab;
-        self
+    // Upstream wants the tokenizer beside a text; trained values need neither.
+    fn json(&self) -> Value {
+        let stored = self.clone().with_prompt_tuning_init(PromptInit::Random);
+        config_to_json(&stored, &PROMPT_TUNING)
     }
 
     /// Starts from the embeddings of `text`, whose `token_ids` the model's tokenizer gives
@@ -210,29 +171,6 @@ fn table<'a>(site: &LayoutSite, layout: &'a Layout) -> Option<&'a LayoutParam> {
 }
 
 impl Method for PromptTuningConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &PROMPT_TUNING
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
-    fn validate(&self) -> Result<()> {
-        if self.num_virtual_tokens == 0 {
-            return Err(refuse(
-                "num_virtual_tokens",
-                self.num_virtual_tokens,
-                "at least 1",
-            ));
-        }
-        Ok(())
-    }
-
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let site = only_site(layout, &PROMPT_TUNING, self.num_virtual_tokens)?;
         let text = self.prompt_tuning_init == PromptInit::Text;
@@ -244,18 +182,5 @@ impl Method for PromptTuningConfig {
         plan.set_config_field("token_dim", site.width);
         plan.add_prompt(site, SoftPrompt { embeddings });
         Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        // Upstream wants the tokenizer beside a text; trained values need neither.
-        let stored = Self {
-            prompt_tuning_init: PromptInit::Random,
-            ..self.clone()
-        };
-        config_to_json(&stored, &PROMPT_TUNING)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
     }
 }

@@ -1,7 +1,8 @@
 //! The conformance suite, on soft prompts.
 
-use peft_core::method::ConfigExt as _;
-use peft_soft_prompt::{METHODS, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
+use peft_soft_prompt::{
+    METHODS, PrefixInit, PrefixTuningConfig, PromptEncoderConfig, PromptInit, PromptTuningConfig,
+};
 
 peft_conformance::conformance_suite!(
     METHODS,
@@ -26,13 +27,13 @@ peft_conformance::conformance_suite!(
         Case::new(
             "zero prefix, with a head",
             PrefixTuningConfig::new(3)
-                .with_zeros()
+                .with_init_weights(PrefixInit::Zero)
                 .with_modules_to_save(["classifier"])
         ),
         Case::new("random", PromptTuningConfig::new(5)),
         Case::new(
             "sampled vocabulary",
-            PromptTuningConfig::new(3).with_sampled_vocabulary()
+            PromptTuningConfig::new(3).with_prompt_tuning_init(PromptInit::SampleVocab)
         ),
         Case::new(
             "text, with a head",

@@ -5,7 +5,7 @@ use peft_conformance::TinyTransformer;
 use peft_core::device::cpu_devices;
 use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule};
-use peft_soft_prompt::{PromptTuningConfig, SoftPrompt};
+use peft_soft_prompt::{PromptInit, PromptTuningConfig, SoftPrompt};
 
 fn rows(data: &TensorData) -> Vec<Vec<f32>> {
     let width = data.shape()[1];
@@ -34,7 +34,7 @@ fn text_and_vocabulary_start_from_the_embedding_table() {
             .into();
         assert_eq!(found, expected, "{name}");
 
-        let sampled = PromptTuningConfig::new(6).with_sampled_vocabulary();
+        let sampled = PromptTuningConfig::new(6).with_prompt_tuning_init(PromptInit::SampleVocab);
         let found = prompt(&model.attach("p", &sampled).unwrap());
         let places: Vec<_> = found
             .iter()

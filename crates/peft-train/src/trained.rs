@@ -250,7 +250,7 @@ mod tests {
             second: layer(),
         };
         let lora = LoraConfig::new(rank)
-            .with_init(false)
+            .with_init_lora_weights(false)
             .with_targets(["first"]);
         model.attach("mine", &lora).unwrap()
     }
@@ -282,7 +282,9 @@ mod tests {
     #[test]
     fn inactive_adapters_are_not_among_the_values() {
         let names = |model: &Model| values(model).into_keys().collect::<Vec<_>>();
-        let second = LoraConfig::new(3).with_init(false).with_targets(["second"]);
+        let second = LoraConfig::new(3)
+            .with_init_lora_weights(false)
+            .with_targets(["second"]);
         let both = model(2).attach("other", &second).unwrap();
         let other = [
             "second.weight.peft.other.lora_a",

@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use peft::additive::BottleneckConfig;
-use peft::core::method::{ConfigExt as _, Method};
+use peft::core::method::Method;
 use peft::core::nn::{AdaptedForward, ForwardContext, HiddenState, Routing, SiteContext};
 use peft::core::{Composition, Error, HiddenSite, PeftModule, device::cpu_devices};
 use peft::reparameterization::{BoftConfig, HraConfig, LohaConfig, LoraConfig};

@@ -1,7 +1,7 @@
 //! Trainable parameters on MiniLM-L6 (d 384, feed-forward 1536, 6 layers, with pooler), heads
 //! excluded.
 
-use peft::additive::BottleneckConfig;
+use peft::additive::{BottleneckConfig, Ia3Config};
 use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
 use peft::reparameterization::{
@@ -31,8 +31,12 @@ fn counts_are_those_of_the_literature() {
     let model = minilm_l6();
     let head = 384 * 2 + 2;
     assert_eq!(model.counts().total, 22_713_216 + head);
+    let ia3 = Ia3Config::new()
+        .with_targets(["key", "value", "output.dense"])
+        .with_feedforward_modules(["output.dense"]);
     let lstm = PromptEncoderConfig::new(20).with_lstm(2);
-    let cases: [(&dyn Method, usize); 10] = [
+    let cases: [(&dyn Method, usize); 11] = [
+        (&ia3, 16_128),
         (&LoraConfig::new(8).with_targets(["query", "value"]), 73_728),
         (&LoraConfig::new(8).with_excluded(["pooler.dense"]), 331_776),
         (&BottleneckConfig::houlsby(), 226_080),
@@ -56,13 +60,18 @@ fn counts_of_the_reparameterizations_are_those_of_their_pages() {
     let model = minilm_l6();
     let qv = ["query", "value"];
     let cases: [(&dyn Method, usize); 18] = [
-        (&LoraConfig::new(8).with_dora(true).with_targets(qv), 78_336),
         (
-            &LoraConfig::new(8).with_frozen_a(true).with_targets(qv),
+            &LoraConfig::new(8).with_use_dora(true).with_targets(qv),
+            78_336,
+        ),
+        (
+            &LoraConfig::new(8).with_freeze_a(true).with_targets(qv),
             36_864,
         ),
         (
-            &LoraConfig::new(8).with_init("pissa").with_targets(qv),
+            &LoraConfig::new(8)
+                .with_init_lora_weights("pissa")
+                .with_targets(qv),
             73_728,
         ),
         (&AdaLoraConfig::new(12, 8).with_targets(qv), 110_736),
@@ -75,7 +84,12 @@ fn counts_of_the_reparameterizations_are_those_of_their_pages() {
         (&HiraConfig::new(8).with_targets(qv), 73_728),
         (&MissConfig::new(8).with_targets(qv), 36_864),
         (&OftConfig::new(32).with_targets(qv), 71_424),
-        (&BoftConfig::new(8).with_factors(2).with_targets(qv), 78_336),
+        (
+            &BoftConfig::new(8)
+                .with_boft_n_butterfly_factor(2)
+                .with_targets(qv),
+            78_336,
+        ),
         (&HraConfig::new(8).with_targets(qv), 36_864),
         (&C3aConfig::new(32).with_targets(qv), 55_296),
         (&FourierFtConfig::new(1000).with_targets(qv), 12_000),

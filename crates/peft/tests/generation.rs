@@ -56,7 +56,7 @@ fn a_text_is_generated_with_one_row_only() {
     let lora = LoraConfig::new(2)
         .with_alpha(7.0)
         .with_targets(["q_proj", "v_proj"])
-        .with_init(false);
+        .with_init_lora_weights(false);
     let model = Llama::tiny(&device).attach("a", &lora).unwrap();
     let config = GenerateConfig::default()
         .with_max_new_tokens(5)

@@ -1,10 +1,9 @@
 //! What every method of peft holds to, on this one.
 
-use my_method::{MY_METHOD, MyMethodConfig};
-use peft_core::method::ConfigExt as _;
+use my_method::{METHODS, MyMethodConfig};
 
 peft_conformance::conformance_suite!(
-    &[&MY_METHOD],
+    METHODS,
     vec![
         Case::new(
             "two layers of each block",
@@ -14,5 +13,5 @@ peft_conformance::conformance_suite!(
             "with a head",
             MyMethodConfig::new().with_modules_to_save(["classifier"])
         ),
-    ],
+    ]
 );

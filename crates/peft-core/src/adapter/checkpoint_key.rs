@@ -104,6 +104,13 @@ impl CheckpointKey {
         Self::new(field, Key::Unsaved)
     }
 
+    /// The same, of a field of the module in `outer`.
+    #[must_use]
+    pub fn within(mut self, outer: &str) -> Self {
+        self.field = format!("{outer}.{}", self.field);
+        self
+    }
+
     /// Stored transposed, as torch's linear weights are. For fields of rank 2.
     #[must_use]
     pub fn transposed(mut self) -> Self {

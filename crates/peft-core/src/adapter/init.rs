@@ -85,6 +85,15 @@ impl Init {
         self.param(shape, like, |_| 0.0)
     }
 
+    /// Ones.
+    pub fn ones<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        like: (&Device, DType),
+    ) -> Param<Tensor<D>> {
+        self.param(shape, like, |_| 1.0)
+    }
+
     /// `count` different indices below `below`, or with repetition where there are not enough.
     pub fn indices(&mut self, count: usize, below: usize) -> Vec<usize> {
         match &mut self.rng {

@@ -8,6 +8,7 @@ pub(crate) mod erased;
 pub(crate) mod forward_context;
 pub(crate) mod indices;
 pub(crate) mod init;
+pub(crate) mod low_rank;
 pub(crate) mod quantized_base;
 pub(crate) mod shared;
 pub(crate) mod site_context;

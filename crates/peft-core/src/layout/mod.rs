@@ -2,7 +2,6 @@
 
 pub(crate) mod key_mapping;
 pub(crate) mod model_layout;
-pub(crate) mod patterns;
 pub(crate) mod quantizer;
 pub(crate) mod scan;
 pub(crate) mod site_kind;

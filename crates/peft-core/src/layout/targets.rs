@@ -73,6 +73,15 @@ impl Selection {
         matches!(self, Self::Pattern(word) if word.eq_ignore_ascii_case(ALL_LINEAR))
     }
 
+    /// Whether it selects a layer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pattern`] for what is no regular expression, or cannot be held against the name within bounds.
+    pub fn matches(&self, layer: &Layer) -> Result<bool> {
+        Matcher::targets(self)?.matches(layer)
+    }
+
     /// Whether an empty text is given, alone or in a list.
     fn has_empty_text(&self) -> bool {
         match self {

@@ -7,6 +7,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::layout::model_layout::Layout;
+use crate::layout::targets::Targets;
+use crate::method::bias::Bias;
 use crate::method::hooks::{MethodHooks, States};
 use crate::method::plan::Plan;
 use crate::upstream::CONFIG_FILE;
@@ -71,11 +73,9 @@ pub fn by_peft_type(_: &Value) -> bool {
     false
 }
 
-/// A configured method.
-///
-/// Implemented by a method's `XConfig`. [`plan`](Self::plan) says which adapters go where;
-/// attaching, freezing, saving and all the rest is the core's.
-pub trait Method: std::fmt::Debug + Send + Sync {
+/// What a method's configuration says: the part of a [`Method`] that
+/// [`method_config`](crate::method::method_config) writes.
+pub trait MethodConfig: std::fmt::Debug + Send + Sync {
     /// The method's registration.
     fn info(&self) -> &'static MethodInfo;
 
@@ -85,12 +85,53 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     /// The same, to change.
     fn common_mut(&mut self) -> &mut Common;
 
-    /// Checks every field. Called before anything is touched.
+    /// Checks the range of every field by itself.
     ///
     /// # Errors
     ///
     /// [`Error::Config`] naming the field, its value and what would be right.
-    fn validate(&self) -> Result<()>;
+    fn check_fields(&self) -> Result<()>;
+
+    /// Checks fields by layer against `layers`, the names of all layers that are adapted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnusedPattern`] for patterns that fit none of them.
+    fn check_layers(&self, _layers: &[&str]) -> Result<()> {
+        Ok(())
+    }
+
+    /// The field `targets`, if there is one.
+    fn targets(&self) -> Option<&Targets> {
+        None
+    }
+
+    /// The field `bias`; none where there is no such field.
+    fn bias(&self) -> Bias {
+        Bias::None
+    }
+
+    /// The content of `adapter_config.json`.
+    fn to_json(&self) -> Value;
+
+    /// A copy.
+    fn boxed(&self) -> Box<dyn Method>;
+}
+
+/// A configured method.
+///
+/// Implemented by a method's `XConfig`. [`plan`](Self::plan) says which adapters go where;
+/// attaching, freezing, saving and all the rest is the core's. A method that puts one state on each linear layer
+/// implements [`LinearMethod`](crate::method::LinearMethod), and has this by it.
+pub trait Method: MethodConfig {
+    /// Checks every field. Called before anything is touched. Default: [`check_fields`](MethodConfig::check_fields).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] naming the field, its value and what would be right.
+    fn validate(&self) -> Result<()> {
+        self.check_fields()
+    }
 
     /// Plans the adapters for a model.
     ///
@@ -137,12 +178,6 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     fn finalize(&self, _states: &mut States) -> Result<Map<String, Value>> {
         Ok(Map::new())
     }
-
-    /// The content of `adapter_config.json`.
-    fn to_json(&self) -> Value;
-
-    /// A copy.
-    fn boxed(&self) -> Box<dyn Method>;
 }
 
 /// Configuration fields that every method has; unknown ones of a loaded file are kept.
@@ -170,31 +205,40 @@ pub struct Common {
     pub unknown: Map<String, Value>,
 }
 
-/// Builder methods for the common fields, on every configuration.
-pub trait ConfigExt: Method + Sized {
-    /// Trains and saves these modules whole.
-    #[must_use]
-    fn with_modules_to_save<S: Into<String>>(
-        mut self,
-        modules: impl IntoIterator<Item = S>,
-    ) -> Self {
-        self.common_mut().modules_to_save = Some(modules.into_iter().map(Into::into).collect());
-        self
+/// Refuses a number that does not fit, saying what is `expected`.
+///
+/// # Errors
+///
+/// [`Error::Config`].
+pub fn check_field<T: Copy + std::fmt::Debug>(
+    info: &MethodInfo,
+    field: &'static str,
+    value: T,
+    expected: &str,
+    fits: impl Fn(T) -> bool,
+) -> Result<()> {
+    if fits(value) {
+        return Ok(());
     }
-
-    /// Upstream's task type, as in `SEQ_CLS`.
-    #[must_use]
-    fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
-        self.common_mut().task_type = Some(task_type.into());
-        self
-    }
+    Err(Error::config(info.title, field, value, expected))
 }
 
-impl<M: Method> ConfigExt for M {}
+/// The configuration as upstream writes it: with its `peft_type`, and the method's name in `bias`. For
+/// [`MethodConfig::to_json`].
+pub fn upstream_json<C: MethodConfig + Serialize>(config: &C) -> Value {
+    let info = config.info();
+    let mut json = config_to_json(config, info);
+    if let Some(bias) = json.get_mut("bias")
+        && bias == "lora_only"
+    {
+        *bias = format!("{}_only", info.peft_type.to_lowercase()).into();
+    }
+    json
+}
 
 /// Serializes a configuration with its `peft_type`.
 ///
-/// For implementing [`Method::to_json`].
+/// For implementing [`MethodConfig::to_json`].
 pub fn config_to_json<C: Serialize>(config: &C, info: &MethodInfo) -> Value {
     let mut json = serde_json::to_value(config).expect("a configuration is plain data");
     if let Some(fields) = json.as_object_mut() {

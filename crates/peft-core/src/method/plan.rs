@@ -1,5 +1,6 @@
 //! What a method wants done to a model.
 
+use std::any::Any;
 use std::collections::HashMap;
 
 use burn::tensor::Tensor;
@@ -24,7 +25,6 @@ pub(crate) struct PlannedAdapter {
 }
 
 /// What a method wants done to a model. Nothing happens until the whole plan is there.
-#[derive(Debug)]
 pub struct Plan {
     pub(crate) adapters: Vec<PlannedAdapter>,
     pub(crate) trained_in_place: Vec<String>,
@@ -37,6 +37,19 @@ pub struct Plan {
     pub(crate) calibration: Option<Calibration>,
     init: Init,
     strict: bool,
+    /// What layers have in common, by its key.
+    common: Vec<Box<dyn Any + Send>>,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plan")
+            .field("adapters", &self.adapters)
+            .field("trained_in_place", &self.trained_in_place)
+            .field("saved", &self.saved)
+            .field("notes", &self.notes)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Plan {
@@ -50,6 +63,7 @@ impl Plan {
             calibration: None,
             init,
             strict,
+            common: Vec::new(),
         }
     }
 
@@ -62,6 +76,24 @@ impl Plan {
     /// The source of initial values.
     pub fn init(&mut self) -> &mut Init {
         &mut self.init
+    }
+
+    /// What layers with an equal `key` have in common: made for the first of them, and a clone for the others.
+    pub fn in_common<K, V>(&mut self, key: K, make: impl FnOnce() -> V) -> V
+    where
+        K: PartialEq + Send + 'static,
+        V: Clone + Send + 'static,
+    {
+        let made = self.common.iter().find_map(|made| {
+            let (of, value) = made.downcast_ref::<(K, V)>()?;
+            (*of == key).then_some(value)
+        });
+        if let Some(value) = made {
+            return value.clone();
+        }
+        let value = make();
+        self.common.push(Box::new((key, value.clone())));
+        value
     }
 
     /// The statistics that the user gathered for the method, for initial values or masks that depend on data. `None`

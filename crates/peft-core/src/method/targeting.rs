@@ -2,52 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam};
-use crate::layout::patterns::Patterns;
 use crate::layout::targets::{ALL_LINEAR, Selection, Targets};
-use crate::method::contract::{MethodInfo, config_to_json};
+use crate::method::bias::Bias;
+use crate::method::contract::MethodInfo;
 use crate::method::plan::Plan;
-use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
-
-/// Which biases are trained besides the method's own parameters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Bias {
-    /// None.
-    #[default]
-    None,
-    /// All of the model.
-    All,
-    /// Those of the adapted layers; upstream writes `lora_only`, `oft_only` and so on.
-    #[serde(rename = "lora_only")]
-    Adapted,
-}
-
-impl<'de> Deserialize<'de> for Bias {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match text.as_str() {
-            "none" => Ok(Self::None),
-            "all" => Ok(Self::All),
-            _ if text.ends_with("_only") => Ok(Self::Adapted),
-            _ => Err(serde::de::Error::custom(format!(
-                "bias is \"{text}\"; \"none\", \"all\" or \"lora_only\" would do"
-            ))),
-        }
-    }
-}
-
-/// The configuration as upstream writes it: `bias` has the method's name in it.
-pub fn bias_to_json<C: Serialize>(config: &C, info: &MethodInfo) -> Value {
-    let mut json = config_to_json(config, info);
-    if let Some(bias) = json.get_mut("bias")
-        && bias == "lora_only"
-    {
-        *bias = format!("{}_only", info.peft_type.to_lowercase()).into();
-    }
-    json
-}
 
 /// A layer with the weight that is to be adapted.
 pub type Target<'a> = (&'a Layer, &'a LayoutParam);
@@ -95,6 +54,12 @@ pub const LINEAR: (&[LayerKind], &str) = (&[LayerKind::Linear], "Linear");
 pub const LINEAR_AND_CONV2D: (&[LayerKind], &str) =
     (&[LayerKind::Linear, LayerKind::Conv2d], "Linear and Conv2d");
 
+/// Linear layers, embedding tables and convolutions, for [`select`].
+pub const LINEAR_EMBEDDING_AND_CONV2D: (&[LayerKind], &str) = (
+    &[LayerKind::Linear, LayerKind::Embedding, LayerKind::Conv2d],
+    "Linear, Embedding and Conv2d",
+);
+
 /// Plans the training of biases.
 pub fn train_biases(bias: Bias, layout: &Layout, adapted: &[Target<'_>], plan: &mut Plan) {
     let is_bias = |param: &&LayoutParam| param.field() == "bias" && param.shape().len() == 1;
@@ -109,75 +74,6 @@ pub fn train_biases(bias: Bias, layout: &Layout, adapted: &[Target<'_>], plan: &
             plan.train_bias(param, key, None);
         }
     }
-}
-
-/// The values of `rank_pattern` and its like, compiled.
-///
-/// # Errors
-///
-/// As [`read_patterns`], and [`Error::Pattern`] for a key that is no regular expression.
-pub fn patterns<T: Copy>(
-    fields: &Map<String, Value>,
-    (info, field): (&MethodInfo, &'static str),
-    expected: &str,
-    read: impl Fn(&Value) -> Option<T>,
-) -> Result<Patterns<T>> {
-    let values = read_patterns(fields, (info, field), expected, read)?;
-    Patterns::new(info.title, field, values)
-}
-
-/// The entries of a field by pattern, as they are read.
-///
-/// # Errors
-///
-/// [`Error::Config`] naming the field and the pattern whose value `read` does not take.
-pub fn read_patterns<T>(
-    fields: &Map<String, Value>,
-    (info, field): (&MethodInfo, &'static str),
-    expected: &str,
-    read: impl Fn(&Value) -> Option<T>,
-) -> Result<Vec<(String, T)>> {
-    /// Each is held against the name of each layer.
-    const MOST: usize = 4096;
-    if fields.len() > MOST {
-        let expected = format!("at most {MOST} patterns");
-        return Err(Error::config(info.title, field, fields.len(), expected));
-    }
-    fields
-        .iter()
-        .map(|(pattern, value)| {
-            let value = read(value).ok_or_else(|| {
-                let expected = format!("`{pattern}` needs {expected}");
-                Error::config(info.title, field, value, expected)
-            })?;
-            Ok((pattern.clone(), value))
-        })
-        .collect()
-}
-
-/// Refuses keys of patterns that fit no target, in a configuration of a user's.
-///
-/// # Errors
-///
-/// As [`Patterns::refuse_unused`].
-pub fn refuse_unused<T: Copy>(
-    patterns: &Patterns<T>,
-    targets: &[Target<'_>],
-    plan: &Plan,
-) -> Result<()> {
-    if plan.is_new() {
-        patterns.refuse_unused(targets.iter().map(|(layer, _)| layer.name.as_str()))
-    } else {
-        Ok(())
-    }
-}
-
-/// For [`patterns`] of ranks: a whole number of at least 1.
-pub fn at_least_one(value: &Value) -> Option<usize> {
-    value
-        .as_u64()
-        .filter(|number| *number > 0)
-        .map(|number| number as usize)
 }
 
 /// Refuses fields of upstream's that change what a checkpoint means and are not supported, unless
@@ -207,55 +103,29 @@ pub fn refuse_unsupported(
     Ok(())
 }
 
-/// The part of [`Method`](crate::method::Method) that is the same everywhere: for a configuration with a
-/// field `common`, inside of its `impl Method`.
-#[macro_export]
-macro_rules! common_method {
-    ($info:ident) => {
-        fn info(&self) -> &'static $crate::method::MethodInfo {
-            &$info
-        }
-
-        fn common(&self) -> &$crate::method::Common {
-            &self.common
-        }
-
-        fn common_mut(&mut self) -> &mut $crate::method::Common {
-            &mut self.common
-        }
-
-        fn to_json(&self) -> serde_json::Value {
-            $crate::method::bias_to_json(self, &$info)
-        }
-
-        fn boxed(&self) -> Box<dyn $crate::method::Method> {
-            Box::new(self.clone())
-        }
-    };
-}
-
 /// Builder methods for the fields `targets`, inside of a configuration's `impl`.
 #[macro_export]
 macro_rules! target_builders {
-    () => {
+    ($targets:ident) => {
         /// Sets the layers to adapt: a list of names, or one regular expression, or `all-linear`.
         #[must_use]
         pub fn with_targets(mut self, targets: impl Into<$crate::Selection>) -> Self {
-            self.targets.target_modules = Some(targets.into());
+            self.$targets.target_modules = Some(targets.into());
             self
         }
 
         /// Leaves layers out that are selected otherwise.
         #[must_use]
         pub fn with_excluded(mut self, excluded: impl Into<$crate::Selection>) -> Self {
-            self.targets.exclude_modules = Some(excluded.into());
+            self.$targets.exclude_modules = Some(excluded.into());
             self
         }
 
         /// Adapts layers of these blocks only, by their indices in the model's list; with a list of targets.
         #[must_use]
         pub fn with_layers_to_transform(mut self, blocks: impl Into<Vec<usize>>) -> Self {
-            self.targets.layers_to_transform = Some($crate::method::OneOrMany::Many(blocks.into()));
+            self.$targets.layers_to_transform =
+                Some($crate::method::OneOrMany::Many(blocks.into()));
             self
         }
 
@@ -263,7 +133,31 @@ macro_rules! target_builders {
         /// `layers_to_transform`.
         #[must_use]
         pub fn with_layers_pattern(mut self, pattern: impl Into<String>) -> Self {
-            self.targets.layers_pattern = Some($crate::method::OneOrMany::One(pattern.into()));
+            self.$targets.layers_pattern = Some($crate::method::OneOrMany::One(pattern.into()));
+            self
+        }
+    };
+}
+
+/// Builder methods for the fields that every configuration has, inside of its `impl`.
+#[macro_export]
+macro_rules! common_builders {
+    ($common:ident) => {
+        /// Trains and saves these modules whole.
+        #[must_use]
+        pub fn with_modules_to_save<S: Into<String>>(
+            mut self,
+            modules: impl IntoIterator<Item = S>,
+        ) -> Self {
+            let modules = modules.into_iter().map(Into::into).collect();
+            self.$common.modules_to_save = Some(modules);
+            self
+        }
+
+        /// Sets upstream's task type, as in `SEQ_CLS`.
+        #[must_use]
+        pub fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
+            self.$common.task_type = Some(task_type.into());
             self
         }
     };

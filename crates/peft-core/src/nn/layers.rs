@@ -9,6 +9,7 @@ use peft_ops::AttentionInputs;
 
 use crate::adapter::base::{BaseConv2d as _, BaseEmbedding as _};
 use crate::adapter::forward_context::ForwardContext;
+use crate::adapter::low_rank::dropout_rate;
 use crate::attached::composition::Parts;
 use crate::attached::stack::Stack;
 use crate::nn::base_layer::{Conv2dBelow, EmbeddingBelow};
@@ -249,16 +250,6 @@ pub fn adapted_layer_norm<const D: usize>(
         None => input,
     };
     norm.adapted_in(sum, context)
-}
-
-/// The probability with which a dropout layer drops on autodiff devices: 0 where the layer is
-/// switched off, as Burn does for frozen modules.
-pub fn dropout_rate(dropout: &Dropout) -> f64 {
-    if dropout.training.is_enabled() {
-        dropout.prob
-    } else {
-        0.0
-    }
 }
 
 /// The stack, if there is something to do at run time.

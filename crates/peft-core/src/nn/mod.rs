@@ -12,13 +12,14 @@ pub(crate) mod tied_head;
 pub(crate) mod vector;
 
 pub use crate::adapter::forward_context::{ForwardContext, Routing};
+pub use crate::adapter::low_rank::dropout_rate;
 pub use crate::adapter::site_context::SiteContext;
 pub use crate::adapter::site_type::{Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType};
 pub use crate::attached::stack::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
 pub use cross_entropy::adapted_cross_entropy;
 pub use layers::{
     AdaptedForward, adapted_attention, adapted_gelu, adapted_layer_norm, adapted_norm,
-    adapted_swiglu, dropout_rate,
+    adapted_swiglu,
 };
 pub use site::{HiddenSite, KeyValueSite, PromptSite, Site};
 pub use tied_head::TiedHead;

@@ -1,4 +1,5 @@
-//! Bottleneck adapters against AdapterHub's `adapters` 1.3: its checkpoints and outputs.
+//! Bottleneck adapters against AdapterHub's `adapters` 1.3, IA³ against Hugging Face PEFT 0.21.2: their checkpoints and
+//! outputs, and for IA³ merged outputs and gradients.
 
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use peft_core::PeftModule;
 use peft_models::Bert;
 use peft_parity::golden;
 
-use crate::BERT;
+use crate::{BERT, LLAMA};
 
 const CASES: &str = "../peft-additive/tests/golden";
 
@@ -15,6 +16,13 @@ const CASES: &str = "../peft-additive/tests/golden";
 fn checkpoints_compute_what_upstream_computes() {
     let cases = ["seq_bn", "double_seq_bn"];
     golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
+}
+
+#[test]
+fn ia3_is_upstreams_with_scaled_biases_and_without_biases() {
+    golden::check(Path::new(BERT), Path::new(CASES), &["ia3"], METHODS);
+    let cases = Path::new(CASES).join("llama");
+    golden::check(Path::new(LLAMA), &cases, &["ia3"], METHODS);
 }
 
 #[test]

@@ -130,7 +130,6 @@ fn unknown_fields_of_a_configuration_are_written_back() {
 
 #[test]
 fn a_module_saved_whole_gets_no_adapter_besides() {
-    use peft_core::method::ConfigExt as _;
     let (_, device) = &peft_core::device::cpu_devices()[0];
     let base = Bert::load(BERT, device).unwrap();
     let config = peft_reparameterization::LoraConfig::new(4).with_modules_to_save(["pooler"]);

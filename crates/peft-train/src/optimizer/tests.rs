@@ -69,7 +69,11 @@ fn inactive_adapters_have_no_moments() {
     let (_, device) = peft_core::device::cpu_devices().remove(0);
     let device = device.autodiff();
     let base = LinearConfig::new(4, 4).with_bias(false).init(&device);
-    let lora = |rank| LoraConfig::new(rank).with_targets(".*").with_init(false);
+    let lora = |rank| {
+        LoraConfig::new(rank)
+            .with_targets(".*")
+            .with_init_lora_weights(false)
+    };
     let model = base.attach("first", &lora(2)).unwrap();
     let mut model = model.attach("second", &lora(3)).unwrap();
     let mut optimizer = AdamW::new(&config());

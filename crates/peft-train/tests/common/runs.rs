@@ -32,7 +32,7 @@ pub(crate) fn train_as_told() {
     let device = peft_core::device::cpu_devices().remove(0).1.autodiff();
     device.seed(1);
     let lora = LoraConfig::new(1)
-        .with_dropout(0.1)
+        .with_lora_dropout(0.1)
         .with_targets(["q_proj"]);
     let model = Llama::tiny(&device).attach("mine", &lora).unwrap();
     let config = TrainConfig::new()

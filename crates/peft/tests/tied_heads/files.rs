@@ -3,7 +3,6 @@
 use burn::module::Module as _;
 use peft::core::PeftModule;
 use peft::core::device::cpu_devices;
-use peft::core::method::ConfigExt as _;
 use peft::reparameterization::{LORA, LoraConfig, METHODS};
 use peft_models::{Llama, LlamaConfig};
 
@@ -15,9 +14,9 @@ fn a_file_may_lack_the_heads_copy_and_not_contradict_it() {
     let device = device.autodiff();
     let base = base(&device);
     let saved = lora(["q_proj"])
-        .with_weight_tying(true)
+        .with_ensure_weight_tying(true)
         .with_modules_to_save(["embed_tokens"]);
-    let target = lora(["lm_head"]).with_weight_tying(true);
+    let target = lora(["lm_head"]).with_ensure_weight_tying(true);
     for (config, of_head) in [
         (saved, vec![HEAD]),
         (
@@ -58,13 +57,13 @@ fn a_file_may_lack_the_heads_copy_and_not_contradict_it() {
 fn what_cannot_be_is_refused_by_name() {
     let (_, device) = cpu_devices().remove(0);
     let base = base(&device);
-    let tying = |config: LoraConfig| config.with_weight_tying(true);
+    let tying = |config: LoraConfig| config.with_ensure_weight_tying(true);
     let refused = |model: &Llama, config: &LoraConfig, says: &[&str]| {
         let error = model.attach("x", config).unwrap_err().to_string();
         assert!(says.iter().all(|says| error.contains(says)), "{error}");
     };
     let says = ["ensure_weight_tying", "use_dora", "tied head"];
-    refused(&base, &tying(lora(["lm_head"])).with_dora(true), &says);
+    refused(&base, &tying(lora(["lm_head"])).with_use_dora(true), &says);
     let says = ["ensure_weight_tying", "lora_bias"];
     refused(
         &base,
@@ -74,14 +73,18 @@ fn what_cannot_be_is_refused_by_name() {
     let says = ["ensure_weight_tying", "ranks"];
     refused(
         &base,
-        &tying(lora(["lm_head"])).with_rank_for("lm_head", 2),
+        &tying(lora(["lm_head"])).with_rank_pattern("lm_head", 2),
         &says,
     );
     let says = ["trainable_token_indices", "lm_head"];
-    refused(&base, &lora(["lm_head"]).with_token_rows([1]), &says);
+    refused(
+        &base,
+        &lora(["lm_head"]).with_trainable_token_indices([1]),
+        &says,
+    );
     let says = ["trainable_token_indices", "modules_to_save"];
     let saved = lora(["q_proj"])
-        .with_token_rows([1])
+        .with_trainable_token_indices([1])
         .with_modules_to_save(["embed_tokens"]);
     refused(&base, &saved, &says);
     let mut config = LlamaConfig::tiny();

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::device::cpu_devices;
-use peft::core::method::{ConfigExt as _, LayerKind, Method};
+use peft::core::method::{LayerKind, Method};
 use peft::core::{Composition, PeftModule};
 use peft::reparameterization::{LohaConfig, LoraConfig, METHODS, OftConfig};
 use peft_models::{Llama, LmBatch};
@@ -30,7 +30,7 @@ fn cases() -> Vec<Case> {
         stays_tied,
         key,
     };
-    let tied = |config: LoraConfig| config.with_weight_tying(true);
+    let tied = |config: LoraConfig| config.with_ensure_weight_tying(true);
     vec![
         case(
             "head",
@@ -46,13 +46,13 @@ fn cases() -> Vec<Case> {
         ),
         case(
             "DoRA on the head",
-            &lora(["lm_head"]).with_dora(true),
+            &lora(["lm_head"]).with_use_dora(true),
             false,
             "base_model.model.lm_head.lora_magnitude_vector",
         ),
         case(
             "PiSSA on the head",
-            &lora(["lm_head"]).with_init("pissa"),
+            &lora(["lm_head"]).with_init_lora_weights("pissa"),
             false,
             "base_model.model.lm_head.lora_A.weight",
         ),
@@ -106,7 +106,7 @@ fn cases() -> Vec<Case> {
         ),
         case(
             "rows, tied",
-            &tied(lora(["q_proj"])).with_token_rows([2, 17, 40]),
+            &tied(lora(["q_proj"])).with_trainable_token_indices([2, 17, 40]),
             true,
             "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
         ),
@@ -320,7 +320,11 @@ fn a_head_that_was_untied_takes_adapters() {
 #[test]
 fn rows_of_a_batch_have_heads_of_their_own() {
     for (name, device) in cpu_devices() {
-        let random = |targets| LoraConfig::new(2).with_targets(targets).with_init(false);
+        let random = |targets| {
+            LoraConfig::new(2)
+                .with_targets(targets)
+                .with_init_lora_weights(false)
+        };
         let model = base(&device)
             .attach("a", &random(["lm_head", "q_proj"]))
             .unwrap();
@@ -332,7 +336,9 @@ fn rows_of_a_batch_have_heads_of_their_own() {
         };
         // The adapter c is on the table, and the head follows it.
         let tied = LoraConfig::new(2).with_targets(["lm_head"]);
-        let tied = tied.with_init(false).with_weight_tying(true);
+        let tied = tied
+            .with_init_lora_weights(false)
+            .with_ensure_weight_tying(true);
         let model = model.attach("c", &tied).unwrap();
         let one = LmBatch::of_text(&TEXT);
         let batch = LmBatch {
@@ -375,15 +381,17 @@ fn rows_of_a_batch_have_heads_of_their_own() {
 #[test]
 fn adapters_of_head_and_table_nest() {
     for (name, device) in cpu_devices() {
-        let random = |config: LoraConfig| config.with_init(false);
+        let random = |config: LoraConfig| config.with_init_lora_weights(false);
         let model = base(&device);
         let model = model.attach("own", &random(lora(["lm_head"]))).unwrap();
-        let shared = random(lora(["embed_tokens"])).with_weight_tying(true);
+        let shared = random(lora(["embed_tokens"])).with_ensure_weight_tying(true);
         let model = model.attach("shared", &shared).unwrap();
         let model = model
             .attach("table", &random(lora(["embed_tokens"])))
             .unwrap();
-        let dora = lora(["lm_head"]).with_dora(true).with_init(false);
+        let dora = lora(["lm_head"])
+            .with_use_dora(true)
+            .with_init_lora_weights(false);
         let model = model.attach("dora", &dora).unwrap();
         for active in [
             vec!["own", "shared"],
@@ -420,9 +428,11 @@ fn dropout_of_the_head_acts_in_the_loss() {
     for (name, device) in cpu_devices() {
         let device = device.autodiff();
         for tying in [false, true] {
-            let config = lora(["lm_head"]).with_init(false).with_dropout(0.5);
+            let config = lora(["lm_head"])
+                .with_init_lora_weights(false)
+                .with_lora_dropout(0.5);
             let model = base(&device)
-                .attach("x", &config.with_weight_tying(tying))
+                .attach("x", &config.with_ensure_weight_tying(tying))
                 .unwrap();
             let batch = LmBatch::of_text(&TEXT);
             let loss = || model.loss(&batch).into_scalar::<f32>();

@@ -1,0 +1,4 @@
+//! LoRA adapters made of others, or of a fine-tuned model.
+
+pub(crate) mod extract;
+pub(crate) mod weighted;

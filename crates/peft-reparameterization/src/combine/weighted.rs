@@ -1,0 +1,485 @@
+//! Several LoRA adapters made into one: weighted sums and what the literature on merging adds to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::tensor::{DType, Tensor, TensorData};
+use peft_core::method::{Init, LayoutParam, TrainedBias};
+use peft_core::state::AdapterState as _;
+use peft_core::{Error, PeftModule, Result};
+
+use crate::lora::config::{LORA, LoraConfig};
+use crate::lora::fixed_factors::{Factors, Kind, LoraFromFactors, bias_of, factored, plain};
+use crate::lora::state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
+use peft_core::method::Bias;
+
+/// How several values of one parameter become one. A density is the share that is kept, in (0, 1].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum MergeMethod {
+    /// The weighted sum. Upstream's `linear` and `svd`.
+    Sum,
+    /// The weighted sum of the largest elements of each. Upstream's `magnitude_prune`.
+    MagnitudePrune {
+        /// Share of the elements that is kept.
+        density: f64,
+    },
+    /// The largest elements of each; of these, at each place, the weighted mean of those that have the
+    /// sign of the majority (Yadav et al. 2023, TIES-Merging, section 4). Upstream's `ties`.
+    Ties {
+        /// Share of the elements that is kept.
+        density: f64,
+        /// What the majority is of.
+        majority: TiesElectSign,
+    },
+    /// The weighted sum of random elements of each, rescaled (Yu et al. 2024, Language Models are Super
+    /// Mario, section 3). Upstream's `dare_linear`.
+    DareLinear {
+        /// Share of the elements that is kept.
+        density: f64,
+    },
+    /// Random elements of each, rescaled, then as [`MergeMethod::Ties`]. Upstream's `dare_ties`.
+    DareTies {
+        /// Share of the elements that is kept.
+        density: f64,
+        /// What the majority is of.
+        majority: TiesElectSign,
+    },
+}
+
+/// What decides on a sign.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TiesElectSign {
+    /// The sum of the values, before weights.
+    #[default]
+    Total,
+    /// The number of values of either sign.
+    Frequency,
+}
+
+/// What a [`MergeMethod`] is applied to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum CombinationType {
+    /// The factors side by side: exactly the weighted sum of the changes. The rank is the sum of the
+    /// ranks. Upstream's `cat`.
+    Cat,
+    /// The factors A and the factors B, each combined by the rule. Cheap, of the same rank, and *not* the
+    /// rule applied to the changes: the sum's product has cross terms. All ranks must be equal.
+    /// Upstream's names without `_svd`.
+    Factors(MergeMethod),
+    /// The changes of the weights themselves, brought back to factors by their singular values: the best
+    /// approximation of the given rank, by default of the largest rank that goes in. Upstream's `svd` and
+    /// names that end so.
+    Svd(MergeMethod, Option<usize>),
+}
+
+impl MergeMethod {
+    fn density(self) -> f64 {
+        match self {
+            Self::Sum => 1.0,
+            Self::MagnitudePrune { density }
+            | Self::Ties { density, .. }
+            | Self::DareLinear { density }
+            | Self::DareTies { density, .. } => density,
+        }
+    }
+
+    /// Combines tensors of one shape, on the host.
+    fn apply(self, tensors: &[Tensor<2>], weights: &[f64], init: &mut Init) -> Tensor<2> {
+        let shape = tensors[0].dims();
+        let device = tensors[0].device();
+        let values: Vec<Vec<f32>> = tensors
+            .iter()
+            .map(|tensor| {
+                let values = tensor.to_data().iter::<f32>().collect();
+                self.prune(values, init)
+            })
+            .collect();
+        let majority = match self {
+            Self::Ties { majority, .. } | Self::DareTies { majority, .. } => Some(majority),
+            _ => None,
+        };
+        let combined: Vec<f32> = (0..shape[0] * shape[1])
+            .map(|at| {
+                let weighted = values.iter().zip(weights);
+                let weighted = weighted.map(|(values, weight)| (values[at], *weight));
+                match majority {
+                    None => weighted
+                        .map(|(value, weight)| f64::from(value) * weight)
+                        .sum::<f64>() as f32,
+                    Some(majority) => elect(majority, weighted),
+                }
+            })
+            .collect();
+        Tensor::from_data(TensorData::new(combined, shape), (&device, DType::F32))
+    }
+
+    /// Keeps a share of the elements: the largest ones, or random ones, which are rescaled.
+    fn prune(self, mut values: Vec<f32>, init: &mut Init) -> Vec<f32> {
+        let density = self.density();
+        if density >= 1.0 {
+            return values;
+        }
+        if let Self::DareLinear { .. } | Self::DareTies { .. } = self {
+            for value in &mut values {
+                if init.chance(density) {
+                    *value /= density as f32;
+                } else {
+                    *value = 0.0;
+                }
+            }
+        } else {
+            let kept = (density * values.len() as f64) as usize;
+            let mut order: Vec<usize> = (0..values.len()).collect();
+            order.sort_by(|a, b| values[*b].abs().total_cmp(&values[*a].abs()));
+            for dropped in &order[kept..] {
+                values[*dropped] = 0.0;
+            }
+        }
+        values
+    }
+}
+
+/// The weighted mean of the values that have the majority's sign.
+fn elect(majority: TiesElectSign, values: impl Iterator<Item = (f32, f64)> + Clone) -> f32 {
+    let sign = |value: f32| i8::from(value > 0.0) - i8::from(value < 0.0);
+    let decided: f32 = values
+        .clone()
+        .map(|(value, _)| match majority {
+            TiesElectSign::Total => value,
+            TiesElectSign::Frequency => sign(value).into(),
+        })
+        .sum();
+    let wanted = if decided >= 0.0 { 1 } else { -1 };
+    let (mut sum, mut count) = (0.0, 0.0);
+    for (value, weight) in values {
+        if sign(value) == wanted {
+            sum += f64::from(value) * weight;
+            count += 1.0_f64;
+        }
+    }
+    (sum / count.max(1.0)) as f32
+}
+
+/// Everything that an adapter changes, by layer.
+struct Adapter {
+    name: String,
+    weight: f64,
+    config: LoraConfig,
+    factors: BTreeMap<String, Factors>,
+    /// β of `lora_bias`, times its scale.
+    added: BTreeMap<String, Tensor<1>>,
+    biases: BTreeMap<String, Tensor<1>>,
+}
+
+impl Adapter {
+    fn of<M: PeftModule>(model: &M, name: &str, weight: f64) -> Result<Self> {
+        let refuse = |reason: &str| Error::Combine {
+            adapter: name.into(),
+            reason: reason.into(),
+        };
+        let mut json = model.adapter_config(name)?;
+        if json["peft_type"] != LORA.peft_type {
+            return Err(refuse("it is none of LoRA's; only such adapters can be"));
+        }
+        if let Some(fields) = json.as_object_mut() {
+            fields.remove("peft_type");
+        }
+        let config: LoraConfig = serde_json::from_value(json)
+            .map_err(|error| refuse(&format!("its configuration is not LoRA's ({error})")))?;
+        if !weight.is_finite() {
+            return Err(refuse("its weight is not finite"));
+        }
+        if config.use_dora {
+            return Err(refuse(
+                "DoRA scales the whole weight, so its changes do not add up; merge it into the base instead",
+            ));
+        }
+        let saves = config
+            .common
+            .modules_to_save
+            .as_ref()
+            .is_some_and(|modules| !modules.is_empty());
+        let head = matches!(
+            config.common.task_type.as_deref(),
+            Some("SEQ_CLS" | "TOKEN_CLS" | "QUESTION_ANS")
+        );
+        if saves || head {
+            return Err(refuse(
+                "it has modules that were trained whole (`modules_to_save`, or its task's head), which do not add up",
+            ));
+        }
+        if config.trainable_token_indices.is_some() {
+            return Err(refuse(
+                "it has rows of an embedding table, which do not add up",
+            ));
+        }
+        if config.ensure_weight_tying {
+            return Err(refuse(
+                "it has `ensure_weight_tying`, and what is combined would not keep table and head equal",
+            ));
+        }
+        let mut factors = BTreeMap::new();
+        for (layer, state) in model.adapter_states::<LoraLinear>(name)? {
+            let change = state.change();
+            factors.insert(
+                layer,
+                Factors {
+                    kind: Kind::Linear,
+                    left: plain(change.down),
+                    right: plain(change.up),
+                    scale: change.scale,
+                    more: state.removed.is_some(),
+                },
+            );
+        }
+        for (layer, state) in model.adapter_states::<LoraEmbedding>(name)? {
+            factors.insert(
+                layer,
+                Factors {
+                    kind: Kind::Embedding,
+                    left: plain(state.lora_a.val()),
+                    right: plain(state.lora_b.val()),
+                    scale: state.scale,
+                    more: false,
+                },
+            );
+        }
+        for (layer, state) in model.adapter_states::<LoraConv2d>(name)? {
+            let [rank, channels, height, width] = state.lora_a.dims();
+            let out = state.lora_b.dims()[0];
+            factors.insert(
+                layer,
+                Factors {
+                    kind: Kind::Conv2d([channels, height, width]),
+                    left: plain(state.lora_b.val()).reshape([out, rank]),
+                    right: plain(state.lora_a.val()).reshape([rank as isize, -1]),
+                    scale: state.scale,
+                    more: false,
+                },
+            );
+        }
+        let added = model.adapter_states::<LoraBias>(name)?.into_iter();
+        let biases = model.adapter_states::<TrainedBias>(name)?.into_iter();
+        Ok(Self {
+            name: name.into(),
+            weight,
+            config,
+            factors,
+            added: added
+                .map(|(layer, state)| (layer, plain(state.lora_b.val()) * state.scale))
+                .collect(),
+            biases: biases
+                .map(|(layer, state)| (layer, plain(state.value())))
+                .collect(),
+        })
+    }
+}
+
+/// Makes LoRA adapters that are on a model into a new one, called `name`, and attaches it.
+///
+/// Scales (alpha, rsLoRA, patterns) are part of what is combined; the new adapter's is 1. Biases that the
+/// adapters train are combined by the weighted sum of their changes, whatever the rule. A layer that only
+/// some adapters change is combined from those.
+///
+/// ```no_run
+/// # use peft_reparameterization::{CombinationType, MergeMethod, add_weighted_adapter};
+/// # fn f<M: peft_core::PeftModule>(model: &M) -> peft_core::Result<()> {
+/// let both = add_weighted_adapter(model, "both", &[("de", 0.7), ("fr", 0.3)], CombinationType::Cat)?;
+/// let at_rank_8 = CombinationType::Svd(MergeMethod::Sum, Some(8));
+/// let without = add_weighted_adapter(model, "without", &[("chat", 1.0), ("toxic", -0.5)], at_rank_8)?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+///
+/// [`Error::Combine`] where the operation has no meaning: adapters of other methods, DoRA, modules saved
+/// whole, factors of unequal rank to be combined as such; [`Error::Config`] for a density that is not in
+/// (0, 1] or a rank of 0; and what [`PeftModule::attach`] refuses.
+pub fn add_weighted_adapter<M: PeftModule>(
+    model: &M,
+    name: &str,
+    adapters: &[(&str, f64)],
+    combination: CombinationType,
+) -> Result<M> {
+    let Some((first, _)) = adapters.first() else {
+        return Err(Error::Combine {
+            adapter: name.into(),
+            reason: "there is nothing to combine; name at least one adapter".into(),
+        });
+    };
+    let rule = match combination {
+        CombinationType::Cat => MergeMethod::Sum,
+        CombinationType::Factors(rule) | CombinationType::Svd(rule, _) => rule,
+    };
+    let density = rule.density();
+    if !(density > 0.0 && density <= 1.0) {
+        return Err(Error::config(LORA.title, "density", density, "in (0, 1]"));
+    }
+    if let CombinationType::Svd(_, Some(0)) = combination {
+        return Err(Error::config(LORA.title, "svd_rank", 0, "at least 1"));
+    }
+    let base = model.adapter_config(first)?["base_model_name_or_path"].clone();
+    let adapters = adapters
+        .iter()
+        .map(|(name, weight)| Adapter::of(model, name, *weight))
+        .collect::<Result<Vec<_>>>()?;
+    let layout = model.layout();
+    let device = layout.params.first().map(LayoutParam::device);
+    let mut init = Init::from_device(&device.unwrap_or_default());
+    let mut factors = BTreeMap::new();
+    for layer in layers(&adapters, |adapter| &adapter.factors) {
+        let parts: Vec<(&Adapter, &Factors)> = adapters
+            .iter()
+            .filter_map(|adapter| Some((adapter, adapter.factors.get(&layer)?)))
+            .collect();
+        let combined = match combination {
+            CombinationType::Cat => side_by_side(&parts),
+            CombinationType::Factors(rule) => by_factors(&layer, &parts, rule, &mut init)?,
+            CombinationType::Svd(rule, rank) => by_change(&layer, &parts, rule, rank, &mut init)?,
+        };
+        factors.insert(layer, combined);
+    }
+    let sum = |values: &mut dyn Iterator<Item = (f64, Tensor<1>)>| {
+        let weighted = values.map(|(weight, value)| value * weight);
+        weighted.reduce(|sum, value| sum + value)
+    };
+    let mut added = BTreeMap::new();
+    for layer in layers(&adapters, |adapter| &adapter.added) {
+        let mut values = adapters
+            .iter()
+            .filter_map(|adapter| Some((adapter.weight, adapter.added.get(&layer)?.clone())));
+        added.extend(sum(&mut values).map(|value| (layer.clone(), value)));
+    }
+    let mut biases = BTreeMap::new();
+    for layer in layers(&adapters, |adapter| &adapter.biases) {
+        let base = plain(bias_of(&layout, &layer)?.value::<1>());
+        let mut changes = adapters.iter().filter_map(|adapter| {
+            let change = adapter.biases.get(&layer)?.clone() - base.clone();
+            Some((adapter.weight, change))
+        });
+        let change = sum(&mut changes);
+        biases.extend(change.map(|change| (layer.clone(), base.clone() + change)));
+    }
+    let all = adapters
+        .iter()
+        .any(|adapter| adapter.config.bias == Bias::All);
+    let mut config = LoraFromFactors::config(&factors, &layout);
+    config.bias = match (biases.is_empty(), all) {
+        (true, _) => Bias::None,
+        (_, true) => Bias::All,
+        (_, false) => Bias::Adapted,
+    };
+    config.lora_bias = !added.is_empty();
+    config.common.base_model_name_or_path = base.as_str().map(Into::into);
+    let given = LoraFromFactors {
+        config,
+        factors,
+        added,
+        biases,
+    };
+    model.attach(name, &given)
+}
+
+/// The layers that some adapter has something for.
+fn layers<T>(
+    adapters: &[Adapter],
+    of: impl Fn(&Adapter) -> &BTreeMap<String, T>,
+) -> BTreeSet<String> {
+    let names = adapters.iter().flat_map(|adapter| of(adapter).keys());
+    names.cloned().collect()
+}
+
+fn side_by_side(parts: &[(&Adapter, &Factors)]) -> Factors {
+    let scaled = |(adapter, factors): &(&Adapter, &Factors)| {
+        factors.left.clone() * (adapter.weight * factors.scale)
+    };
+    Factors {
+        kind: parts[0].1.kind,
+        left: Tensor::cat(parts.iter().map(scaled).collect(), 1),
+        right: Tensor::cat(
+            parts
+                .iter()
+                .map(|(_, factors)| factors.right.clone())
+                .collect(),
+            0,
+        ),
+        scale: 1.0,
+        more: false,
+    }
+}
+
+fn by_factors(
+    layer: &str,
+    parts: &[(&Adapter, &Factors)],
+    rule: MergeMethod,
+    init: &mut Init,
+) -> Result<Factors> {
+    let (first, rest) = parts.split_first().expect("a layer of some adapter");
+    for (adapter, factors) in parts {
+        let reason = if factors.more {
+            "its factors are not all of its change (PiSSA, OLoRA)".to_string()
+        } else if factors.rank() != first.1.rank() {
+            format!(
+                "at `{layer}` its rank is {}, that of `{}` is {}",
+                factors.rank(),
+                first.0.name,
+                first.1.rank()
+            )
+        } else {
+            continue;
+        };
+        return Err(Error::Combine {
+            adapter: adapter.name.clone(),
+            reason: format!(
+                "{reason}; combine the changes (Svd), or put the factors side by side (Cat)"
+            ),
+        });
+    }
+    if rest.is_empty() {
+        // One adapter is itself, whatever the rule would make of one half of it.
+        if rule == MergeMethod::Sum {
+            return Ok(side_by_side(parts));
+        }
+    }
+    // The sign goes to one side only, or it would cancel.
+    let product = |(adapter, factors): &(&Adapter, &Factors)| adapter.weight * factors.scale;
+    let roots: Vec<f64> = parts
+        .iter()
+        .map(|part| product(part).abs().sqrt())
+        .collect();
+    let signed: Vec<f64> = parts
+        .iter()
+        .zip(&roots)
+        .map(|(part, root)| root.copysign(product(part)))
+        .collect();
+    let lefts: Vec<Tensor<2>> = parts.iter().map(|part| part.1.left.clone()).collect();
+    let rights: Vec<Tensor<2>> = parts.iter().map(|part| part.1.right.clone()).collect();
+    Ok(Factors {
+        kind: first.1.kind,
+        left: rule.apply(&lefts, &signed, init),
+        right: rule.apply(&rights, &roots, init),
+        scale: 1.0,
+        more: false,
+    })
+}
+
+fn by_change(
+    layer: &str,
+    parts: &[(&Adapter, &Factors)],
+    rule: MergeMethod,
+    rank: Option<usize>,
+    init: &mut Init,
+) -> Result<Factors> {
+    let changes: Vec<Tensor<2>> = parts.iter().map(|part| part.1.change()).collect();
+    let weights: Vec<f64> = parts.iter().map(|part| part.0.weight).collect();
+    let largest = parts.iter().map(|part| part.1.rank()).max().unwrap_or(1);
+    let change = rule.apply(&changes, &weights, init);
+    let factors = factored(parts[0].1.kind, change, rank.unwrap_or(largest));
+    factors
+        .map(|(factors, _)| factors)
+        .ok_or_else(|| Error::Combine {
+            adapter: parts[0].0.name.clone(),
+            reason: format!("at `{layer}` the change has no singular values; is it finite?"),
+        })
+}

@@ -1,0 +1,316 @@
+//! LoRA: what its configuration must be, and which factors go where.
+
+use burn::module::Param;
+use burn::nn::DropoutConfig;
+use burn::tensor::{DType, Device, Tensor};
+use peft_core::method::{
+    Bias, Init, LINEAR_EMBEDDING_AND_CONV2D, Layer, LayerKind, Layout, LayoutParam, Method,
+    MethodConfig as _, Plan, layer_targets, train_biases,
+};
+use peft_core::ops::column_norms;
+use peft_core::{Error, Result};
+
+use crate::lora::config::{LORA, LoraConfig};
+use crate::lora::dora::{Magnitude, norms_of_rows};
+use crate::lora::init::{Size, Start, orthogonal};
+use crate::lora::state::{
+    Follower, InitialFactors, LoraBias, LoraConv2d, LoraEmbedding, LoraLinear,
+};
+
+impl LoraConfig {
+    /// Initial values of both factors: A of `fan_in` inputs.
+    fn draw<const D: usize>(
+        start: Start,
+        init: &mut Init,
+        Size { rank, .. }: Size,
+        [a, b]: [[usize; D]; 2],
+        fan_in: usize,
+        like: (&Device, DType),
+    ) -> [Param<Tensor<D>>; 2] {
+        let a = match start {
+            Start::Gaussian => init.normal(a, 1.0 / rank as f64, like),
+            _ => init.kaiming_uniform(a, fan_in, like),
+        };
+        let b = match start {
+            Start::Kaiming { zero: false } => init.kaiming_uniform(b, rank, like),
+            _ => init.zeros(b, like),
+        };
+        [a, b]
+    }
+
+    /// Trained or not, as `freeze_a` says.
+    fn factor_a<const D: usize>(&self, a: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.freeze_a {
+            a.set_require_grad(false)
+        } else {
+            a
+        }
+    }
+
+    /// DoRA's magnitude: the norms of what the layer begins with.
+    fn magnitude<const D: usize>(
+        &self,
+        plan: &mut Plan,
+        shape: [usize; D],
+        param: &LayoutParam,
+        norms: impl FnOnce() -> Tensor<1>,
+    ) -> Option<Magnitude<D>> {
+        let value = if !self.use_dora {
+            return None;
+        } else if plan.is_new() {
+            Param::from_tensor(norms().detach().reshape(shape))
+        } else {
+            plan.init().zeros(shape, (&param.device(), param.dtype()))
+        };
+        Some(Magnitude { value })
+    }
+
+    /// `added_bias`: whether B has a bias that is not on the layer's own.
+    fn adapt_linear(
+        &self,
+        param: &LayoutParam,
+        size: Size,
+        start: Start,
+        added_bias: bool,
+        plan: &mut Plan,
+    ) {
+        let (rank, scale) = (size.rank, size.scale);
+        let [d_in, d_out] = [param.shape()[0], param.shape()[1]];
+        let like = (&param.device(), param.dtype());
+        let removed = start
+            .subtracts_from_base()
+            .then(|| start.removed(param, rank, scale));
+        let [lora_a, lora_b] = match &removed {
+            Some(InitialFactors { a, b }) if plan.is_new() => {
+                [a, b].map(|factor| Param::from_tensor(factor.val().detach()))
+            }
+            _ if start == Start::Orthogonal && plan.is_new() => {
+                orthogonal(plan.init(), [d_in, rank, d_out], like)
+            }
+            _ => {
+                let shapes = [[d_in, rank], [rank, d_out]];
+                Self::draw(start, plan.init(), size, shapes, d_in, like)
+            }
+        };
+        let mut state = LoraLinear {
+            lora_a: self.factor_a(lora_a),
+            lora_b,
+            scale,
+            dropout: DropoutConfig::new(self.lora_dropout).init(),
+            removed,
+            magnitude: None,
+            added_bias: added_bias.then(|| plan.init().zeros([d_out], like)),
+        };
+        state.magnitude = self.magnitude(plan, [d_out], param, || {
+            column_norms(param.value::<2>() + state.delta())
+        });
+        plan.adapt_weight(param, state);
+    }
+
+    /// `head`: one that is the table, and follows.
+    fn adapt_embedding(
+        &self,
+        param: &LayoutParam,
+        size: Size,
+        start: Start,
+        head: Option<&Layer>,
+        plan: &mut Plan,
+    ) {
+        let [rows, width] = [param.shape()[0], param.shape()[1]];
+        let like = (&param.device(), param.dtype());
+        let init = plan.init();
+        let lora_a = match start {
+            Start::Kaiming { zero: false } => init.normal([rows, size.rank], 1.0, like),
+            _ => init.zeros([rows, size.rank], like),
+        };
+        let lora_b = init.normal([size.rank, width], 1.0, like);
+        let mut state = LoraEmbedding {
+            lora_a: self.factor_a(lora_a),
+            lora_b,
+            scale: size.scale,
+            magnitude: None,
+            head: head.map(|head| Follower {
+                name: head.name.clone(),
+                dropout: DropoutConfig::new(self.lora_dropout).init(),
+            }),
+        };
+        state.magnitude = self.magnitude(plan, [width], param, || {
+            column_norms(param.value::<2>() + state.delta())
+        });
+        plan.adapt_weight(param, state);
+    }
+
+    fn adapt_conv2d(&self, param: &LayoutParam, size: Size, start: Start, plan: &mut Plan) {
+        let shape = param.shape();
+        let like = (&param.device(), param.dtype());
+        let shapes = [
+            [size.rank, shape[1], shape[2], shape[3]],
+            [shape[0], size.rank, 1, 1],
+        ];
+        let fan_in = shape[1..].iter().product();
+        let [lora_a, lora_b] = Self::draw(start, plan.init(), size, shapes, fan_in, like);
+        let mut state = LoraConv2d {
+            lora_a: self.factor_a(lora_a),
+            lora_b,
+            scale: size.scale,
+            dropout: DropoutConfig::new(self.lora_dropout).init(),
+            magnitude: None,
+        };
+        state.magnitude = self.magnitude(plan, [1, shape[0], 1, 1], param, || {
+            let kernel = param.value::<4>().reshape([shape[0] as isize, -1]);
+            norms_of_rows(kernel + state.delta())
+        });
+        plan.adapt_weight(param, state);
+    }
+
+    /// A bias for B, on the layer's own.
+    fn adapt_bias(layout: &Layout, layer: &Layer, scale: f64, plan: &mut Plan) -> Result<()> {
+        let Some(bias) = layout.param(layer, "bias") else {
+            let expected = format!("false: `{}` has no bias to add to", layer.name);
+            return Err(Error::config(LORA.title, "lora_bias", true, expected));
+        };
+        let lora_b = plan
+            .init()
+            .zeros([bias.elements()], (&bias.device(), bias.dtype()));
+        plan.adapt_weight(bias, LoraBias { lora_b, scale });
+        Ok(())
+    }
+
+    /// Checks what only a layer's shape tells.
+    fn fits(&self, layer: &Layer, param: &LayoutParam, size: Size, start: Start) -> Result<()> {
+        let shape = param.shape();
+        let rows = shape[0];
+        let columns: usize = shape[1..].iter().product();
+        let refuse = |field, value: &dyn std::fmt::Debug, expected: String| {
+            Err(Error::config(LORA.title, field, value, expected))
+        };
+        let most = rows.min(columns);
+        // A decomposition gives so many directions. Others may be more, as upstream has it: no use, but harmless.
+        if start.subtracts_from_base() && size.rank > most {
+            let expected = format!(
+                "`{}` has shape {shape:?}, so at most {most} with init_lora_weights {:?}",
+                layer.name, self.init_lora_weights
+            );
+            return refuse("r", &size.rank, expected);
+        }
+        if start == Start::Orthogonal && size.rank % 2 == 1 {
+            let expected = format!("an even number for \"orthogonal\" at `{}`", layer.name);
+            return refuse("r", &size.rank, expected);
+        }
+        let plain = matches!(start, Start::Kaiming { .. } | Start::Gaussian);
+        if !plain && layer.kind != LayerKind::Linear {
+            let expected = format!(
+                "true, false or \"gaussian\": `{}` is {}, not Linear",
+                layer.name, layer.kind
+            );
+            return refuse("init_lora_weights", &self.init_lora_weights, expected);
+        }
+        Ok(())
+    }
+}
+
+impl Method for LoraConfig {
+    fn ties_heads(&self) -> bool {
+        self.ensure_weight_tying
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.check_fields()?;
+        let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
+            Err(Error::config(LORA.title, field, value, expected))
+        };
+        let start = self.init_lora_weights.start()?;
+        let mut all = self.alpha_pattern.values().chain([self.lora_alpha]);
+        if start.subtracts_from_base() && !all.all(|alpha| alpha > 0.0) {
+            return refuse(
+                "lora_alpha",
+                &self.lora_alpha,
+                "above 0, as the base's singular values are",
+            );
+        }
+        if self.freeze_a && start.subtracts_from_base() {
+            return refuse(
+                "freeze_a",
+                &true,
+                "false: PiSSA and OLoRA train both factors",
+            );
+        }
+        if self.lora_bias && (self.bias != Bias::None || self.use_dora) {
+            return refuse("lora_bias", &true, "false with `bias` or `use_dora`");
+        }
+        Ok(())
+    }
+
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        let start = self.init_lora_weights.start()?;
+        if start == Start::Eva && plan.is_new() {
+            let expected = "attached by `peft_reparameterization::eva`, which looks at activations";
+            let value = &self.init_lora_weights;
+            return Err(Error::config(
+                LORA.title,
+                "init_lora_weights",
+                value,
+                expected,
+            ));
+        }
+        let targets = layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV2D)?;
+        let targets = targets.iter().map(|target| (target.layer, target.weight));
+        let targets = targets.collect();
+        let size = |layer: &Layer| {
+            let rank = self.rank_pattern.of(&layer.name, self.r)?;
+            let alpha = self.alpha_pattern.of(&layer.name, self.lora_alpha)?;
+            let divisor = if self.use_rslora {
+                (rank as f64).sqrt()
+            } else {
+                rank as f64
+            };
+            Ok(Size {
+                rank,
+                scale: alpha / divisor,
+            })
+        };
+        let (targets, followed) = self.tied_targets(layout, targets, plan, size)?;
+        for &(layer, weight) in &targets {
+            let size = size(layer)?;
+            // What is taken out of the base is as large as the configuration says.
+            if plan.is_new() || start.subtracts_from_base() {
+                self.fits(layer, weight, size, start)?;
+            }
+            let with_bias = self.lora_bias && layer.kind != LayerKind::Embedding;
+            let added = with_bias
+                && layer.kind == LayerKind::Linear
+                && layout.param(layer, "bias").is_none();
+            match layer.kind {
+                LayerKind::Linear => self.adapt_linear(weight, size, start, added, plan),
+                LayerKind::Embedding => {
+                    let mut pairs = followed.iter();
+                    let pair = pairs.find(|(_, table)| table.name == layer.name);
+                    let head = pair.map(|(head, _)| *head);
+                    self.adapt_embedding(weight, size, start, head, plan);
+                }
+                _ => self.adapt_conv2d(weight, size, start, plan),
+            }
+            if with_bias && !added {
+                Self::adapt_bias(layout, layer, size.scale, plan)?;
+            }
+        }
+        train_biases(self.bias, layout, &targets, plan);
+        self.train_token_rows(layout, &targets, plan)
+    }
+
+    fn max_rank(&self) -> Option<usize> {
+        // DoRA scales the columns of the whole weight.
+        let start = self
+            .init_lora_weights
+            .start()
+            .ok()
+            .filter(|_| !self.use_dora)?;
+        let rank = self.rank_pattern.values().chain([self.r]).max()?;
+        // What is taken out is of that rank, too.
+        Some(if start.subtracts_from_base() {
+            2 * rank
+        } else {
+            rank
+        })
+    }
+}

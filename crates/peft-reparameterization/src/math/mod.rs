@@ -1,0 +1,4 @@
+//! Linear algebra, and random numbers as torch draws them.
+
+pub(crate) mod linalg;
+pub(crate) mod torch_random;

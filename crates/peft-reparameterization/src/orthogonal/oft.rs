@@ -1,0 +1,272 @@
+//! OFT: the inputs of a layer are rotated, in blocks.
+
+use burn::module::{Module, Param};
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::{DType, Tensor};
+use peft_core::method::{
+    Adapter, BaseLinear, Bias, Common, LinearMethod, Plan, TargetLayer, WeightAdapter,
+    method_config,
+};
+use peft_core::{Error, Result, Targets};
+
+use crate::orthogonal::rotation::{
+    Triangles, cayley, drop_blocks, neumann, rotate_inputs, rotate_rows,
+};
+
+/// `W' = diag(R₁, R₂, …)·W`: the layer sees rotated inputs, `(x·diag(R₁, R₂, …)) W + b`.
+#[derive(Module, Adapter, Debug)]
+pub struct OftLinear {
+    /// Strictly upper triangles of skew-symmetric matrices, row by row: `[blocks, size·(size − 1) / 2]`,
+    /// or one row where all blocks are one.
+    #[tensor("oft_R.weight")]
+    pub oft_r: Param<Tensor<2>>,
+    #[no_tensor]
+    triangles: Triangles,
+    /// Blocks along the diagonal.
+    pub blocks: usize,
+    /// Terms of the series that stands in for an inverse; `None` for the inverse.
+    pub terms: Option<usize>,
+    /// COFT's ε; `None` for OFT.
+    pub eps: Option<f64>,
+    /// Of blocks; on the activation side only.
+    pub dropout: Dropout,
+}
+
+impl OftLinear {
+    /// The rotations, `[blocks, size, size]`; one where all blocks are one.
+    pub fn rotations(&self) -> Tensor<3> {
+        let weight = match self.eps {
+            Some(eps) => projected(self.oft_r.val(), eps),
+            None => self.oft_r.val(),
+        };
+        let skew = self.triangles.skew(weight);
+        match self.terms {
+            Some(terms) => neumann(skew, terms),
+            None => cayley(skew),
+        }
+    }
+
+    /// One rotation for each block.
+    fn of_blocks(&self, rotations: Tensor<3>) -> Tensor<3> {
+        let [rows, _, _] = rotations.dims();
+        rotations.repeat_dim(0, self.blocks / rows)
+    }
+}
+
+/// COFT's constraint: every row's skew-symmetric matrix is drawn back into the ball of radius ε / √rows.
+///
+/// Gradients pass as if nothing had happened: they are taken at the point in the ball, as upstream
+/// does, which moves the parameter itself there.
+fn projected(weight: Tensor<2>, eps: f64) -> Tensor<2> {
+    let dtype = weight.dtype();
+    // The ball is too small for f16.
+    let fixed = weight.clone().without_autodiff().cast(DType::F32);
+    let [rows, _] = fixed.dims();
+    let radius = eps / (rows as f64).sqrt();
+    // Of the whole matrix, which has every element twice.
+    let norms = (fixed.clone().powi_scalar(2).sum_dim(1) * 2.0).sqrt();
+    let inside = fixed.clone() * (norms.clamp_min(radius).recip() * radius);
+    // Of the parameter's own value, so that what is added has a gradient and no value.
+    let own = weight.clone().without_autodiff();
+    inside.cast(dtype) + (weight - own)
+}
+
+impl WeightAdapter for OftLinear {
+    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
+        let shape = weight.shape();
+        let blocks = self.of_blocks(self.rotations());
+        let [count, size, _] = blocks.dims();
+        let matrix: Tensor<2> = weight.reshape([(count * size) as isize, -1]);
+        rotate_rows(matrix, blocks).reshape(shape)
+    }
+
+    fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
+        let rotations = drop_blocks(self.rotations().unsqueeze_dim(0), &self.dropout);
+        let blocks = self.of_blocks(rotations.squeeze_dim(0));
+        inner.forward(rotate_inputs(input, blocks))
+    }
+}
+
+/// OFT's configuration. Fields are called and behave as in Hugging Face PEFT's `OFTConfig`.
+#[method_config(
+    OFT, peft_type = "OFT", title = "OFT", family = Reparameterization, identity_at_init, mergeable, new(oft_block_size),
+    reference = "Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning, section 3",
+    unsupported("fan_in_fan_out")
+)]
+pub struct OftConfig {
+    /// Number of blocks; 0 where [`oft_block_size`](Self::oft_block_size) is given. Default: 0.
+    #[field(any)]
+    pub r: usize,
+    /// Features of a block; 0 where [`r`](Self::r) is given. Default: 32. What does not divide a layer's
+    /// inputs is replaced by the divisor next to it, the lower one of two.
+    #[field(default = 32, any)]
+    pub oft_block_size: usize,
+    /// Share of the blocks that do nothing in a pass in training, drawn anew each time, in [0, 1).
+    /// Default: 0. Rounded down to whole blocks. On the activation side only.
+    #[field(probability)]
+    pub module_dropout: f64,
+    /// Biases to train. Default: none.
+    pub bias: Bias,
+    /// Whether a fresh adapter changes nothing; else it is random, for tests. Default: true.
+    #[field(default = true)]
+    pub init_weights: bool,
+    /// COFT: rotations stay close to none. Default: false.
+    pub coft: bool,
+    /// How close, for COFT: a bound of the matrices that rotations are made of, above 0. Default: 6e-5.
+    #[field(default = 6e-5, finite)]
+    pub eps: f64,
+    /// Whether all blocks of a layer are one. Default: false.
+    pub block_share: bool,
+    /// A series in place of an inverse, which makes rotations approximate and cheap (Qiu et al. 2025,
+    /// Orthogonal Finetuning Made Scalable). Default: true.
+    #[field(default = true)]
+    pub use_cayley_neumann: bool,
+    /// Terms of the series, from 2 to 100. Default: 5.
+    #[field(default = 5, any)]
+    pub num_cayley_neumann_terms: usize,
+    /// Layers to adapt. Default: `all-linear`.
+    pub targets: Targets,
+    /// Fields that every method has.
+    pub common: Common,
+}
+
+impl OftConfig {
+    /// Features of a block for a layer of `width` inputs.
+    fn block_size(&self, width: usize) -> usize {
+        if self.r == 0 {
+            nearest_divisor(width, self.oft_block_size)
+        } else {
+            width / nearest_divisor(width, self.r)
+        }
+    }
+}
+
+/// The divisor of `width` that is next to `wanted`, the lower one of two.
+fn nearest_divisor(width: usize, wanted: usize) -> usize {
+    if wanted >= width {
+        return width;
+    }
+    let divides = |number: &usize| width.is_multiple_of(*number);
+    let lower = (1..=wanted).rev().find(divides).unwrap_or(1);
+    let higher = (wanted..=width).find(divides).unwrap_or(width);
+    if wanted - lower <= higher - wanted {
+        lower
+    } else {
+        higher
+    }
+}
+
+impl LinearMethod for OftConfig {
+    type State = OftLinear;
+
+    fn check(&self) -> Result<()> {
+        let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
+            Err(Error::config(OFT.title, field, value, expected))
+        };
+        if (self.r == 0) == (self.oft_block_size == 0) {
+            let value = (self.r, self.oft_block_size);
+            let expected = "one of them, and 0 for the other";
+            return refuse("r, oft_block_size", &value, expected);
+        }
+        if self.coft && self.eps <= 0.0 {
+            return refuse("eps", &self.eps, "above 0");
+        }
+        let terms = self.num_cayley_neumann_terms;
+        if self.use_cayley_neumann && !(2..=100).contains(&terms) {
+            let expected = "from 2 to 100: one term rotates nothing";
+            return refuse("num_cayley_neumann_terms", &terms, expected);
+        }
+        Ok(())
+    }
+
+    fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<OftLinear> {
+        let (width, like) = (target.d_in, target.like());
+        let size = self.block_size(width);
+        if size < 2 {
+            let (field, value) = match self.r {
+                0 => ("oft_block_size", self.oft_block_size),
+                blocks => ("r", blocks),
+            };
+            let expected = format!(
+                "`{}` has {width} inputs, and a block needs two or more of them",
+                target.name()
+            );
+            return Err(Error::config(OFT.title, field, value, expected));
+        }
+        let blocks = width / size;
+        let rows = if self.block_share { 1 } else { blocks };
+        let shape = [rows, size * (size - 1) / 2];
+        let oft_r = if self.init_weights {
+            plan.init().zeros(shape, like)
+        } else {
+            plan.init().normal(shape, 0.1, like)
+        };
+        let key = ("triangles", size, like.0.clone());
+        Ok(OftLinear {
+            oft_r,
+            triangles: plan.in_common(key, || Triangles::new(size, like.0)),
+            blocks,
+            terms: self
+                .use_cayley_neumann
+                .then_some(self.num_cayley_neumann_terms),
+            eps: self.coft.then_some(self.eps),
+            dropout: DropoutConfig::new(self.module_dropout).init(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{TensorData, Tolerance};
+    use peft_core::device::cpu_devices;
+
+    #[test]
+    fn block_sizes_are_upstreams() {
+        for (width, wanted, expected) in [
+            (384, 32, 32),
+            (32, 7, 8),
+            (36, 5, 4),
+            (36, 8, 9),
+            (37, 20, 37),
+            (37, 5, 1),
+            (36, 100, 36),
+        ] {
+            assert_eq!(OftConfig::new(wanted).block_size(width), expected);
+        }
+        assert_eq!(
+            OftConfig::new(32)
+                .with_r(5)
+                .with_oft_block_size(0)
+                .block_size(48),
+            12
+        );
+        assert_eq!(
+            OftConfig::new(32)
+                .with_r(99)
+                .with_oft_block_size(0)
+                .block_size(48),
+            1
+        );
+    }
+
+    #[test]
+    fn the_constraint_draws_back_what_is_outside_and_lets_gradients_pass() {
+        for (_, device) in cpu_devices() {
+            let device = device.autodiff();
+            // Norms of the matrices are 5·√2 and √2 / 10; the radius is 2 / √2.
+            let rows = Tensor::<2>::from_data([[3.0, 4.0], [0.0, 0.1]], &device).require_grad();
+            let inside = projected(rows.clone(), 2.0);
+            let expected = TensorData::from([[0.6_f32, 0.8], [0.0, 0.1]]);
+            let tolerance = Tolerance::<f32>::relative(1e-5).set_absolute(1e-6);
+            inside
+                .clone()
+                .into_data()
+                .assert_approx_eq(&expected, tolerance);
+            let gradients = inside.sum().backward();
+            let ones = TensorData::from([[1.0_f32, 1.0], [1.0, 1.0]]);
+            let gradient = rows.grad(&gradients).unwrap().into_data();
+            gradient.assert_approx_eq(&ones, tolerance);
+        }
+    }
+}

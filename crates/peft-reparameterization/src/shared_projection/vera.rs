@@ -1,0 +1,209 @@
+//! VeRA: two frozen random projections that all layers share, scaled by trained vectors.
+
+use burn::module::{Module, Param};
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::{DType, Device, Tensor};
+use peft_core::checkpoint::transposed;
+use peft_core::method::{
+    Adapter, Bias, Common, Layout, LowRankAdapter, Method, Plan, Shared, adapt_each,
+    linear_targets, method_config,
+};
+use peft_core::ops::LowRank;
+use peft_core::{Error, Result, Targets};
+
+use crate::math::torch_random::TorchGenerator;
+use crate::shared_projection::projections::{corner, first_like, fits, lazy, widest};
+
+/// Kopiczko et al. 2024, section 3.1: `y = xW + ((drop(x) A) ∘ d) B ∘ b`, where A and B are corners
+/// of two frozen matrices that all layers share.
+#[derive(Module, Adapter, Debug)]
+pub struct VeraLinear {
+    /// A of the widest layer, `[in, r]`, frozen. A layer uses its first rows.
+    #[tensor(root = "base_model.vera_A", transposed, saved_if = save_projection)]
+    pub vera_a: Shared<2>,
+    /// B of the widest layer, `[r, out]`, frozen. A layer uses its first columns.
+    #[tensor(root = "base_model.vera_B", transposed, saved_if = save_projection)]
+    pub vera_b: Shared<2>,
+    /// d, `[r]`.
+    #[tensor("vera_lambda_d")]
+    pub vera_lambda_d: Param<Tensor<1>>,
+    /// b, `[out]`.
+    #[tensor("vera_lambda_b")]
+    pub vera_lambda_b: Param<Tensor<1>>,
+    /// On the input of A; on the activation side only.
+    pub dropout: Dropout,
+    /// The layer's input width.
+    pub d_in: usize,
+    /// Whether A and B are in the checkpoint; if not, the configuration's key says all about them.
+    pub save_projection: bool,
+}
+
+impl LowRankAdapter for VeraLinear {
+    // Both vectors are in the second factor, so that the first is frozen and costs no gradient.
+    fn factors(&self) -> LowRank {
+        let (d, b) = (self.vera_lambda_d.val(), self.vera_lambda_b.val());
+        let ([rank], [d_out]) = (d.dims(), b.dims());
+        let up = corner(self.vera_b.val(), [rank, d_out]);
+        let up = up * d.reshape([rank, 1]) * b.reshape([1, d_out]);
+        LowRank::new(corner(self.vera_a.val(), [self.d_in, rank]), up, 1.0)
+    }
+
+    fn dropout(&self) -> Option<&Dropout> {
+        Some(&self.dropout)
+    }
+}
+
+/// VeRA's configuration. Fields are called and behave as in Hugging Face PEFT's `VeraConfig`.
+#[method_config(
+    VERA, peft_type = "VERA", title = "VeRA", family = Reparameterization, identity_at_init, mergeable, new(r),
+    reference = "Kopiczko et al. 2024, VeRA: Vector-based Random Matrix Adaptation, section 3.1"
+)]
+pub struct VeraConfig {
+    /// Rank of the projections. Default: 256. At least 1; it may exceed a layer's width.
+    #[field(default = 256, at_least = 1)]
+    pub r: usize,
+    /// Seed of the projections, for torch's generator. Default: 0.
+    #[field(any)]
+    pub projection_prng_key: i64,
+    /// Whether the projections are in the checkpoint. Default: true.
+    #[field(default = true)]
+    pub save_projection: bool,
+    /// Dropout probability on the projections' input, in [0, 1). Default: 0. It acts on the
+    /// activation side only.
+    #[field(probability)]
+    pub vera_dropout: f64,
+    /// Initial value of d. Default: 0.1.
+    #[field(default = 0.1, finite)]
+    pub d_initial: f64,
+    /// Biases to train. Default: none.
+    pub bias: Bias,
+    /// Initial values. Default: true, d at `d_initial` and b zero. False: d normal and b one, so that
+    /// the fresh adapter does change outputs; for tests.
+    #[field(default = true)]
+    pub init_weights: bool,
+    /// Layers to adapt. Default: `all-linear`.
+    pub targets: Targets,
+    /// Fields that every method has.
+    pub common: Common,
+}
+
+impl VeraConfig {
+    /// A and B for layers of these widths at most.
+    fn projections(
+        &self,
+        [d_in, d_out]: [usize; 2],
+        plan: &mut Plan,
+        like: (&Device, DType),
+    ) -> [Param<Tensor<2>>; 2] {
+        let rank = self.r;
+        if self.save_projection && !plan.is_new() {
+            let init = plan.init();
+            return [[d_in, rank], [rank, d_out]]
+                .map(|shape| init.zeros(shape, like).set_require_grad(false));
+        }
+        let key = self.projection_prng_key.cast_unsigned();
+        let a = move || transposed(&drawn(key, rank, [d_in, d_out])[0], [rank, d_in]);
+        let b = move || transposed(&drawn(key, rank, [d_in, d_out])[1], [d_out, rank]);
+        [
+            lazy([d_in, rank], like, false, a),
+            lazy([rank, d_out], like, false, b),
+        ]
+    }
+}
+
+impl Method for VeraConfig {
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        let targets = linear_targets(self, layout, plan)?;
+        let (widths, rank) = (widest(&targets), self.r);
+        if !fits(&[rank, widths[0].max(widths[1])]) {
+            let expected = "a rank whose projections fit into memory";
+            return Err(Error::config(VERA.title, "r", rank, expected));
+        }
+        let (device, dtype) = first_like(&targets, layout);
+        let [a, b] = self.projections(widths, plan, (&device, dtype));
+        let mut a = Shared::new(a, targets.len());
+        let mut b = Shared::new(b, targets.len());
+        adapt_each(self, &targets, layout, plan, |target, plan| {
+            let (d_out, like) = (target.d_out, target.like());
+            let (vera_lambda_d, vera_lambda_b) = if self.init_weights {
+                let d_initial = self.d_initial as f32;
+                let d = lazy([rank], like, true, move || vec![d_initial; rank]);
+                (d, plan.init().zeros([d_out], like))
+            } else {
+                let d = plan.init().normal([rank], 1.0, like);
+                (d, lazy([d_out], like, true, move || vec![1.0; d_out]))
+            };
+            Ok(VeraLinear {
+                vera_a: a.next().expect("a handle for each target"),
+                vera_b: b.next().expect("a handle for each target"),
+                vera_lambda_d,
+                vera_lambda_b,
+                dropout: DropoutConfig::new(self.vera_dropout).init(),
+                d_in: target.d_in,
+                save_projection: self.save_projection,
+            })
+        })
+    }
+
+    fn max_rank(&self) -> Option<usize> {
+        Some(self.r)
+    }
+}
+
+/// A `[rank, in]` and B `[out, rank]` as upstream draws them: torch's `kaiming_uniform_` with gain √2,
+/// A first.
+fn drawn(key: u64, rank: usize, [d_in, d_out]: [usize; 2]) -> [Vec<f32>; 2] {
+    let mut generator = TorchGenerator::new(key);
+    [[rank, d_in], [d_out, rank]].map(|[rows, fan_in]| {
+        let bound = 3.0_f64.sqrt() * (2.0_f64.sqrt() / (fan_in as f64).sqrt());
+        generator.uniform(rows * fan_in, -bound as f32, bound as f32)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared_projection::projections::tests::golden;
+    use burn::tensor::{Shape, TensorData};
+    use peft_core::method::WeightAdapter as _;
+
+    #[test]
+    fn the_key_gives_upstreams_projections() {
+        let [a, b] = drawn(0, 16, [32, 32]);
+        for (ours, key) in [(a, "base_model.vera_A"), (b, "base_model.vera_B")] {
+            let theirs = golden("vera", key);
+            assert_eq!(ours.len(), theirs.len());
+            // To the last bit but one: torch contracts a product and a sum where the processor can.
+            let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-7;
+            assert!(ours.iter().zip(&theirs).all(close), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_layer_uses_the_corner_of_what_all_share() {
+        let (_, device) = &peft_core::device::cpu_devices()[0];
+        let tensor = |data: &[f32], shape: [usize; 2]| {
+            let data = TensorData::new(data.to_vec(), Shape::from(shape.to_vec()));
+            Param::from_tensor(Tensor::<2>::from_data(data, device))
+        };
+        let vector = |data: &[f32]| {
+            let data = TensorData::new(data.to_vec(), Shape::from(vec![data.len()]));
+            Param::from_tensor(Tensor::<1>::from_data(data, device))
+        };
+        let a = tensor(&[1.0, 2.0, 3.0, 4.0, 9.0, 9.0], [3, 2]);
+        let b = tensor(&[1.0, -1.0, 9.0, 2.0, 5.0, 9.0], [2, 3]);
+        let state = VeraLinear {
+            vera_a: Shared::new(a, 1).next().unwrap(),
+            vera_b: Shared::new(b, 1).next().unwrap(),
+            vera_lambda_d: vector(&[10.0, 1.0]),
+            vera_lambda_b: vector(&[1.0, 2.0]),
+            dropout: DropoutConfig::new(0.0).init(),
+            d_in: 2,
+            save_projection: true,
+        };
+        let change = state.compose(Tensor::<2>::zeros([2, 2], device));
+        // Rows [1, 2] and [3, 4], times [[10, -20], [2, 10]].
+        let expected = TensorData::from([[14.0_f32, 0.0], [38.0, -20.0]]);
+        change.into_data().assert_eq(&expected, false);
+    }
+}
