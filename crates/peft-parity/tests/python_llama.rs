@@ -15,7 +15,7 @@ use common::python::{Python, write_io};
 use peft::core::PeftModule as _;
 use peft::core::method::Method;
 use peft::reparameterization::{LohaConfig, LoraConfig, VeraConfig};
-use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
+use peft::soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
 use peft_models::{ExportConfig, ExportDtype, Llama, LmBatch};
 
 const BASE: &str = "../peft-models/tests/golden/llama/base";
@@ -67,6 +67,10 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
         (
             "prompt-tuning",
             Box::new(PromptTuningConfig::new(5).with_task_type("CAUSAL_LM")),
+        ),
+        (
+            "p-tuning",
+            Box::new(PromptEncoderConfig::new(5).with_task_type("CAUSAL_LM")),
         ),
         (
             "prefix-tuning",

@@ -19,7 +19,7 @@ use peft::reparameterization::{
     AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LohaConfig,
     LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, VbLoraConfig, VeraConfig,
 };
-use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
+use peft::soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
 use peft_models::Bert;
 
 const BASE: &str = "../peft-models/tests/golden/bert/base";
@@ -155,6 +155,23 @@ fn prompt_cases() -> Cases {
         (
             "prompt-tuning",
             Box::new(PromptTuningConfig::new(5).with_task_type("FEATURE_EXTRACTION")),
+        ),
+        (
+            "p-tuning-mlp",
+            Box::new(
+                PromptEncoderConfig::new(5)
+                    .with_encoder_hidden_size(20)
+                    .with_task_type("FEATURE_EXTRACTION"),
+            ),
+        ),
+        (
+            "p-tuning-lstm",
+            Box::new(
+                PromptEncoderConfig::new(5)
+                    .with_lstm(2)
+                    .with_encoder_hidden_size(12)
+                    .with_task_type("FEATURE_EXTRACTION"),
+            ),
         ),
         (
             "prefix-tuning",

@@ -9,17 +9,28 @@ use peft_core::method::{
 use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// The prefix of one attention layer: keys and values of the virtual tokens, or what computes them.
+/// The prefix of one attention layer.
 #[derive(Module, Debug)]
 pub struct Prefix {
-    /// Keys and values, `[virtual_tokens, 2 · kv]`: keys are the first half of a row. None with an encoder.
-    pub embeddings: Option<Param<Tensor<2>>>,
-    /// What computes them in training.
-    pub encoder: Option<PrefixEncoder>,
+    /// Its keys and values, or what computes them.
+    pub form: PrefixForm,
     /// The layer's number among those with a prefix.
     pub layer: usize,
     /// How many of those there are.
     pub layers: usize,
+}
+
+/// Keys and values of the virtual tokens, or what computes them.
+#[derive(Module, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one in each attention layer, and a `Box` is no module of Burn's"
+)]
+pub enum PrefixForm {
+    /// Keys and values, `[virtual_tokens, 2 · kv]`: keys are the first half of a row. What a file holds.
+    KeyValue(Param<Tensor<2>>),
+    /// What computes them in training.
+    Encoder(PrefixEncoder),
 }
 
 /// Li & Liang 2021, section 4.3: a two-layer network in place of the keys and values, `tanh(E W + b) W' + b'`. All
@@ -51,10 +62,9 @@ impl PrefixEncoder {
 impl Prefix {
     /// Keys and values, `[virtual_tokens, 2 · kv]`, of parameters as `seen` shows them.
     fn both(&self, seen: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
-        match (&self.embeddings, &self.encoder) {
-            (Some(embeddings), _) => seen(embeddings.val()),
-            (None, Some(encoder)) => encoder.forward(seen),
-            (None, None) => unreachable!("a prefix has values or an encoder"),
+        match &self.form {
+            PrefixForm::KeyValue(embeddings) => seen(embeddings.val()),
+            PrefixForm::Encoder(encoder) => encoder.forward(seen),
         }
     }
 }
@@ -66,30 +76,33 @@ impl Adapter for Prefix {
         let own = |field: &str, key: &str, width: usize| {
             CheckpointKey::root(field, key).columns(self.layer * width, self.layers * width)
         };
-        let mut tensors = Vec::new();
-        if let Some(embeddings) = &self.embeddings {
-            // Not `dims`, which would draw the values: a file may declare any number of them.
-            let width = embeddings.lazy_shape()[1];
-            tensors.push(own("embeddings", "prompt_embeddings", width));
+        // Not `dims`, which would draw the values: a file may declare any number of them.
+        match &self.form {
+            PrefixForm::KeyValue(embeddings) => {
+                let width = embeddings.lazy_shape()[1];
+                vec![own("form.KeyValue", "prompt_embeddings", width)]
+            }
+            PrefixForm::Encoder(encoder) => {
+                let width = encoder.outer.lazy_shape()[1];
+                let field = |name: &str| format!("form.Encoder.{name}");
+                let key = |name: &str| format!("prompt_encoder.{name}");
+                let shared =
+                    |name: &str, stored: &str| CheckpointKey::root(&field(name), &key(stored));
+                let own = |name: &str, stored: &str| own(&field(name), &key(stored), width);
+                vec![
+                    shared("embeddings", "embedding.weight"),
+                    shared("inner", "transform.0.weight").transposed(),
+                    shared("inner_bias", "transform.0.bias"),
+                    own("outer", "transform.2.weight").transposed(),
+                    own("outer_bias", "transform.2.bias"),
+                ]
+            }
         }
-        if let Some(encoder) = &self.encoder {
-            let width = encoder.outer.lazy_shape()[1];
-            let key = |name: &str| format!("prompt_encoder.{name}");
-            tensors.extend([
-                CheckpointKey::root("encoder.embeddings", &key("embedding.weight")),
-                CheckpointKey::root("encoder.inner", &key("transform.0.weight")).transposed(),
-                CheckpointKey::root("encoder.inner_bias", &key("transform.0.bias")),
-                own("encoder.outer", &key("transform.2.weight"), width).transposed(),
-                own("encoder.outer_bias", &key("transform.2.bias"), width),
-            ]);
-        }
-        tensors
     }
 
     fn for_checkpoint(&self) -> Self {
         Self {
-            embeddings: Some(Param::from_tensor(self.both(Tensor::without_autodiff))),
-            encoder: None,
+            form: PrefixForm::KeyValue(Param::from_tensor(self.both(Tensor::without_autodiff))),
             layer: self.layer,
             layers: self.layers,
         }
@@ -98,10 +111,9 @@ impl Adapter for Prefix {
 
 impl KeyValueAdapter for Prefix {
     fn virtual_tokens(&self) -> usize {
-        match (&self.embeddings, &self.encoder) {
-            (Some(embeddings), _) => embeddings.dims()[0],
-            (None, Some(encoder)) => encoder.embeddings.val().dims()[0],
-            (None, None) => 0,
+        match &self.form {
+            PrefixForm::KeyValue(embeddings) => embeddings.lazy_shape()[0],
+            PrefixForm::Encoder(encoder) => encoder.embeddings.val().dims()[0],
         }
     }
 
@@ -243,23 +255,22 @@ impl Method for PrefixTuningConfig {
         let like = (&device, dtype);
         let hidden = self.encoder_hidden_size.unwrap_or(first.width);
         // A file holds keys and values, however they were trained.
-        let encoders: Vec<_> = if plan.is_new() && self.prefix_projection {
+        let forms: Vec<_> = if plan.is_new() && self.prefix_projection {
             let widths = [first.width, hidden];
             let encoders = self.encoders(widths, sites.len(), plan, like);
-            encoders.into_iter().map(Some).collect()
+            encoders.into_iter().map(PrefixForm::Encoder).collect()
         } else {
-            sites.iter().map(|_| None).collect()
-        };
-        for (layer, (site, encoder)) in sites.iter().zip(encoders).enumerate() {
             let shape = [self.num_virtual_tokens, 2 * first.width];
-            let embeddings = match (&encoder, self.init_weights) {
-                (Some(_), _) => None,
-                (None, Some(PrefixInit::Zero)) => Some(plan.init().zeros(shape, like)),
-                (None, None) => Some(plan.init().normal(shape, 1.0, like)),
-            };
+            let init = plan.init();
+            let values = sites.iter().map(|_| match self.init_weights {
+                Some(PrefixInit::Zero) => init.zeros(shape, like),
+                None => init.normal(shape, 1.0, like),
+            });
+            values.map(PrefixForm::KeyValue).collect()
+        };
+        for (layer, (site, form)) in sites.iter().zip(forms).enumerate() {
             let prefix = Prefix {
-                embeddings,
-                encoder,
+                form,
                 layer,
                 layers: sites.len(),
             };

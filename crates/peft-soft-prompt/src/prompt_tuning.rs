@@ -3,9 +3,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::method::{
-    Adapter, Common, Layout, LayoutParam, LayoutSite, Method, Plan, PromptAdapter, SiteKind, Value,
-    config_to_json, method_config,
+    Adapter, Common, Layout, LayoutParam, LayoutSite, Method, MethodInfo, Plan, PromptAdapter,
+    SiteKind, TypedSite, Value, config_to_json, method_config,
 };
+use peft_core::nn::Prompt;
 use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -140,6 +141,29 @@ fn refuse(field: &'static str, value: impl std::fmt::Debug, expected: &str) -> E
     Error::config(PROMPT_TUNING.title, field, value, expected)
 }
 
+/// Where a prompt of `tokens` goes: the model's one site for embeddings.
+pub(crate) fn only_site<'a>(
+    layout: &'a Layout,
+    method: &'static MethodInfo,
+    tokens: usize,
+) -> Result<TypedSite<'a, Prompt>> {
+    let mut sites = layout.prompt_sites();
+    let Some(site) = sites.next() else {
+        return Err(layout.no_site(method.title, SiteKind::Embeddings));
+    };
+    if sites.next().is_some() {
+        let expected =
+            "a model with one site for embeddings: the checkpoint has room for one prompt";
+        return Err(Error::config(
+            method.title,
+            "num_virtual_tokens",
+            tokens,
+            expected,
+        ));
+    }
+    Ok(site)
+}
+
 /// The embedding table whose output a site sees.
 fn table<'a>(site: &LayoutSite, layout: &'a Layout) -> Option<&'a LayoutParam> {
     let layer = layout.layers.iter().find(|layer| layer.name == site.name)?;
@@ -148,24 +172,11 @@ fn table<'a>(site: &LayoutSite, layout: &'a Layout) -> Option<&'a LayoutParam> {
 
 impl Method for PromptTuningConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let mut sites = layout.prompt_sites().peekable();
-        if sites.peek().is_none() {
-            return Err(layout.no_site(PROMPT_TUNING.title, SiteKind::Embeddings));
-        }
+        let site = only_site(layout, &PROMPT_TUNING, self.num_virtual_tokens)?;
         let text = self.prompt_tuning_init == PromptInit::Text;
         if text && plan.is_new() && self.init_token_ids.is_empty() {
             let expected = "give the text's tokens with `with_text`";
             return Err(refuse("init_token_ids", &self.init_token_ids, expected));
-        }
-        let site = sites.next().expect("peeked");
-        if sites.next().is_some() {
-            let expected =
-                "a model with one site for embeddings: the checkpoint has room for one prompt";
-            return Err(refuse(
-                "num_virtual_tokens",
-                self.num_virtual_tokens,
-                expected,
-            ));
         }
         let embeddings = self.draw(&site, layout, plan)?;
         plan.set_config_field("token_dim", site.width);

@@ -1,10 +1,24 @@
 //! The conformance suite, on soft prompts.
 
-use peft_soft_prompt::{METHODS, PrefixInit, PrefixTuningConfig, PromptInit, PromptTuningConfig};
+use peft_soft_prompt::{
+    METHODS, PrefixInit, PrefixTuningConfig, PromptEncoderConfig, PromptInit, PromptTuningConfig,
+};
 
 peft_conformance::conformance_suite!(
     METHODS,
     vec![
+        Case::new(
+            "through an mlp, with a head",
+            PromptEncoderConfig::new(4)
+                .with_encoder_hidden_size(24)
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "through an lstm",
+            PromptEncoderConfig::new(3)
+                .with_lstm(2)
+                .with_encoder_hidden_size(8)
+        ),
         Case::new("prefix", PrefixTuningConfig::new(4)),
         Case::new(
             "projected prefix",

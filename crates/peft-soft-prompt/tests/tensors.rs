@@ -6,9 +6,10 @@ use burn::module::Module as _;
 use burn::tensor::{Int, Tensor, TensorData};
 use peft_conformance::TinyTransformer;
 use peft_core::device::cpu_devices;
+use peft_core::method::Method;
 use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule as _, checkpoint};
-use peft_soft_prompt::{METHODS, PrefixTuningConfig};
+use peft_soft_prompt::{METHODS, PrefixTuningConfig, PromptEncoderConfig};
 
 fn hidden(model: &TinyTransformer) -> TensorData {
     let device = cpu_devices().remove(0).1;
@@ -27,14 +28,17 @@ fn reason(model: &TinyTransformer, tensors: BTreeMap<String, TensorData>) -> Str
 fn tensors_go_from_one_model_to_another() {
     let device = cpu_devices().remove(0).1.autodiff();
     let base = TinyTransformer::new(&device);
-    for config in [
-        PrefixTuningConfig::new(3),
-        PrefixTuningConfig::new(3).with_projection(8),
-    ] {
+    let methods: [&dyn Method; 4] = [
+        &PrefixTuningConfig::new(3),
+        &PrefixTuningConfig::new(3).with_projection(8),
+        &PromptEncoderConfig::new(3),
+        &PromptEncoderConfig::new(3).with_lstm(2),
+    ];
+    for method in methods {
         device.seed(1);
-        let one = base.attach("p", &config).unwrap();
+        let one = base.attach("p", method).unwrap();
         device.seed(2);
-        let other = base.attach("p", &config).unwrap();
+        let other = base.attach("p", method).unwrap();
         assert_ne!(hidden(&one), hidden(&other));
         let tensors = one.adapter_tensors("p").unwrap();
         let elements: usize = tensors.values().map(TensorData::num_elements).sum();
@@ -65,11 +69,16 @@ fn virtual_tokens_that_a_file_does_not_hold_take_no_memory() {
     let device = cpu_devices().remove(0).1;
     let base = TinyTransformer::new(&device);
     let dir = tempfile::tempdir().unwrap();
-    let model = base.attach("p", &PrefixTuningConfig::new(3)).unwrap();
-    model.save_adapter("p", dir.path()).unwrap();
-    let mut config = checkpoint::read_config(dir.path()).unwrap();
-    config["num_virtual_tokens"] = 1_000_000_000_000_u64.into();
-    std::fs::write(dir.path().join(checkpoint::CONFIG_FILE), config.to_string()).unwrap();
-    let error = base.load_adapter("q", dir.path(), METHODS).unwrap_err();
-    assert!(error.to_string().contains("1000000000000"), "{error}");
+    let methods: [&dyn Method; 2] = [&PrefixTuningConfig::new(3), &PromptEncoderConfig::new(3)];
+    for method in methods {
+        let model = base.attach("p", method).unwrap();
+        model.save_adapter("p", dir.path()).unwrap();
+        let mut config = checkpoint::read_config(dir.path()).unwrap();
+        for field in ["num_virtual_tokens", "encoder_hidden_size"] {
+            config[field] = 1_000_000_000_000_u64.into();
+        }
+        std::fs::write(dir.path().join(checkpoint::CONFIG_FILE), config.to_string()).unwrap();
+        let error = base.load_adapter("q", dir.path(), METHODS).unwrap_err();
+        assert!(error.to_string().contains("1000000000000"), "{error}");
+    }
 }

@@ -9,7 +9,7 @@ use peft_core::PeftModule as _;
 use peft_core::method::Method;
 use peft_models::{Llama, LmBatch};
 use peft_reparameterization::LoraConfig;
-use peft_soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
+use peft_soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
 use peft_train::{Length, TrainConfig, Trainer, evaluate};
 
 #[test]
@@ -40,9 +40,10 @@ fn checkpointing_changes_no_number_that_matters() {
     for (name, device) in peft_core::device::cpu_devices() {
         let device = device.autodiff();
         let base = Llama::tiny(&device);
-        let methods: [(&dyn Method, f64); 4] = [
+        let methods: [(&dyn Method, f64); 5] = [
             (&LoraConfig::new(4), 1e-2),
             (&PromptTuningConfig::new(3), 5e-2),
+            (&PromptEncoderConfig::new(3), 1e-2),
             (&PrefixTuningConfig::new(3), 5e-2),
             // Its first part belongs to all layers.
             (&PrefixTuningConfig::new(3).with_projection(12), 1e-2),

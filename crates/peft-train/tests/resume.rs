@@ -13,7 +13,7 @@ use peft_core::PeftModule as _;
 use peft_core::method::Method;
 use peft_models::Llama;
 use peft_reparameterization::LoraConfig;
-use peft_soft_prompt::PrefixTuningConfig;
+use peft_soft_prompt::{PrefixTuningConfig, PromptEncoderConfig};
 use peft_train::{
     Control, Ending, Event, Length, Schedule, TrainConfig, TrainOutcome, Trainer, Warmup,
     checkpoint,
@@ -103,6 +103,9 @@ fn a_run_goes_on_to_the_last_bit() {
         let dir = tempfile::tempdir().unwrap();
         let projected = PrefixTuningConfig::new(3).with_projection(12);
         goes_on(&projected, &device, &dir.path().join("prefix"));
+        let encoded = PromptEncoderConfig::new(3).with_lstm(2);
+        let encoded = encoded.with_encoder_dropout(0.2);
+        goes_on(&encoded, &device, &dir.path().join("prompt"));
         let lora = LoraConfig::new(4).with_lora_dropout(0.2);
         let [_, parts] = goes_on(&lora, &device, dir.path());
 

@@ -10,7 +10,7 @@ use peft::reparameterization::{
     VeraConfig,
 };
 use peft::selective::BitFitConfig;
-use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
+use peft::soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
 use peft_models::{Bert, BertClassifier, BertConfig, Pooling};
 
 fn minilm_l6() -> BertClassifier {
@@ -34,7 +34,8 @@ fn counts_are_those_of_the_literature() {
     let ia3 = Ia3Config::new()
         .with_targets(["key", "value", "output.dense"])
         .with_feedforward_modules(["output.dense"]);
-    let cases: [(&dyn Method, usize); 9] = [
+    let lstm = PromptEncoderConfig::new(20).with_lstm(2);
+    let cases: [(&dyn Method, usize); 11] = [
         (&ia3, 16_128),
         (&LoraConfig::new(8).with_targets(["query", "value"]), 73_728),
         (&LoraConfig::new(8).with_excluded(["pooler.dense"]), 331_776),
@@ -42,6 +43,8 @@ fn counts_are_those_of_the_literature() {
         (&BottleneckConfig::pfeiffer(), 113_040),
         (&BitFitConfig::new(), 26_112),
         (&PromptTuningConfig::new(10), 3_840),
+        (&PromptEncoderConfig::new(20), 451_200),
+        (&lstm.with_encoder_hidden_size(128), 1_093_760),
         (&PrefixTuningConfig::new(30), 138_240),
         (&PrefixTuningConfig::new(30).with_projection(512), 2_572_544),
     ];

@@ -4,15 +4,16 @@ use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::method::Method;
 use peft::core::{Composition, PeftModule as _};
 use peft::reparameterization::LoraConfig;
-use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
+use peft::soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
 use peft_models::{GenerateConfig, GenerateError, Llama};
 
 #[test]
 fn a_text_read_piece_by_piece_gives_the_same_logits() {
-    let methods: [&dyn Method; 3] = [
+    let methods: [&dyn Method; 4] = [
         &PrefixTuningConfig::new(3),
         &PrefixTuningConfig::new(3).with_projection(8),
         &PromptTuningConfig::new(3),
+        &PromptEncoderConfig::new(3).with_lstm(1),
     ];
     for (name, device) in peft::core::device::cpu_devices() {
         let base = Llama::tiny(&device);

@@ -7,7 +7,13 @@ use peft_soft_prompt::METHODS;
 
 use crate::{BERT, LLAMA};
 
-const CASES: &[&str] = &["prompt_tuning", "prefix_tuning", "prefix_tuning_projection"];
+const CASES: &[&str] = &[
+    "prompt_tuning",
+    "prefix_tuning",
+    "prefix_tuning_projection",
+    "p_tuning_mlp",
+    "p_tuning_lstm",
+];
 
 #[test]
 fn checkpoints_compute_what_upstream_computes() {
