@@ -384,12 +384,18 @@ fn rows_of_a_batch_have_heads_of_their_own() {
 #[test]
 fn weighted_adapters_of_head_and_table_merge() {
     let (_, device) = cpu_devices().remove(0);
-    let random = |targets| LoraConfig::new(2).with_targets(targets).with_init_lora_weights(false);
+    let random = |targets| {
+        LoraConfig::new(2)
+            .with_targets(targets)
+            .with_init_lora_weights(false)
+    };
     for targets in [["embed_tokens"], ["lm_head"]] {
         let model = base(&device).attach("a", &random(targets)).unwrap();
         let model = model.attach("b", &random(targets)).unwrap();
         let weights = vec![("a".to_string(), 0.3), ("b".to_string(), -0.6)];
-        let weighted = model.set_composition(&Composition::Weighted(weights)).unwrap();
+        let weighted = model
+            .set_composition(&Composition::Weighted(weights))
+            .unwrap();
         let before = logits(&weighted);
         assert!(farthest(&before, &logits(&model.disable_adapters().unwrap())) > 1e-3);
         for merged in [
