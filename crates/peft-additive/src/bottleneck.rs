@@ -21,7 +21,7 @@ pub static HOULSBY: MethodInfo = MethodInfo {
     identity_at_init: false,
     mergeable: false,
     parse: |json| parse(json, BottleneckConfig::houlsby()),
-    recognises: |json| is_bottleneck(json) && json["config"]["mh_adapter"] == true,
+    recognises: Some(|json| is_bottleneck(json) && json["config"]["mh_adapter"] == true),
 };
 
 /// Registration of adapters after feed-forward only.
@@ -34,7 +34,7 @@ pub static PFEIFFER: MethodInfo = MethodInfo {
     identity_at_init: false,
     mergeable: false,
     parse: |json| parse(json, BottleneckConfig::pfeiffer()),
-    recognises: |json| is_bottleneck(json) && json["config"]["mh_adapter"] != true,
+    recognises: Some(|json| is_bottleneck(json) && json["config"]["mh_adapter"] != true),
 };
 
 /// Whether a configuration in AdapterHub's layout is of a plain bottleneck.

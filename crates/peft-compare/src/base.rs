@@ -2,7 +2,7 @@
 
 use peft_core::Result;
 use peft_core::method::{
-    Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan, by_peft_type, config_from_json,
+    Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan, config_from_json,
     config_to_json,
 };
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ pub(crate) static UNTRAINED: MethodInfo = MethodInfo {
     identity_at_init: true,
     mergeable: false,
     parse: config_from_json::<BaseConfig>,
-    recognises: by_peft_type,
+    recognises: None,
 };
 
 /// Trains nothing.

@@ -7,7 +7,7 @@ use peft_conformance::{Case, Fixture, SUITE, conformance_test, every_method_has_
 use peft_core::device::cpu_devices;
 use peft_core::method::{
     Adapter, BaseLinear, CheckpointKey, Common, Family, LayerKind, Layout, Method, MethodConfig,
-    MethodInfo, Plan, WeightAdapter, by_peft_type, config_from_json, config_to_json,
+    MethodInfo, Plan, WeightAdapter, config_from_json, config_to_json,
 };
 use peft_core::{Error, Result, Selection, Targets};
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ static SCALED: MethodInfo = MethodInfo {
     identity_at_init: true,
     mergeable: true,
     parse: config_from_json::<ScaledConfig>,
-    recognises: by_peft_type,
+    recognises: None,
 };
 
 /// What is wrong with the method.
@@ -73,8 +73,6 @@ impl Scaled {
 }
 
 impl Adapter for Scaled {
-    const METHOD: &'static str = "scaled";
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         vec![CheckpointKey::layer("gain", "gain")]
     }

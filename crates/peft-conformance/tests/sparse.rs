@@ -24,8 +24,6 @@ struct SparseDelta {
 }
 
 impl Adapter for SparseDelta {
-    const METHOD: &'static str = "sparse";
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         let [inputs, outputs] = self.shape;
         vec![

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, Tolerance};
 use peft_core::calibration::{Calibrate as _, Calibration, CalibrationConfig};
 use peft_core::method::{
     Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan,
-    WeightAdapter, by_peft_type,
+    WeightAdapter,
 };
 use peft_core::nn::{AdaptedForward as _, ForwardContext, adapted_gelu};
 use peft_core::{Error, PeftModule as _, Result, TiedHead};
@@ -278,7 +278,7 @@ static DESCENT: MethodInfo = MethodInfo {
     identity_at_init: false,
     mergeable: true,
     parse: |_| Ok(Box::new(DescentConfig::default())),
-    recognises: by_peft_type,
+    recognises: None,
 };
 
 /// W − G, for the mean gradient G that a calibration found.
@@ -288,8 +288,6 @@ struct Descent {
 }
 
 impl Adapter for Descent {
-    const METHOD: &'static str = "descent";
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         vec![CheckpointKey::layer("gradient", "gradient")]
     }

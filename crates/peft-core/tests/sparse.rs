@@ -11,7 +11,7 @@ use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use peft_core::calibration::{Calibrate as _, CalibrationConfig};
 use peft_core::method::{
     Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan,
-    WeightAdapter, by_peft_type,
+    WeightAdapter,
 };
 use peft_core::nn::AdaptedForward as _;
 use peft_core::state::AdapterState as _;
@@ -31,7 +31,7 @@ static SPARSE: MethodInfo = MethodInfo {
         let count = json["count"].as_u64().unwrap_or_default() as usize;
         Ok(Box::new(SparseConfig::new(count)))
     },
-    recognises: by_peft_type,
+    recognises: None,
 };
 
 /// W + S, where S is zero but at some places.
@@ -59,8 +59,6 @@ impl SparseDelta {
 }
 
 impl Adapter for SparseDelta {
-    const METHOD: &'static str = "sparse";
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         let [inputs, outputs] = self.shape;
         vec![

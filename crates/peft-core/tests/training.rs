@@ -9,7 +9,7 @@ use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Tensor, TensorData};
 use peft_core::method::{
     Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodHooks, MethodInfo,
-    Plan, States, WeightAdapter, by_peft_type,
+    Plan, States, WeightAdapter,
 };
 use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule as _, Result, TrainingHooks, checkpoint};
@@ -24,7 +24,7 @@ static OFFSET: MethodInfo = MethodInfo {
     identity_at_init: true,
     mergeable: true,
     parse: |_| Ok(Box::new(OffsetConfig::default())),
-    recognises: by_peft_type,
+    recognises: None,
 };
 
 /// W + O.
@@ -37,8 +37,6 @@ struct Offset {
 }
 
 impl Adapter for Offset {
-    const METHOD: &'static str = "offset";
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         vec![CheckpointKey::layer("value", "value")]
     }

@@ -5,7 +5,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::Tensor;
 use peft_core::method::{
     Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan,
-    WeightAdapter, by_peft_type,
+    WeightAdapter,
 };
 use peft_core::{Error, PeftModule as _, Result};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ static FORGETFUL: MethodInfo = MethodInfo {
     identity_at_init: true,
     mergeable: true,
     parse: |_| Ok(Box::new(ForgetfulConfig::default())),
-    recognises: by_peft_type,
+    recognises: None,
 };
 
 #[derive(Module, Debug)]
@@ -34,8 +34,6 @@ struct Inner {
 }
 
 impl Adapter for Forgetful {
-    const METHOD: &'static str = "forgetful";
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         vec![CheckpointKey::layer("listed", "listed")]
     }

@@ -89,7 +89,7 @@ impl Arguments {
                 identity_at_init: #identity_at_init,
                 mergeable: #mergeable,
                 parse: ::peft_core::method::config_from_json::<#config>,
-                recognises: ::peft_core::method::by_peft_type,
+                recognises: ::core::option::Option::None,
             };
         })
     }

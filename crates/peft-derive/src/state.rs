@@ -187,7 +187,6 @@ pub(crate) fn expand(item: &DeriveInput) -> Result<TokenStream> {
     let (state, (generics, types, bounds)) = (&item.ident, item.generics.split_for_impl());
     Ok(quote! {
         impl #generics ::peft_core::method::Adapter for #state #types #bounds {
-            const METHOD: &'static str = ::core::stringify!(#state);
             fn tensors(&self) -> ::std::vec::Vec<::peft_core::method::CheckpointKey> {
                 #[allow(unused_mut)]
                 let mut tensors = ::std::vec::Vec::new();

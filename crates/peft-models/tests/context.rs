@@ -7,7 +7,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft_core::device::cpu_devices;
 use peft_core::method::{
     Adapter, BaseLinear, CheckpointKey, Common, Family, HiddenAdapter, HiddenState, Layout, Method,
-    MethodConfig, MethodInfo, Plan, WeightAdapter, by_peft_type,
+    MethodConfig, MethodInfo, Plan, WeightAdapter,
 };
 use peft_core::nn::{ForwardContext, SiteContext};
 use peft_core::{Composition, PeftModule as _, Result};
@@ -23,7 +23,7 @@ static PROBE: MethodInfo = MethodInfo {
     identity_at_init: true,
     mergeable: false,
     parse: |_| unreachable!("nothing is loaded"),
-    recognises: by_peft_type,
+    recognises: None,
 };
 
 /// What an adapter saw of a forward pass.
@@ -77,8 +77,6 @@ struct Probe {
 }
 
 impl Adapter for Probe {
-    const METHOD: &'static str = "probe";
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         vec![CheckpointKey::layer("by", "by")]
     }

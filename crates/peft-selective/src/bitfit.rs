@@ -17,8 +17,6 @@ pub struct BiasDelta {
 }
 
 impl Adapter for BiasDelta {
-    const METHOD: &'static str = "bitfit";
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         vec![CheckpointKey::named("delta", &self.key)]
     }

@@ -23,8 +23,6 @@ pub enum EncodedPrompt {
 }
 
 impl Adapter for EncodedPrompt {
-    const METHOD: &'static str = "P-tuning";
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         match self {
             Self::Prompt(_) => vec![CheckpointKey::root("Prompt", "prompt_embeddings")],

@@ -70,8 +70,6 @@ impl Prefix {
 }
 
 impl Adapter for Prefix {
-    const METHOD: &'static str = "prefix tuning";
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         let own = |field: &str, key: &str, width: usize| {
             CheckpointKey::root(field, key).columns(self.layer * width, self.layers * width)

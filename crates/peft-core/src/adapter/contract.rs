@@ -15,9 +15,6 @@ use crate::adapter::site_context::SiteContext;
 /// and `valid`/`train` like the model's own. What it does is said by the trait of the place where
 /// it acts: [`WeightAdapter`], [`HiddenAdapter`], [`PromptAdapter`] or [`KeyValueAdapter`].
 pub trait Adapter: Module + Sync + 'static {
-    /// Name of the state, as in `lora`, for errors.
-    const METHOD: &'static str;
-
     /// What the state is, for counts and configuration files. Default: the method's own.
     fn role(&self) -> Role {
         Role::Method

@@ -175,7 +175,6 @@ impl<M: ModuleMapper> DynMapper for FromDyn<'_, M> {
 
 /// What every erased adapter can do, wherever it acts.
 pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
-    fn method(&self) -> &'static str;
     fn role(&self) -> Role;
     fn tensors(&self) -> Vec<CheckpointKey>;
     /// As a file holds it.
@@ -209,9 +208,6 @@ impl<A: Adapter> Typed<A> {
 }
 
 impl<A: Adapter> ErasedModule for Typed<A> {
-    fn method(&self) -> &'static str {
-        A::METHOD
-    }
     fn role(&self) -> Role {
         self.state().role()
     }

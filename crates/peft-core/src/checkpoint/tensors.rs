@@ -59,7 +59,11 @@ fn fields(adapter: &dyn ErasedModule) -> Vec<String> {
 }
 
 /// Refuses states with a parameter that their `tensors()` do not list: it would be missing in every file.
-pub(crate) fn refuse_unlisted(layout: &Layout, planned: &[PlannedAdapter]) -> Result<()> {
+pub(crate) fn refuse_unlisted(
+    method: &'static str,
+    layout: &Layout,
+    planned: &[PlannedAdapter],
+) -> Result<()> {
     for PlannedAdapter { path, adapter } in planned {
         let adapter = adapter.module();
         let listed = field_names(&adapter.tensors());
@@ -68,7 +72,7 @@ pub(crate) fn refuse_unlisted(layout: &Layout, planned: &[PlannedAdapter]) -> Re
             .find(|field| !listed.contains(*field))
         {
             return Err(Error::UnlistedTensor {
-                method: adapter.method(),
+                method,
                 place: layout.place_name(path),
                 field: field.clone(),
             });

@@ -195,7 +195,7 @@ pub fn read_by_layer<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::method::contract::{Family, by_peft_type};
+    use crate::method::contract::Family;
 
     static TEST: MethodInfo = MethodInfo {
         name: "test",
@@ -206,7 +206,7 @@ mod tests {
         identity_at_init: true,
         mergeable: true,
         parse: |_| unreachable!("nothing is read"),
-        recognises: by_peft_type,
+        recognises: None,
     };
 
     fn ranks(keys: &[(&str, usize)]) -> ByLayer<usize> {

@@ -65,12 +65,7 @@ pub struct MethodInfo {
     /// Reads the method's `adapter_config.json`.
     pub parse: fn(&Value) -> Result<Box<dyn Method>>,
     /// Whether a configuration in another library's layout is one of this method.
-    pub recognises: fn(&Value) -> bool,
-}
-
-/// For [`MethodInfo::recognises`]: only by `peft_type`.
-pub fn by_peft_type(_: &Value) -> bool {
-    false
+    pub recognises: Option<fn(&Value) -> bool>,
 }
 
 /// What a method's configuration says: the part of a [`Method`] that

@@ -28,7 +28,7 @@ pub use crate::layout::targets::{ALL_LINEAR, OneOrMany, Selection, Targets};
 pub use bias::Bias;
 pub use by_layer::{ByLayer, LayerValue, read_by_layer};
 pub use contract::{
-    Common, Family, Method, MethodConfig, MethodInfo, by_peft_type, check_field, config_from_json,
+    Common, Family, Method, MethodConfig, MethodInfo, check_field, config_from_json,
     config_to_json, upstream_json,
 };
 pub use hooks::{MethodHooks, States};

@@ -71,12 +71,6 @@ impl ModuleToSave<1, false> {
 }
 
 impl<const R: usize, const OF_MODULE: bool> Adapter for ModuleToSave<R, OF_MODULE> {
-    const METHOD: &'static str = if OF_MODULE {
-        "saved module"
-    } else {
-        "trained bias"
-    };
-
     fn role(&self) -> Role {
         if OF_MODULE {
             Role::SavedModule

@@ -52,8 +52,6 @@ impl TrainableTokens {
 }
 
 impl Adapter for TrainableTokens {
-    const METHOD: &'static str = "trained tokens";
-
     fn role(&self) -> Role {
         Role::TrainedTokens
     }

@@ -80,7 +80,7 @@ fn recognised<'a>(
     let found = config["peft_type"].as_str();
     let fits = |info: &&&MethodInfo| match found {
         Some(found) => info.peft_type == found,
-        None => (info.recognises)(config),
+        None => info.recognises.is_some_and(|recognises| recognises(config)),
     };
     methods
         .iter()

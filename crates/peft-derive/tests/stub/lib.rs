@@ -30,7 +30,7 @@ pub mod method {
         pub identity_at_init: bool,
         pub mergeable: bool,
         pub parse: fn(&Value) -> Result<Box<dyn Method>>,
-        pub recognises: fn(&Value) -> bool,
+        pub recognises: Option<fn(&Value) -> bool>,
     }
 
     #[derive(Debug)]
@@ -64,10 +64,6 @@ pub mod method {
     ) -> Result<Box<dyn Method>> {
         let config: C = serde_json::from_value(json.clone()).map_err(|error| error.to_string())?;
         Ok(Box::new(config))
-    }
-
-    pub fn by_peft_type(_: &Value) -> bool {
-        false
     }
 
     pub fn upstream_json<C: serde::Serialize>(config: &C) -> Value {

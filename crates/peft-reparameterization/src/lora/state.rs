@@ -189,8 +189,6 @@ impl LoraEmbedding {
 }
 
 impl Adapter for LoraEmbedding {
-    const METHOD: &'static str = "lora";
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         let spec = |field: &str, key: &str, of_head: &str| {
             let spec = CheckpointKey::layer(field, key).transposed();

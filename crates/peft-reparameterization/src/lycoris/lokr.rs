@@ -141,8 +141,6 @@ impl LokrLinear {
 }
 
 impl Adapter for LokrLinear {
-    const METHOD: &'static str = "lokr";
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         let mut tensors = self.w1.tensors("w1", "lokr_w1");
         tensors.extend(self.w2.tensors("w2", "lokr_w2"));
