@@ -28,9 +28,8 @@ peft_conformance::conformance_suite!(
                 .with_feedforward_modules(["output.dense"])
         ),
         Case::new(
-            "ia3, random, with a head",
+            "ia3, with a head",
             Ia3Config::new()
-                .with_init_ia3_weights(false)
                 .with_targets(["query", "dense"])
                 .with_feedforward_modules(r".*\.output\.dense")
                 .with_modules_to_save(["classifier"])

@@ -281,7 +281,7 @@ static DESCENT: MethodInfo = MethodInfo {
     recognises: None,
 };
 
-/// W − G, for the mean gradient G that a calibration found.
+/// W − G / 100, for the mean gradient G that a calibration found.
 #[derive(Module, Debug)]
 struct Descent {
     gradient: Param<Tensor<2>>,
@@ -296,7 +296,7 @@ impl Adapter for Descent {
 impl WeightAdapter for Descent {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
-        weight - self.gradient.val().reshape(shape)
+        weight - self.gradient.val().reshape(shape) * 0.01
     }
 }
 

@@ -105,7 +105,7 @@ type Tensors<'a> = (Vec<(String, TensorSource<'a>)>, Option<Value>);
 impl Llama {
     /// Writes the model as a folder that Hugging Face's `transformers` loads: `model.safetensors` and
     /// `config.json`, and the tokenizer's files where one is given ([`LlamaTokenizer::save`]). Adapters are not in
-    /// it: export after [`merge_and_unload`](PeftModule::merge_and_unload) to have them folded in. QuantizedWeight weights
+    /// it: export after [`merge_and_unload`](PeftModule::merge_and_unload) to have them folded in. Quantized weights
     /// are written dense, with the values that they have; [`export_quantized`](Self::export_quantized) keeps them quantized.
     ///
     /// Fields of the `config.json` that the model was loaded with are kept, and its number format:

@@ -300,6 +300,13 @@ fn an_adapter_can_run_the_others_of_its_site() {
         .unwrap();
     let found = fused.forward(ids(&device), None).hidden;
     let expected = single.forward(ids(&device), None).hidden;
+    let error = (found - expected.clone()).abs().max().into_scalar::<f32>();
+    assert!(error <= 1e-5, "{error}");
+    // Where a row has the fusion and another has not, the others are run on the fusion's row only.
+    let mixed = fused.set_adapter_per_row(&[None, Some("fusion")]).unwrap();
+    let found = mixed.forward(ids(&device), None).hidden;
+    let plain = bert.forward(ids(&device), None).hidden;
+    let expected = Tensor::cat(vec![plain.narrow(0, 0, 1), expected.narrow(0, 1, 1)], 0);
     let error = (found - expected).abs().max().into_scalar::<f32>();
     assert!(error <= 1e-5, "{error}");
 }

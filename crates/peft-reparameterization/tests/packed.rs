@@ -141,7 +141,7 @@ fn norms_of_dora_are_those_of_the_base_there_is() {
             as_merged(&packed, &x, "a quantized base");
             let error = farthest(packed.forward(x.clone()), model.forward(x.clone()));
             assert!(error <= 1e-6, "{name}: {error}");
-            // QuantizedWeight anew after a change.
+            // Quantized anew after a change.
             let scaled = packed.unpack_weights().unwrap().map(&mut Scale(0.6));
             as_merged(&scaled, &x, "an unpacked base");
             as_merged(

@@ -171,7 +171,7 @@ fn an_adapter_is_swapped_while_rows_are_mixed() {
 }
 
 #[test]
-fn what_cannot_be_mixed_is_not_swapped_in() {
+fn adapters_with_heads_biases_and_tables_are_swapped_in_among_rows() {
     let (_, device) = cpu_devices().remove(0);
     let model = adapted(&device);
     let base = model.unload().unwrap();

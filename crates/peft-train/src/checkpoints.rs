@@ -25,7 +25,7 @@ pub(crate) const PREFIX: &str = "checkpoint-";
 ///
 /// # Errors
 ///
-/// [`Error::Io`] if the folder cannot be read.
+/// [`Error::Io`](crate::Error::Io) if the folder cannot be read.
 pub fn list(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
     if !dir.exists() {
         return Ok(Vec::new());
@@ -48,7 +48,7 @@ pub fn list(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
 ///
 /// # Errors
 ///
-/// [`Error::Io`] if the folder cannot be read.
+/// [`Error::Io`](crate::Error::Io) if the folder cannot be read.
 pub fn latest(dir: &Path) -> Result<Option<PathBuf>> {
     let found = list(dir)?.into_iter().rev();
     let mut complete = found.filter(|(step, path)| is_complete(path, *step));

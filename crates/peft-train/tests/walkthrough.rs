@@ -37,6 +37,9 @@ fn commands(text: &str) -> Vec<String> {
     commands
 }
 
+/// What the walk-through calls.
+const EXAMPLE: &str = "cargo xtask example finetune_llama ";
+
 #[test]
 fn every_command_of_the_walk_through_runs() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -44,16 +47,11 @@ fn every_command_of_the_walk_through_runs() {
     let commands = commands(&text);
     let runs: Vec<&String> = commands
         .iter()
-        .filter(|command| command.starts_with("cargo run"))
+        .filter(|command| command.starts_with(EXAMPLE))
         .collect();
     assert!(runs.len() >= 4, "{commands:?}");
     for command in &commands {
-        let known = [
-            "cargo run --release -p peft-train --example finetune_llama -- ",
-            "cargo xtask fetch ",
-            "MODEL=",
-            "NOVELS=",
-        ];
+        let known = [EXAMPLE, "cargo xtask fetch ", "MODEL=", "NOVELS="];
         assert!(
             known.iter().any(|start| command.starts_with(start)),
             "{command}"
@@ -92,7 +90,7 @@ fn every_command_of_the_walk_through_runs() {
         }
     }
     for command in runs {
-        let (_, arguments) = command.split_once(" -- ").unwrap();
+        let arguments = command.strip_prefix(EXAMPLE).unwrap();
         let script = format!("\"$EXAMPLE\" {arguments} {QUICK}");
         let output = Command::new("bash")
             .args(["-c", &script])

@@ -158,6 +158,20 @@ fn virtual_tokens_of_other_number_cannot_share_a_batch() {
             assert!(matches!(error, Error::Composition { .. }), "{error}");
             assert!(error.to_string().contains("[2, "), "{error}");
         }
+        // Neither can one be swapped in.
+        let mixed = model.attach("also two", two.as_ref()).unwrap();
+        let mixed = mixed
+            .set_adapter_per_row(&[Some("two"), Some("also two")])
+            .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        base.attach("new", three.as_ref())
+            .unwrap()
+            .save_adapter("new", dir.path())
+            .unwrap();
+        let error = mixed
+            .swap_adapter("two", dir.path(), &peft::methods())
+            .unwrap_err();
+        assert!(matches!(error, Error::Composition { .. }), "{error}");
         // A row whose prompt goes would be shorter than the others.
         let other = model.attach("more", two.as_ref()).unwrap();
         let rows = other
@@ -295,6 +309,11 @@ fn weighted_changes_of_weights_merge_and_routed_ones_do_not() {
         model.set_composition(&unknown),
         Err(Error::UnknownAdapter { .. })
     ));
+    let twice = Composition::Routed(vec!["a".into(), "a".into()]);
+    assert!(matches!(
+        model.set_composition(&twice),
+        Err(Error::Composition { .. })
+    ));
     let no_number = Composition::Weighted(vec![("a".into(), f64::NAN)]);
     assert!(matches!(
         model.set_composition(&no_number),
@@ -314,4 +333,69 @@ fn routing_without_weights_is_refused() {
     routed
         .linear
         .adapted(Tensor::<3>::zeros([1, 1, 8], &device));
+}
+
+/// Positions and segments are one row for all; their tables differ from row to row and token to token all the same.
+#[test]
+fn tables_of_positions_are_routed() {
+    let (_, device) = cpu_devices().remove(0);
+    let device = device.autodiff();
+    let (base, ids) = (bert(&device), ids(&device));
+    let tables = ["position_embeddings", "token_type_embeddings"];
+    let lora = LoraConfig::new(2).with_targets(tables);
+    let model = attach(&base, "a", &lora, 0.0);
+    let routed = model
+        .set_composition(&Composition::Routed(vec!["a".into()]))
+        .unwrap();
+    let output = |weights: Routing| {
+        let context = ForwardContext::new().with_routing(weights);
+        data(routed.forward_in(ids.clone(), context))
+    };
+    let ones = Tensor::<2>::ones([4, 1], &device);
+    let a = data(model.forward(ids.clone(), None));
+    assert!(farthest(&output(Routing::per_row(["a"], ones)), &a) <= 2e-6);
+    let tokens = Tensor::<3>::ones([4, 6, 1], &device);
+    assert!(farthest(&output(Routing::per_token(["a"], tokens)), &a) <= 2e-6);
+    let none = Tensor::<2>::zeros([4, 1], &device);
+    let plain = data(base.forward(ids.clone(), None));
+    assert!(farthest(&output(Routing::per_row(["a"], none)), &plain) <= 2e-6);
+}
+
+/// A table gives as many rows as it is asked for, and a batch of another size is no batch of these rows.
+#[test]
+#[should_panic(expected = "the adapters of 4 rows, and the batch has 1")]
+fn one_row_of_ids_is_not_four() {
+    let (_, device) = cpu_devices().remove(0);
+    let lora = LoraConfig::new(2).with_targets(["word_embeddings"]);
+    let model = bert(&device).attach("a", &lora).unwrap();
+    let mixed = model
+        .set_adapter_per_row(&[Some("a"), None, None, Some("a")])
+        .unwrap();
+    mixed.forward(Tensor::from_data([[1_i64, 2, 3]], &device), None);
+}
+
+#[derive(Module, Debug)]
+struct Grouped {
+    linear: Linear,
+    norm: burn::nn::GroupNorm,
+}
+
+#[test]
+fn layers_that_cannot_differ_between_rows_are_refused() {
+    let (_, device) = cpu_devices().remove(0);
+    let base = Grouped {
+        linear: LinearConfig::new(4, 4).init(&device),
+        norm: burn::nn::GroupNormConfig::new(2, 4).init(&device),
+    };
+    let model = base.attach("a", &BitFitConfig::new()).unwrap();
+    let error = model
+        .set_adapter_per_row(&[Some("a"), None])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("GroupNorm"), "{error}");
+    assert!(
+        model
+            .set_composition(&Composition::Weighted(vec![("a".into(), 0.5)]))
+            .is_ok()
+    );
 }

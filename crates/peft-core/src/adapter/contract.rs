@@ -109,7 +109,7 @@ pub trait WeightAdapter: Adapter {
     }
 }
 
-/// An adapter of a hidden state at a [`Site`](crate::Site) of the forward pass.
+/// An adapter of a hidden state at a [`Site`](crate::nn::Site) of the forward pass.
 pub trait HiddenAdapter: Adapter {
     /// The new hidden state, `[batch, seq, d]` as `hidden` is.
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;

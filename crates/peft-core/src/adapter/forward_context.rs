@@ -11,7 +11,7 @@ use burn::tensor::{Bool, Int, Tensor};
 /// of which adapter each row or token gets.
 ///
 /// A model makes one in its `forward` and passes it to
-/// [`adapted_in`](crate::nn::AdaptedForward::adapted_in) and to its [`Site`](crate::Site)s. Everything in it is
+/// [`adapted_in`](crate::nn::AdaptedForward::adapted_in) and to its [`Site`](crate::nn::Site)s. Everything in it is
 /// optional: an adapter that needs what a model does not say has to do without, or panics with a message that names
 /// what is missing.
 ///
@@ -52,9 +52,18 @@ impl ForwardContext {
 
     /// Sets the position of each token in its text, row after row, of `rows` rows; 1 where all rows have the same
     /// positions.
+    ///
+    /// # Panics
+    ///
+    /// If the rows do not have equally many positions, at least one each.
     #[must_use]
     pub fn with_positions(mut self, rows: usize, positions: impl Into<Arc<[usize]>>) -> Self {
         let values = positions.into();
+        assert!(
+            rows > 0 && values.len() >= rows && values.len() % rows == 0,
+            "{} positions are not equally many for each of {rows} rows",
+            values.len()
+        );
         self.positions = Some(Positions { values, rows });
         self
     }
@@ -186,6 +195,9 @@ impl Routing {
     }
 
     /// `weights` `[batch, seq, adapters]`. Virtual tokens in front of a row count.
+    ///
+    /// Layers that see one vector a row and no tokens, as a pooler or a head on a pooled state does, cannot use them: leave
+    /// such layers out of the adapters' targets, or give weights [per row](Self::per_row).
     ///
     /// # Panics
     ///

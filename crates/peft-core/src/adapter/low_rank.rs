@@ -1,7 +1,7 @@
 //! The usual shape of a state: a change of low rank.
 
 use burn::nn::Dropout;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use peft_ops::{LowRank, add_low_rank};
 
 use crate::adapter::base::BaseLinear;
@@ -26,10 +26,10 @@ impl<T: LowRankAdapter> WeightAdapter for T {
     }
 
     fn low_rank(&self) -> Option<LowRank> {
-        let factors = self.factors();
         let rate = self.dropout().map_or(0.0, dropout_rate);
-        let dropping = rate > 0.0 && factors.up.is_autodiff();
-        (!dropping).then_some(factors)
+        // A state on a device without autodiff drops nothing.
+        let drops = rate > 0.0 && self.devices().iter().any(Device::is_autodiff);
+        (!drops).then(|| self.factors())
     }
 
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {

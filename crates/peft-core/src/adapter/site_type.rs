@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Which hidden state flows by at a [`Site<Hidden>`](crate::Site); methods select by it.
+/// Which hidden state flows by at a [`Site<Hidden>`](crate::nn::Site); methods select by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HiddenState {
@@ -42,7 +42,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// What a [`Site`](crate::Site) takes. Its types are [`Hidden`], [`Prompt`] and [`KeyValue`].
+/// What a [`Site`](crate::nn::Site) takes. Its types are [`Hidden`], [`Prompt`] and [`KeyValue`].
 pub trait SiteType: sealed::Sealed + Clone + Copy + fmt::Debug + Send + Sync + 'static {}
 
 /// A hidden state, for [`HiddenAdapter`](crate::method::HiddenAdapter)s.

@@ -65,8 +65,27 @@ impl Composition {
         }
     }
 
-    /// Refuses weights that are no numbers.
+    /// Refuses weights that are no numbers, and adapters that have several.
     pub(crate) fn check(&self) -> Result<()> {
+        let given = match self {
+            Self::Stack(_) | Self::PerRow(_) => 0,
+            Self::Weighted(weights) => weights.len(),
+            Self::Routed(names) => names.len(),
+        };
+        if given > self.names().len() {
+            let twice = |name: &&str| match self {
+                Self::Weighted(weights) => {
+                    weights.iter().filter(|(other, _)| other == name).count() > 1
+                }
+                Self::Routed(names) => names.iter().filter(|other| other == name).count() > 1,
+                _ => false,
+            };
+            let adapter = self.names().into_iter().find(twice).unwrap_or_default();
+            return Err(Error::Composition {
+                adapter: adapter.to_string(),
+                reason: "it is in the composition twice; once would do".into(),
+            });
+        }
         let Self::Weighted(weights) = self else {
             return Ok(());
         };

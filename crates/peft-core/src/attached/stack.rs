@@ -61,7 +61,7 @@ pub(crate) struct Entry {
 /// The adapters at one place, the innermost first.
 ///
 /// On a parameter it is what Burn attaches ([`Reparameterization`]); in the forward pass it is
-/// held by a [`Site`](crate::Site). Whether an adapter is active is plain data and not a
+/// held by a [`Site`](crate::nn::Site). Whether an adapter is active is plain data and not a
 /// `Param<Flag>`: `valid()` and `freeze()` turn flags off, and must not turn adapters off.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stack {

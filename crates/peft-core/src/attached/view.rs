@@ -90,9 +90,10 @@ impl Attached {
         self.entries_of(name).next().is_some()
     }
 
-    /// Whether the adapter is active at one of its places.
+    /// Whether the adapter takes part in the forward pass at one of its places, in whatever composition.
     pub(crate) fn is_active(&self, name: &str) -> bool {
-        self.entries_of(name).any(|(_, entry)| entry.active)
+        let mut used = self.stacks().flat_map(|(_, stack)| stack.used());
+        used.any(|entry| entry.name == name)
     }
 
     /// The method of an adapter, as it was attached.

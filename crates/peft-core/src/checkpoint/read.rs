@@ -67,7 +67,7 @@ pub(crate) fn refuse_pickled(dir: &Path, style: Style) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::Io`], and [`Error::Checkpoint`] if it is no JSON object of a plausible size.
+/// [`Error::Io`](crate::Error::Io), and [`Error::Checkpoint`](crate::Error::Checkpoint) if it is no JSON object of a plausible size.
 pub fn read_config(dir: &Path) -> Result<Value> {
     let path = files::readable(dir, CONFIG_FILE, CONFIG_FILE);
     let size = fs::metadata(&path).map_err(io(&path))?.len();

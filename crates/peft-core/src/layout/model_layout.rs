@@ -140,6 +140,8 @@ pub struct Layer {
     pub name: String,
     /// Kind.
     pub kind: LayerKind,
+    /// Name of the struct, as in `LayerNorm`.
+    pub(crate) container: String,
     /// Indices of its parameters, in [`Layout::params`].
     pub params: Vec<usize>,
     /// Whether it is (part of) an output head.
@@ -203,6 +205,7 @@ impl Layout {
                 layout.layers.push(Layer {
                     name: scan.upstream(layer_path).join("."),
                     kind: LayerKind::of(&param.container),
+                    container: param.container.clone(),
                     params: Vec::new(),
                     head: param.table.is_some() || is_head(&scan, layer_path),
                 });

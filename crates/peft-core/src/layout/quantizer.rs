@@ -40,7 +40,7 @@ pub trait WeightQuantizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Packing`] for values that the format cannot hold.
+    /// [`Error::Packing`](crate::Error::Packing) for values that the format cannot hold.
     fn pack(&self, layer: QuantizedLayer<'_>, values: &[f32]) -> Result<Option<QuantizedWeight>>;
 
     /// Whether [`pack`](Self::pack) could want this matrix: its values need not be read otherwise. Default: yes.
@@ -53,7 +53,7 @@ pub trait WeightQuantizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Packing`] for parts that do not fit together.
+    /// [`Error::Packing`](crate::Error::Packing) for parts that do not fit together.
     fn read_parts(
         &self,
         _layer: QuantizedLayer<'_>,
@@ -67,7 +67,7 @@ pub trait WeightQuantizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Packing`] for a matrix in another format than
+    /// [`Error::Packing`](crate::Error::Packing) for a matrix in another format than
     /// [`quantization_config`](Self::quantization_config) says.
     fn write_parts(
         &self,

@@ -233,6 +233,16 @@ impl Plan {
         self.trained_in_place.push(param.path.clone());
     }
 
+    /// Brings the adapters into the order of the model, in which a [`Shared`](crate::method::Shared) parameter goes from
+    /// handle to handle, whatever order the method planned them in.
+    pub(crate) fn sort(&mut self, layout: &Layout) {
+        let params = layout.params.iter().map(|param| param.path.as_str());
+        let sites = layout.sites.iter().map(|site| site.path.as_str());
+        let order: HashMap<&str, usize> = params.chain(sites).zip(0..).collect();
+        self.adapters
+            .sort_by_key(|planned| order.get(planned.path.as_str()).copied());
+    }
+
     fn push(&mut self, path: &str, adapter: AnyAdapter) {
         if self.saved.iter().any(|saved| saved == path) {
             return;

@@ -290,7 +290,7 @@ pub(crate) fn summary(attached: &Attached) -> Summary {
             adapters.push(AdapterSummary {
                 name: entry.name.clone(),
                 method: entry.origin.method.info().title,
-                active: entry.active,
+                active: attached.is_active(&entry.name),
                 places: 1,
                 elements,
             });

@@ -57,6 +57,7 @@ pub(crate) fn fill_plan(plan: &mut Plan, method: &dyn Method, attached: &Attache
     let layout = &attached.layout;
     save_modules(plan, method, layout)?;
     method.plan(layout, plan)?;
+    plan.sort(layout);
     refuse_unlisted(method.info().title, layout, &plan.adapters)?;
     refuse_trained_quantized(attached, plan)
 }

@@ -10,7 +10,6 @@ use peft_ops::AttentionInputs;
 use crate::adapter::base::{BaseConv2d as _, BaseEmbedding as _};
 use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::low_rank::dropout_rate;
-use crate::attached::composition::Parts;
 use crate::attached::stack::Stack;
 use crate::nn::base_layer::{Conv2dBelow, EmbeddingBelow};
 use crate::nn::linear::linear;
@@ -103,6 +102,21 @@ impl AdaptedForward<Tensor<2, Int>> for Embedding {
     }
 }
 
+/// Rows of an embedding table for `ids` `[1, 1 or seq]` that are the same for all of the `batch` rows of `seq` tokens, as
+/// positions are: `[1 or batch, 1 or seq, d]`. One row does unless the table's adapters differ between rows or tokens.
+pub fn adapted_positions(
+    table: &Embedding,
+    ids: Tensor<2, Int>,
+    [batch, seq]: [usize; 2],
+    context: &ForwardContext,
+) -> Tensor<3> {
+    let stack = table.weight.reparameterization::<Stack>();
+    if stack.is_some_and(Stack::varies) {
+        return table.adapted_in(ids.expand([batch, seq]), context);
+    }
+    table.adapted_in(ids, context)
+}
+
 /// Rows of an embedding table, adapters and all.
 fn rows_of_table(
     base: Tensor<2>,
@@ -111,11 +125,6 @@ fn rows_of_table(
     context: &ForwardContext,
 ) -> Tensor<3> {
     if let Some(mixture) = stack.mixed() {
-        // One row of ids for all rows of the batch, as positions are.
-        let ids = match &mixture.parts {
-            Parts::PerRow(rows) if ids.dims()[0] == 1 => ids.repeat_dim(0, rows.count()),
-            _ => ids,
-        };
         return mixture::mix(stack, mixture, ids, context, |stack, ids, context| {
             rows_of_table(base.clone(), stack, ids, context)
         });

@@ -140,10 +140,15 @@ impl PerRow {
         part: impl Fn(Option<usize>, &[i64], Tensor<1, Int>) -> Tensor<E>,
     ) -> Tensor<E> {
         let index = |rows: &[i64]| Tensor::<1, Int>::from_data(rows, device);
-        let parts = self
-            .groups
-            .iter()
-            .map(|group| part(group.entry, &group.rows, index(&group.rows)));
+        let parts = self.groups.iter().map(|group| {
+            let output = part(group.entry, &group.rows, index(&group.rows));
+            let (found, asked) = (output.dims()[0], group.rows.len());
+            assert_eq!(
+                found, asked,
+                "an adapter gave {found} rows for the {asked} that it was given"
+            );
+            output
+        });
         let parts = Tensor::cat(parts.collect(), 0);
         parts.select(0, index(&self.places()))
     }
@@ -151,12 +156,12 @@ impl PerRow {
     /// One value for each row, of those that `of` gives for the groups' entries.
     pub(crate) fn spread<const D: usize, const E: usize>(
         &self,
-        device: &burn::tensor::Device,
         of: impl Fn(Option<usize>) -> Tensor<D>,
     ) -> Tensor<E> {
         let values = self.groups.iter().map(|group| of(group.entry));
-        let rows = Tensor::<1, Int>::from_data(self.group_of.as_slice(), device);
-        Tensor::stack::<E>(values.collect(), 0).select(0, rows)
+        let values = Tensor::stack::<E>(values.collect(), 0);
+        let rows = Tensor::<1, Int>::from_data(self.group_of.as_slice(), &values.device());
+        values.select(0, rows)
     }
 }
 

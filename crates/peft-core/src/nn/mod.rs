@@ -19,7 +19,7 @@ pub use crate::attached::stack::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
 pub use cross_entropy::adapted_cross_entropy;
 pub use layers::{
     AdaptedForward, adapted_attention, adapted_gelu, adapted_layer_norm, adapted_norm,
-    adapted_swiglu,
+    adapted_positions, adapted_swiglu,
 };
 pub use site::{HiddenSite, KeyValueSite, PromptSite, Site};
 pub use tied_head::TiedHead;

@@ -102,13 +102,15 @@ impl Site<Hidden> {
 
     /// The hidden state `[batch, seq, d]` after the active adapters.
     pub fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
-        let sibling = |name: &str, hidden: Tensor<3>| {
-            let adapter = self.stack.entry(name)?.adapter.hidden_adapter();
-            Some(adapter.forward(hidden, context))
+        let run = |stack: &Stack, hidden: Tensor<3>, context: &SiteContext<'_>| {
+            let sibling = |name: &str, hidden: Tensor<3>| {
+                let adapter = self.stack.entry(name)?.adapter.hidden_adapter();
+                Some(adapter.forward(hidden, context))
+            };
+            through(stack, hidden, &context.with_siblings(&sibling))
         };
-        let context = context.with_siblings(&sibling);
         let Some(mixture) = self.stack.mixed() else {
-            return through(&self.stack, hidden, &context);
+            return run(&self.stack, hidden, context);
         };
         let forward = context.forward;
         mix(
@@ -117,8 +119,8 @@ impl Site<Hidden> {
             hidden,
             forward,
             |stack, part, forward| match forward.rows() {
-                Some(rows) => through(stack, part, &context.of_rows(forward, &rows)),
-                None => through(stack, part, &context),
+                Some(rows) => run(stack, part, &context.of_rows(forward, &rows)),
+                None => run(stack, part, context),
             },
         )
     }
@@ -250,8 +252,7 @@ fn in_front(stack: &Stack, batch: usize, of: impl Fn(&Entry) -> Tensor<2>) -> Ve
         let at = at.expect("`set_composition` refuses rows without virtual tokens among others");
         of(&stack.entries[at])
     };
-    let device = entry(rows.groups[0].entry).device();
-    vec![rows.spread(&device, entry)]
+    vec![rows.spread(entry)]
 }
 
 impl<T: SiteType> Module for Site<T> {

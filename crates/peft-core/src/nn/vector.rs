@@ -31,7 +31,7 @@ impl Vector {
         };
         match &mixture.parts {
             Parts::PerRow(rows) => {
-                let values: Tensor<2> = rows.spread(&base.device(), of);
+                let values: Tensor<2> = rows.spread(of);
                 Self::Varied(values.unsqueeze_dim(1))
             }
             Parts::Weighted(_) => Self::Same(param.val()),

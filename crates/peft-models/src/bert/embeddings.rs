@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Embedding, LayerNorm};
 use burn::tensor::{Device, Int, Tensor};
 use peft_core::PromptSite;
-use peft_core::nn::{AdaptedForward, ForwardContext, adapted_layer_norm};
+use peft_core::nn::{AdaptedForward, ForwardContext, adapted_layer_norm, adapted_positions};
 
 use super::BertConfig;
 
@@ -76,8 +76,9 @@ impl BertEmbeddings {
         let positions = first.cast_signed() as i64..last.cast_signed() as i64;
         let positions = Tensor::<1, Int>::arange(positions, &device).unsqueeze::<2>();
         let segments = Tensor::zeros([1, 1], &device);
-        let places = self.position_embeddings.adapted_in(positions, &context)
-            + self.token_type_embeddings.adapted_in(segments, &context);
+        let shape = [words.dims()[0], words.dims()[1]];
+        let places = adapted_positions(&self.position_embeddings, positions, shape, &context)
+            + adapted_positions(&self.token_type_embeddings, segments, shape, &context);
         let sum = (words + places, 0.0);
         let embedded = adapted_layer_norm(&self.layer_norm, self.epsilon, sum, None, &context);
         (self.dropout.adapted(embedded), context)

@@ -16,7 +16,7 @@ const LOGITS: usize = 1 << 22;
 pub(crate) enum Head<'a> {
     /// Dense, `[classes, d]`.
     Dense(Matrix<'a>),
-    /// QuantizedWeight.
+    /// Quantized.
     Quantized(&'a dyn QuantizedMatrix),
 }
 

@@ -3,6 +3,7 @@ use super::*;
 fn layout() -> Layout {
     let layer = |name: &str, kind: LayerKind, head| Layer {
         name: name.to_string(),
+        container: kind.to_string(),
         kind,
         params: Vec::new(),
         head,
