@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
 /// Writes a crate and says what to do with it.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write`](fn@write).
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Error> {
     let folder = write(&arguments.folder, &arguments.name)?;
     println!(
