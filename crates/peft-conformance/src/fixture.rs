@@ -144,6 +144,13 @@ pub(crate) fn elements_of_untied_head(model: &TinyTransformer) -> usize {
     own.map_or(0, |matrix| matrix.shape().num_elements())
 }
 
+/// Whether a tied head got a matrix of its own although that is the table.
+pub(crate) fn is_needlessly_untied(model: &TinyTransformer) -> bool {
+    let table = model.embeddings.word_embeddings.weight.val().into_data();
+    let own = model.lm_head.own();
+    own.is_some_and(|own| own.into_data() == table)
+}
+
 /// The largest absolute difference of two outputs; NaN where one value is NaN or infinite, which fails every
 /// bound.
 ///

@@ -102,7 +102,7 @@ fn a_forgotten_tensor_is_found_when_attaching() {
     assert!(matches!(error, Error::UnlistedTensor { .. }), "{error}");
     let text = error.to_string();
     assert!(
-        text.contains("`inner.forgotten`") && text.contains("forgetful"),
+        text.contains("`inner.forgotten`") && text.contains("Forgetful"),
         "{text}"
     );
     assert!(model.adapters().is_empty());

@@ -159,9 +159,9 @@ fn virtual_tokens_of_other_number_cannot_share_a_batch() {
             assert!(error.to_string().contains("[2, "), "{error}");
         }
         // Neither can one be swapped in.
-        let mixed = model.attach("also two", two.as_ref()).unwrap();
+        let mixed = model.attach("also-two", two.as_ref()).unwrap();
         let mixed = mixed
-            .set_adapter_per_row(&[Some("two"), Some("also two")])
+            .set_adapter_per_row(&[Some("two"), Some("also-two")])
             .unwrap();
         let dir = tempfile::tempdir().unwrap();
         base.attach("new", three.as_ref())

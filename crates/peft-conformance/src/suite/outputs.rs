@@ -2,11 +2,10 @@
 
 use burn::module::Module;
 use peft_core::method::Method;
-use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule};
 
 use super::{NAME, Verdict, ensure, text};
-use crate::fixture::{Fixture, elements_of_untied_head, farthest, same_base};
+use crate::fixture::{Fixture, elements_of_untied_head, farthest, is_needlessly_untied, same_base};
 
 /// Guarantees: a fresh adapter leaves the outputs as they are (within 1e-6), if the method promises
 /// `identity_at_init`. Otherwise a fresh adapter changes the outputs.
@@ -66,16 +65,6 @@ pub(super) fn merged(fixture: &Fixture, method: &dyn Method) -> Verdict {
     ensure(distance < 1e-4, || {
         format!("merged outputs differ by {distance}")
     })?;
-    // Only an adapter of the tied head or of its table may give the head a matrix of its own.
-    let layout = model.layout();
-    let tied: Vec<&str> = layout
-        .tied_heads()
-        .flat_map(|(head, table)| [head.name.as_str(), table.name.as_str()])
-        .collect();
-    let keys = model.adapter_tensors(NAME).map_err(text)?;
-    let unties = keys
-        .keys()
-        .any(|key| tied.iter().any(|name| key.contains(&format!(".{name}."))));
     for plain in [merged.merge_and_unload(), model.merge_and_unload()] {
         let plain = plain.map_err(text)?;
         let distance = farthest(&fixture.outputs(&plain)?, &adapted);
