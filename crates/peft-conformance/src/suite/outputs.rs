@@ -71,12 +71,10 @@ pub(super) fn merged(fixture: &Fixture, method: &dyn Method) -> Verdict {
         ensure(distance < 1e-4, || {
             format!("unloaded outputs differ by {distance}")
         })?;
-        let untied = if unties {
-            elements_of_untied_head(&plain)
-        } else {
-            0
-        };
-        let left = plain.num_params() - untied;
+        ensure(!is_needlessly_untied(&plain), || {
+            "the unloaded model's head has a matrix of its own that is its table".into()
+        })?;
+        let left = plain.num_params() - elements_of_untied_head(&plain);
         ensure(left == fixture.base.num_params(), || {
             format!(
                 "the unloaded model has {left} elements, the base has {}",
