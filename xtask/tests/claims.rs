@@ -163,6 +163,9 @@ fn the_comparison_has_as_many_configurations_as_is_said() {
     let elsewhere = methods.matches("kinds = [\"language-model\"]").count();
     assert!(all > 20 && elsewhere > 0);
     let said = count(&text("README.md"), "transposed: # configurations");
+    let page = text("docs/comparison.md");
+    assert_eq!(count(&page, "steps) × # configurations"), said);
+    assert_eq!(count(&page, "with one seed: # runs"), 3 * said);
     assert_eq!(said, all - elsewhere);
 }
 

@@ -1,58 +1,16 @@
 //! The model as it came, as a method: what every language-model task is held against.
 
 use peft_core::Result;
-use peft_core::method::{
-    Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan, config_from_json,
-    config_to_json,
-};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use peft_core::method::{Common, Layout, Method, Plan, method_config};
 
-/// Registration of training nothing. Known to the suite alone: there is nothing to attach, train or save.
-pub(crate) static UNTRAINED: MethodInfo = MethodInfo {
-    name: crate::reference::BASE,
-    peft_type: "BASE",
-    title: "Base model, not trained",
-    family: Family::Reference,
-    reference: "reference: the model as it came",
-    identity_at_init: true,
-    mergeable: false,
-    parse: config_from_json::<BaseConfig>,
-    recognises: None,
-};
-
-/// Trains nothing.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Trains nothing. Known to the suite alone: there is nothing to attach, train or save.
+#[method_config(
+    UNTRAINED, peft_type = "BASE", title = "Base model, not trained", family = Reference, identity_at_init,
+    reference = "reference: the model as it came"
+)]
 pub(crate) struct BaseConfig {
     /// Fields that every method has; they change nothing.
-    #[serde(flatten)]
-    common: Common,
-}
-
-impl MethodConfig for BaseConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &UNTRAINED
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
-    fn check_fields(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        config_to_json(self, &UNTRAINED)
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
-    }
+    pub common: Common,
 }
 
 impl Method for BaseConfig {

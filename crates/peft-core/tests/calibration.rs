@@ -5,12 +5,10 @@ use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig, Linear, Linea
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, Tolerance};
 use peft_core::calibration::{Calibrate as _, Calibration, CalibrationConfig};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan,
-    WeightAdapter,
+    Adapter, CheckpointKey, Common, Layout, Method, Plan, WeightAdapter, method_config,
 };
 use peft_core::nn::{AdaptedForward as _, ForwardContext, adapted_gelu};
 use peft_core::{Error, PeftModule as _, Result, TiedHead};
-use serde_json::{Value, json};
 
 #[derive(Module, Debug)]
 struct Net {
@@ -269,18 +267,6 @@ fn what_cannot_be_gathered_is_refused_by_name() {
     );
 }
 
-static DESCENT: MethodInfo = MethodInfo {
-    name: "descent",
-    peft_type: "DESCENT",
-    title: "Descent",
-    family: Family::Selective,
-    reference: "a method of this test",
-    identity_at_init: false,
-    mergeable: true,
-    parse: |_| Ok(Box::new(DescentConfig::default())),
-    recognises: None,
-};
-
 /// W − G / 100, for the mean gradient G that a calibration found.
 #[derive(Module, Debug)]
 struct Descent {
@@ -300,35 +286,14 @@ impl WeightAdapter for Descent {
     }
 }
 
-#[derive(Clone, Debug, Default)]
-struct DescentConfig {
-    common: Common,
-}
-
-impl MethodConfig for DescentConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &DESCENT
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
-    fn check_fields(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        json!({ "peft_type": DESCENT.peft_type })
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
-    }
+/// One step of gradient descent.
+#[method_config(
+    DESCENT, peft_type = "DESCENT", title = "Descent", family = Selective, mergeable, new(),
+    reference = "a method of this test"
+)]
+pub struct DescentConfig {
+    /// Fields that every method has.
+    pub common: Common,
 }
 
 impl Method for DescentConfig {

@@ -8,24 +8,12 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Tensor, TensorData};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodHooks, MethodInfo,
-    Plan, States, WeightAdapter,
+    Adapter, CheckpointKey, Common, Layout, Method, MethodHooks, Plan, States, WeightAdapter,
+    method_config,
 };
 use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule as _, Result, TrainingHooks, checkpoint};
-use serde_json::{Map, Value, json};
-
-static OFFSET: MethodInfo = MethodInfo {
-    name: "offset",
-    peft_type: "OFFSET",
-    title: "Offset",
-    family: Family::Reparameterization,
-    reference: "a method of this test",
-    identity_at_init: true,
-    mergeable: true,
-    parse: |_| Ok(Box::new(OffsetConfig::default())),
-    recognises: None,
-};
+use serde_json::{Map, Value};
 
 /// W + O.
 #[derive(Module, Debug)]
@@ -49,35 +37,14 @@ impl WeightAdapter for Offset {
     }
 }
 
-#[derive(Clone, Debug, Default)]
-struct OffsetConfig {
-    common: Common,
-}
-
-impl MethodConfig for OffsetConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &OFFSET
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
-    fn check_fields(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        json!({ "peft_type": OFFSET.peft_type })
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
-    }
+/// Adds an offset to every matrix.
+#[method_config(
+    OFFSET, peft_type = "OFFSET", title = "Offset", family = Reparameterization, identity_at_init, mergeable, new(),
+    reference = "a method of this test"
+)]
+pub struct OffsetConfig {
+    /// Fields that every method has.
+    pub common: Common,
 }
 
 impl Method for OffsetConfig {

@@ -4,23 +4,9 @@ use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::Tensor;
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan,
-    WeightAdapter,
+    Adapter, CheckpointKey, Common, Layout, Method, Plan, WeightAdapter, method_config,
 };
 use peft_core::{Error, PeftModule as _, Result};
-use serde_json::{Value, json};
-
-static FORGETFUL: MethodInfo = MethodInfo {
-    name: "forgetful",
-    peft_type: "FORGETFUL",
-    title: "Forgetful",
-    family: Family::Reparameterization,
-    reference: "a method of this test",
-    identity_at_init: true,
-    mergeable: true,
-    parse: |_| Ok(Box::new(ForgetfulConfig::default())),
-    recognises: None,
-};
 
 #[derive(Module, Debug)]
 struct Forgetful {
@@ -45,35 +31,14 @@ impl WeightAdapter for Forgetful {
     }
 }
 
-#[derive(Clone, Debug, Default)]
-struct ForgetfulConfig {
-    common: Common,
-}
-
-impl MethodConfig for ForgetfulConfig {
-    fn info(&self) -> &'static MethodInfo {
-        &FORGETFUL
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
-    fn common_mut(&mut self) -> &mut Common {
-        &mut self.common
-    }
-
-    fn check_fields(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn to_json(&self) -> Value {
-        json!({ "peft_type": FORGETFUL.peft_type })
-    }
-
-    fn boxed(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
-    }
+/// Forgets a tensor.
+#[method_config(
+    FORGETFUL, peft_type = "FORGETFUL", title = "Forgetful", family = Reparameterization, identity_at_init, mergeable, new(),
+    reference = "a method of this test"
+)]
+pub struct ForgetfulConfig {
+    /// Fields that every method has.
+    pub common: Common,
 }
 
 impl Method for ForgetfulConfig {

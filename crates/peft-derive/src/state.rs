@@ -64,13 +64,13 @@ impl Tensor {
         let also = self.also.as_ref().map(|key| quote!(.also(#key)));
         let saved = quote!(::peft_core::method::CheckpointKey::#key #transposed #sparse #also);
         Ok(match &self.saved_if {
-            None => quote!(tensors.push(#saved);),
+            None => quote!(::std::vec![#saved]),
             Some(condition) => quote! {
-                tensors.push(if self.#condition {
+                ::std::vec![if self.#condition {
                     #saved
                 } else {
                     ::peft_core::method::CheckpointKey::unsaved(#field)
-                });
+                }]
             },
         })
     }
@@ -141,21 +141,22 @@ fn tensors_of(field: &Field, name: &Ident) -> Result<TokenStream> {
         return Tensor::read(attribute)?.expand(attribute, &text);
     }
     if attribute.path().is_ident("unsaved") {
-        return Ok(quote!(tensors.push(::peft_core::method::CheckpointKey::unsaved(#text));));
+        return Ok(quote!(
+            ::std::vec![::peft_core::method::CheckpointKey::unsaved(#text)]
+        ));
     }
     if attribute.path().is_ident("no_tensor") {
         return Ok(TokenStream::new());
     }
     let nested = quote! {
-        tensors.extend(
-            ::peft_core::method::Adapter::tensors(nested)
-                .into_iter()
-                .map(|key| key.within(#text)),
-        );
+        ::peft_core::method::Adapter::tensors(nested)
+            .into_iter()
+            .map(|key| key.within(#text))
+            .collect()
     };
     let optional = last(&field.ty).is_some_and(|(name, _)| name == "Option");
     Ok(if optional {
-        quote!(if let Some(nested) = &self.#name { #nested })
+        quote!(self.#name.as_ref().map_or_else(::std::vec::Vec::new, |nested| { #nested }))
     } else {
         quote!({ let nested = &self.#name; #nested })
     })
@@ -169,12 +170,13 @@ pub(crate) fn expand(item: &DeriveInput) -> Result<TokenStream> {
         },
         _ => return Err(Error::new(item.span(), "a state is a struct")),
     };
-    let mut pushed = Vec::new();
+    let mut keys = Vec::new();
     let mut wrong: Option<Error> = None;
     for field in fields {
         let name = field.ident.as_ref().expect("named fields");
         match tensors_of(field, name) {
-            Ok(tokens) => pushed.push(tokens),
+            Ok(tokens) if tokens.is_empty() => {}
+            Ok(tokens) => keys.push(tokens),
             Err(error) => match &mut wrong {
                 Some(errors) => errors.combine(error),
                 None => wrong = Some(error),
@@ -188,10 +190,9 @@ pub(crate) fn expand(item: &DeriveInput) -> Result<TokenStream> {
     Ok(quote! {
         impl #generics ::peft_core::method::Adapter for #state #types #bounds {
             fn tensors(&self) -> ::std::vec::Vec<::peft_core::method::CheckpointKey> {
-                #[allow(unused_mut)]
-                let mut tensors = ::std::vec::Vec::new();
-                #(#pushed)*
-                tensors
+                let of_fields: ::std::vec::Vec<::std::vec::Vec<::peft_core::method::CheckpointKey>> =
+                    ::std::vec![#(#keys),*];
+                of_fields.concat()
             }
         }
     })

@@ -68,7 +68,6 @@ impl From<&str> for InitLora {
 }
 
 /// LoRA's configuration. Fields are called and behave as in Hugging Face PEFT's `LoraConfig`.
-#[allow(clippy::struct_excessive_bools)] // Upstream's fields.
 #[method_config(
     LORA, peft_type = "LORA", title = "LoRA", family = Reparameterization, identity_at_init, mergeable, new(r),
     reference = "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, section 4.1",
