@@ -10,6 +10,7 @@ use crate::adapter::checkpoint_key::{CheckpointKey, Style};
 use crate::adapter::contract::{HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter};
 use crate::adapter::erased::AnyAdapter;
 use crate::adapter::init::Init;
+use crate::adapter::role::Role;
 use crate::adapter::site_type::{Hidden, KeyValue, Prompt};
 use crate::layout::model_layout::{Layer, Layout, LayoutParam, TypedSite};
 use crate::method::module_to_save::ModuleToSave;
@@ -123,7 +124,7 @@ impl Plan {
 
     /// Puts `adapter` on a parameter.
     pub fn adapt_weight(&mut self, param: &LayoutParam, adapter: impl WeightAdapter) {
-        self.push(&param.path, AnyAdapter::weight(adapter));
+        self.push(&param.path, AnyAdapter::weight(adapter, Role::Method));
     }
 
     /// Puts `adapter` at a site of a hidden state.
@@ -213,7 +214,9 @@ impl Plan {
             let like = (&param.device(), param.dtype());
             self.init.zeros([rows.len(), shape[1]], like)
         };
-        self.adapt_weight(param, TrainableTokens::new(values, rows, key));
+        let tokens = TrainableTokens::new(values, rows, key);
+        let tokens = AnyAdapter::weight(tokens, Role::TrainedTokens);
+        self.push(&param.path, tokens);
     }
 
     /// Whether nothing is planned so far.
