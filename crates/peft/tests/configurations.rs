@@ -1,6 +1,8 @@
 //! The configuration file that every method writes by default, byte for byte: a change of a name, a default or an
 //! order of fields is one that users' files see.
 
+use std::fmt::Write as _;
+
 use serde_json::json;
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/configurations.txt");
@@ -16,7 +18,7 @@ fn every_method_writes_the_configuration_that_it_always_wrote() {
         let soft_prompt = info.family == peft::core::method::Family::SoftPrompt;
         let method = (info.parse)(if soft_prompt { &given } else { &without });
         let method = method.unwrap_or_else(|error| panic!("{}: {error}", info.title));
-        lines += &format!("{} {}\n", info.name, method.to_json());
+        writeln!(lines, "{} {}", info.name, method.to_json()).expect("a string");
     }
     if std::env::var_os("UPDATE_CONFIGURATIONS").is_some() {
         std::fs::write(PATH, &lines).expect("a writable file");
