@@ -7,6 +7,7 @@ use peft_ops::LowRank;
 
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::site_context::SiteContext;
 
 /// State that a method adds to one place of a model.
@@ -122,6 +123,13 @@ pub trait PromptAdapter: Adapter {
 
     /// The virtual tokens' embeddings, `[virtual_tokens, d]`.
     fn prompt(&self) -> Tensor<2>;
+
+    /// Those of a batch of `rows` rows, `[rows, virtual_tokens, d]`, or `[1, virtual_tokens, d]` where all rows have the
+    /// same. Default: [`prompt`](Self::prompt).
+    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {
+        let _ = (rows, context);
+        self.prompt().unsqueeze()
+    }
 }
 
 /// An adapter of an attention layer's state: keys and values of tokens that are not there.

@@ -17,6 +17,7 @@ use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{
     Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Role, WeightAdapter,
 };
+use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::site_context::SiteContext;
 
 /// A parameter on its way through the erased boundary.
@@ -306,7 +307,7 @@ impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
 
 pub(crate) trait ErasedPrompt: ErasedModule {
     fn virtual_tokens(&self) -> usize;
-    fn prompt(&self) -> Tensor<2>;
+    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3>;
     fn boxed(&self) -> Box<dyn ErasedPrompt>;
 }
 
@@ -314,8 +315,8 @@ impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
     fn virtual_tokens(&self) -> usize {
         self.state().virtual_tokens()
     }
-    fn prompt(&self) -> Tensor<2> {
-        self.state().prompt()
+    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {
+        self.state().prompts(rows, context)
     }
     fn boxed(&self) -> Box<dyn ErasedPrompt> {
         Box::new(self.clone())

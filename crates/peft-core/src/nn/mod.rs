@@ -15,6 +15,7 @@ pub use crate::adapter::forward_context::{ForwardContext, Routing};
 pub use crate::adapter::low_rank::dropout_rate;
 pub use crate::adapter::site_context::SiteContext;
 pub use crate::adapter::site_type::{Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType};
+pub use crate::adapter::task_ids::TaskIds;
 pub use crate::attached::stack::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
 pub use cross_entropy::adapted_cross_entropy;
 pub use layers::{
