@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use super::compare::farthest;
-use super::{Problem, Tensors};
+use super::{Problem, Tensors, composed};
 
 /// Tensors and metadata of a file that says what upstream computes.
 pub(super) fn read(path: &Path) -> Result<(Tensors, BTreeMap<String, String>), Problem> {
@@ -122,9 +122,28 @@ pub(super) fn name(case: &Path) -> &str {
         .unwrap_or("")
 }
 
-/// The `peft_type` of a case's checkpoint, empty where it has none.
+/// Whether a folder is a case: of one adapter, or of several in its sub-folders.
+pub fn is_case(folder: &Path) -> bool {
+    folder.join(checkpoint::CONFIG_FILE).exists() || composed::is_composed(folder)
+}
+
+/// The `peft_type` of a case's checkpoint. For a checkpoint of AdapterHub's, its `architecture`, which is
+/// `bottleneck` where the file says none; the composition for a case of several adapters; empty where there is no
+/// checkpoint.
 pub fn peft_type(case: &Path) -> String {
+    if composed::is_composed(case) {
+        return name(case).to_string();
+    }
     let text = fs::read_to_string(case.join(checkpoint::CONFIG_FILE)).unwrap_or_default();
     let config: Value = serde_json::from_str(&text).unwrap_or_default();
-    config["peft_type"].as_str().unwrap_or_default().to_string()
+    let architecture = match &config["config"] {
+        Value::Object(fields) => fields
+            .get("architecture")
+            .map_or("bottleneck", |value| value.as_str().unwrap_or("bottleneck")),
+        _ => "",
+    };
+    config["peft_type"]
+        .as_str()
+        .unwrap_or(architecture)
+        .to_string()
 }

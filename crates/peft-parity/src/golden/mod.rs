@@ -5,9 +5,14 @@
 //! `trainable`) and, where upstream's gradients are known, `grads.safetensors`: those of
 //! mean(output²), by checkpoint key. Where upstream trains an encoder and stores what that computes,
 //! `encoder.safetensors` holds the encoder, and the gradients are those of its parameters.
+//!
+//! A case of several adapters is a folder with `io.safetensors` and one sub-folder for each checkpoint. Its name says how
+//! they are composed: `composition_stack`, `composition_average` (weights 0.3 and 0.7), `composition_fuse`. No
+//! `trainable` is needed there.
 
 mod case;
 mod compare;
+mod composed;
 mod measure;
 mod rounding;
 mod shared;
@@ -19,7 +24,7 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use peft_core::method::MethodInfo;
 
-pub use case::{UPSTREAM_MERGES_WRONG, peft_type};
+pub use case::{UPSTREAM_MERGES_WRONG, is_case, peft_type};
 pub use measure::measure;
 pub use rounding::Rounding;
 pub use tolerance::{EXCUSED_BY_ROUNDING, MOST_EXCUSED, ROUNDINGS, Tolerance, tolerance};
@@ -37,8 +42,8 @@ pub struct Measured {
     pub gradients: Option<f32>,
     /// Elements that are trained here.
     pub trainable: usize,
-    /// Elements that upstream trains.
-    pub expected: usize,
+    /// Elements that upstream trains; not known of several adapters.
+    pub expected: Option<usize>,
     /// What rounding does to this case; measured where something is beyond [`tolerance()`].
     pub rounding: Option<Rounding>,
 }
