@@ -42,6 +42,7 @@ pub(super) fn read(path: &Path) -> Result<(Tensors, BTreeMap<String, String>), P
 pub(super) fn as_trained<M: PeftModule>(
     base: &M,
     case: &Path,
+    name: &str,
     methods: &[&MethodInfo],
 ) -> Result<Option<M>, Problem> {
     let path = case.join("encoder.safetensors");
@@ -58,8 +59,8 @@ pub(super) fn as_trained<M: PeftModule>(
         return Ok(None);
     };
     let method = (info.parse)(&config)?;
-    let fresh = base.attach("golden", method.as_ref())?;
-    Ok(Some(fresh.with_adapter_tensors("golden", encoder)?))
+    let fresh = base.attach(name, method.as_ref())?;
+    Ok(Some(fresh.with_adapter_tensors(name, encoder)?))
 }
 
 /// The checkpoint, set to compute gradients as upstream does where those are not what they should be.
@@ -120,6 +121,12 @@ pub(super) fn name(case: &Path) -> &str {
     case.file_name()
         .and_then(|name| name.to_str())
         .unwrap_or("")
+}
+
+/// The name that a case's adapter gets: its own, which is part of the keys of AdapterHub's files.
+pub(super) fn adapter_name(case: &Path) -> String {
+    let config = checkpoint::read_config(case).unwrap_or_default();
+    config["name"].as_str().unwrap_or("golden").to_string()
 }
 
 /// Whether a folder is a case: of one adapter, or of several in its sub-folders.

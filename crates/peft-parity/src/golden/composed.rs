@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use peft_core::method::MethodInfo;
 use peft_core::{Composition, PeftModule, checkpoint};
 
-use super::Problem;
-use super::case::name;
+use super::case::{name, read};
+use super::{Problem, upstream_average};
 
 /// AdapterHub's file for what its fusion layers are.
 const FUSION_CONFIG: &str = "adapter_fusion_config.json";
@@ -41,28 +41,26 @@ pub(super) fn load<M: PeftModule>(
     methods: &[&MethodInfo],
 ) -> Result<M, Problem> {
     let problem = Problem::new(case);
-    let (mut model, mut names) = (base.clone(), Vec::new());
+    let (mut model, mut names, mut keys) = (base.clone(), Vec::new(), Vec::new());
     for part in parts(case) {
         model = model.load_adapter(name(&part), &part, methods)?;
+        keys.extend(read(&part.join(checkpoint::ADAPTERHUB_FILE))?.0.into_keys());
         names.push(name(&part).to_string());
     }
-    let composition = match name(case) {
-        "composition_stack" => Composition::Stack(names),
+    match name(case) {
+        "composition_stack" => Ok(model.set_composition(&Composition::Stack(names))?),
         "composition_average" if names.len() == AVERAGE.len() => {
-            Composition::Weighted(names.into_iter().zip(AVERAGE).collect())
+            upstream_average::compose(&model, &names, &AVERAGE, &keys)
         }
         "composition_average" => {
             let weights = AVERAGE.len();
-            return Err(problem(&format!("an average has {weights} adapters here")));
+            Err(problem(&format!("an average has {weights} adapters here")))
         }
         "composition_fuse" => {
             let fusion = case.join("fusion").join(FUSION_CONFIG);
-            return Err(Problem::Unsupported(format!(
-                "AdapterFusion ({})",
-                fusion.display()
-            )));
+            let fusion = fusion.display();
+            Err(Problem::Unsupported(format!("AdapterFusion ({fusion})")))
         }
-        other => return Err(Problem::Unsupported(format!("composition `{other}`"))),
-    };
-    Ok(model.set_composition(&composition)?)
+        other => Err(Problem::Unsupported(format!("composition `{other}`"))),
+    }
 }

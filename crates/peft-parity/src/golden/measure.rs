@@ -5,13 +5,13 @@ use std::path::Path;
 
 use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
-use peft_core::PeftModule;
 use peft_core::method::MethodInfo;
 use peft_core::state::AdapterState as _;
+use peft_core::{PeftModule, checkpoint};
 use peft_models::{Bert, Llama};
 use serde_json::Value;
 
-use super::case::{as_trained, expected_of_merged, read, upstream_gradients};
+use super::case::{adapter_name, as_trained, expected_of_merged, read, upstream_gradients};
 use super::compare::{farthest, farthest_of_gradients, worst};
 use super::composed::{self, is_composed};
 use super::rounding::{DRAWS, LastBit};
@@ -85,9 +85,24 @@ pub fn measure(
     }
 }
 
+/// The tensors of an adapter under the keys of its file.
+fn tensors<M: PeftModule>(model: &M, name: &str) -> Result<Tensors, Problem> {
+    let config = model.adapter_config(name)?;
+    if !config["config"].is_object() {
+        return Ok(model.adapter_tensors(name)?);
+    }
+    // In memory they have Hugging Face PEFT's keys; a file in AdapterHub's layout has its own.
+    let failed = |error: &dyn std::fmt::Display| Problem::Failed(error.to_string());
+    let dir = tempfile::tempdir().map_err(|error| failed(&error))?;
+    model.save_adapter(name, dir.path())?;
+    Ok(read(&dir.path().join(checkpoint::ADAPTERHUB_FILE))?.0)
+}
+
 /// A loaded case, and what goes into it.
 struct Loaded<'a, M, F> {
     model: M,
+    /// The adapter's name.
+    name: String,
     forward: F,
     device: &'a Device,
     ids: TensorData,
@@ -114,7 +129,7 @@ impl<M: PeftModule, F: Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>> Loa
             inside: 0,
         };
         let model = model.clone().map(&mut mapper);
-        Ok(model.adapter_tensors("golden")?)
+        tensors(&model, &self.name)
     }
 
     fn rounding(&self, theirs: Option<&Tensors>) -> Result<Rounding, Problem> {
@@ -180,6 +195,7 @@ fn measure_model<M: PeftModule>(
     let values = Values::read(case)?;
     let mut loaded = Loaded {
         model: base.clone(),
+        name: adapter_name(case),
         forward,
         device,
         ids: values.known(case, "input_ids")?,
@@ -198,14 +214,14 @@ fn measure_model<M: PeftModule>(
         });
     }
     let dir = upstream_gradients(case)?;
-    loaded.model = base.load_adapter("golden", dir.path(), methods)?;
+    loaded.model = base.load_adapter(&loaded.name, dir.path(), methods)?;
     let mut output = farthest(&loaded.output(&loaded.model), &unmerged, "output")?;
-    if let Some(model) = as_trained(base, dir.path(), methods)? {
+    if let Some(model) = as_trained(base, dir.path(), &loaded.name, methods)? {
         let trained = farthest(&loaded.output(&model), &unmerged, "output as trained")?;
         output = worst([output, trained]);
         loaded.model = model;
     }
-    let adapter = loaded.model.adapter_tensors("golden")?;
+    let adapter = tensors(&loaded.model, &loaded.name)?;
     let twice = shared::counted_twice(&adapter);
     let mut measured = Measured {
         output,

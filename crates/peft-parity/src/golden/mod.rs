@@ -8,7 +8,8 @@
 //!
 //! A case of several adapters is a folder with `io.safetensors` and one sub-folder for each checkpoint. Its name says how
 //! they are composed: `composition_stack`, `composition_average` (weights 0.3 and 0.7), `composition_fuse`. No
-//! `trainable` is needed there.
+//! `trainable` is needed there. An average is computed as `adapters` 1.3 does, which divides the weighted mean of n adapters by n
+//! once more; [`Composition::Weighted`](peft_core::Composition::Weighted) does not.
 
 mod case;
 mod compare;
@@ -17,6 +18,7 @@ mod measure;
 mod rounding;
 mod shared;
 mod tolerance;
+mod upstream_average;
 
 use std::collections::BTreeMap;
 use std::path::Path;
