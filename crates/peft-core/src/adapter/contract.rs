@@ -98,6 +98,14 @@ pub trait WeightAdapter: Adapter {
         true
     }
 
+    /// Whether a layer may keep W' from one forward pass to the next while nothing is trained, so that it composes once
+    /// ([`kept_weights`](crate::kept_weights)). Say no where the activation side costs little beside the layer's own
+    /// product, as scaling does. What is [`low_rank`](Self::low_rank) is kept only if its factors have more than half as
+    /// many elements as the weight. Default: yes.
+    fn keeps_weight(&self) -> bool {
+        true
+    }
+
     /// Whether a head that is this table ([`TiedHead`](crate::TiedHead)) changes with it: new tokens do, a
     /// change of the embeddings does not unless it is asked for, as upstream has it. Default: no.
     fn affects_tied_head(&self) -> bool {

@@ -257,6 +257,7 @@ pub(crate) trait ErasedWeight: ErasedModule {
     fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3>;
     fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4>;
     fn is_mergeable(&self) -> bool;
+    fn keeps_weight(&self) -> bool;
     fn affects_tied_head(&self) -> bool;
     fn tied_low_rank(&self) -> Option<LowRank>;
     fn boxed(&self) -> Box<dyn ErasedWeight>;
@@ -280,6 +281,9 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     }
     fn is_mergeable(&self) -> bool {
         self.state().is_mergeable()
+    }
+    fn keeps_weight(&self) -> bool {
+        self.state().keeps_weight()
     }
     fn affects_tied_head(&self) -> bool {
         self.state().affects_tied_head()
