@@ -42,6 +42,7 @@ fn tensors(file: &Path) -> BTreeMap<String, Part> {
         dtype: match view.dtype() {
             Dtype::U8 => DType::U8,
             Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
             Dtype::F32 => DType::F32,
             other => panic!("the golden file has no {other}"),
         },
@@ -58,6 +59,7 @@ fn write(tensors: &BTreeMap<String, Part>, file: &Path) {
         let dtype = match part.dtype {
             DType::U8 => Dtype::U8,
             DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
             _ => Dtype::F32,
         };
         let view = TensorView::new(dtype, part.shape.clone(), &part.bytes).unwrap();
