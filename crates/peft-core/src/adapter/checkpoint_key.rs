@@ -65,6 +65,8 @@ pub struct CheckpointKey {
     pub(crate) twin: Option<Box<CheckpointKey>>,
     pub(crate) indices: Option<Indices>,
     sparse: bool,
+    /// List and key below the layer in AdapterHub's files, where they are others.
+    adapterhub: Option<(String, String)>,
 }
 
 impl CheckpointKey {
@@ -78,6 +80,7 @@ impl CheckpointKey {
             twin: None,
             indices: None,
             sparse: false,
+            adapterhub: None,
         }
     }
 
@@ -123,6 +126,14 @@ impl CheckpointKey {
     #[must_use]
     pub fn columns(mut self, from: usize, of: usize) -> Self {
         self.columns = Some(Columns { from, of });
+        self
+    }
+
+    /// In AdapterHub's files the field is `<layer>.<list>.<adapter>.<key>`. Default: the list `adapters`, and the key that
+    /// it has elsewhere. For keys below a layer.
+    #[must_use]
+    pub fn adapterhub(mut self, list: &str, key: &str) -> Self {
+        self.adapterhub = Some((list.into(), key.into()));
         self
     }
 
@@ -196,7 +207,10 @@ impl CheckpointKey {
             (Key::Unsaved, _) => return None,
             (Key::Root(key), _) => key.clone(),
             (Key::Named(name), style) => format!("{}{name}", style.prefix()),
-            (Key::Layer(key), Style::AdapterHub) => format!("{layer}.adapters.{adapter}.{key}"),
+            (Key::Layer(key), Style::AdapterHub) => match &self.adapterhub {
+                Some((list, key)) => format!("{layer}.{list}.{adapter}.{key}"),
+                None => format!("{layer}.adapters.{adapter}.{key}"),
+            },
             (Key::Layer(key), style) => format!("{}{layer}.{key}", style.prefix()),
         })
     }
