@@ -46,6 +46,10 @@ impl WeightAdapter for BeftOutput {
     fn is_mergeable(&self) -> bool {
         false
     }
+
+    fn keeps_weight(&self) -> bool {
+        false
+    }
 }
 
 /// BEFT's configuration. Fields are called and behave as in Hugging Face PEFT's `BeftConfig`.

@@ -106,6 +106,10 @@ impl WeightAdapter for Road {
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         base.with_bias(self.rotated(base.product(input)))
     }
+
+    fn keeps_weight(&self) -> bool {
+        false
+    }
 }
 
 /// `RoAd`'s configuration. Fields are called and behave as in Hugging Face PEFT's `RoadConfig`.

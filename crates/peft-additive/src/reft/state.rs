@@ -11,9 +11,6 @@ use super::orthogonal::OrthogonalProjection;
 use super::places::places;
 use crate::Activation;
 
-/// Where AdapterHub's files have a block's adapters.
-const LIST: &str = "reft_layer.refts";
-
 /// One edit: `h + R (σ(W h + b) − Rᵀ h)`, or without what R takes away.
 #[derive(Module, Debug)]
 pub struct ReftUnit {
@@ -38,10 +35,9 @@ impl ReftUnit {
 
     fn keys(index: usize) -> Vec<CheckpointKey> {
         let key = |field: &str, key: &str| {
-            let key = format!("units.{index}.{key}");
+            let key = format!("reft_layer.refts.{{adapter}}.units.{index}.{key}");
             let ours = CheckpointKey::layer(field, &key);
             ours.within(&format!("units.{index}"))
-                .adapterhub(LIST, &key)
         };
         let original = "projection.parametrizations.weight.original";
         let base = "projection.parametrizations.weight.0.base";

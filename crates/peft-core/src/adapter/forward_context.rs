@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use burn::tensor::{Bool, Int, Tensor};
 
+use crate::adapter::task_ids::TaskIds;
+
 /// What the layers and sites of one forward pass share: where the tokens are, which of them are padding, and how much
 /// of which adapter each row or token gets.
 ///
@@ -33,6 +35,7 @@ pub struct ForwardContext {
     virtual_tokens: usize,
     cached_tokens: usize,
     routing: Option<Routing>,
+    tasks: Option<TaskIds>,
     rows: Option<Tensor<1, Int>>,
     values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
 }
@@ -98,7 +101,14 @@ impl ForwardContext {
         self
     }
 
-    /// Adds a value of a method's own, found again by its type: the tasks of a batch's rows, say.
+    /// Sets the task of each row.
+    #[must_use]
+    pub fn with_tasks(mut self, tasks: TaskIds) -> Self {
+        self.tasks = Some(tasks);
+        self
+    }
+
+    /// Adds a value of a method's own, found again by its type.
     #[must_use]
     pub fn with_value<T: Any + Send + Sync>(mut self, value: T) -> Self {
         self.values.insert(TypeId::of::<T>(), Arc::new(value));
@@ -132,6 +142,11 @@ impl ForwardContext {
         self.routing.as_ref()
     }
 
+    /// The task of each row.
+    pub fn tasks(&self) -> Option<&TaskIds> {
+        self.tasks.as_ref()
+    }
+
     /// Which rows of the batch an adapter sees, where it sees only some of them, because others have another adapter.
     pub fn rows(&self) -> Option<Tensor<1, Int>> {
         self.rows.clone()
@@ -163,6 +178,7 @@ impl ForwardContext {
             virtual_tokens: self.virtual_tokens,
             cached_tokens: self.cached_tokens,
             routing: None,
+            tasks: self.tasks.as_ref().map(|tasks| tasks.of_rows(rows)),
             rows: Some(index.clone()),
             values: self.values.clone(),
         }
@@ -180,6 +196,7 @@ impl fmt::Debug for ForwardContext {
             .field("virtual_tokens", &self.virtual_tokens)
             .field("cached_tokens", &self.cached_tokens)
             .field("routing", &self.routing)
+            .field("tasks", &self.tasks)
             .finish_non_exhaustive()
     }
 }

@@ -37,7 +37,7 @@ const RENAMES: &[(&str, &str)] = &[("tied_head", "lm_head")];
 /// A causal language model: token ids to logits of what follows each.
 ///
 /// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`], and in
-/// every layer [`LlamaAttention::prefix`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
+/// every layer [`LlamaAttention::prefix`], [`LlamaAttention::heads_site`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
 ///
 /// Weights may be quantized ([`quantize::QuantizedModule::pack_weights`](peft_core::quantize::QuantizedModule::pack_weights), or while loading:
 /// [`LlamaLoader::with_quantizer`]): QLoRA is LoRA on such a model.
@@ -137,7 +137,7 @@ impl Llama {
         let count = x.dims()[1];
         let padding = context.padding();
         let mask = padding.map(|padding| hidden(padding.reshape([rows, 1, count])));
-        let prefix = self.prefix_tokens();
+        let prefix = self.prefix_positions();
         let positions = (prefix..prefix + count).collect();
         let positions = self.positions((positions, 1), mask, context, &x.device());
         debug_assert_eq!(count, length + self.model.prompt.virtual_tokens());
@@ -168,7 +168,7 @@ impl Llama {
         };
         let count = x.dims()[1];
         let first = if cache.is_empty() {
-            self.prefix_tokens()
+            self.prefix_positions()
         } else {
             cache.length
         };
@@ -207,7 +207,7 @@ impl Llama {
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
         let (x, context) = self.embed(ids, batch.context(&device));
         let prompt = self.model.prompt.virtual_tokens();
-        let prefix = self.prefix_tokens();
+        let prefix = self.prefix_positions();
         let positions = batch.positions(prompt).into_iter();
         let positions = positions.map(|position| prefix + position).collect();
         let positions = Positions {
@@ -220,24 +220,19 @@ impl Llama {
     /// How many positions the active adapters take: virtual tokens in front of the text, or in front of its
     /// keys and values.
     pub fn virtual_tokens(&self) -> usize {
-        self.model.prompt.virtual_tokens() + self.prefix_tokens()
+        self.model.prompt.virtual_tokens() + self.prefix_positions()
     }
 
     /// How many of those have keys and values only: the most that a layer has.
-    fn prefix_tokens(&self) -> usize {
+    fn prefix_positions(&self) -> usize {
         let layers = self.model.layers.iter();
-        let prefixes = layers.map(|layer| layer.self_attn.prefix.virtual_tokens());
+        let prefixes = layers.map(|layer| layer.self_attn.prefix.positions());
         prefixes.max().unwrap_or(0)
     }
 
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
         let words = self.model.embed_tokens.adapted_in(ids, &context);
-        let prompt = &self.model.prompt;
-        let (x, padding) = prompt.add_prompt(words, context.padding());
-        let context = context
-            .with_padding(padding)
-            .with_virtual_tokens(prompt.virtual_tokens());
-        (x, context)
+        self.model.prompt.add_prompt_in(words, context)
     }
 
     /// `positions` are those of `rows` rows.

@@ -1,5 +1,5 @@
-//! Bottleneck adapters against AdapterHub's `adapters` 1.3, IA³, RoAd and BEFT against Hugging Face PEFT 0.21.2: their
-//! checkpoints and outputs, and for the latter three merged outputs and gradients.
+//! Bottleneck adapters and ReFT against AdapterHub's `adapters` 1.3, IA³, RoAd and BEFT against Hugging Face PEFT 0.21.2:
+//! their checkpoints, outputs and gradients, and for the latter three merged outputs.
 
 use std::path::Path;
 
@@ -16,7 +16,12 @@ const MORE_LLAMA: &str = "../peft-reparameterization/tests/golden/llama_tied/bas
 
 #[test]
 fn checkpoints_compute_what_upstream_computes() {
-    let cases = ["seq_bn", "double_seq_bn"];
+    let cases = [
+        "seq_bn",
+        "double_seq_bn",
+        "composition_stack",
+        "composition_average",
+    ];
     golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
 }
 
