@@ -159,7 +159,7 @@ impl Llama {
     /// If there are more positions than `max_position_embeddings`.
     pub fn next_logits(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
         let rows = ids.dims()[0];
-        let context = ForwardContext::new();
+        let context = ForwardContext::new().with_cached_tokens(cache.length);
         let (mut x, context) = if cache.is_empty() {
             self.embed(ids, context)
         } else {
