@@ -63,6 +63,11 @@ impl Calibration {
         Ok((half(0), half(width)))
     }
 
+    /// Whether keys and values were gathered.
+    pub fn has_key_values(&self) -> bool {
+        !self.key_values.is_empty()
+    }
+
     /// Upstream names of the layers with statistics of inputs, sorted.
     pub fn layers(&self) -> impl Iterator<Item = &str> {
         self.inputs.keys().map(String::as_str)
