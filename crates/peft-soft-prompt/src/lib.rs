@@ -1,18 +1,31 @@
 #![doc = include_str!("../README.md")]
 
+mod adapterhub_prefix;
+mod adaption_prompt;
+mod cartridge;
+mod key_value;
 mod p_tuning;
+mod prefix_encoder;
 mod prefix_tuning;
 mod prompt_encoder;
 mod prompt_tuning;
 
 use peft_core::method::MethodInfo;
 
+pub use adapterhub_prefix::{AdapterHubForm, AdapterHubPrefix, AdapterHubPrefixConfig, PrefixGate};
+pub use adaption_prompt::{ADAPTION_PROMPT, AdaptionPrompt, AdaptionPromptConfig};
+pub use cartridge::{CARTRIDGE, Cartridge, CartridgeConfig};
 pub use p_tuning::{EncodedPrompt, EncoderType, P_TUNING, PromptEncoderConfig};
-pub use prefix_tuning::{
-    PREFIX_TUNING, Prefix, PrefixEncoder, PrefixForm, PrefixInit, PrefixTuningConfig,
-};
+pub use prefix_encoder::{PrefixActivation, PrefixEncoder};
+pub use prefix_tuning::{PREFIX_TUNING, Prefix, PrefixForm, PrefixInit, PrefixTuningConfig};
 pub use prompt_encoder::{BiLstmLayer, LstmDirection, MlpLayer, PromptEncoder};
 pub use prompt_tuning::{PROMPT_TUNING, PromptInit, PromptTuningConfig, SoftPrompt};
 
 /// The methods of this crate.
-pub const METHODS: &[&MethodInfo] = &[&P_TUNING, &PREFIX_TUNING, &PROMPT_TUNING];
+pub const METHODS: &[&MethodInfo] = &[
+    &ADAPTION_PROMPT,
+    &CARTRIDGE,
+    &P_TUNING,
+    &PREFIX_TUNING,
+    &PROMPT_TUNING,
+];

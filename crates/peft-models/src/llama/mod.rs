@@ -16,6 +16,7 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use peft_core::calibration::Calibration;
 use peft_core::nn::{AdaptedForward, ForwardContext, adapted_cross_entropy};
 use peft_core::ops::Rotary;
 use peft_core::{KeyMapping, PromptSite, TiedHead};
@@ -144,6 +145,31 @@ impl Llama {
         let x = self.through_layers(x, &positions);
         let context = &positions.context;
         self.logits(self.model.norm.adapted_in(x, context), context)
+    }
+
+    /// The keys and values of a text in every layer, of the model without its adapters: what a prefix or a cartridge may
+    /// start from. `ids` are the text's tokens, special ones included.
+    ///
+    /// ```no_run
+    /// # use peft_core::{calibration::Calibrate as _, method::Method};
+    /// # fn f(llama: &peft_models::Llama, ids: &[u32], cartridge: &dyn Method) -> peft_core::Result<()> {
+    /// let text = llama.key_values(ids)?;
+    /// let model = llama.attach_with("mine", cartridge, &text)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Calibration`](peft_core::Error::Calibration) if there is no token, or if keys or values are not finite;
+    /// [`Error::Merged`](peft_core::Error::Merged).
+    ///
+    /// # Panics
+    ///
+    /// If there are more tokens than `max_position_embeddings`, or one that the model does not know.
+    pub fn key_values(&self, ids: &[u32]) -> peft_core::Result<Calibration> {
+        crate::key_values::of_text(self, ids, |model, ids| {
+            model.next_logits(ids, &mut model.cache());
+        })
     }
 
     /// An empty cache.
