@@ -146,7 +146,7 @@ impl TinyTransformer {
         context: ForwardContext,
     ) -> (Tensor<3>, ForwardContext) {
         let layers = self.encoder.layer.iter();
-        let prefixes = layers.map(|layer| layer.attention.self_attention.prefix.virtual_tokens());
+        let prefixes = layers.map(|layer| layer.attention.self_attention.prefix.positions());
         self.embeddings
             .forward(ids, context, prefixes.max().unwrap_or(0))
     }

@@ -12,10 +12,11 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 use peft_ops::LowRank;
 
 use crate::adapter::any_tensor::{AnyTensor, with_rank};
+use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{
-    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Role, WeightAdapter,
+    Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Role, WeightAdapter,
 };
 use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::site_context::SiteContext;
@@ -256,6 +257,7 @@ pub(crate) trait ErasedWeight: ErasedModule {
     fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3>;
     fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4>;
     fn is_mergeable(&self) -> bool;
+    fn keeps_weight(&self) -> bool;
     fn affects_tied_head(&self) -> bool;
     fn tied_low_rank(&self) -> Option<LowRank>;
     fn boxed(&self) -> Box<dyn ErasedWeight>;
@@ -279,6 +281,9 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     }
     fn is_mergeable(&self) -> bool {
         self.state().is_mergeable()
+    }
+    fn keeps_weight(&self) -> bool {
+        self.state().keeps_weight()
     }
     fn affects_tied_head(&self) -> bool {
         self.state().affects_tied_head()
@@ -325,7 +330,8 @@ impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
 
 pub(crate) trait ErasedKeyValue: ErasedModule {
     fn virtual_tokens(&self) -> usize;
-    fn key_value(&self) -> (Tensor<2>, Tensor<2>);
+    fn positions(&self) -> usize;
+    fn key_value_of(&self, rows: usize, context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>);
     fn boxed(&self) -> Box<dyn ErasedKeyValue>;
 }
 
@@ -333,10 +339,27 @@ impl<A: KeyValueAdapter> ErasedKeyValue for Typed<A> {
     fn virtual_tokens(&self) -> usize {
         self.state().virtual_tokens()
     }
-    fn key_value(&self) -> (Tensor<2>, Tensor<2>) {
-        self.state().key_value()
+    fn positions(&self) -> usize {
+        self.state().positions()
+    }
+    fn key_value_of(&self, rows: usize, context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>) {
+        self.state().key_value_of(rows, context)
     }
     fn boxed(&self) -> Box<dyn ErasedKeyValue> {
+        Box::new(self.clone())
+    }
+}
+
+pub(crate) trait ErasedAttention: ErasedModule {
+    fn forward(&self, attended: Tensor<3>, context: &AttentionContext<'_>) -> Tensor<3>;
+    fn boxed(&self) -> Box<dyn ErasedAttention>;
+}
+
+impl<A: AttentionAdapter> ErasedAttention for Typed<A> {
+    fn forward(&self, attended: Tensor<3>, context: &AttentionContext<'_>) -> Tensor<3> {
+        self.state().forward(attended, context)
+    }
+    fn boxed(&self) -> Box<dyn ErasedAttention> {
         Box::new(self.clone())
     }
 }
@@ -348,6 +371,7 @@ pub(crate) enum AnyAdapter {
     Hidden(Box<dyn ErasedHidden>),
     Prompt(Box<dyn ErasedPrompt>),
     KeyValue(Box<dyn ErasedKeyValue>),
+    Attention(Box<dyn ErasedAttention>),
 }
 
 impl Clone for AnyAdapter {
@@ -357,6 +381,7 @@ impl Clone for AnyAdapter {
             Self::Hidden(adapter) => Self::Hidden(adapter.boxed()),
             Self::Prompt(adapter) => Self::Prompt(adapter.boxed()),
             Self::KeyValue(adapter) => Self::KeyValue(adapter.boxed()),
+            Self::Attention(adapter) => Self::Attention(adapter.boxed()),
         }
     }
 }
@@ -374,6 +399,9 @@ impl AnyAdapter {
     pub(crate) fn key_value(adapter: impl KeyValueAdapter) -> Self {
         Self::KeyValue(Box::new(Typed(Some(adapter))))
     }
+    pub(crate) fn attention(adapter: impl AttentionAdapter) -> Self {
+        Self::Attention(Box::new(Typed(Some(adapter))))
+    }
 
     /// The part that does not depend on the place.
     pub(crate) fn module(&self) -> &dyn ErasedModule {
@@ -382,6 +410,7 @@ impl AnyAdapter {
             Self::Hidden(adapter) => adapter.as_ref(),
             Self::Prompt(adapter) => adapter.as_ref(),
             Self::KeyValue(adapter) => adapter.as_ref(),
+            Self::Attention(adapter) => adapter.as_ref(),
         }
     }
 
@@ -391,6 +420,7 @@ impl AnyAdapter {
             Self::Hidden(adapter) => adapter.as_mut(),
             Self::Prompt(adapter) => adapter.as_mut(),
             Self::KeyValue(adapter) => adapter.as_mut(),
+            Self::Attention(adapter) => adapter.as_mut(),
         }
     }
 
@@ -426,12 +456,28 @@ impl AnyAdapter {
         }
     }
 
+    /// The adapter, which is at a site of attention's heads.
+    pub(crate) fn attention_adapter(&self) -> &dyn ErasedAttention {
+        match self {
+            Self::Attention(adapter) => adapter.as_ref(),
+            other => unreachable!("{} is at a site of attention's heads", other.place()),
+        }
+    }
+
     /// How many virtual tokens it puts in front.
     pub(crate) fn virtual_tokens(&self) -> usize {
         match self {
             Self::Prompt(adapter) => adapter.virtual_tokens(),
             Self::KeyValue(adapter) => adapter.virtual_tokens(),
-            Self::Weight(_) | Self::Hidden(_) => 0,
+            Self::Weight(_) | Self::Hidden(_) | Self::Attention(_) => 0,
+        }
+    }
+
+    /// How many of the model's positions those take.
+    pub(crate) fn positions(&self) -> usize {
+        match self {
+            Self::KeyValue(adapter) => adapter.positions(),
+            other => other.virtual_tokens(),
         }
     }
 
@@ -442,6 +488,7 @@ impl AnyAdapter {
             Self::Hidden(_) => "an adapter of a hidden state",
             Self::Prompt(_) => "a prompt",
             Self::KeyValue(_) => "a prefix",
+            Self::Attention(_) => "an adapter of attention's heads",
         }
     }
 }

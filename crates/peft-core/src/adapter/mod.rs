@@ -1,6 +1,7 @@
 //! The contract of an adapter's state, and what a state is made of.
 
 pub(crate) mod any_tensor;
+pub(crate) mod attention_context;
 pub(crate) mod base;
 pub(crate) mod checkpoint_key;
 pub(crate) mod contract;

@@ -11,10 +11,11 @@ pub(crate) mod saved_modules;
 pub(crate) mod targeting;
 pub(crate) mod trainable_tokens;
 
+pub use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 pub use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 pub use crate::adapter::checkpoint_key::CheckpointKey;
 pub use crate::adapter::contract::{
-    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Role, WeightAdapter,
+    Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Role, WeightAdapter,
 };
 pub use crate::adapter::init::Init;
 pub use crate::adapter::low_rank::LowRankAdapter;

@@ -7,10 +7,12 @@ use burn::tensor::Tensor;
 use serde_json::{Map, Value};
 
 use crate::adapter::checkpoint_key::{CheckpointKey, Style};
-use crate::adapter::contract::{HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter};
+use crate::adapter::contract::{
+    AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
+};
 use crate::adapter::erased::AnyAdapter;
 use crate::adapter::init::Init;
-use crate::adapter::site_type::{Hidden, KeyValue, Prompt};
+use crate::adapter::site_type::{Attention, Hidden, KeyValue, Prompt};
 use crate::layout::model_layout::{Layer, Layout, LayoutParam, TypedSite};
 use crate::method::module_to_save::ModuleToSave;
 use crate::method::trainable_tokens::TrainableTokens;
@@ -139,6 +141,15 @@ impl Plan {
     /// Puts virtual tokens' keys and values at a site of such.
     pub fn add_prefix(&mut self, site: TypedSite<'_, KeyValue>, adapter: impl KeyValueAdapter) {
         self.push(&site.path, AnyAdapter::key_value(adapter));
+    }
+
+    /// Puts `adapter` at a site of attention's heads.
+    pub fn adapt_attention(
+        &mut self,
+        site: TypedSite<'_, Attention>,
+        adapter: impl AttentionAdapter,
+    ) {
+        self.push(&site.path, AnyAdapter::attention(adapter));
     }
 
     /// Trains a copy of a parameter in its place, as `modules_to_save` does; the base keeps its

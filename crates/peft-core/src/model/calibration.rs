@@ -6,7 +6,9 @@ use std::sync::Arc;
 use burn::module::{Flag, Module, ModuleMapper, Param};
 use burn::tensor::Gradients;
 
+use crate::adapter::site_type::SiteKind;
 use crate::attached::traversal::{self, Edits};
+use crate::attached::view::Attached;
 use crate::error::{Error, Result};
 use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam};
 use crate::layout::targets::{ALL_LINEAR, Selection, Targets};
@@ -33,6 +35,9 @@ const TITLE: &str = "Calibration";
 /// | mean gradient | [`with_gradients`](Self::with_gradients) | LoRA-GA, SHiRA | 4 · n |
 /// | mean squared gradient | [`with_squared_gradients`](Self::with_squared_gradients) | `FishMask` | 4 · n |
 ///
+/// Keys and values of attention layers are asked for by [`key_values`](Self::key_values), for prefixes that start from a
+/// text. With `kv` features of keys they take 8 · kv · tokens for each layer.
+///
 /// The number of batches changes nothing. While a batch runs, the second moment takes its bytes once more for one
 /// layer; while a loss is differentiated, each selected parameter has its gradient in memory.
 ///
@@ -44,9 +49,22 @@ pub struct CalibrationConfig {
     targets: Targets,
     inputs: InputKinds,
     gradients: GradientKinds,
+    /// How many tokens' keys and values are kept, at most.
+    key_values: usize,
 }
 
 impl CalibrationConfig {
+    /// The keys and values of the first `tokens` tokens in every attention layer, at the model's
+    /// [`KeyValueSite`](crate::KeyValueSite)s, and nothing else: as they are attended to, rotated where the model rotates
+    /// by position. Run the calibrator's model on one row without padding: padding counts as any token does, and the
+    /// tokens of several rows follow one another.
+    pub fn key_values(tokens: usize) -> Self {
+        Self {
+            key_values: tokens,
+            ..Self::from(Targets::default())
+        }
+    }
+
     /// Statistics of these layers: a list of names, one regular expression, or `all-linear`, as in
     /// [`Targets::target_modules`].
     pub fn new(layers: impl Into<Selection>) -> Self {
@@ -96,6 +114,7 @@ impl From<Targets> for CalibrationConfig {
             targets,
             inputs: InputKinds::default(),
             gradients: GradientKinds::default(),
+            key_values: 0,
         }
     }
 }
@@ -163,6 +182,7 @@ impl<M: Module> Calibrate for M {}
 pub struct Calibrator<M> {
     model: M,
     inputs: Vec<(String, Arc<InputRecorder>)>,
+    key_values: Vec<(String, Arc<InputRecorder>)>,
     gradients: Vec<(String, GradientSums)>,
     /// How many backward passes there were.
     batches: usize,
@@ -174,7 +194,8 @@ impl<M: Module> Calibrator<M> {
         attached.refuse_foreign()?;
         attached.refuse_merged()?;
         let layout = &attached.layout;
-        if !config.inputs.any() && !config.gradients.any() {
+        let of_layers = config.inputs.any() || config.gradients.any();
+        if !of_layers && config.key_values == 0 {
             return Err(Error::Calibration {
                 place: "all layers".to_string(),
                 reason: "no statistic is asked for: call `CalibrationConfig::with_second_moments` or one of its siblings"
@@ -182,7 +203,11 @@ impl<M: Module> Calibrator<M> {
             });
         }
         let default = Selection::from(ALL_LINEAR);
-        let layers = config.targets.select(layout, TITLE, &default, true)?;
+        let layers = if of_layers {
+            config.targets.select(layout, TITLE, &default, true)?
+        } else {
+            Vec::new()
+        };
         // Nothing is differentiated but what is asked for.
         let frozen = layout
             .params
@@ -192,6 +217,7 @@ impl<M: Module> Calibrator<M> {
             trainable: frozen.collect(),
             ..Edits::default()
         };
+        let key_values = record_key_values(&attached, config.key_values, &mut edits)?;
         let mut inputs = Vec::new();
         let mut chosen = Vec::new();
         for layer in layers {
@@ -222,6 +248,7 @@ impl<M: Module> Calibrator<M> {
             gradients: gradients.map(sums).collect(),
             model,
             inputs,
+            key_values,
             batches: 0,
         })
     }
@@ -265,16 +292,49 @@ impl<M: Module> Calibrator<M> {
     /// [`Error::Calibration`] for a layer that saw no batch, a parameter that got no gradient, and statistics that are
     /// NaN or infinite.
     pub fn finish(self) -> Result<Calibration> {
-        let inputs = self.inputs.iter();
-        let inputs = inputs.map(|(layer, recorder)| Ok((layer.clone(), recorder.finish(layer)?)));
-        let inputs = inputs.collect::<Result<BTreeMap<_, _>>>()?;
+        let finish = |recorders: &[(String, Arc<InputRecorder>)]| {
+            let all = recorders.iter();
+            let all = all.map(|(layer, recorder)| Ok((layer.clone(), recorder.finish(layer)?)));
+            all.collect::<Result<BTreeMap<_, _>>>()
+        };
+        let (inputs, key_values) = (finish(&self.inputs)?, finish(&self.key_values)?);
         let gradients = self.gradients.into_iter();
         let gradients = gradients.map(|(param, sums)| Ok((param, sums.finish(self.batches)?)));
         Ok(Calibration {
             inputs,
+            key_values,
             gradients: gradients.collect::<Result<_>>()?,
         })
     }
+}
+
+/// Puts a recorder at every site of keys and values, for `tokens` tokens; none for 0.
+fn record_key_values(
+    attached: &Attached,
+    tokens: usize,
+    edits: &mut Edits,
+) -> Result<Vec<(String, Arc<InputRecorder>)>> {
+    if tokens == 0 {
+        return Ok(Vec::new());
+    }
+    let kinds = InputKinds {
+        samples: tokens,
+        ..InputKinds::default()
+    };
+    let sites = attached.layout.key_value_sites();
+    let recorders: Vec<_> = sites
+        .map(|site| {
+            let recorder = Arc::new(InputRecorder::new(kinds));
+            let mut stack = attached.stack(&site.path).cloned().unwrap_or_default();
+            stack.recorder = Arc::downgrade(&recorder);
+            edits.stacks.insert(site.path.clone(), stack);
+            (site.name.clone(), recorder)
+        })
+        .collect();
+    if recorders.is_empty() {
+        return Err(attached.layout.no_site(TITLE, SiteKind::KeyValue));
+    }
+    Ok(recorders)
 }
 
 /// The weight of a layer whose inputs can be recorded.

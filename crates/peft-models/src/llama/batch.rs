@@ -83,10 +83,9 @@ impl LmBatch {
     }
 
     /// Positions of all tokens, row after row, with `prompt` virtual tokens in front of each row. Padding before the
-    /// text does not count where there are virtual tokens in front of the row or, if `prefixed`, of its keys and values:
-    /// the text follows them.
-    pub(super) fn positions(&self, prompt: usize, prefixed: bool) -> Vec<usize> {
-        let skips = (prompt > 0 || prefixed) && !self.padding.is_empty();
+    /// text does not count if `follows`: the text follows virtual tokens.
+    pub(super) fn positions(&self, prompt: usize, follows: bool) -> Vec<usize> {
+        let skips = follows && !self.padding.is_empty();
         let mut positions = Vec::with_capacity(self.rows * (prompt + self.length));
         for row in 0..self.rows {
             positions.extend(0..prompt);

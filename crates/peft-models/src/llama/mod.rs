@@ -37,7 +37,7 @@ const RENAMES: &[(&str, &str)] = &[("tied_head", "lm_head")];
 /// A causal language model: token ids to logits of what follows each.
 ///
 /// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`], and in
-/// every layer [`LlamaAttention::prefix`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
+/// every layer [`LlamaAttention::prefix`], [`LlamaAttention::heads_site`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
 ///
 /// Weights may be quantized ([`quantize::QuantizedModule::pack_weights`](peft_core::quantize::QuantizedModule::pack_weights), or while loading:
 /// [`LlamaLoader::with_quantizer`]): QLoRA is LoRA on such a model.
@@ -182,7 +182,7 @@ impl Llama {
         };
         let count = x.dims()[1];
         let first = if cache.is_empty() {
-            self.prefix_tokens()
+            self.prefix_positions()
         } else {
             cache.length
         };
@@ -221,8 +221,9 @@ impl Llama {
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
         let (x, context) = self.embed(ids, batch.context(&device));
         let prompt = self.model.prompt.virtual_tokens();
-        let prefix = self.prefix_tokens();
-        let positions = batch.positions(prompt, prefix > 0).into_iter();
+        let prefix = self.prefix_positions();
+        let positions = batch.positions(prompt, self.begins_with_virtual_tokens());
+        let positions = positions.into_iter();
         let positions = positions.map(|position| prefix + position).collect();
         let positions = Positions {
             segments: batch.visible(),
@@ -234,14 +235,21 @@ impl Llama {
     /// How many positions the active adapters take: virtual tokens in front of the text, or in front of its
     /// keys and values.
     pub fn virtual_tokens(&self) -> usize {
-        self.model.prompt.virtual_tokens() + self.prefix_tokens()
+        self.model.prompt.virtual_tokens() + self.prefix_positions()
     }
 
     /// How many of those have keys and values only: the most that a layer has.
-    fn prefix_tokens(&self) -> usize {
+    fn prefix_positions(&self) -> usize {
         let layers = self.model.layers.iter();
-        let prefixes = layers.map(|layer| layer.self_attn.prefix.virtual_tokens());
+        let prefixes = layers.map(|layer| layer.self_attn.prefix.positions());
         prefixes.max().unwrap_or(0)
+    }
+
+    /// Whether virtual tokens are in front of the text, or of its keys and values, whether they take positions or not.
+    fn begins_with_virtual_tokens(&self) -> bool {
+        let layers = &mut self.model.layers.iter();
+        self.model.prompt.is_active()
+            || layers.any(|layer| layer.self_attn.prefix.virtual_tokens() > 0)
     }
 
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
@@ -251,10 +259,10 @@ impl Llama {
 
     /// Positions of virtual tokens and `length` tokens, and of how many rows they are: of one where all have the same.
     fn places(&self, length: usize, padding: Option<Tensor<2, Bool>>) -> (Vec<usize>, usize) {
-        let (prompt, prefix) = (self.model.prompt.virtual_tokens(), self.prefix_tokens());
+        let (prompt, prefix) = (self.model.prompt.virtual_tokens(), self.prefix_positions());
         let same = || ((prefix..prefix + prompt + length).collect(), 1);
         // Without virtual tokens it is the distances that matter, and padding shifts all of a row.
-        let Some(padding) = padding.filter(|_| prompt + prefix > 0) else {
+        let Some(padding) = padding.filter(|_| self.begins_with_virtual_tokens()) else {
             return same();
         };
         let padding: Vec<bool> = padding.into_data().iter().collect();

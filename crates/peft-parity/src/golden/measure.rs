@@ -5,15 +5,16 @@ use std::path::Path;
 
 use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
-use peft_core::PeftModule;
 use peft_core::method::MethodInfo;
 use peft_core::nn::{ForwardContext, TaskIds};
 use peft_core::state::AdapterState as _;
+use peft_core::{PeftModule, checkpoint};
 use peft_models::{Bert, BertClassifier, Llama};
 use serde_json::Value;
 
-use super::case::{as_trained, expected_of_merged, read, upstream_gradients};
+use super::case::{adapter_name, as_trained, expected_of_merged, read, upstream_gradients};
 use super::compare::{farthest, farthest_of_gradients, worst};
+use super::composed::{self, is_composed};
 use super::rounding::{DRAWS, LastBit};
 use super::{Measured, Problem, Rounding, Tensors, shared, tolerance};
 
@@ -89,9 +90,24 @@ pub fn measure(
     }
 }
 
+/// The tensors of an adapter under the keys of its file.
+fn tensors<M: PeftModule>(model: &M, name: &str) -> Result<Tensors, Problem> {
+    let config = model.adapter_config(name)?;
+    if !config["config"].is_object() {
+        return Ok(model.adapter_tensors(name)?);
+    }
+    // In memory they have Hugging Face PEFT's keys; a file in AdapterHub's layout has its own.
+    let failed = |error: &dyn std::fmt::Display| Problem::Failed(error.to_string());
+    let dir = tempfile::tempdir().map_err(|error| failed(&error))?;
+    model.save_adapter(name, dir.path())?;
+    Ok(read(&dir.path().join(checkpoint::ADAPTERHUB_FILE))?.0)
+}
+
 /// A loaded case, and what goes into it.
 struct Loaded<'a, M, F> {
     model: M,
+    /// The adapter's name.
+    name: String,
     forward: F,
     device: &'a Device,
     ids: TensorData,
@@ -126,7 +142,7 @@ impl<const D: usize, M: PeftModule, F: Fn(&M, Tensor<2, Int>, ForwardContext) ->
             inside: 0,
         };
         let model = model.clone().map(&mut mapper);
-        Ok(model.adapter_tensors("golden")?)
+        tensors(&model, &self.name)
     }
 
     fn rounding(&self, theirs: Option<&Tensors>) -> Result<Rounding, Problem> {
@@ -150,6 +166,37 @@ impl<const D: usize, M: PeftModule, F: Fn(&M, Tensor<2, Int>, ForwardContext) ->
     }
 }
 
+/// What a case holds besides its checkpoint.
+struct Values {
+    io: Tensors,
+    /// Elements that upstream trains; unknown of several adapters.
+    trainable: Option<usize>,
+    grads: Option<Tensors>,
+}
+
+impl Values {
+    fn read(case: &Path) -> Result<Self, Problem> {
+        let problem = Problem::new(case);
+        let (io, metadata) = read(&case.join("io.safetensors"))?;
+        let trainable = metadata.get("trainable").and_then(|text| text.parse().ok());
+        if trainable.is_none() && !is_composed(case) {
+            return Err(problem(&"io.safetensors says no `trainable`"));
+        }
+        let path = case.join("grads.safetensors");
+        let grads = path.exists().then(|| read(&path)).transpose()?;
+        Ok(Self {
+            io,
+            trainable,
+            grads: grads.map(|(tensors, _)| tensors),
+        })
+    }
+
+    fn known(&self, case: &Path, key: &str) -> Result<TensorData, Problem> {
+        let missing = || Problem::new(case)(&format!("io.safetensors has no `{key}`"));
+        self.io.get(key).cloned().ok_or_else(missing)
+    }
+}
+
 fn measure_model<M: PeftModule, const D: usize>(
     base: &M,
     kind: &str,
@@ -158,52 +205,58 @@ fn measure_model<M: PeftModule, const D: usize>(
     methods: &[&MethodInfo],
     device: &Device,
 ) -> Result<Measured, Problem> {
-    let problem = Problem::new(case);
-    let dir = upstream_gradients(case)?;
-    let (io, metadata) = read(&case.join("io.safetensors"))?;
-    let expected = metadata.get("trainable").and_then(|text| text.parse().ok());
-    let expected: usize = expected.ok_or_else(|| problem(&"io.safetensors says no `trainable`"))?;
-    let known = |key: &str| {
-        let missing = || problem(&format!("io.safetensors has no `{key}`"));
-        io.get(key).cloned().ok_or_else(missing)
-    };
+    let values = Values::read(case)?;
     let mut loaded = Loaded {
-        model: base.load_adapter("golden", dir.path(), methods)?,
+        model: base.clone(),
+        name: adapter_name(case),
         forward,
         device,
-        ids: known("input_ids")?,
-        mask: known("attention_mask")?,
-        tasks: io.get("task_ids").map(|ids| {
+        ids: values.known(case, "input_ids")?,
+        mask: values.known(case, "attention_mask")?,
+        tasks: values.io.get("task_ids").map(|ids| {
             let ids: Vec<usize> = ids.iter::<u64>().map(|id| id as usize).collect();
             TaskIds::new(ids)
         }),
     };
-    let unmerged = known("output")?;
+    let unmerged = values.known(case, "output")?;
+    if is_composed(case) {
+        loaded.model = composed::load(base, case, methods)?;
+        return Ok(Measured {
+            output: farthest(&loaded.output(&loaded.model), &unmerged, "output")?,
+            merged: None,
+            gradients: None,
+            trainable: loaded.model.counts().trainable,
+            expected: values.trainable,
+            rounding: None,
+        });
+    }
+    let dir = upstream_gradients(case)?;
+    loaded.model = base.load_adapter(&loaded.name, dir.path(), methods)?;
     let mut output = farthest(&loaded.output(&loaded.model), &unmerged, "output")?;
-    if let Some(model) = as_trained(base, dir.path(), methods)? {
+    if let Some(model) = as_trained(base, dir.path(), &loaded.name, methods)? {
         let trained = farthest(&loaded.output(&model), &unmerged, "output as trained")?;
         output = worst([output, trained]);
         loaded.model = model;
     }
-    let adapter = loaded.model.adapter_tensors("golden")?;
+    let adapter = tensors(&loaded.model, &loaded.name)?;
     let twice = shared::counted_twice(&adapter);
     let mut measured = Measured {
         output,
         merged: None,
         gradients: None,
         trainable: loaded.model.counts().trainable,
-        expected: expected.saturating_sub(twice),
+        expected: values.trainable.map(|count| count.saturating_sub(twice)),
         rounding: None,
     };
-    if let Some(merged) = io.get("merged") {
+    if let Some(merged) = values.io.get("merged") {
         let plain = loaded.model.valid().merge_and_unload()?;
         let output = loaded.run(&plain, device).into_data();
         let expected = expected_of_merged(case, kind, [merged, &unmerged])?;
         measured.merged = Some(farthest(&output, expected, "merged output")?);
     }
-    let path = case.join("grads.safetensors");
-    let theirs = path.exists().then(|| read(&path)).transpose()?;
-    let theirs = theirs.map(|(tensors, _)| shared::summed(tensors, &adapter));
+    let theirs = values
+        .grads
+        .map(|tensors| shared::summed(tensors, &adapter));
     if let Some(theirs) = &theirs {
         let ours = loaded.gradients(&loaded.model)?;
         measured.gradients = Some(farthest_of_gradients(&ours, theirs, theirs)?);

@@ -1,5 +1,5 @@
 //! Bottleneck adapters against AdapterHub's `adapters` 1.3, IA³ against Hugging Face PEFT 0.21.2: their checkpoints and
-//! outputs, and for IA³ merged outputs and gradients.
+//! outputs and gradients, and for IA³ merged outputs.
 
 use std::path::Path;
 
@@ -14,7 +14,12 @@ const CASES: &str = "../peft-additive/tests/golden";
 
 #[test]
 fn checkpoints_compute_what_upstream_computes() {
-    let cases = ["seq_bn", "double_seq_bn"];
+    let cases = [
+        "seq_bn",
+        "double_seq_bn",
+        "composition_stack",
+        "composition_average",
+    ];
     golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
 }
 
