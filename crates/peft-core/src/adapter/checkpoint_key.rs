@@ -142,7 +142,7 @@ impl CheckpointKey {
     }
 
     /// Upstream writes a copy under another key below the layer, too: it is read, must be equal, and
-    /// is not written.
+    /// is not written. Of a tensor that several states share, each state may name one.
     #[must_use]
     pub fn also(mut self, key: &str) -> Self {
         self.copy = Some(key.into());
@@ -211,7 +211,10 @@ impl CheckpointKey {
                 format!("{layer}.{}", key.replace(ADAPTER, adapter))
             }
             (Key::Layer(key), Style::AdapterHub) => format!("{layer}.adapters.{adapter}.{key}"),
-            (Key::Layer(key), style) => format!("{}{layer}.{key}", style.prefix()),
+            (Key::Layer(key), style) => {
+                let key = key.replace(ADAPTER, adapter);
+                format!("{}{layer}.{key}", style.prefix())
+            }
         })
     }
 }

@@ -62,6 +62,11 @@ impl Calibration {
         let half = |from| both.clone().narrow(1, from, width);
         Ok((half(0), half(width)))
     }
+
+    /// Whether keys and values were gathered.
+    pub fn has_key_values(&self) -> bool {
+        !self.key_values.is_empty()
+    }
 }
 
 fn unknown<'a>(place: &str, what: &str, known: impl Iterator<Item = &'a String>) -> Error {
