@@ -61,3 +61,87 @@ fn default(field: &ConfigField) -> Option<String> {
         (Kind::Other, None) => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use syn::ItemStruct;
+
+    /// The documentation of the fields of a struct, after it was completed.
+    fn completed(mut item: ItemStruct) -> Vec<Vec<String>> {
+        let fields = item.fields.iter_mut().map(|field| {
+            ConfigField::take(field).unwrap_or_else(|error| panic!("{error}"));
+            field.attrs.iter().filter_map(line).collect()
+        });
+        fields.collect()
+    }
+
+    #[test]
+    fn defaults_and_ranges_are_added() {
+        let found = completed(parse_quote! {
+            struct Config {
+                /// Rank.
+                #[field(default = 8, at_least = 1)]
+                r: usize,
+                /// Dropout.
+                #[field(probability)]
+                dropout: f64,
+                /// Factor.
+                #[field(default = -2.0, finite)]
+                scaling: f64,
+                /// On.
+                #[field(default = true)]
+                on: bool,
+                /// Terms.
+                #[field(at_least = 1)]
+                terms: Option<usize>,
+                /// Ranks.
+                #[field(at_least = 1)]
+                rank_pattern: ByLayer<usize>,
+                /// Name.
+                #[field(default = "zeros")]
+                init: String,
+            }
+        });
+        let added: Vec<&str> = found.iter().map(|lines| lines[1].as_str()).collect();
+        let expected = [
+            " Default: 8; at least 1.",
+            " Default: 0; in [0, 1).",
+            " Default: -2.",
+            " Default: true.",
+            " Default: none; at least 1.",
+            " Default: none; at least 1.",
+            " Default: `\"zeros\"`.",
+        ];
+        assert_eq!(added, expected);
+    }
+
+    #[test]
+    fn what_is_said_is_not_said_again() {
+        let found = completed(parse_quote! {
+            struct Config {
+                /// Rank. Default: the model's width.
+                #[field(any)]
+                r: usize,
+                /// Kind, whose default only its type knows.
+                kind: Kind,
+                /// Modes:
+                ///
+                /// - one
+                mode: bool,
+                targets: Targets,
+                /// Layers of its own. Default: none.
+                other: Targets,
+                bias: Bias,
+                common: Common,
+            }
+        });
+        assert_eq!(found[0].len(), 1);
+        assert_eq!(found[1].len(), 1);
+        assert_eq!(found[2][2..], [" - one", "", " Default: false."]);
+        assert_eq!(found[3], [" Layers to adapt. Default: `all-linear`."]);
+        assert_eq!(found[4].len(), 1);
+        assert_eq!(found[5], [" Biases to train. Default: none."]);
+        assert_eq!(found[6], [" Fields that every method has."]);
+    }
+}

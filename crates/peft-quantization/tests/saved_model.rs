@@ -36,7 +36,7 @@ fn try_load(dir: &Path, device: &Device) -> Result<Llama, LoadError> {
 }
 
 /// A tensor of a file.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Part {
     dtype: Dtype,
     shape: Vec<usize>,
