@@ -3,18 +3,23 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::method::{
-    Adapter, Common, Layout, LayoutParam, LayoutSite, Method, MethodInfo, Plan, PromptAdapter,
-    SiteKind, TypedSite, Value, config_to_json, method_config,
+    Adapter, Common, Layout, LayoutParam, LayoutSite, Method, MethodConfig as _, MethodInfo, Plan,
+    PromptAdapter, SiteKind, TypedSite, method_config,
 };
 use peft_core::nn::Prompt;
 use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::prompt_adapterhub::AdapterHubPrompt;
+
 /// The virtual tokens.
 #[derive(Module, Adapter, Debug)]
 pub struct SoftPrompt {
     /// Their embeddings, `[virtual_tokens, d]`.
-    #[tensor(root = "prompt_embeddings")]
+    #[tensor(
+        root = "prompt_embeddings",
+        adapterhub = "prompt_tuning.prompt_tunings.{adapter}.prompt_embedding.weight"
+    )]
     pub embeddings: Param<Tensor<2>>,
 }
 
@@ -46,7 +51,8 @@ pub enum PromptInit {
 /// `PromptTuningConfig`.
 #[method_config(
     PROMPT_TUNING, peft_type = "PROMPT_TUNING", title = "Prompt tuning", family = SoftPrompt, new(num_virtual_tokens),
-    reference = "Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, section 2", to_json = PromptTuningConfig::json
+    reference = "Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, section 2", to_json = PromptTuningConfig::json,
+    parse = PromptTuningConfig::PARSE, recognises = PromptTuningConfig::RECOGNISES
 )]
 pub struct PromptTuningConfig {
     /// How many virtual tokens. Default: 10. At least 1; each takes one of the model's positions.
@@ -59,6 +65,9 @@ pub struct PromptTuningConfig {
     /// The text's token ids, without special tokens; not stored.
     #[field(skip)]
     pub init_token_ids: Vec<u32>,
+    /// Writes files in AdapterHub's layout, with these further fields of its. Default: none, Hugging Face PEFT's layout.
+    #[field(skip)]
+    pub adapterhub: Option<AdapterHubPrompt>,
     /// Width of the embeddings; recorded when attached.
     #[field(any)]
     pub token_dim: Option<usize>,
@@ -67,12 +76,6 @@ pub struct PromptTuningConfig {
 }
 
 impl PromptTuningConfig {
-    // Upstream wants the tokenizer beside a text; trained values need neither.
-    fn json(&self) -> Value {
-        let stored = self.clone().with_prompt_tuning_init(PromptInit::Random);
-        config_to_json(&stored, &PROMPT_TUNING)
-    }
-
     /// Starts from the embeddings of `text`, whose `token_ids` the model's tokenizer gives
     /// (without special tokens).
     #[must_use]
@@ -171,6 +174,11 @@ fn table<'a>(site: &LayoutSite, layout: &'a Layout) -> Option<&'a LayoutParam> {
 }
 
 impl Method for PromptTuningConfig {
+    fn validate(&self) -> Result<()> {
+        self.check_fields()?;
+        self.check_layout()
+    }
+
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let site = only_site(layout, &PROMPT_TUNING, self.num_virtual_tokens)?;
         let text = self.prompt_tuning_init == PromptInit::Text;
@@ -179,7 +187,11 @@ impl Method for PromptTuningConfig {
             return Err(refuse("init_token_ids", &self.init_token_ids, expected));
         }
         let embeddings = self.draw(&site, layout, plan)?;
-        plan.set_config_field("token_dim", site.width);
+        let width = match &self.adapterhub {
+            None => "token_dim",
+            Some(_) => "hidden_size",
+        };
+        plan.set_config_field(width, site.width);
         plan.add_prompt(site, SoftPrompt { embeddings });
         Ok(())
     }
