@@ -8,6 +8,7 @@ use peft_ops::LowRank;
 use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::site_context::SiteContext;
 
 /// State that a method adds to one place of a model.
@@ -97,6 +98,14 @@ pub trait WeightAdapter: Adapter {
         true
     }
 
+    /// Whether a layer may keep W' from one forward pass to the next while nothing is trained, so that it composes once
+    /// ([`kept_weights`](crate::kept_weights)). Say no where the activation side costs little beside the layer's own
+    /// product, as scaling does. What is [`low_rank`](Self::low_rank) is kept only if its factors have more than half as
+    /// many elements as the weight. Default: yes.
+    fn keeps_weight(&self) -> bool {
+        true
+    }
+
     /// Whether a head that is this table ([`TiedHead`](crate::TiedHead)) changes with it: new tokens do, a
     /// change of the embeddings does not unless it is asked for, as upstream has it. Default: no.
     fn affects_tied_head(&self) -> bool {
@@ -123,6 +132,13 @@ pub trait PromptAdapter: Adapter {
 
     /// The virtual tokens' embeddings, `[virtual_tokens, d]`.
     fn prompt(&self) -> Tensor<2>;
+
+    /// Those of a batch of `rows` rows, `[rows, virtual_tokens, d]`, or `[1, virtual_tokens, d]` where all rows have the
+    /// same. Default: [`prompt`](Self::prompt).
+    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {
+        let _ = (rows, context);
+        self.prompt().unsqueeze()
+    }
 }
 
 /// An adapter of an attention layer's state: keys and values of tokens that are not there.

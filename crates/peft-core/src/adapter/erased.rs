@@ -18,6 +18,7 @@ use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{
     Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Role, WeightAdapter,
 };
+use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::site_context::SiteContext;
 
 /// A parameter on its way through the erased boundary.
@@ -256,6 +257,7 @@ pub(crate) trait ErasedWeight: ErasedModule {
     fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3>;
     fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4>;
     fn is_mergeable(&self) -> bool;
+    fn keeps_weight(&self) -> bool;
     fn affects_tied_head(&self) -> bool;
     fn tied_low_rank(&self) -> Option<LowRank>;
     fn boxed(&self) -> Box<dyn ErasedWeight>;
@@ -279,6 +281,9 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     }
     fn is_mergeable(&self) -> bool {
         self.state().is_mergeable()
+    }
+    fn keeps_weight(&self) -> bool {
+        self.state().keeps_weight()
     }
     fn affects_tied_head(&self) -> bool {
         self.state().affects_tied_head()
@@ -307,7 +312,7 @@ impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
 
 pub(crate) trait ErasedPrompt: ErasedModule {
     fn virtual_tokens(&self) -> usize;
-    fn prompt(&self) -> Tensor<2>;
+    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3>;
     fn boxed(&self) -> Box<dyn ErasedPrompt>;
 }
 
@@ -315,8 +320,8 @@ impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
     fn virtual_tokens(&self) -> usize {
         self.state().virtual_tokens()
     }
-    fn prompt(&self) -> Tensor<2> {
-        self.state().prompt()
+    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {
+        self.state().prompts(rows, context)
     }
     fn boxed(&self) -> Box<dyn ErasedPrompt> {
         Box::new(self.clone())

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use burn::tensor::{Bool, Int, Tensor};
 
+use crate::adapter::task_ids::TaskIds;
+
 /// What the layers and sites of one forward pass share: where the tokens are, which of them are padding, and how much
 /// of which adapter each row or token gets.
 ///
@@ -32,6 +34,7 @@ pub struct ForwardContext {
     padding: Option<Tensor<2, Bool>>,
     virtual_tokens: usize,
     routing: Option<Routing>,
+    tasks: Option<TaskIds>,
     rows: Option<Tensor<1, Int>>,
     values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
 }
@@ -90,7 +93,14 @@ impl ForwardContext {
         self
     }
 
-    /// Adds a value of a method's own, found again by its type: the tasks of a batch's rows, say.
+    /// Sets the task of each row.
+    #[must_use]
+    pub fn with_tasks(mut self, tasks: TaskIds) -> Self {
+        self.tasks = Some(tasks);
+        self
+    }
+
+    /// Adds a value of a method's own, found again by its type.
     #[must_use]
     pub fn with_value<T: Any + Send + Sync>(mut self, value: T) -> Self {
         self.values.insert(TypeId::of::<T>(), Arc::new(value));
@@ -117,6 +127,11 @@ impl ForwardContext {
     /// The weights of adapters.
     pub fn routing(&self) -> Option<&Routing> {
         self.routing.as_ref()
+    }
+
+    /// The task of each row.
+    pub fn tasks(&self) -> Option<&TaskIds> {
+        self.tasks.as_ref()
     }
 
     /// Which rows of the batch an adapter sees, where it sees only some of them, because others have another adapter.
@@ -149,6 +164,7 @@ impl ForwardContext {
             padding: padding.map(|padding| padding.select(0, index.clone())),
             virtual_tokens: self.virtual_tokens,
             routing: None,
+            tasks: self.tasks.as_ref().map(|tasks| tasks.of_rows(rows)),
             rows: Some(index.clone()),
             values: self.values.clone(),
         }
@@ -165,6 +181,7 @@ impl fmt::Debug for ForwardContext {
             .field("padding", &self.padding.as_ref().map(Tensor::dims))
             .field("virtual_tokens", &self.virtual_tokens)
             .field("routing", &self.routing)
+            .field("tasks", &self.tasks)
             .finish_non_exhaustive()
     }
 }

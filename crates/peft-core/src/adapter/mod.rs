@@ -14,4 +14,5 @@ pub(crate) mod quantized_base;
 pub(crate) mod shared;
 pub(crate) mod site_context;
 pub(crate) mod site_type;
+pub(crate) mod task_ids;
 pub(crate) mod trainable;

@@ -115,6 +115,10 @@ impl<const R: usize, const OF_MODULE: bool> WeightAdapter for ModuleToSave<R, OF
         embedding(self.value.val().reshape(shape), ids)
     }
 
+    fn keeps_weight(&self) -> bool {
+        false
+    }
+
     fn affects_tied_head(&self) -> bool {
         self.head.is_some()
     }

@@ -97,7 +97,12 @@ pub fn refuse_unsupported(
         };
         if !off {
             let expected = "leave it out: this is not supported yet";
-            return Err(Error::config(info.title, field, value, expected));
+            return Err(Error::config(
+                info.title,
+                field,
+                format_args!("{value}"),
+                expected,
+            ));
         }
     }
     Ok(())

@@ -81,8 +81,6 @@ impl WeightAdapter for TrainableTokens {
     }
 
     fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3> {
-        /// More rows than this are not looked for one by one.
-        const FEW: usize = 64;
         let values = self.values.val();
         let [count, width] = values.dims();
         let [batch, length] = ids.dims();
@@ -102,9 +100,16 @@ impl WeightAdapter for TrainableTokens {
         below.mask_where(any, new).reshape([batch, length, width])
     }
 
+    fn keeps_weight(&self) -> bool {
+        self.indices.len() > FEW
+    }
+
     fn affects_tied_head(&self) -> bool {
         true
     }
 }
+
+/// More rows than this are not looked for one by one.
+const FEW: usize = 64;
 
 const ADD: burn::tensor::IndexingUpdateOp = burn::tensor::IndexingUpdateOp::Add;

@@ -78,6 +78,9 @@ pub(crate) fn cross_entropy(
         let rows = merged.get::<2>().transpose();
         return peft_ops::linear_cross_entropy(hidden, rows, targets);
     }
+    if let Some(kept) = place.kept() {
+        return peft_ops::linear_cross_entropy(hidden, kept.transpose(), targets);
+    }
     let rows_of = |weight| match weight {
         Weight::Dense(weight) => Weight::Dense(weight.transpose()),
         quantized @ Weight::Quantized(_) => quantized,

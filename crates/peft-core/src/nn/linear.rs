@@ -57,6 +57,9 @@ pub(crate) fn through_seen<const D: usize>(
     if let Some(merged) = &stack.merged {
         return seen.fused(merged.get::<2>().into(), place.bias.clone(), None);
     }
+    if let Some(kept) = place.kept() {
+        return seen.fused(kept.into(), place.bias.clone(), None);
+    }
     if let Some(factors) = place.low_rank() {
         let factors = side_by_side(factors, seen.dtype());
         return seen.fused(place.weight(), place.bias.clone(), factors);

@@ -19,6 +19,7 @@ pub use crate::adapter::site_context::SiteContext;
 pub use crate::adapter::site_type::{
     Attention, Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType,
 };
+pub use crate::adapter::task_ids::TaskIds;
 pub use crate::attached::stack::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
 pub use cross_entropy::adapted_cross_entropy;
 pub use layers::{

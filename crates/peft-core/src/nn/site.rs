@@ -8,6 +8,7 @@ use burn::module::{
 use burn::tensor::{Bool, Device, Tensor};
 
 use crate::adapter::erased::AnyAdapter;
+use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::site_context::SiteContext;
 use crate::adapter::site_type::{
     Attention, Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType,
@@ -157,19 +158,53 @@ impl Site<Prompt> {
         embeddings: Tensor<3>,
         padding: Option<Tensor<2, Bool>>,
     ) -> (Tensor<3>, Option<Tensor<2, Bool>>) {
+        let context = ForwardContext::new().with_padding(padding);
+        let (embeddings, context) = self.add_prompt_in(embeddings, context);
+        (embeddings, context.padding())
+    }
+
+    /// As [`add_prompt`](Self::add_prompt), for adapters that use what is in the context: the tasks of the batch's rows,
+    /// say. Returns the embeddings, and the context with their padding and the number of virtual tokens.
+    pub fn add_prompt_in(
+        &self,
+        embeddings: Tensor<3>,
+        context: ForwardContext,
+    ) -> (Tensor<3>, ForwardContext) {
         let batch = embeddings.dims()[0];
-        let prompt = |entry: &Entry| entry.adapter.prompt_adapter().prompt();
-        let mut parts = in_front(&self.stack, batch, prompt);
-        if parts.is_empty() {
-            return (embeddings, padding);
-        }
+        let mut parts = self.prompts(batch, &context, &embeddings.device());
         let tokens: usize = parts.iter().map(|part| part.dims()[1]).sum();
+        let context = context.with_virtual_tokens(tokens);
+        if parts.is_empty() {
+            return (embeddings, context);
+        }
         parts.push(embeddings);
-        let padding = padding.map(|padding| {
+        let padding = context.padding().map(|padding| {
             let kept = Tensor::<2, Bool>::full([batch, tokens], false, &padding.device());
             Tensor::cat(vec![kept, padding], 1)
         });
-        (Tensor::cat(parts, 1), padding)
+        (Tensor::cat(parts, 1), context.with_padding(padding))
+    }
+
+    /// What each active adapter puts in front, `[batch, tokens, d]`.
+    fn prompts(&self, batch: usize, context: &ForwardContext, device: &Device) -> Vec<Tensor<3>> {
+        let of = |entry: &Entry, rows: usize, context: &ForwardContext| {
+            let prompts = entry.adapter.prompt_adapter().prompts(rows, context);
+            let [given, tokens, width] = prompts.dims();
+            assert!(
+                given == 1 || given == rows,
+                "the adapter `{}` gave prompts for {given} rows of {rows}",
+                entry.name
+            );
+            prompts.expand([rows, tokens, width])
+        };
+        let Some(mixture) = self.stack.mixed() else {
+            let active = self.stack.active();
+            return active.map(|entry| of(entry, batch, context)).collect();
+        };
+        vec![rows_of(mixture, batch).run(device, |entry, rows, index| {
+            let context = context.of_rows(rows, &index);
+            of(entry_of_rows(&self.stack, entry), rows.len(), &context)
+        })]
     }
 }
 
@@ -185,21 +220,6 @@ pub(super) fn count(stack: &Stack, of: impl Fn(&AnyAdapter) -> usize) -> usize {
         Some(_) => tokens.next().unwrap_or(0),
         None => tokens.sum(),
     }
-}
-
-/// What the adapters put in front of each row, `[batch, tokens, features]` each, of what each gives, `[tokens,
-/// features]`.
-fn in_front(stack: &Stack, batch: usize, of: impl Fn(&Entry) -> Tensor<2>) -> Vec<Tensor<3>> {
-    let Some(mixture) = stack.mixed() else {
-        let spread = |entry| {
-            let rows = of(entry);
-            let [tokens, width] = rows.dims();
-            rows.unsqueeze::<3>().expand([batch, tokens, width])
-        };
-        return stack.active().map(spread).collect();
-    };
-    let rows = rows_of(mixture, batch);
-    vec![rows.spread(|at| of(entry_of_rows(stack, at)))]
 }
 
 /// The adapters of a batch's rows, where adapters put virtual tokens in front.

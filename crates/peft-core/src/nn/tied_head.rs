@@ -136,6 +136,8 @@ impl TiedHead {
             bias: None,
             below,
             norms: BaseNorms::default(),
+            // It is the table's, and may change without the head.
+            own: false,
             stack,
         }
     }

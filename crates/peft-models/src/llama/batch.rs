@@ -1,7 +1,7 @@
 //! A batch of token sequences and their targets.
 
 use burn::tensor::{Bool, Device, Tensor, TensorData};
-use peft_core::nn::ForwardContext;
+use peft_core::nn::{ForwardContext, TaskIds};
 use peft_core::ops::Segments;
 
 /// A batch for [`Llama::loss`](super::Llama::loss): rows of equally many tokens, filled up where a text is
@@ -16,6 +16,8 @@ pub struct LmBatch {
     /// The document that each token is of, where rows hold several: each sees itself only, and counts its
     /// positions from 0. As long as `ids`.
     pub segments: Option<Vec<u32>>,
+    /// The task of each row, for adapters that have several; none where no adapter asks.
+    pub tasks: Option<TaskIds>,
     /// True where a token only fills up its row; as long as `ids`, or empty where there is none.
     pub padding: Vec<bool>,
     /// Number of rows.
@@ -48,7 +50,11 @@ impl LmBatch {
             let data = TensorData::new(self.padding.clone(), [self.rows, self.length]);
             Tensor::<2, Bool>::from_data(data, device)
         });
-        ForwardContext::new().with_padding(padding)
+        let context = ForwardContext::new().with_padding(padding);
+        match &self.tasks {
+            Some(tasks) => context.with_tasks(tasks.clone()),
+            None => context,
+        }
     }
 
     /// # Panics

@@ -232,12 +232,7 @@ impl Llama {
 
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
         let words = self.model.embed_tokens.adapted_in(ids, &context);
-        let prompt = &self.model.prompt;
-        let (x, padding) = prompt.add_prompt(words, context.padding());
-        let context = context
-            .with_padding(padding)
-            .with_virtual_tokens(prompt.virtual_tokens());
-        (x, context)
+        self.model.prompt.add_prompt_in(words, context)
     }
 
     /// `positions` are those of `rows` rows.

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use burn::module::{ModuleMapper, Param};
-use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use peft_core::method::MethodInfo;
+use peft_core::nn::{ForwardContext, TaskIds};
 use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, checkpoint};
 use peft_models::{Bert, Llama};
@@ -69,13 +70,13 @@ pub fn measure(
         Some("bert") => {
             let autodiff = device.clone().autodiff();
             let bert = Bert::load(base, &autodiff).map_err(|error| problem(&error))?;
-            let run = |bert: &Bert, ids, padding| bert.forward(ids, Some(padding)).hidden;
+            let run = |bert: &Bert, ids, context| bert.forward_in(ids, context).hidden;
             measure_model(&bert, "bert", run, case, methods, device)
         }
         Some("llama" | "mistral" | "qwen2") => {
             let autodiff = device.clone().autodiff();
             let llama = Llama::load(base, &autodiff).map_err(|error| problem(&error))?;
-            let run = |llama: &Llama, ids, padding| llama.forward(ids, Some(padding));
+            let run = |llama: &Llama, ids, context| llama.forward_in(ids, context);
             measure_model(&llama, "llama", run, case, methods, device)
         }
         other => Err(Problem::Unsupported(format!(
@@ -107,13 +108,19 @@ struct Loaded<'a, M, F> {
     device: &'a Device,
     ids: TensorData,
     mask: TensorData,
+    tasks: Option<TaskIds>,
 }
 
-impl<M: PeftModule, F: Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>> Loaded<'_, M, F> {
+impl<M: PeftModule, F: Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<3>> Loaded<'_, M, F> {
     fn run(&self, model: &M, device: &Device) -> Tensor<3> {
         let ids = Tensor::<2, Int>::from_data(self.ids.clone(), device);
         let mask = Tensor::<2, Int>::from_data(self.mask.clone(), device);
-        (self.forward)(model, ids, mask.equal_elem(0))
+        let context = ForwardContext::new().with_padding(Some(mask.equal_elem(0)));
+        let context = match &self.tasks {
+            Some(tasks) => context.with_tasks(tasks.clone()),
+            None => context,
+        };
+        (self.forward)(model, ids, context)
     }
 
     fn output(&self, model: &M) -> TensorData {
@@ -187,7 +194,7 @@ impl Values {
 fn measure_model<M: PeftModule>(
     base: &M,
     kind: &str,
-    forward: impl Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>,
+    forward: impl Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<3>,
     case: &Path,
     methods: &[&MethodInfo],
     device: &Device,
@@ -200,6 +207,10 @@ fn measure_model<M: PeftModule>(
         device,
         ids: values.known(case, "input_ids")?,
         mask: values.known(case, "attention_mask")?,
+        tasks: values.io.get("task_ids").map(|ids| {
+            let ids: Vec<usize> = ids.iter::<u64>().map(|id| id as usize).collect();
+            TaskIds::new(ids)
+        }),
     };
     let unmerged = values.known(case, "output")?;
     if is_composed(case) {

@@ -1,8 +1,8 @@
 //! Upstream's checkpoints and the values that upstream computes from them.
 //!
 //! A case is a folder with a checkpoint as upstream writes it, and beside it `io.safetensors`
-//! (`input_ids`, `attention_mask`, `output`, where upstream can merge `merged`; metadata
-//! `trainable`) and, where upstream's gradients are known, `grads.safetensors`: those of
+//! (`input_ids`, `attention_mask`, `output`, where the rows have tasks `task_ids`, where upstream can merge `merged`;
+//! metadata `trainable`) and, where upstream's gradients are known, `grads.safetensors`: those of
 //! mean(output²), by checkpoint key. Where upstream trains an encoder and stores what that computes,
 //! `encoder.safetensors` holds the encoder, and the gradients are those of its parameters.
 //!

@@ -237,6 +237,11 @@ impl WeightAdapter for LoraEmbedding {
         }
     }
 
+    // Norms are of the whole table.
+    fn keeps_weight(&self) -> bool {
+        self.magnitude.is_some()
+    }
+
     fn affects_tied_head(&self) -> bool {
         self.head.is_some()
     }
@@ -325,6 +330,10 @@ impl WeightAdapter for LoraConv2d {
             None => output,
             Some(factor) => output * factor.reshape([1, out, 1, 1]),
         }
+    }
+
+    fn keeps_weight(&self) -> bool {
+        self.magnitude.is_some()
     }
 }
 
