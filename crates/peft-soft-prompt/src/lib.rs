@@ -11,7 +11,9 @@ mod multitask_prompt_tuning;
 mod p_tuning;
 mod prefix_encoder;
 mod prefix_tuning;
+mod prompt_adapterhub;
 mod prompt_encoder;
+mod prompt_layouts;
 mod prompt_tuning;
 mod start;
 mod trained_prompt;
@@ -35,6 +37,7 @@ pub use multitask_prompt_tuning::{
 pub use p_tuning::{EncodedPrompt, EncoderType, P_TUNING, PromptEncoderConfig};
 pub use prefix_encoder::{PrefixActivation, PrefixEncoder};
 pub use prefix_tuning::{PREFIX_TUNING, Prefix, PrefixForm, PrefixInit, PrefixTuningConfig};
+pub use prompt_adapterhub::AdapterHubPrompt;
 pub use prompt_encoder::{BiLstmLayer, LstmDirection, MlpLayer, PromptEncoder};
 pub use prompt_tuning::{PROMPT_TUNING, PromptInit, PromptTuningConfig, SoftPrompt};
 pub use trained_prompt::{Similarity, TrainedPrompt};
