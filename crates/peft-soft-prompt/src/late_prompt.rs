@@ -46,14 +46,18 @@ pub struct PromptGenerator {
     pub token: NpgToken,
 }
 
-/// What a prompt's generator looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What makes the virtual tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[non_exhaustive]
 pub enum PromptGeneratorType {
-    /// The paper's naive generator: the hidden state of one token.
+    /// Nothing: they are trained themselves, and are the same for all texts.
+    #[serde(rename = "NONE")]
+    Fixed,
+    /// The paper's naive generator, which looks at the hidden state of one token.
+    #[default]
     Npg,
-    /// Its pooling generator with means: as many stretches of the text as there are virtual tokens.
+    /// Its pooling generator with means, which looks at as many stretches of the text as there are virtual tokens.
     Appg,
     /// The same with maxima.
     Mppg,
@@ -80,7 +84,7 @@ impl PromptGenerator {
         let [rows, _, width] = hidden.dims();
         let own = Own::of(hidden, context);
         let seen = match self.kind {
-            PromptGeneratorType::Npg => {
+            PromptGeneratorType::Fixed | PromptGeneratorType::Npg => {
                 let token = own.one(self.token, hidden).matmul(hidden.clone());
                 through(&self.down, token)
             }
@@ -243,10 +247,9 @@ pub struct LatePromptConfig {
     /// layers; recorded when attached.
     #[field(any)]
     pub add_prompt_layer: Option<usize>,
-    /// What makes the virtual tokens. `None`: they are trained themselves, and are the same for all texts. Default: the
-    /// naive generator.
-    #[field(default = Some(PromptGeneratorType::Npg))]
-    pub generator_type: Option<PromptGeneratorType>,
+    /// What makes the virtual tokens. Default: the naive generator. Where a model is trained to continue texts it must be
+    /// [`PromptGeneratorType::Fixed`]: a prompt that was made of a text tells what comes.
+    pub generator_type: PromptGeneratorType,
     /// Width inside the generator, at least 1. Default: 128.
     #[field(default = 128, at_least = 1)]
     pub proj_down_size: usize,
@@ -279,13 +282,16 @@ impl Method for LatePromptConfig {
         let (tokens, width) = (self.num_prompt_tokens, site.width);
         let init = plan.init();
         let state = match self.generator_type {
-            None => LatePrompt::Prompt(init.normal([tokens, width], 1.0, like)),
-            Some(kind) => {
+            PromptGeneratorType::Fixed => {
+                LatePrompt::Prompt(init.normal([tokens, width], 1.0, like))
+            }
+            kind => {
                 let inside = self.proj_down_size;
-                let out = match kind {
+                let out = if kind == PromptGeneratorType::Npg {
                     // A file may declare any number.
-                    PromptGeneratorType::Npg => tokens.saturating_mul(width),
-                    PromptGeneratorType::Appg | PromptGeneratorType::Mppg => width,
+                    tokens.saturating_mul(width)
+                } else {
+                    width
                 };
                 LatePrompt::Generator(PromptGenerator {
                     down: MlpLayer::new([width, inside], init, like),

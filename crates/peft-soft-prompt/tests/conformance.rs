@@ -76,13 +76,10 @@ peft_conformance::conformance_suite!(
                 .with_add_prompt_layer(0)
                 .with_proj_down_size(8)
         ),
-        Case::new("late prompt", {
-            let config = LatePromptConfig::new();
-            LatePromptConfig {
-                generator_type: None,
-                ..config
-            }
-        }),
+        Case::new(
+            "late prompt",
+            LatePromptConfig::new().with_generator_type(PromptGeneratorType::Fixed)
+        ),
         Case::new("prefix", PrefixTuningConfig::new(4)),
         Case::new(
             "projected prefix",

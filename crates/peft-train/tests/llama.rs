@@ -11,7 +11,7 @@ use peft_models::{Llama, LmBatch};
 use peft_reparameterization::LoraConfig;
 use peft_soft_prompt::{
     AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, LatePromptConfig, NpgToken,
-    PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig,
+    PrefixTuningConfig, PromptEncoderConfig, PromptGeneratorType, PromptTuningConfig,
 };
 use peft_train::{Length, TrainConfig, Trainer, evaluate};
 
@@ -28,10 +28,7 @@ fn texts_that_share_a_row_are_read_as_if_alone() {
         let base = Llama::tiny(&device);
         let prefix = base.attach("mine", &PrefixTuningConfig::new(3)).unwrap();
         let cartridge = base.attach("mine", &CartridgeConfig::new(3)).unwrap();
-        let fixed = LatePromptConfig {
-            generator_type: None,
-            ..LatePromptConfig::new()
-        };
+        let fixed = LatePromptConfig::new().with_generator_type(PromptGeneratorType::Fixed);
         let late = base.attach("mine", &fixed).unwrap();
         for model in [&base, &prefix, &cartridge, &late] {
             let alone = evaluate(model, &alone, 3).unwrap().nll;

@@ -36,10 +36,9 @@ fn opened<M: PeftModule>(model: &M, name: &str) -> M {
 }
 
 fn static_late_prompt() -> LatePromptConfig {
-    LatePromptConfig {
-        generator_type: None,
-        ..LatePromptConfig::new().with_num_prompt_tokens(3)
-    }
+    LatePromptConfig::new()
+        .with_num_prompt_tokens(3)
+        .with_generator_type(PromptGeneratorType::Fixed)
 }
 
 fn flat() -> AdapterHubPrefixConfig {
@@ -241,6 +240,8 @@ fn a_text_may_be_read_piece_by_piece() {
     }
 }
 
+type Forward<'a> = dyn Fn(Tensor<2, Int>, Option<Tensor<2, Bool>>) -> Tensor<3> + 'a;
+
 /// What fills up a row changes nothing of its text, on either side; at the end of a row it might as well not be there.
 #[test]
 fn padding_is_seen_by_none() {
@@ -266,7 +267,7 @@ fn padding_is_seen_by_none() {
             bert = opened(&bert, "mine");
             llama = opened(&llama, "mine");
         }
-        let run: [&dyn Fn(Tensor<2, Int>, Option<Tensor<2, Bool>>) -> Tensor<3>; 2] = [
+        let run: [&Forward; 2] = [
             &|ids, padding| bert.forward(ids, padding).hidden,
             &|ids, padding| llama.forward(ids, padding),
         ];

@@ -64,10 +64,7 @@ fn counts_of_prompts_inside_the_model_are_those_of_their_pages() {
     let prefix = AdapterHubPrefixConfig::new;
     let late = LatePromptConfig::new;
     let pooled = late().with_generator_type(PromptGeneratorType::Appg);
-    let fixed = LatePromptConfig {
-        generator_type: None,
-        ..late()
-    };
+    let fixed = late().with_generator_type(PromptGeneratorType::Fixed);
     let cases: [(&dyn Method, usize); 8] = [
         (&prefix(), 2_572_544),
         (&prefix().with_flat(true), 138_240),

@@ -87,10 +87,7 @@ fn a_late_prompt_is_put_in_between_layers() {
             .with_generator_type(kind)
             .with_npg_token(token)
     };
-    let fixed = LatePromptConfig {
-        generator_type: None,
-        ..LatePromptConfig::new()
-    };
+    let fixed = LatePromptConfig::new().with_generator_type(PromptGeneratorType::Fixed);
     let configs = [
         fixed.with_add_prompt_layer(2),
         generated(PromptGeneratorType::Npg, NpgToken::First),
