@@ -1,14 +1,46 @@
 //! The conformance suite, on soft prompts.
 
 use peft_soft_prompt::{
-    AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, LatePromptConfig, METHODS,
-    NpgToken, PrefixActivation, PrefixInit, PrefixTuningConfig, PromptEncoderConfig,
-    PromptGeneratorType, PromptInit, PromptTuningConfig,
+    AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
+    IntrinsicPromptConfig, LatePromptConfig, METHODS, MultitaskPromptTuningConfig, NpgToken,
+    PrefixActivation, PrefixInit, PrefixTuningConfig, PromptEncoderConfig, PromptGeneratorType,
+    PromptInit, PromptTuningConfig,
 };
 
 peft_conformance::conformance_suite!(
     METHODS,
     vec![
+        // Example by example: template, input twice, template of the label, label.
+        Case::new(
+            "context, with a head",
+            CptConfig::new(vec![5, 17, 60, 8, 30, 12])
+                .with_cpt_tokens_type_mask(vec![1, 2, 2, 3, 4, 0])
+                .with_opt_projection_epsilon(40.0)
+                .with_opt_projection_format_epsilon(20.0)
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "context",
+            CptConfig::new(vec![5, 17, 60, 8]).with_opt_projection_format_epsilon(30.0)
+        ),
+        Case::new("decoded", IntrinsicPromptConfig::new(4, 12)),
+        Case::new(
+            "decoded, with a head",
+            IntrinsicPromptConfig::new(3, 6)
+                .with_decoder_hidden_size(20)
+                .with_start(vec![0.5, -1.0, 2.0, 0.25, 0.0, -0.5])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "two tasks",
+            MultitaskPromptTuningConfig::new(4, 2).with_num_ranks(2)
+        ),
+        Case::new(
+            "two tasks from a text, with a head",
+            MultitaskPromptTuningConfig::new(3, 2)
+                .with_text("is it good", [5, 17, 60])
+                .with_modules_to_save(["classifier"])
+        ),
         Case::new(
             "through an mlp, with a head",
             PromptEncoderConfig::new(4)

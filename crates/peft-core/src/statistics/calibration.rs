@@ -67,16 +67,6 @@ impl Calibration {
     pub fn has_key_values(&self) -> bool {
         !self.key_values.is_empty()
     }
-
-    /// Upstream names of the layers with statistics of inputs, sorted.
-    pub fn layers(&self) -> impl Iterator<Item = &str> {
-        self.inputs.keys().map(String::as_str)
-    }
-
-    /// Upstream names of the parameters with statistics of gradients, sorted.
-    pub fn params(&self) -> impl Iterator<Item = &str> {
-        self.gradients.keys().map(String::as_str)
-    }
 }
 
 fn unknown<'a>(place: &str, what: &str, known: impl Iterator<Item = &'a String>) -> Error {

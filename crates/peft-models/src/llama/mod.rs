@@ -117,7 +117,8 @@ impl Llama {
     ///
     /// `padding`, `[batch, seq]`, is true where a token only fills up its row, at the end or the beginning;
     /// such positions are attended by none. As upstream without `position_ids`, positions count from the
-    /// row's beginning.
+    /// row's beginning. Where adapters have virtual tokens, padding at the beginning does not count: the text follows
+    /// them as it does without padding. `padding` is read from the device then.
     ///
     /// # Panics
     ///
@@ -134,13 +135,12 @@ impl Llama {
     /// As `forward`.
     pub fn forward_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> Tensor<3> {
         let [rows, length] = ids.dims();
+        let places = self.places(length, context.padding());
         let (x, context) = self.embed(ids, context);
         let count = x.dims()[1];
         let padding = context.padding();
         let mask = padding.map(|padding| hidden(padding.reshape([rows, 1, count])));
-        let prefix = self.prefix_positions();
-        let positions = (prefix..prefix + count).collect();
-        let positions = self.positions((positions, 1), mask, context, &x.device());
+        let positions = self.positions(places, mask, context, &x.device());
         debug_assert_eq!(count, length + self.model.prompt.virtual_tokens());
         let (x, positions) = self.through_layers(x, positions);
         let context = &positions.context;
@@ -184,8 +184,23 @@ impl Llama {
     ///
     /// If there are more positions than `max_position_embeddings`.
     pub fn next_logits(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
+        self.next_logits_in(ids, ForwardContext::new(), cache)
+    }
+
+    /// As [`next_logits`](Self::next_logits), with what adapters find in the context: the tasks of the rows, say. It is the
+    /// same for each piece of a text. Padding is not known here.
+    ///
+    /// # Panics
+    ///
+    /// As `next_logits`.
+    pub fn next_logits_in(
+        &self,
+        ids: Tensor<2, Int>,
+        context: ForwardContext,
+        cache: &mut KvCache,
+    ) -> Tensor<2> {
         let rows = ids.dims()[0];
-        let context = ForwardContext::new();
+        let context = context.with_cached_tokens(cache.length);
         let (mut x, context) = if cache.is_empty() {
             self.embed(ids, context)
         } else {
@@ -239,7 +254,8 @@ impl Llama {
         let (x, context) = self.embed(ids, batch.context(&device));
         let prompt = self.model.prompt.virtual_tokens();
         let prefix = self.prefix_positions();
-        let positions = batch.positions(prompt).into_iter();
+        let positions = batch.positions(prompt, self.begins_with_virtual_tokens());
+        let positions = positions.into_iter();
         let positions = positions.map(|position| prefix + position).collect();
         let positions = Positions {
             segments: batch.visible(),
@@ -261,9 +277,38 @@ impl Llama {
         prefixes.max().unwrap_or(0)
     }
 
+    /// Whether virtual tokens are in front of the text, or of its keys and values, whether they take positions or not.
+    fn begins_with_virtual_tokens(&self) -> bool {
+        let layers = &mut self.model.layers.iter();
+        self.model.prompt.is_active()
+            || layers.any(|layer| layer.self_attn.prefix.virtual_tokens() > 0)
+    }
+
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
         let words = self.model.embed_tokens.adapted_in(ids, &context);
         self.model.prompt.add_prompt_in(words, context)
+    }
+
+    /// Positions of virtual tokens and `length` tokens, and of how many rows they are: of one where all have the same.
+    fn places(&self, length: usize, padding: Option<Tensor<2, Bool>>) -> (Vec<usize>, usize) {
+        let (prompt, prefix) = (self.model.prompt.virtual_tokens(), self.prefix_positions());
+        let same = || ((prefix..prefix + prompt + length).collect(), 1);
+        // Without virtual tokens it is the distances that matter, and padding shifts all of a row.
+        let Some(padding) = padding.filter(|_| self.begins_with_virtual_tokens()) else {
+            return same();
+        };
+        let padding: Vec<bool> = padding.into_data().iter().collect();
+        let rows = padding.chunks(length.max(1));
+        if rows.clone().all(|row| !row.starts_with(&[true])) {
+            return same();
+        }
+        let count = rows.len();
+        let positions = rows.flat_map(|row| {
+            let first = row.iter().take_while(|padded| **padded).count();
+            let text = (0..length).map(move |at| prefix + prompt + at.saturating_sub(first));
+            (prefix..prefix + prompt).chain(text)
+        });
+        (positions.collect(), count)
     }
 
     /// `positions` are those of `rows` rows.

@@ -31,7 +31,32 @@ fn checkpoints_of_a_llama_compute_what_upstream_computes() {
     golden::check(
         Path::new(LLAMA),
         Path::new("../peft-soft-prompt/tests/golden/llama"),
-        CASES,
+        &[CASES, &["cpt"]].concat(),
+        METHODS,
+    );
+}
+
+#[test]
+fn checkpoints_with_tasks_compute_what_upstream_computes() {
+    golden::check(
+        Path::new("../peft-reparameterization/tests/golden/llama_tied/base"),
+        Path::new("../peft-soft-prompt/tests/golden/llama_tied"),
+        &["multitask_prompt_tuning"],
+        METHODS,
+    );
+}
+
+#[test]
+fn checkpoints_beside_a_head_compute_what_upstream_computes() {
+    golden::check(
+        Path::new("../peft-soft-prompt/tests/golden/bert_seq_cls/base"),
+        Path::new("../peft-soft-prompt/tests/golden/bert_seq_cls"),
+        &[
+            "prompt_tuning",
+            "prefix_tuning",
+            "p_tuning_mlp",
+            "p_tuning_lstm",
+        ],
         METHODS,
     );
 }
