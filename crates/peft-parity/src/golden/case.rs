@@ -49,17 +49,25 @@ pub(super) fn as_trained<M: PeftModule>(
     if !path.exists() {
         return Ok(None);
     }
-    let (encoder, _) = read(&path)?;
+    let (mut encoder, _) = read(&path)?;
     let config = checkpoint::read_config(case)?;
     let info = methods
         .iter()
         .find(|info| config["peft_type"] == info.peft_type);
-    // Of one tensor it is what the checkpoint holds.
-    let Some(info) = info.filter(|_| encoder.len() > 1) else {
+    let Some(info) = info else {
         return Ok(None);
     };
     let method = (info.parse)(&config)?;
     let fresh = base.attach(name, method.as_ref())?;
+    let own = fresh.adapter_tensors(name)?;
+    // Otherwise what is trained is what the checkpoint holds.
+    if !encoder.keys().all(|key| own.contains_key(key)) {
+        return Ok(None);
+    }
+    // A head that is saved beside it.
+    let (stored, _) = read(&case.join(checkpoint::MODEL_FILE))?;
+    let others = stored.into_iter().filter(|(key, _)| own.contains_key(key));
+    encoder.extend(others);
     Ok(Some(fresh.with_adapter_tensors(name, encoder)?))
 }
 
