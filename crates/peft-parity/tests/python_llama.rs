@@ -17,8 +17,8 @@ use peft::core::method::Method;
 use peft::core::nn::{ForwardContext, TaskIds};
 use peft::reparameterization::{LohaConfig, LoraConfig, VeraConfig};
 use peft::soft_prompt::{
-    CptConfig, MultitaskPromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig,
-    PromptTuningConfig,
+    AdaptionPromptConfig, CartridgeConfig, CptConfig, MultitaskPromptTuningConfig,
+    PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig,
 };
 use peft_models::{ExportConfig, ExportDtype, Llama, LmBatch};
 
@@ -94,6 +94,14 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
         (
             "p-tuning",
             Box::new(PromptEncoderConfig::new(5).with_task_type("CAUSAL_LM")),
+        ),
+        (
+            "adaption-prompt",
+            Box::new(AdaptionPromptConfig::new(5, 2).with_task_type("CAUSAL_LM")),
+        ),
+        (
+            "cartridge",
+            Box::new(CartridgeConfig::new(5).with_task_type("CAUSAL_LM")),
         ),
         (
             "prefix-tuning",

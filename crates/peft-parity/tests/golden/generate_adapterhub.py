@@ -44,9 +44,18 @@ CASES = {
     "loreft": LoReftConfig(prefix_positions=2, r=2),
     "noreft": NoReftConfig(prefix_positions=2, r=2),
     "direft": DiReftConfig(prefix_positions=2, r=2),
+    # Of the shortest text one token is among the first and among the last ones.
+    "loreft_tied": LoReftConfig(prefix_positions=3, suffix_positions=3, r=3, tied_weights=True, layers=[1]),
+    "noreft_both": NoReftConfig(prefix_positions=3, suffix_positions=3, r=2, non_linearity="relu"),
+    "direft_suffix": DiReftConfig(prefix_positions=0, suffix_positions=2, r=1),
     "mam": MAMConfig(PrefixTuningConfig(**PREFIX), ParBnConfig(**FACTOR)),
     "unipelt": UniPELTConfig(PrefixTuningConfig(**PREFIX), SeqBnConfig(**FACTOR), LoRAConfig(r=4, use_gating=True)),
 }
+# Those of which the merged model's output is written, too.
+MERGED = ["lora", "lora_everywhere"]
+# The library's unmerged DoRA multiplies a layer's bias, too, with magnitude over norm; its merged one does not, as the
+# paper. So the merged model's output is written, and no gradients.
+MERGED_ONLY = ["dora"]
 COMPOSED = {
     "composition_stack": composition.Stack("a", "b"),
     "composition_average": composition.Average("a", "b", weights=[0.3, 0.7]),
@@ -113,16 +122,27 @@ def write_case(folder, name, config, seed):
     model.eval()
     found = output(model, batch)
     (found**2).mean().backward()
-    # A parameter may have several names in the file, of which one is listed here.
-    grads = {key: p.grad for key, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    # A parameter may have several names in the file: the shortest is listed.
+    names = {}
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.grad is not None and len(key) < len(names.get(id(parameter), (key + " ",))[0]):
+            names[id(parameter)] = key, parameter.grad
+    grads = dict(names.values())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     os.makedirs(folder, exist_ok=True)
     model.save_adapter(folder, name)
     keys = plain_tensors(folder)
     grads = {key: grad.clone().contiguous() for key, grad in grads.items() if key in keys}
     io = {**batch, "output": found.detach().contiguous()}
+    if name in MERGED + MERGED_ONLY:
+        model.merge_adapter(name)
+        with torch.no_grad():
+            io["merged"] = output(model, batch).contiguous()
+    if name in MERGED_ONLY:
+        io["output"], grads = io.pop("merged"), {}
     save_file(io, f"{folder}/io.safetensors", metadata={"trainable": str(trainable)})
-    save_file(grads, f"{folder}/grads.safetensors")
+    if grads:
+        save_file(grads, f"{folder}/grads.safetensors")
 
 
 def write_composed(out, names, seed):
