@@ -13,6 +13,8 @@ use peft::reparameterization::{
 };
 use peft::selective::BitFitConfig;
 use peft::soft_prompt::{
+    CptConfig, IntrinsicPromptConfig, MultitaskPromptTuningConfig, PrefixTuningConfig,
+    PromptEncoderConfig, PromptTuningConfig,
     AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, LatePromptConfig,
     PrefixTuningConfig, PromptEncoderConfig, PromptGeneratorType, PromptTuningConfig,
 };
@@ -57,6 +59,36 @@ fn counts_are_those_of_the_literature() {
         let counts = model.attach("a", method).unwrap().counts();
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
         assert_eq!(counts.total, 22_713_216 + head + expected, "{method:?}");
+    }
+}
+
+/// Methods with parameters that are not trained.
+#[test]
+fn counts_of_prompts_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let base = model.counts().total;
+    let context = CptConfig::new((0..10).collect::<Vec<u32>>());
+    let cases: [(&dyn Method, usize, usize, usize); 4] = [
+        (&context, 3_840, 7_680, 3_840),
+        (
+            &MultitaskPromptTuningConfig::new(10, 1),
+            4_234,
+            4_234,
+            4_234,
+        ),
+        (
+            &MultitaskPromptTuningConfig::new(10, 5),
+            5_810,
+            5_810,
+            5_810,
+        ),
+        (&IntrinsicPromptConfig::new(10, 5), 5, 1_480_709, 1_480_709),
+    ];
+    for (method, trained, held, stored) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), trained, "{method:?}");
+        assert_eq!(counts.total, base + held, "{method:?}");
+        assert_eq!(counts.stored, stored, "{method:?}");
     }
 }
 

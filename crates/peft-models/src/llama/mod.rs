@@ -281,7 +281,10 @@ impl Llama {
     fn begins_with_virtual_tokens(&self) -> bool {
         let layers = &mut self.model.layers.iter();
         self.model.prompt.is_active()
-            || layers.any(|layer| layer.self_attn.prefix.virtual_tokens() > 0)
+            || layers.any(|layer| {
+                let attention = &layer.self_attn;
+                attention.prefix.virtual_tokens() > 0 || attention.heads_site.is_active()
+            })
     }
 
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
