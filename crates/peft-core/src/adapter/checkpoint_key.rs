@@ -42,6 +42,12 @@ impl Style {
 enum Key {
     /// Below the adapted layer or site.
     Layer(String),
+    /// In a list of modules by adapter that lies in a module of the model, with AdapterHub.
+    Listed {
+        module: String,
+        list: String,
+        key: String,
+    },
     /// A whole name within the model.
     Named(String),
     /// A whole key, outside of the model's names.
@@ -102,6 +108,18 @@ impl CheckpointKey {
     /// again wherever the adapter is planned.
     pub fn unsaved(field: &str) -> Self {
         Self::new(field, Key::Unsaved)
+    }
+
+    /// The field as `key` of the adapter in the list `list` of the model's module `module`, the model itself if that is
+    /// empty: `<module>.<list>.<adapter>.<key>` in AdapterHub's files, and `base_model.model.<module>.<list>.<key>`
+    /// where an adapter's name is in no key.
+    pub fn listed(field: &str, (module, list): (&str, &str), key: &str) -> Self {
+        let key = Key::Listed {
+            module: module.into(),
+            list: list.into(),
+            key: key.into(),
+        };
+        Self::new(field, key)
     }
 
     /// The same, of a field of the module in `outer`.
@@ -185,7 +203,7 @@ impl CheckpointKey {
     /// How many segments of the key lead to the layer, for a tensor of one.
     pub(crate) fn segments_to_layer(&self, style: Style, layer: &str) -> Option<usize> {
         match &self.key {
-            Key::Named(_) | Key::Root(_) | Key::Unsaved => None,
+            Key::Named(_) | Key::Root(_) | Key::Listed { .. } | Key::Unsaved => None,
             Key::Layer(_) => Some(format!("{}{layer}", style.prefix()).split('.').count()),
         }
     }
@@ -196,6 +214,14 @@ impl CheckpointKey {
             (Key::Unsaved, _) => return None,
             (Key::Root(key), _) => key.clone(),
             (Key::Named(name), style) => format!("{}{name}", style.prefix()),
+            (Key::Listed { module, list, key }, style) => {
+                let inside = if module.is_empty() { "" } else { "." };
+                let adapter = match style {
+                    Style::AdapterHub => format!(".{adapter}"),
+                    Style::HuggingFace | Style::HuggingFacePrompt => String::new(),
+                };
+                format!("{}{module}{inside}{list}{adapter}.{key}", style.prefix())
+            }
             (Key::Layer(key), Style::AdapterHub) => format!("{layer}.adapters.{adapter}.{key}"),
             (Key::Layer(key), style) => format!("{}{layer}.{key}", style.prefix()),
         })

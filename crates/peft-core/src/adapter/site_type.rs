@@ -6,6 +6,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HiddenState {
+    /// What goes into the first block: the embeddings of tokens with all that the model does to them.
+    EmbeddingOutput,
     /// The output of an attention sublayer, before the residual is added.
     AttentionOutput,
     /// The output of a feed-forward sublayer, before the residual is added.
@@ -30,6 +32,7 @@ impl fmt::Display for SiteKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Embeddings => "embeddings",
+            Self::Hidden(HiddenState::EmbeddingOutput) => "embedding output",
             Self::Hidden(HiddenState::AttentionOutput) => "attention output",
             Self::Hidden(HiddenState::FeedForwardOutput) => "feed-forward output",
             Self::Hidden(HiddenState::BlockOutput) => "block output",

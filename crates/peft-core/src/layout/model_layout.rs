@@ -161,6 +161,9 @@ pub struct LayoutSite {
     pub width: usize,
     /// How many heads share them; 1 where there are none.
     pub heads: usize,
+    /// Whether the model can leave out residual and norm behind the site:
+    /// [`Site::with_optional_end`](crate::nn::Site::with_optional_end).
+    pub optional_end: bool,
 }
 
 /// A site with its type: what adapters it takes.
@@ -228,6 +231,7 @@ impl Layout {
                 kind: head.kind,
                 width: head.width,
                 heads: head.heads,
+                optional_end: head.optional_end,
             });
         }
         layout
