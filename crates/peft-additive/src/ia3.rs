@@ -35,6 +35,10 @@ impl WeightAdapter for Ia3 {
             _ => base.with_bias(base.product(input) * l.transpose()),
         }
     }
+
+    fn keeps_weight(&self) -> bool {
+        false
+    }
 }
 
 /// IA³'s configuration. Fields are called and behave as in Hugging Face PEFT's `IA3Config`.

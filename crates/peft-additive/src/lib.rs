@@ -1,10 +1,15 @@
 #![doc = include_str!("../README.md")]
 
+mod adapterhub;
+mod beft;
 mod bottleneck;
 mod ia3;
+mod reft;
+mod road;
 
 use peft_core::method::MethodInfo;
 
+pub use beft::{BEFT, Beft, BeftConfig, BeftOutput};
 pub use bottleneck::{
     ADAPTER_PLUS, Activation, Bottleneck, BottleneckConfig, BottleneckInit, COMPACTER,
     COMPACTER_PLUS_PLUS, Coupling, Dense, Factors, HOULSBY, HypercomplexInit, Invertible,
@@ -12,6 +17,8 @@ pub use bottleneck::{
     Residual, ResidualBeforeLn, RuleInit, Scaling, Seen,
 };
 pub use ia3::{IA3, Ia3, Ia3Config};
+pub use reft::{DIREFT, LOREFT, NOREFT, OrthogonalProjection, Reft, ReftConfig, ReftUnit};
+pub use road::{ROAD, Road, RoadConfig, RoadVariant};
 
 /// The methods of this crate.
 pub const METHODS: &[&MethodInfo] = &[
@@ -22,4 +29,9 @@ pub const METHODS: &[&MethodInfo] = &[
     &COMPACTER,
     &COMPACTER_PLUS_PLUS,
     &IA3,
+    &ROAD,
+    &BEFT,
+    &LOREFT,
+    &NOREFT,
+    &DIREFT,
 ];

@@ -21,7 +21,7 @@ pub use layout::targets::{Selection, Targets};
 pub use model::accounting;
 pub use model::peft_module::PeftModule;
 pub use model::training_hooks::TrainingHooks;
-pub use nn::site::{HiddenSite, KeyValueSite, PromptSite};
+pub use nn::site::{AttentionSite, HiddenSite, KeyValueSite, PromptSite};
 pub use nn::tied_head::TiedHead;
 pub use peft_ops as ops;
 
@@ -34,6 +34,26 @@ pub mod calibration {
     pub use crate::statistics::calibration::Calibration;
     pub use crate::statistics::gradients::GradientStatistics;
     pub use crate::statistics::inputs::InputStatistics;
+}
+
+/// Effective weights that layers keep while nothing is trained, and how much memory they may take.
+///
+/// Where an adapter's activation side costs more than the effective weight does ([`WeightAdapter::keeps_weight`](
+/// method::WeightAdapter::keeps_weight)), a layer of a model without autodiff composes it in its first forward pass, and
+/// keeps it for the next ones. It is dropped by whatever changes the model: an adapter that is attached, loaded, activated
+/// or edited, another composition, a mapper, a move to another device, training. Quantized layers keep none, nor do
+/// batches whose rows have adapters of their own, nor heads that are a table.
+///
+/// The memory is that of a second copy of each such weight. It is counted over the whole process and has a limit, which
+/// is 512 MiB if nothing else is set. Weights beyond it are composed in every forward pass. Outputs are the same to
+/// rounding. [`PeftModule::merge_adapters`] computes all effective weights at once, whatever the limit.
+///
+/// ```
+/// peft_core::kept_weights::set_limit(0); // Keep none.
+/// assert_eq!(peft_core::kept_weights::bytes(), 0);
+/// ```
+pub mod kept_weights {
+    pub use crate::attached::kept_weight::{bytes, limit, set_limit};
 }
 
 /// Weights in a quantized format, in place of a model's dense ones.

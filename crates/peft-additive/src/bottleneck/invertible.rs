@@ -6,7 +6,7 @@ use peft_core::method::{Adapter, CheckpointKey, HiddenAdapter, Init, SiteContext
 
 use super::activation::Activation;
 use super::fields::InvertibleKind;
-use super::projection::{Dense, inner_width};
+use super::projection::{Dense, inner_width, listed};
 
 /// The list of invertible adapters, in AdapterHub's models.
 const LIST: &str = "invertible_adapters";
@@ -152,9 +152,9 @@ impl Adapter for Invertible {
                 let key = |of: &str| {
                     let field = format!("{field}.{layer}.{of}");
                     let key = format!("{network}.{number}.{of}");
-                    CheckpointKey::listed(&field, (&self.root, LIST), &key)
+                    listed(&field, (&self.root, LIST), &key, of == "weight")
                 };
-                tensors.extend([key("weight").transposed(), key("bias")]);
+                tensors.extend([key("weight"), key("bias")]);
             }
         }
         tensors

@@ -6,6 +6,7 @@ use peft_core::method::{CheckpointKey, Init, Plan, Shared};
 
 use super::config::BottleneckConfig;
 use super::fields::{HypercomplexInit, RuleInit};
+use super::projection::listed;
 
 /// n matrices, as they are or as products of two factors each.
 #[derive(Module, Debug)]
@@ -131,7 +132,7 @@ impl Phm {
             CheckpointKey::layer(&format!("{field}.{of}"), &format!("{key}.{name}"))
         };
         let shared = |of: &str, name: &str| {
-            CheckpointKey::listed(&format!("{field}.{of}"), (&self.root, SHARED), name)
+            listed(&format!("{field}.{of}"), (&self.root, SHARED), name, false)
         };
         let factors = |of: &str, name: &str, factors: &Factors, is_shared: bool| {
             let tensor = |part: &str, suffix: &str| {

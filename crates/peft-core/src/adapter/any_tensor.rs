@@ -109,6 +109,11 @@ impl AnyTensor {
         })
     }
 
+    /// Whether it is on a device with autodiff.
+    pub(crate) fn is_autodiff(&self) -> bool {
+        with_rank!(self.rank, D => self.get::<D>().is_autodiff())
+    }
+
     /// Whether no value is NaN or infinite.
     pub(crate) fn is_finite(&self) -> bool {
         with_rank!(self.rank, D => self.get::<D>().is_finite().all().into_scalar::<bool>())

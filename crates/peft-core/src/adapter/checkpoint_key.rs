@@ -5,6 +5,9 @@ use std::collections::HashSet;
 use crate::adapter::indices::Indices;
 use crate::upstream::{ADAPTERHUB_FILE, MODEL_FILE, PREFIX, PROMPT_PREFIX};
 
+/// Stands for the adapter's name in a key.
+const ADAPTER: &str = "{adapter}";
+
 /// Whose names a checkpoint uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Style {
@@ -42,12 +45,6 @@ impl Style {
 enum Key {
     /// Below the adapted layer or site.
     Layer(String),
-    /// In a list of modules by adapter that lies in a module of the model, with AdapterHub.
-    Listed {
-        module: String,
-        list: String,
-        key: String,
-    },
     /// A whole name within the model.
     Named(String),
     /// A whole key, outside of the model's names.
@@ -64,9 +61,14 @@ enum Key {
 #[derive(Clone, Debug)]
 pub struct CheckpointKey {
     pub(crate) field: String,
+    /// The same in AdapterHub's layout, where that is something else.
+    in_adapterhub: Option<Box<CheckpointKey>>,
     key: Key,
     pub(crate) transposed: bool,
+    /// Whether a vector is stored as a matrix of one column.
+    pub(crate) upright: bool,
     pub(crate) columns: Option<Columns>,
+    pub(crate) rows: Option<Columns>,
     copy: Option<String>,
     pub(crate) twin: Option<Box<CheckpointKey>>,
     pub(crate) indices: Option<Indices>,
@@ -77,9 +79,12 @@ impl CheckpointKey {
     fn new(field: &str, key: Key) -> Self {
         Self {
             field: field.into(),
+            in_adapterhub: None,
             key,
             transposed: false,
+            upright: false,
             columns: None,
+            rows: None,
             copy: None,
             twin: None,
             indices: None,
@@ -88,7 +93,8 @@ impl CheckpointKey {
     }
 
     /// The state's field `field` (with dots for nested modules) as `key` below the adapted layer:
-    /// `lora_A.weight` becomes `base_model.model.<layer>.lora_A.weight`.
+    /// `lora_A.weight` becomes `base_model.model.<layer>.lora_A.weight`. In AdapterHub's layout it is
+    /// `<layer>.adapters.<adapter's name>.<key>`; `{adapter}` in `key` says that the name is there instead.
     pub fn layer(field: &str, key: &str) -> Self {
         Self::new(field, Key::Layer(key.into()))
     }
@@ -99,7 +105,7 @@ impl CheckpointKey {
         Self::new(field, Key::Named(name.into()))
     }
 
-    /// The field as `key`, without any prefix.
+    /// The field as `key`, without any prefix; `{adapter}` in it stands for the adapter's name.
     pub fn root(field: &str, key: &str) -> Self {
         Self::new(field, Key::Root(key.into()))
     }
@@ -110,16 +116,21 @@ impl CheckpointKey {
         Self::new(field, Key::Unsaved)
     }
 
-    /// The field as `key` of the adapter in the list `list` of the model's module `module`, the model itself if that is
-    /// empty: `<module>.<list>.<adapter>.<key>` in AdapterHub's files, and `base_model.model.<module>.<list>.<key>`
-    /// where an adapter's name is in no key.
-    pub fn listed(field: &str, (module, list): (&str, &str), key: &str) -> Self {
-        let key = Key::Listed {
-            module: module.into(),
-            list: list.into(),
-            key: key.into(),
-        };
-        Self::new(field, key)
+    /// What stands for the field in AdapterHub's layout, where that is not the same below the layer. The field that `key`
+    /// names does not matter. `{adapter}` in the key is the adapter's name: `loras.{adapter}.lora_A` becomes
+    /// `<layer>.loras.<adapter's name>.lora_A`.
+    #[must_use]
+    pub fn in_adapterhub(mut self, key: CheckpointKey) -> Self {
+        self.in_adapterhub = Some(Box::new(key));
+        self
+    }
+
+    /// How the field lies in a file of this style.
+    pub(crate) fn of(&self, style: Style) -> &Self {
+        match &self.in_adapterhub {
+            Some(key) if style == Style::AdapterHub => key,
+            _ => self,
+        }
     }
 
     /// The same, of a field of the module in `outer`.
@@ -136,6 +147,13 @@ impl CheckpointKey {
         self
     }
 
+    /// Stored as a matrix of one column, `[n, 1]`. For fields of rank 1.
+    #[must_use]
+    pub fn upright(mut self) -> Self {
+        self.upright = true;
+        self
+    }
+
     /// The field's last axis is elements `from` and up of one of `of`: several places share one tensor in the
     /// file, and together they must be all of it.
     #[must_use]
@@ -144,8 +162,17 @@ impl CheckpointKey {
         self
     }
 
+    /// The field's rows are rows `from` and up of one of `of`, for fields of rank 2 that are not transposed: states, or
+    /// fields of one state, share one tensor in the file, and together they must be all of it. It goes together with
+    /// [`columns`](Self::columns).
+    #[must_use]
+    pub fn rows(mut self, from: usize, of: usize) -> Self {
+        self.rows = Some(Columns { from, of });
+        self
+    }
+
     /// Upstream writes a copy under another key below the layer, too: it is read, must be equal, and
-    /// is not written.
+    /// is not written. Of a tensor that several states share, each state may name one.
     #[must_use]
     pub fn also(mut self, key: &str) -> Self {
         self.copy = Some(key.into());
@@ -160,24 +187,20 @@ impl CheckpointKey {
         self
     }
 
-    /// The field's integers are indices, each at least 0 and below `below`: into the flattened weight, the rows of a
-    /// table, the vectors of a bank. A file in which one is not is refused. For fields of integers.
+    /// The field's integers are indices into a tensor of `shape`. A file in which one is negative or too large is
+    /// refused. For fields of integers.
+    ///
+    /// With one axis, each integer is an index below `shape[0]`: into the flattened weight, the rows of a table, the
+    /// vectors of a bank. With several, the field is `[axes, count]`, `count` points: its row `a` holds indices along
+    /// axis `a`, each below `shape[a]`.
     #[must_use]
-    pub fn indices(mut self, below: usize) -> Self {
-        self.indices = Some(Indices::new(&[below]));
-        self
-    }
-
-    /// The field `[axes, count]` of integers is `count` points in a tensor of `shape`: its row `a` holds indices along
-    /// axis `a`, each at least 0 and below `shape[a]`. A file in which one is not is refused.
-    #[must_use]
-    pub fn coordinates(mut self, shape: &[usize]) -> Self {
+    pub fn indices(mut self, shape: &[usize]) -> Self {
         self.indices = Some(Indices::new(shape));
         self
     }
 
     /// None of the indices, or points, is there twice: a file in which one is, is refused. Call it behind
-    /// [`indices`](Self::indices) or [`coordinates`](Self::coordinates).
+    /// [`indices`](Self::indices).
     #[must_use]
     pub fn distinct(mut self) -> Self {
         if let Some(indices) = &mut self.indices {
@@ -196,34 +219,32 @@ impl CheckpointKey {
 
     /// The key of the copy.
     pub(crate) fn copy(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
-        let key = Key::Layer(self.copy.clone()?);
+        let key = Key::Layer(self.of(style).copy.clone()?);
         Self::new("", key).key(style, layer, adapter)
     }
 
     /// How many segments of the key lead to the layer, for a tensor of one.
     pub(crate) fn segments_to_layer(&self, style: Style, layer: &str) -> Option<usize> {
-        match &self.key {
-            Key::Named(_) | Key::Root(_) | Key::Listed { .. } | Key::Unsaved => None,
+        match &self.of(style).key {
+            Key::Named(_) | Key::Root(_) | Key::Unsaved => None,
             Key::Layer(_) => Some(format!("{}{layer}", style.prefix()).split('.').count()),
         }
     }
 
     /// The key for a state at `layer` of the adapter `adapter`.
     pub(crate) fn key(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
-        Some(match (&self.key, style) {
+        Some(match (&self.of(style).key, style) {
             (Key::Unsaved, _) => return None,
-            (Key::Root(key), _) => key.clone(),
+            (Key::Root(key), _) => key.replace(ADAPTER, adapter),
             (Key::Named(name), style) => format!("{}{name}", style.prefix()),
-            (Key::Listed { module, list, key }, style) => {
-                let inside = if module.is_empty() { "" } else { "." };
-                let adapter = match style {
-                    Style::AdapterHub => format!(".{adapter}"),
-                    Style::HuggingFace | Style::HuggingFacePrompt => String::new(),
-                };
-                format!("{}{module}{inside}{list}{adapter}.{key}", style.prefix())
+            (Key::Layer(key), Style::AdapterHub) if key.contains(ADAPTER) => {
+                format!("{layer}.{}", key.replace(ADAPTER, adapter))
             }
             (Key::Layer(key), Style::AdapterHub) => format!("{layer}.adapters.{adapter}.{key}"),
-            (Key::Layer(key), style) => format!("{}{layer}.{key}", style.prefix()),
+            (Key::Layer(key), style) => {
+                let key = key.replace(ADAPTER, adapter);
+                format!("{}{layer}.{key}", style.prefix())
+            }
         })
     }
 }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use burn::tensor::{Bool, Int, Tensor};
 
+use crate::adapter::task_ids::TaskIds;
+
 /// What the layers and sites of one forward pass share: where the tokens are, which of them are padding, and how much
 /// of which adapter each row or token gets.
 ///
@@ -31,7 +33,9 @@ pub struct ForwardContext {
     positions: Option<Positions>,
     padding: Option<Tensor<2, Bool>>,
     virtual_tokens: usize,
+    cached_tokens: usize,
     routing: Option<Routing>,
+    tasks: Option<TaskIds>,
     rows: Option<Tensor<1, Int>>,
     values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
 }
@@ -82,6 +86,13 @@ impl ForwardContext {
         self
     }
 
+    /// Sets how many tokens of every row came in earlier passes, and are in a cache now. Default: 0.
+    #[must_use]
+    pub fn with_cached_tokens(mut self, count: usize) -> Self {
+        self.cached_tokens = count;
+        self
+    }
+
     /// Sets the weights of adapters for
     /// [`Composition::Routed`](crate::Composition::Routed).
     #[must_use]
@@ -90,7 +101,14 @@ impl ForwardContext {
         self
     }
 
-    /// Adds a value of a method's own, found again by its type: the tasks of a batch's rows, say.
+    /// Sets the task of each row.
+    #[must_use]
+    pub fn with_tasks(mut self, tasks: TaskIds) -> Self {
+        self.tasks = Some(tasks);
+        self
+    }
+
+    /// Adds a value of a method's own, found again by its type.
     #[must_use]
     pub fn with_value<T: Any + Send + Sync>(mut self, value: T) -> Self {
         self.values.insert(TypeId::of::<T>(), Arc::new(value));
@@ -114,9 +132,19 @@ impl ForwardContext {
         self.virtual_tokens
     }
 
+    /// How many tokens of every row came in earlier passes: of a text that is generated with a cache, all but the new ones.
+    pub fn cached_tokens(&self) -> usize {
+        self.cached_tokens
+    }
+
     /// The weights of adapters.
     pub fn routing(&self) -> Option<&Routing> {
         self.routing.as_ref()
+    }
+
+    /// The task of each row.
+    pub fn tasks(&self) -> Option<&TaskIds> {
+        self.tasks.as_ref()
     }
 
     /// Which rows of the batch an adapter sees, where it sees only some of them, because others have another adapter.
@@ -148,7 +176,9 @@ impl ForwardContext {
             positions,
             padding: padding.map(|padding| padding.select(0, index.clone())),
             virtual_tokens: self.virtual_tokens,
+            cached_tokens: self.cached_tokens,
             routing: None,
+            tasks: self.tasks.as_ref().map(|tasks| tasks.of_rows(rows)),
             rows: Some(index.clone()),
             values: self.values.clone(),
         }
@@ -164,7 +194,9 @@ impl fmt::Debug for ForwardContext {
             )
             .field("padding", &self.padding.as_ref().map(Tensor::dims))
             .field("virtual_tokens", &self.virtual_tokens)
+            .field("cached_tokens", &self.cached_tokens)
             .field("routing", &self.routing)
+            .field("tasks", &self.tasks)
             .finish_non_exhaustive()
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod base_norms;
 pub(crate) mod composition;
+pub(crate) mod kept_weight;
 pub(crate) mod stack;
 pub(crate) mod traversal;
 pub(crate) mod view;

@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor, Reparameterization};
 use burn::tensor::{Device, Tensor};
+use peft_ops::LowRank;
 use serde_json::{Map, Value};
 
 use crate::adapter::any_tensor::AnyTensor;
@@ -11,6 +12,7 @@ use crate::adapter::erased::{AnyAdapter, ErasedWeight, FromDyn};
 use crate::adapter::quantized_base::QuantizedBase;
 use crate::attached::base_norms::BaseNorms;
 use crate::attached::composition::{Composition, Mixture, Parts};
+use crate::attached::kept_weight::KeptWeight;
 use crate::method::contract::Method;
 use crate::slot;
 use crate::statistics::inputs::InputRecorder;
@@ -74,6 +76,8 @@ pub(crate) struct Stack {
     pub(crate) mixture: Option<Mixture>,
     /// Of the base.
     pub(crate) norms: BaseNorms,
+    /// Of the base with the adapters folded in.
+    pub(crate) kept: KeptWeight,
     /// What the layer's inputs are recorded by, while a calibrator holds it.
     pub(crate) recorder: Weak<InputRecorder>,
 }
@@ -151,7 +155,16 @@ impl Stack {
             quantized: self.quantized.clone(),
             mixture: None,
             norms: self.norms.clone(),
+            kept: KeptWeight::never(),
             recorder: self.recorder.clone(),
+        }
+    }
+
+    /// As it is put into a model: what was kept of another state of the place is gone.
+    pub(crate) fn placed(self) -> Self {
+        Self {
+            kept: KeptWeight::default(),
+            ..self
         }
     }
 
@@ -206,6 +219,35 @@ impl Stack {
             sum.add_difference(&changed, &weight, *factor)
         })
     }
+
+    /// The effective weight, where it is kept between forward passes: nothing is trained, the adapters' activation side
+    /// costs more than the weight does, and there is memory for it. `base` is the parameter's own tensor.
+    pub(crate) fn kept<const D: usize>(&self, base: &Tensor<D>) -> Option<Tensor<D>> {
+        // Who has a quantized base wants no dense copy of it.
+        if D < 2 || base.is_autodiff() || self.quantized.is_some() {
+            return None;
+        }
+        let elements = base.shape().num_elements();
+        let bytes = elements * base.dtype().size();
+        let compose = || self.compose(&AnyTensor::new(base.clone()));
+        let wanted = || self.gains_from_weight(elements);
+        let kept = self.kept.get(bytes, wanted, compose)?;
+        Some(kept.get())
+    }
+
+    /// Whether forward passes take less time with the effective weight, of so many elements, than without.
+    fn gains_from_weight(&self, elements: usize) -> bool {
+        let adapters = || self.used().map(|entry| entry.adapter.weight_adapter());
+        let gains = |adapter: &dyn ErasedWeight| {
+            let elements_of = |factors: LowRank| {
+                factors.down.shape().num_elements() + factors.up.shape().num_elements()
+            };
+            // Up to half as many products as the layer's own are no reason for a second weight.
+            let costs = |factors| 2 * elements_of(factors) > elements;
+            adapter.keeps_weight() && adapter.low_rank().is_none_or(costs)
+        };
+        !self.varies() && adapters().all(ErasedWeight::is_mergeable) && adapters().any(gains)
+    }
 }
 
 impl Reparameterization for Stack {
@@ -226,7 +268,10 @@ impl Reparameterization for Stack {
         match &self.merged {
             Some(merged) => merged.get(),
             None if self.quantized.is_none() && self.used().next().is_none() => base,
-            None => self.compose(&AnyTensor::new(base)).get(),
+            None => match self.kept(&base) {
+                Some(kept) => kept,
+                None => self.compose(&AnyTensor::new(base)).get(),
+            },
         }
     }
 }
@@ -246,8 +291,9 @@ impl Module for Stack {
 
     fn map<M: ModuleMapper>(mut self, mapper: &mut M) -> Self {
         if slot::is_writing() {
-            return slot::take().unwrap_or(self);
+            return slot::take().map_or(self, Self::placed);
         }
+        self.kept = KeptWeight::default();
         // The mapper may have changed the base, but not a quantized one.
         if self.quantized.is_none() {
             self.norms = BaseNorms::default();
@@ -274,7 +320,7 @@ impl Module for Stack {
         }
         self.merged = self.merged.map(|merged| merged.to_device(device));
         self.norms = BaseNorms::default();
-        self
+        self.placed()
     }
 
     fn fork(mut self, device: &Device) -> Self {
@@ -283,7 +329,7 @@ impl Module for Stack {
         }
         self.merged = self.merged.map(|merged| merged.to_device(device));
         self.norms = BaseNorms::default();
-        self
+        self.placed()
     }
 
     fn train(mut self) -> Self {
@@ -291,7 +337,7 @@ impl Module for Stack {
             entry.adapter.module_mut().train();
         }
         self.merged = self.merged.map(|merged| merged.with_autodiff(true));
-        self
+        self.placed()
     }
 
     fn valid(&self) -> Self {
@@ -300,7 +346,8 @@ impl Module for Stack {
             entry.adapter.module_mut().valid();
         }
         stack.merged = stack.merged.map(|merged| merged.with_autodiff(false));
-        stack
+        // So that a model which is trained holds nothing that its evaluation kept.
+        stack.placed()
     }
 
     fn materialize(self) -> Self {

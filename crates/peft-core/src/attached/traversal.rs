@@ -154,7 +154,7 @@ impl Reparameterizer for Attach<'_> {
             Some(&trainable) => param.set_require_grad(trainable),
             None => param,
         };
-        (param, self.0.stacks.remove(path))
+        (param, self.0.stacks.remove(path).map(Stack::placed))
     }
 }
 

@@ -7,8 +7,8 @@ use burn::module::{ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor};
 
 use crate::adapter::checkpoint_key::{fields_without_twin, sparse_fields, unsaved_fields};
-use crate::adapter::contract::Role;
 use crate::adapter::erased::{AnyAdapter, FromDyn};
+use crate::adapter::role::Role;
 use crate::adapter::trainable::is_trainable;
 use crate::attached::stack::{Entry, Stack};
 use crate::attached::view::Attached;
@@ -66,6 +66,9 @@ pub struct Summary {
     pub adapters: Vec<AdapterSummary>,
     /// Whether the adapters are merged into the effective weights.
     pub merged: bool,
+    /// Bytes of effective weights that layers keep between forward passes ([`kept_weights`](crate::kept_weights)).
+    /// Models that share tensors may share these, too.
+    pub kept_bytes: usize,
 }
 
 /// 1234567 as `1,234,567`.
@@ -123,6 +126,9 @@ impl fmt::Display for Summary {
         }
         if self.merged {
             writeln!(f, "merged")?;
+        }
+        if self.kept_bytes > 0 {
+            writeln!(f, "kept weights: {}", bytes(self.kept_bytes))?;
         }
         Ok(())
     }
@@ -300,6 +306,7 @@ pub(crate) fn summary(attached: &Attached) -> Summary {
         counts: count(attached),
         adapters,
         merged: attached.is_merged(),
+        kept_bytes: attached.stacks().map(|(_, stack)| stack.kept.bytes()).sum(),
     }
 }
 

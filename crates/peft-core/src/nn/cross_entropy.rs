@@ -78,6 +78,9 @@ pub(crate) fn cross_entropy(
         let rows = merged.get::<2>().transpose();
         return peft_ops::linear_cross_entropy(hidden, rows, targets);
     }
+    if let Some(kept) = place.kept() {
+        return peft_ops::linear_cross_entropy(hidden, kept.transpose(), targets);
+    }
     let rows_of = |weight| match weight {
         Weight::Dense(weight) => Weight::Dense(weight.transpose()),
         quantized @ Weight::Quantized(_) => quantized,
@@ -106,6 +109,7 @@ pub(crate) fn cross_entropy(
         bias: None,
         norms: &place.norms,
         context,
+        batch: hidden.dims()[0],
         below: &adapters,
     };
     peft_ops::linear_cross_entropy(hidden, base.weight().transpose(), targets)

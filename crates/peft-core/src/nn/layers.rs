@@ -3,6 +3,7 @@
 use burn::module::Param;
 use burn::nn::conv::Conv2d;
 use burn::nn::{Dropout, Embedding, LayerNorm, Linear, PaddingConfig2d, RmsNorm};
+use burn::tensor::module::{conv2d, embedding};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
 use peft_ops::AttentionInputs;
@@ -124,6 +125,9 @@ fn rows_of_table(
     ids: Tensor<2, Int>,
     context: &ForwardContext,
 ) -> Tensor<3> {
+    if let Some(kept) = stack.kept(&base) {
+        return embedding(kept, ids);
+    }
     if let Some(mixture) = stack.mixed() {
         return mixture::mix(stack, mixture, ids, context, |stack, ids, context| {
             rows_of_table(base.clone(), stack, ids, context)
@@ -136,6 +140,24 @@ fn rows_of_table(
         below: &stack.active_weights(),
     }
     .forward(ids)
+}
+
+/// A linear layer of tokens `[1, tokens, d]` that are the same for all of the `batch` rows: `[1 or batch, tokens, out]`.
+/// One row does unless the layer's adapters differ between rows.
+pub fn adapted_tokens(
+    layer: &Linear,
+    tokens: Tensor<3>,
+    batch: usize,
+    context: &ForwardContext,
+) -> Tensor<3> {
+    let stack = layer.weight.reparameterization::<Stack>();
+    let bias = layer.bias.as_ref();
+    let of_bias = bias.and_then(|bias| bias.reparameterization::<Stack>());
+    if [stack, of_bias].into_iter().flatten().any(Stack::varies) {
+        let [_, count, width] = tokens.dims();
+        return layer.adapted_in(tokens.expand([batch, count, width]), context);
+    }
+    layer.adapted_in(tokens, context)
 }
 
 impl AdaptedForward<Tensor<4>> for Conv2d {
@@ -168,23 +190,25 @@ fn convolve(
     input: Tensor<4>,
     context: &ForwardContext,
 ) -> Tensor<4> {
+    let options = |input: &Tensor<4>| {
+        let [_, _, height, width] = input.dims();
+        let padding = padding(layer, [height, width]);
+        ConvOptions::new_with_padding(layer.stride, padding, layer.dilation, layer.groups)
+    };
+    if let Some(kept) = stack.kept(&layer.weight.base()) {
+        let options = options(&input);
+        return conv2d(input, kept, None, options);
+    }
     if let Some(mixture) = stack.mixed() {
         return mixture::mix(stack, mixture, input, context, |stack, input, context| {
             convolve(layer, stack, input, context)
         });
     }
-    let [_, _, height, width] = input.dims();
-    let options = ConvOptions::new_with_padding(
-        layer.stride,
-        padding(layer, [height, width]),
-        layer.dilation,
-        layer.groups,
-    );
     Conv2dBelow {
         base: layer.weight.base(),
         context,
         below: &stack.active_weights(),
-        options,
+        options: options(&input),
     }
     .forward(input)
 }

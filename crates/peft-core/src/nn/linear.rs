@@ -57,6 +57,9 @@ pub(crate) fn through_seen<const D: usize>(
     if let Some(merged) = &stack.merged {
         return seen.fused(merged.get::<2>().into(), place.bias.clone(), None);
     }
+    if let Some(kept) = place.kept() {
+        return seen.fused(kept.into(), place.bias.clone(), None);
+    }
     if let Some(factors) = place.low_rank() {
         let factors = side_by_side(factors, seen.dtype());
         return seen.fused(place.weight(), place.bias.clone(), factors);
@@ -66,6 +69,7 @@ pub(crate) fn through_seen<const D: usize>(
     }
     let input = seen.whole();
     let mut shape = input.dims();
+    let batch = shape[0];
     let [_, d_out] = place.base.dims();
     let rows = place.as_rows(input);
     let place = place.clone().composed();
@@ -75,6 +79,7 @@ pub(crate) fn through_seen<const D: usize>(
         bias: place.bias,
         norms: &place.norms,
         context,
+        batch,
         below: &stack.active_weights(),
     };
     shape[D - 1] = d_out;

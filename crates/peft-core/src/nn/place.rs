@@ -22,6 +22,8 @@ pub(crate) struct Place<'a> {
     pub(crate) below: Vec<LowRank>,
     /// Of the base.
     pub(crate) norms: BaseNorms,
+    /// Whether the base is the parameter that the stack is on: then what the stack keeps is of this base.
+    pub(crate) own: bool,
     pub(crate) stack: &'a Stack,
 }
 
@@ -33,7 +35,17 @@ impl<'a> Place<'a> {
             bias,
             below: Vec::new(),
             norms: stack.norms.clone(),
+            own: true,
             stack,
+        }
+    }
+
+    /// The effective weight, where it is kept between forward passes.
+    pub(crate) fn kept(&self) -> Option<Tensor<2>> {
+        if self.own {
+            self.stack.kept(&self.base)
+        } else {
+            None
         }
     }
 

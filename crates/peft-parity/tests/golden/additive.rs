@@ -1,5 +1,5 @@
-//! Bottleneck adapters against AdapterHub's `adapters` 1.3, IA³ against Hugging Face PEFT 0.21.2: their checkpoints and
-//! outputs, and for IA³ merged outputs and gradients.
+//! Bottleneck adapters and ReFT against AdapterHub's `adapters` 1.3, IA³, RoAd and BEFT against Hugging Face PEFT 0.21.2:
+//! their checkpoints, outputs and gradients, and for the latter three merged outputs.
 
 use std::path::Path;
 
@@ -12,6 +12,8 @@ use serde_json::Value;
 use crate::{BERT, LLAMA};
 
 const CASES: &str = "../peft-additive/tests/golden";
+/// The base of the Llama of `generate_hf_more.py`.
+const MORE_LLAMA: &str = "../peft-reparameterization/tests/golden/llama_tied/base";
 
 /// Every field of upstream's `BnConfig` is on in one of these, but for those that act while training only, and `glow`,
 /// which upstream cannot run.
@@ -21,6 +23,7 @@ const BOTTLENECKS: &[&str] = &[
     "par_bn",
     "scaled_par_bn",
     "adapter_plus",
+    "adapter_plus_end",
     "bn_norms",
     "bn_residuals",
     "bn_parallel",
@@ -34,6 +37,8 @@ const BOTTLENECKS: &[&str] = &[
 #[test]
 fn checkpoints_compute_what_upstream_computes() {
     golden::check(Path::new(BERT), Path::new(CASES), BOTTLENECKS, METHODS);
+    let composed = ["composition_stack", "composition_average"];
+    golden::check(Path::new(BERT), Path::new(CASES), &composed, METHODS);
 }
 
 #[test]
@@ -41,6 +46,28 @@ fn ia3_is_upstreams_with_scaled_biases_and_without_biases() {
     golden::check(Path::new(BERT), Path::new(CASES), &["ia3"], METHODS);
     let cases = Path::new(CASES).join("llama");
     golden::check(Path::new(LLAMA), &cases, &["ia3"], METHODS);
+}
+
+#[test]
+fn road_is_upstreams_in_all_variants() {
+    let cases = ["road", "road_2", "road_4"];
+    golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
+    let cases = Path::new(CASES).join("llama");
+    golden::check(Path::new(LLAMA), &cases, &["road"], METHODS);
+}
+
+#[test]
+fn beft_is_upstreams_with_and_without_biases() {
+    let cases = Path::new(CASES).join("bert_more");
+    golden::check(&cases.join("base"), &cases, &["beft"], METHODS);
+    let cases = Path::new(CASES).join("llama_more");
+    golden::check(Path::new(MORE_LLAMA), &cases, &["beft"], METHODS);
+}
+
+#[test]
+fn reft_is_upstreams() {
+    let cases = ["loreft", "noreft", "direft"];
+    golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
 }
 
 /// Whether two values are the same, and numbers as numbers: 8 is 8.0.
@@ -60,7 +87,8 @@ fn same(a: &Value, b: &Value) -> bool {
 fn what_is_written_has_upstreams_names_and_fields() {
     let (_, device) = &peft_core::device::cpu_devices()[0];
     let base = Bert::load(BERT, device).unwrap();
-    for case in BOTTLENECKS {
+    let reft = ["loreft", "noreft", "direft"];
+    for case in BOTTLENECKS.iter().chain(&reft) {
         let case = Path::new(CASES).join(case);
         let name = case.file_name().unwrap().to_str().unwrap();
         let model = base.load_adapter(name, &case, METHODS).unwrap();

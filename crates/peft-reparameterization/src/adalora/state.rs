@@ -119,6 +119,10 @@ impl WeightAdapter for AdaLora {
         (self.rank() > 0 && !self.drops()).then(|| self.factors())
     }
 
+    fn keeps_weight(&self) -> bool {
+        self.rank() > 0
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         if self.rank() == 0 {
             return inner.forward(input);

@@ -17,10 +17,10 @@ use crate::lora::dora::{self, Magnitude};
 #[derive(Module, Adapter, Debug)]
 pub struct LoraLinear {
     /// Down-projection A, `[in, r]`.
-    #[tensor("lora_A.weight", transposed)]
+    #[tensor("lora_A.weight", transposed, adapterhub = "loras.{adapter}.lora_A")]
     pub lora_a: Param<Tensor<2>>,
     /// Up-projection B, `[r, out]`.
-    #[tensor("lora_B.weight", transposed)]
+    #[tensor("lora_B.weight", transposed, adapterhub = "loras.{adapter}.lora_B")]
     pub lora_b: Param<Tensor<2>>,
     /// s: alpha / r, or alpha / sqrt(r).
     pub scale: f64,
@@ -237,6 +237,11 @@ impl WeightAdapter for LoraEmbedding {
         }
     }
 
+    // Norms are of the whole table.
+    fn keeps_weight(&self) -> bool {
+        self.magnitude.is_some()
+    }
+
     fn affects_tied_head(&self) -> bool {
         self.head.is_some()
     }
@@ -325,6 +330,10 @@ impl WeightAdapter for LoraConv2d {
             None => output,
             Some(factor) => output * factor.reshape([1, out, 1, 1]),
         }
+    }
+
+    fn keeps_weight(&self) -> bool {
+        self.magnitude.is_some()
     }
 }
 

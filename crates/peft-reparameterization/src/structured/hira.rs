@@ -84,6 +84,10 @@ impl WeightAdapter for HiraEmbedding {
         let down = embedding(self.hira_a.val(), ids.clone());
         inner.forward(ids) * (down.matmul(self.hira_b.val().unsqueeze()) + 1.0)
     }
+
+    fn keeps_weight(&self) -> bool {
+        false
+    }
 }
 
 /// HiRA on a 2-D convolution: the kernel times 1 + A convolved with B, which is 1×1.

@@ -69,6 +69,10 @@ impl WeightAdapter for MissLinear {
         let repeated = output.reshape([tokens, out / width, width]);
         (repeated + change.reshape([tokens, 1, width])).reshape([tokens, out])
     }
+
+    fn keeps_weight(&self) -> bool {
+        false
+    }
 }
 
 /// The variant `bat`: W in blocks `[r, r]`, `W'_{ij} = W_{ij} + B_jᵀ W_{ij} + B_jᵀ`, j being the block's
