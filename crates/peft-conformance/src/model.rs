@@ -120,7 +120,7 @@ impl TinyTransformer {
     pub fn forward_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> Tensor<2> {
         let padding = context.padding();
         let (embedded, context) = self.embed(ids, context);
-        let hidden = self.encode(embedded, &context);
+        let (hidden, context) = self.encode(embedded, context);
         let pooled = mean(hidden, padding, context.virtual_tokens());
         let table = &self.embeddings.word_embeddings;
         let scores = pooled.clone().unsqueeze_dim(1);
@@ -135,7 +135,7 @@ impl TinyTransformer {
     /// [`forward`](Self::forward).
     pub fn hidden(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<3> {
         let (embedded, context) = self.embed(ids, ForwardContext::new().with_padding(padding));
-        self.encode(embedded, &context)
+        self.encode(embedded, context).0
     }
 
     /// What goes into the first layer, `[batch, virtual_tokens + seq, 32]`, and the context with positions, virtual
@@ -157,12 +157,14 @@ impl TinyTransformer {
         (embedded, context)
     }
 
-    fn encode(&self, embedded: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
-        let padding = context.padding();
-        let mask = padding.map(|padding| layer::attention_mask(padding, &embedded.device()));
+    fn encode(&self, embedded: Tensor<3>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
+        let device = embedded.device();
         let layers = self.encoder.layer.iter();
-        layers.fold(embedded, |hidden, layer| {
-            layer.forward(hidden, mask.clone(), context)
+        layers.fold((embedded, context), |(hidden, context), layer| {
+            let (hidden, context) = layer.prompt.add_prompt_in(hidden, context);
+            let padding = context.padding();
+            let mask = padding.map(|padding| layer::attention_mask(padding, &device));
+            (layer.forward(hidden, mask, &context), context)
         })
     }
 }

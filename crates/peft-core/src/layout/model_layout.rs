@@ -282,6 +282,11 @@ impl Layout {
         self.typed(SiteKind::Embeddings)
     }
 
+    /// The sites of the stream in front of blocks, for prompts.
+    pub fn stream_sites(&self) -> impl Iterator<Item = TypedSite<'_, Prompt>> {
+        self.typed(SiteKind::Stream)
+    }
+
     /// The sites of keys and values.
     pub fn key_value_sites(&self) -> impl Iterator<Item = TypedSite<'_, KeyValue>> {
         self.typed(SiteKind::KeyValue)

@@ -46,7 +46,9 @@ pub(crate) fn check_places(attached: &Attached, composition: &Composition) -> Re
             (None, Some(site)) => match site.kind {
                 SiteKind::Hidden(_) => of_end(stack, composition),
                 SiteKind::Attention => None,
-                SiteKind::Embeddings | SiteKind::KeyValue => of_virtual_tokens(stack, composition),
+                SiteKind::Embeddings | SiteKind::Stream | SiteKind::KeyValue => {
+                    of_virtual_tokens(stack, composition)
+                }
             },
             (None, None) => None,
         };
