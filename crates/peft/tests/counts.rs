@@ -76,6 +76,14 @@ fn counts_of_prompts_inside_the_model_are_those_of_their_pages() {
         (&late(), 296_960),
         (&pooled, 98_816),
         (&fixed, 1_920),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+    }
+}
+
+#[test]
 fn counts_of_rotations_and_added_biases_are_those_of_their_pages() {
     let model = minilm_l6();
     let road = || RoadConfig::new().with_targets(["query", "value"]);
