@@ -62,6 +62,8 @@ pub struct Embeddings {
     pub layer_norm: LayerNorm,
     /// Where prompts are put in front of the embeddings of tokens.
     pub prompt: PromptSite,
+    /// Where prompts are put in front of what the first layer gets.
+    pub embedded_prompt: PromptSite,
 }
 
 /// All layers.
@@ -84,6 +86,7 @@ impl TinyTransformer {
                     .init(device),
                 layer_norm: layer::norm(device),
                 prompt: PromptSite::new(WIDTH).with_name("word_embeddings"),
+                embedded_prompt: PromptSite::embedded(WIDTH),
             },
             encoder: Encoder {
                 layer: (0..LAYERS).map(|_| Layer::new(device)).collect(),
@@ -200,7 +203,7 @@ impl Embeddings {
             .swap_dims(1, 2);
         let sum = words + positions + near.reshape([batch, tokens, WIDTH]);
         let embedded = layer::normalised(&self.layer_norm, sum, &context);
-        (embedded, context)
+        self.embedded_prompt.add_prompt_in(embedded, context)
     }
 }
 

@@ -30,7 +30,9 @@ const BASE: &str = "../peft-models/tests/golden/bert/base";
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     let folders = [
         "../peft-reparameterization/tests/golden",
+        "../peft-reparameterization/tests/golden/adapterhub",
         "../peft-soft-prompt/tests/golden",
+        "../peft-soft-prompt/tests/golden/adapterhub",
         "../peft-additive/tests/golden",
     ];
     let mut cases = Vec::new();

@@ -150,9 +150,19 @@ pub(crate) fn only_site<'a>(
     method: &'static MethodInfo,
     tokens: usize,
 ) -> Result<TypedSite<'a, Prompt>> {
-    let mut sites = layout.prompt_sites();
+    let sites = layout.prompt_sites();
+    only(layout, sites, (method, SiteKind::Embeddings), tokens)
+}
+
+/// The one site of a kind.
+fn only<'a>(
+    layout: &'a Layout,
+    mut sites: impl Iterator<Item = TypedSite<'a, Prompt>>,
+    (method, kind): (&'static MethodInfo, SiteKind),
+    tokens: usize,
+) -> Result<TypedSite<'a, Prompt>> {
     let Some(site) = sites.next() else {
-        return Err(layout.no_site(method.title, SiteKind::Embeddings));
+        return Err(layout.no_site(method.title, kind));
     };
     if sites.next().is_some() {
         let expected =
@@ -180,7 +190,15 @@ impl Method for PromptTuningConfig {
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let site = only_site(layout, &PROMPT_TUNING, self.num_virtual_tokens)?;
+        let tokens = self.num_virtual_tokens;
+        let site = match &self.adapterhub {
+            None => only_site(layout, &PROMPT_TUNING, tokens)?,
+            // AdapterHub's prompts have no positions, and the embeddings' norm is not for them.
+            Some(_) => {
+                let kind = (&PROMPT_TUNING, SiteKind::Embedded);
+                only(layout, layout.embedded_sites(), kind, tokens)?
+            }
+        };
         let text = self.prompt_tuning_init == PromptInit::Text;
         if text && plan.is_new() && self.init_token_ids.is_empty() {
             let expected = "give the text's tokens with `with_text`";

@@ -71,6 +71,22 @@ impl ForwardContext {
         self
     }
 
+    /// The same with `count` further tokens in front of each row, which have its first position.
+    #[must_use]
+    pub(crate) fn with_first_positions(mut self, count: usize) -> Self {
+        if let Some(Positions { values, rows }) = &self.positions {
+            let longer = values.chunks(values.len() / rows).flat_map(|row| {
+                let first = row.first().copied().into_iter().cycle().take(count);
+                first.chain(row.iter().copied())
+            });
+            self.positions = Some(Positions {
+                values: longer.collect(),
+                rows: *rows,
+            });
+        }
+        self
+    }
+
     /// Sets which tokens only fill up their row: `[batch, seq]`, true where padded.
     #[must_use]
     pub fn with_padding(mut self, padding: Option<Tensor<2, Bool>>) -> Self {

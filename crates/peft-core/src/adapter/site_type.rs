@@ -20,6 +20,8 @@ pub enum HiddenState {
 pub enum SiteKind {
     /// Token embeddings before positions are added: prompts go in front of them.
     Embeddings,
+    /// The embeddings as the first layer gets them, positions and norm included: prompts that have neither go in front.
+    Embedded,
     /// A hidden state.
     Hidden(HiddenState),
     /// Keys and values of an attention layer, as its queries see them: prefixes go in front of them.
@@ -32,6 +34,7 @@ impl fmt::Display for SiteKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Embeddings => "embeddings",
+            Self::Embedded => "embeddings with positions",
             Self::Hidden(HiddenState::AttentionOutput) => "attention output",
             Self::Hidden(HiddenState::FeedForwardOutput) => "feed-forward output",
             Self::Hidden(HiddenState::BlockOutput) => "block output",

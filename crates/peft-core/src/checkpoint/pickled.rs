@@ -114,7 +114,7 @@ mod reader {
         let mut archive = zip::ZipArchive::new(file).map_err(|error| text(&error))?;
         for index in 0..archive.len() {
             let entry = archive.by_index_raw(index).map_err(|error| text(&error))?;
-            let name = entry.name().to_string();
+            let name = entry.name().map_err(|error| text(&error))?.into_owned();
             if entry.compression() != zip::CompressionMethod::Stored {
                 return Err(format!(
                     "`{name}` in it is compressed, which torch does not do"

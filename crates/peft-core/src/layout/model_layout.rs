@@ -278,6 +278,11 @@ impl Layout {
         self.typed(SiteKind::Embeddings)
     }
 
+    /// The sites of embeddings that have their positions.
+    pub fn embedded_sites(&self) -> impl Iterator<Item = TypedSite<'_, Prompt>> {
+        self.typed(SiteKind::Embedded)
+    }
+
     /// The sites of keys and values.
     pub fn key_value_sites(&self) -> impl Iterator<Item = TypedSite<'_, KeyValue>> {
         self.typed(SiteKind::KeyValue)

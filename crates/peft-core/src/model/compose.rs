@@ -45,7 +45,9 @@ pub(crate) fn check_places(attached: &Attached, composition: &Composition) -> Re
             (Some(param), _) => of_param(layout, param, stack, composition),
             (None, Some(site)) => match site.kind {
                 SiteKind::Hidden(_) | SiteKind::Attention => None,
-                SiteKind::Embeddings | SiteKind::KeyValue => of_virtual_tokens(stack, composition),
+                SiteKind::Embeddings | SiteKind::Embedded | SiteKind::KeyValue => {
+                    of_virtual_tokens(stack, composition)
+                }
             },
             (None, None) => None,
         };

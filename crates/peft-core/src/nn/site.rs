@@ -146,6 +146,11 @@ impl Site<Prompt> {
         Self::empty(SiteKind::Embeddings, width)
     }
 
+    /// An empty site for embeddings of `width` features that have their positions: what the first layer gets.
+    pub fn embedded(width: usize) -> Self {
+        Self::empty(SiteKind::Embedded, width)
+    }
+
     /// How many virtual tokens the active adapters put before the embeddings.
     pub fn virtual_tokens(&self) -> usize {
         virtual_tokens(&self.stack)
@@ -164,7 +169,8 @@ impl Site<Prompt> {
     }
 
     /// As [`add_prompt`](Self::add_prompt), for adapters that use what is in the context: the tasks of the batch's rows,
-    /// say. Returns the embeddings, and the context with their padding and the number of virtual tokens.
+    /// say. Returns the embeddings, and the context with their padding and the number of virtual tokens. Where it has
+    /// positions already, these tokens have the first one.
     pub fn add_prompt_in(
         &self,
         embeddings: Tensor<3>,
@@ -173,10 +179,12 @@ impl Site<Prompt> {
         let batch = embeddings.dims()[0];
         let mut parts = self.prompts(batch, &context, &embeddings.device());
         let tokens: usize = parts.iter().map(|part| part.dims()[1]).sum();
-        let context = context.with_virtual_tokens(tokens);
+        let before = context.virtual_tokens();
+        let context = context.with_virtual_tokens(before + tokens);
         if parts.is_empty() {
             return (embeddings, context);
         }
+        let context = context.with_first_positions(tokens);
         parts.push(embeddings);
         let padding = context.padding().map(|padding| {
             let kept = Tensor::<2, Bool>::full([batch, tokens], false, &padding.device());
