@@ -172,7 +172,7 @@ impl CheckpointKey {
     }
 
     /// Upstream writes a copy under another key below the layer, too: it is read, must be equal, and
-    /// is not written.
+    /// is not written. Of a tensor that several states share, each state may name one.
     #[must_use]
     pub fn also(mut self, key: &str) -> Self {
         self.copy = Some(key.into());
@@ -187,24 +187,20 @@ impl CheckpointKey {
         self
     }
 
-    /// The field's integers are indices, each at least 0 and below `below`: into the flattened weight, the rows of a
-    /// table, the vectors of a bank. A file in which one is not is refused. For fields of integers.
+    /// The field's integers are indices into a tensor of `shape`. A file in which one is negative or too large is
+    /// refused. For fields of integers.
+    ///
+    /// With one axis, each integer is an index below `shape[0]`: into the flattened weight, the rows of a table, the
+    /// vectors of a bank. With several, the field is `[axes, count]`, `count` points: its row `a` holds indices along
+    /// axis `a`, each below `shape[a]`.
     #[must_use]
-    pub fn indices(mut self, below: usize) -> Self {
-        self.indices = Some(Indices::new(&[below]));
-        self
-    }
-
-    /// The field `[axes, count]` of integers is `count` points in a tensor of `shape`: its row `a` holds indices along
-    /// axis `a`, each at least 0 and below `shape[a]`. A file in which one is not is refused.
-    #[must_use]
-    pub fn coordinates(mut self, shape: &[usize]) -> Self {
+    pub fn indices(mut self, shape: &[usize]) -> Self {
         self.indices = Some(Indices::new(shape));
         self
     }
 
     /// None of the indices, or points, is there twice: a file in which one is, is refused. Call it behind
-    /// [`indices`](Self::indices) or [`coordinates`](Self::coordinates).
+    /// [`indices`](Self::indices).
     #[must_use]
     pub fn distinct(mut self) -> Self {
         if let Some(indices) = &mut self.indices {
@@ -245,7 +241,10 @@ impl CheckpointKey {
                 format!("{layer}.{}", key.replace(ADAPTER, adapter))
             }
             (Key::Layer(key), Style::AdapterHub) => format!("{layer}.adapters.{adapter}.{key}"),
-            (Key::Layer(key), style) => format!("{}{layer}.{key}", style.prefix()),
+            (Key::Layer(key), style) => {
+                let key = key.replace(ADAPTER, adapter);
+                format!("{}{layer}.{key}", style.prefix())
+            }
         })
     }
 }

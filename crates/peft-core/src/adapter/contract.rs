@@ -17,11 +17,6 @@ use crate::adapter::site_context::SiteContext;
 /// and `valid`/`train` like the model's own. What it does is said by the trait of the place where
 /// it acts: [`WeightAdapter`], [`HiddenAdapter`], [`PromptAdapter`], [`KeyValueAdapter`] or [`AttentionAdapter`].
 pub trait Adapter: Module + Sync + 'static {
-    /// What the state is, for counts and configuration files. Default: the method's own.
-    fn role(&self) -> Role {
-        Role::Method
-    }
-
     /// How the state's parameters are called and laid out in a checkpoint.
     ///
     /// Every parameter must be listed, or [`Error::UnlistedTensor`](crate::Error::UnlistedTensor) refuses to attach
@@ -34,19 +29,6 @@ pub trait Adapter: Module + Sync + 'static {
     fn for_checkpoint(&self) -> Self {
         self.clone()
     }
-}
-
-/// What a state is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Role {
-    /// What the method adds.
-    #[default]
-    Method,
-    /// The copy of a module that is saved whole: counted apart, as papers do.
-    SavedModule,
-    /// Trained rows of an embedding table: counted as the method's, and no target of its own.
-    TrainedTokens,
 }
 
 /// An adapter of a parameter: W becomes W'(theta), of the same shape.

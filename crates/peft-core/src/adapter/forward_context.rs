@@ -33,6 +33,7 @@ pub struct ForwardContext {
     positions: Option<Positions>,
     padding: Option<Tensor<2, Bool>>,
     virtual_tokens: usize,
+    cached_tokens: usize,
     routing: Option<Routing>,
     tasks: Option<TaskIds>,
     rows: Option<Tensor<1, Int>>,
@@ -101,6 +102,13 @@ impl ForwardContext {
         self
     }
 
+    /// Sets how many tokens of every row came in earlier passes, and are in a cache now. Default: 0.
+    #[must_use]
+    pub fn with_cached_tokens(mut self, count: usize) -> Self {
+        self.cached_tokens = count;
+        self
+    }
+
     /// Sets the weights of adapters for
     /// [`Composition::Routed`](crate::Composition::Routed).
     #[must_use]
@@ -138,6 +146,11 @@ impl ForwardContext {
     /// How many of the leading positions of every row are virtual tokens.
     pub fn virtual_tokens(&self) -> usize {
         self.virtual_tokens
+    }
+
+    /// How many tokens of every row came in earlier passes: of a text that is generated with a cache, all but the new ones.
+    pub fn cached_tokens(&self) -> usize {
+        self.cached_tokens
     }
 
     /// The weights of adapters.
@@ -179,6 +192,7 @@ impl ForwardContext {
             positions,
             padding: padding.map(|padding| padding.select(0, index.clone())),
             virtual_tokens: self.virtual_tokens,
+            cached_tokens: self.cached_tokens,
             routing: None,
             tasks: self.tasks.as_ref().map(|tasks| tasks.of_rows(rows)),
             rows: Some(index.clone()),
@@ -196,6 +210,7 @@ impl fmt::Debug for ForwardContext {
             )
             .field("padding", &self.padding.as_ref().map(Tensor::dims))
             .field("virtual_tokens", &self.virtual_tokens)
+            .field("cached_tokens", &self.cached_tokens)
             .field("routing", &self.routing)
             .field("tasks", &self.tasks)
             .finish_non_exhaustive()

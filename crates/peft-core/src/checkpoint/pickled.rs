@@ -120,7 +120,9 @@ mod reader {
                     "`{name}` in it is compressed, which torch does not do"
                 ));
             }
-            if name.ends_with(".pkl") && entry.size() > MOST_PICKLE_BYTES {
+            if Path::new(&name).extension().is_some_and(|end| end == "pkl")
+                && entry.size() > MOST_PICKLE_BYTES
+            {
                 return Err(format!(
                     "`{name}` in it has {} bytes, and that of an adapter has at most {MOST_PICKLE_BYTES}",
                     entry.size()

@@ -199,11 +199,12 @@ mod tests {
 
     #[test]
     fn what_is_beside_the_fields_is_kept() {
+        type Fields = Map<String, Value>;
+
         let file = json!({
             "config": {"architecture": "a", "field": 3},
             "model_type": "bert", "version": "adapters.1.2.0", "name": "a",
         });
-        type Fields = Map<String, Value>;
         assert_eq!(architecture(&file), Some(Some("a")));
         let (fields, common) = read_adapterhub::<Fields>(&file).unwrap().unwrap();
         assert_eq!(fields["field"], 3);

@@ -12,6 +12,7 @@ use crate::adapter::contract::{
 };
 use crate::adapter::erased::AnyAdapter;
 use crate::adapter::init::Init;
+use crate::adapter::role::Role;
 use crate::adapter::site_type::{Attention, Hidden, KeyValue, Prompt};
 use crate::layout::model_layout::{Layer, Layout, LayoutParam, TypedSite};
 use crate::method::module_to_save::ModuleToSave;
@@ -130,7 +131,7 @@ impl Plan {
 
     /// Puts `adapter` on a parameter.
     pub fn adapt_weight(&mut self, param: &LayoutParam, adapter: impl WeightAdapter) {
-        self.push(&param.path, AnyAdapter::weight(adapter));
+        self.push(&param.path, AnyAdapter::weight(adapter, Role::Method));
     }
 
     /// Puts `adapter` at a site of a hidden state.
@@ -229,7 +230,9 @@ impl Plan {
             let like = (&param.device(), param.dtype());
             self.init.zeros([rows.len(), shape[1]], like)
         };
-        self.adapt_weight(param, TrainableTokens::new(values, rows, key));
+        let tokens = TrainableTokens::new(values, rows, key);
+        let tokens = AnyAdapter::weight(tokens, Role::TrainedTokens);
+        self.push(&param.path, tokens);
     }
 
     /// Field paths of the parameters and sites that something is planned at so far, one for each state.

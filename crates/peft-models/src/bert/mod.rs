@@ -13,6 +13,7 @@ mod tiny;
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};
 use peft_core::KeyMapping;
+use peft_core::calibration::Calibration;
 use peft_core::nn::ForwardContext;
 
 pub use attention::{BertAttention, BertSelfAttention};
@@ -105,6 +106,23 @@ impl Bert {
     /// If virtual tokens, prefixes and `seq` together exceed the configuration's `max_position_embeddings`.
     pub fn forward(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> BertOutput {
         self.forward_in(ids, ForwardContext::new().with_padding(padding))
+    }
+
+    /// The keys and values of a text in every layer, of the model without its adapters: what a prefix or a cartridge may
+    /// start from. `ids` are the text's tokens, special ones included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Calibration`](peft_core::Error::Calibration) if there is no token, or if keys or values are not finite;
+    /// [`Error::Merged`](peft_core::Error::Merged).
+    ///
+    /// # Panics
+    ///
+    /// If there are more tokens than `max_position_embeddings`, or one that the model does not know.
+    pub fn key_values(&self, ids: &[u32]) -> peft_core::Result<Calibration> {
+        crate::key_values::of_text(self, ids, |model, ids| {
+            model.forward(ids, None);
+        })
     }
 
     /// As [`forward`](Self::forward), with what adapters find in the context: routing, values of a method. The model

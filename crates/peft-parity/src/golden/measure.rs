@@ -9,7 +9,7 @@ use peft_core::method::MethodInfo;
 use peft_core::nn::{ForwardContext, TaskIds};
 use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, checkpoint};
-use peft_models::{Bert, Llama};
+use peft_models::{Bert, BertClassifier, Llama};
 use serde_json::Value;
 
 use super::case::{
@@ -62,21 +62,25 @@ pub fn measure(
     let problem = Problem::new(&path);
     let text = fs::read_to_string(&path).map_err(|error| problem(&error))?;
     let config: Value = serde_json::from_str(&text).map_err(|error| problem(&error))?;
-    // Hidden states and logits of tokens are measured; a classifier's are another model's.
-    if let Some(head) = config["architectures"][0].as_str()
-        && head.contains("Classification")
-    {
-        return Err(Problem::Unsupported(format!("a base that is a {head}")));
+    let autodiff = device.clone().autodiff();
+    match config["architectures"][0].as_str() {
+        Some("BertForSequenceClassification") => {
+            let bert = BertClassifier::load(base, &autodiff).map_err(|error| problem(&error))?;
+            let run = |bert: &BertClassifier, ids, context| bert.forward_in(ids, context);
+            return measure_model(&bert, "bert_seq_cls", run, case, methods, device);
+        }
+        Some(head) if head.contains("Classification") => {
+            return Err(Problem::Unsupported(format!("a base that is a {head}")));
+        }
+        _ => {}
     }
     match config["model_type"].as_str() {
         Some("bert") => {
-            let autodiff = device.clone().autodiff();
             let bert = Bert::load(base, &autodiff).map_err(|error| problem(&error))?;
             let run = |bert: &Bert, ids, context| bert.forward_in(ids, context).hidden;
             measure_model(&bert, "bert", run, case, methods, device)
         }
         Some("llama" | "mistral" | "qwen2") => {
-            let autodiff = device.clone().autodiff();
             let llama = Llama::load(base, &autodiff).map_err(|error| problem(&error))?;
             let run = |llama: &Llama, ids, context| llama.forward_in(ids, context);
             measure_model(&llama, "llama", run, case, methods, device)
@@ -113,8 +117,10 @@ struct Loaded<'a, M, F> {
     tasks: Option<TaskIds>,
 }
 
-impl<M: PeftModule, F: Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<3>> Loaded<'_, M, F> {
-    fn run(&self, model: &M, device: &Device) -> Tensor<3> {
+impl<const D: usize, M: PeftModule, F: Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<D>>
+    Loaded<'_, M, F>
+{
+    fn run(&self, model: &M, device: &Device) -> Tensor<D> {
         let ids = Tensor::<2, Int>::from_data(self.ids.clone(), device);
         let mask = Tensor::<2, Int>::from_data(self.mask.clone(), device);
         let context = ForwardContext::new().with_padding(Some(mask.equal_elem(0)));
@@ -193,10 +199,10 @@ impl Values {
     }
 }
 
-fn measure_model<M: PeftModule>(
+fn measure_model<M: PeftModule, const D: usize>(
     base: &M,
     kind: &str,
-    forward: impl Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<3>,
+    forward: impl Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<D>,
     case: &Path,
     methods: &[&MethodInfo],
     device: &Device,

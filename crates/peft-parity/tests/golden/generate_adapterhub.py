@@ -45,6 +45,10 @@ CASES = {
     "loreft": LoReftConfig(prefix_positions=2, r=2),
     "noreft": NoReftConfig(prefix_positions=2, r=2),
     "direft": DiReftConfig(prefix_positions=2, r=2),
+    # Of the shortest text one token is among the first and among the last ones.
+    "loreft_tied": LoReftConfig(prefix_positions=3, suffix_positions=3, r=3, tied_weights=True, layers=[1]),
+    "noreft_both": NoReftConfig(prefix_positions=3, suffix_positions=3, r=2, non_linearity="relu"),
+    "direft_suffix": DiReftConfig(prefix_positions=0, suffix_positions=2, r=1),
     "mam": MAMConfig(PrefixTuningConfig(**PREFIX), ParBnConfig(**FACTOR)),
     "unipelt": UniPELTConfig(PrefixTuningConfig(**PREFIX), SeqBnConfig(**FACTOR), LoRAConfig(r=4, use_gating=True)),
 }

@@ -90,14 +90,11 @@ impl LoraConfig {
             Err(Error::config(LORA.title, field, value, expected))
         };
         let Some(fields) = &self.adapterhub else {
-            return match self.use_gating {
-                true => refuse(
-                    "use_gating",
-                    &true,
-                    "false without `adapterhub`: Hugging Face PEFT has no gates",
-                ),
-                false => Ok(()),
-            };
+            if self.use_gating {
+                let expected = "false without `adapterhub`: Hugging Face PEFT has no gates";
+                return refuse("use_gating", &true, expected);
+            }
+            return Ok(());
         };
         let plain = Self {
             r: self.r,
