@@ -82,7 +82,23 @@ impl UnionConfig {
         self
     }
 
-    peft_core::common_builders!(common);
+    /// Trains and saves these modules whole.
+    #[must_use]
+    pub fn with_modules_to_save<S: Into<String>>(
+        mut self,
+        modules: impl IntoIterator<Item = S>,
+    ) -> Self {
+        let modules = modules.into_iter().map(Into::into).collect();
+        self.common.modules_to_save = Some(modules);
+        self
+    }
+
+    /// Sets upstream's task type, as in `SEQ_CLS`.
+    #[must_use]
+    pub fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
+        self.common.task_type = Some(task_type.into());
+        self
+    }
 
     fn refuse<T>(value: impl std::fmt::Debug, expected: impl Into<String>) -> Result<T> {
         let expected = expected.into();

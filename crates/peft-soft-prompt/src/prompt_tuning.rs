@@ -119,8 +119,8 @@ impl Method for PromptTuningConfig {
             (Some(_), None) => {
                 let (device, dtype) = layout.like();
                 let shape = [tokens, site.width];
-                // AdapterHub's: uniform in [-1 / 2, 1 / 2).
-                plan.init().kaiming_uniform(shape, 4, (&device, dtype))
+                // As AdapterHub.
+                plan.init().uniform(shape, 0.5, (&device, dtype))
             }
             _ => start.draw(&site, layout, plan)?,
         };
