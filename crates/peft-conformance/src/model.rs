@@ -62,8 +62,6 @@ pub struct Embeddings {
     pub layer_norm: LayerNorm,
     /// Where prompts are put in front of the embeddings of tokens.
     pub prompt: PromptSite,
-    /// Where prompts are put in front of what the first layer gets.
-    pub embedded_prompt: PromptSite,
 }
 
 /// All layers.
@@ -86,7 +84,6 @@ impl TinyTransformer {
                     .init(device),
                 layer_norm: layer::norm(device),
                 prompt: PromptSite::new(WIDTH).with_name("word_embeddings"),
-                embedded_prompt: PromptSite::embedded(WIDTH),
             },
             encoder: Encoder {
                 layer: (0..LAYERS).map(|_| Layer::new(device)).collect(),
@@ -120,7 +117,7 @@ impl TinyTransformer {
     pub fn forward_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> Tensor<2> {
         let padding = context.padding();
         let (embedded, context) = self.embed(ids, context);
-        let hidden = self.encode(embedded, &context);
+        let (hidden, context) = self.encode(embedded, context);
         let pooled = mean(hidden, padding, context.virtual_tokens());
         let table = &self.embeddings.word_embeddings;
         let scores = pooled.clone().unsqueeze_dim(1);
@@ -134,7 +131,7 @@ impl TinyTransformer {
     /// [`forward`](Self::forward).
     pub fn hidden(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<3> {
         let (embedded, context) = self.embed(ids, ForwardContext::new().with_padding(padding));
-        self.encode(embedded, &context)
+        self.encode(embedded, context).0
     }
 
     /// What goes into the first layer, `[batch, virtual_tokens + seq, 32]`, and the context with positions, virtual
@@ -154,12 +151,14 @@ impl TinyTransformer {
             .forward(ids, context, prefixes.max().unwrap_or(0))
     }
 
-    fn encode(&self, embedded: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
-        let padding = context.padding();
-        let mask = padding.map(|padding| layer::attention_mask(padding, &embedded.device()));
+    fn encode(&self, embedded: Tensor<3>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
+        let device = embedded.device();
         let layers = self.encoder.layer.iter();
-        layers.fold(embedded, |hidden, layer| {
-            layer.forward(hidden, mask.clone(), context)
+        layers.fold((embedded, context), |(hidden, context), layer| {
+            let (hidden, context) = layer.prompt.add_prompt_in(hidden, context);
+            let padding = context.padding();
+            let mask = padding.map(|padding| layer::attention_mask(padding, &device));
+            (layer.forward(hidden, mask, &context), context)
         })
     }
 }
@@ -203,7 +202,7 @@ impl Embeddings {
             .swap_dims(1, 2);
         let sum = words + positions + near.reshape([batch, tokens, WIDTH]);
         let embedded = layer::normalised(&self.layer_norm, sum, &context);
-        self.embedded_prompt.add_prompt_in(embedded, context)
+        (embedded, context)
     }
 }
 

@@ -15,7 +15,10 @@ use common::python::{Python, write_io};
 use peft::core::PeftModule as _;
 use peft::core::method::Method;
 use peft::reparameterization::{LohaConfig, LoraConfig, VeraConfig};
-use peft::soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
+use peft::soft_prompt::{
+    AdaptionPromptConfig, CartridgeConfig, PrefixTuningConfig, PromptEncoderConfig,
+    PromptTuningConfig,
+};
 use peft_models::{ExportConfig, ExportDtype, Llama, LmBatch};
 
 const BASE: &str = "../peft-models/tests/golden/llama/base";
@@ -71,6 +74,14 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
         (
             "p-tuning",
             Box::new(PromptEncoderConfig::new(5).with_task_type("CAUSAL_LM")),
+        ),
+        (
+            "adaption-prompt",
+            Box::new(AdaptionPromptConfig::new(5, 2).with_task_type("CAUSAL_LM")),
+        ),
+        (
+            "cartridge",
+            Box::new(CartridgeConfig::new(5).with_task_type("CAUSAL_LM")),
         ),
         (
             "prefix-tuning",

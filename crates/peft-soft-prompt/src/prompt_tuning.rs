@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::prompt_adapterhub::AdapterHubPrompt;
 use crate::start::Start;
 use crate::trained_prompt::TrainedPrompt;
-use crate::vocabulary::{only, only_site};
+use crate::vocabulary::only_site;
 
 /// The virtual tokens.
 #[derive(Module, Adapter, Debug)]
@@ -102,10 +102,12 @@ impl Method for PromptTuningConfig {
         let tokens = self.num_virtual_tokens;
         let site = match &self.adapterhub {
             None => only_site(layout, &PROMPT_TUNING, tokens)?,
-            // AdapterHub's prompts have no positions, and the embeddings' norm is not for them.
+            // AdapterHub's prompts have no positions, and the embeddings' norm is not for them: they are in front of the
+            // first block.
             Some(_) => {
-                let kind = (&PROMPT_TUNING, SiteKind::Embedded);
-                only(layout, layout.embedded_sites(), kind, tokens)?
+                let mut sites = layout.stream_sites();
+                let first = sites.next();
+                first.ok_or_else(|| layout.no_site(PROMPT_TUNING.title, SiteKind::Stream))?
             }
         };
         let start = Start {

@@ -12,19 +12,9 @@ pub(crate) fn only_site<'a>(
     method: &'static MethodInfo,
     tokens: usize,
 ) -> Result<TypedSite<'a, Prompt>> {
-    let sites = layout.prompt_sites();
-    only(layout, sites, (method, SiteKind::Embeddings), tokens)
-}
-
-/// The one site of a kind.
-pub(crate) fn only<'a>(
-    layout: &'a Layout,
-    mut sites: impl Iterator<Item = TypedSite<'a, Prompt>>,
-    (method, kind): (&'static MethodInfo, SiteKind),
-    tokens: usize,
-) -> Result<TypedSite<'a, Prompt>> {
+    let mut sites = layout.prompt_sites();
     let Some(site) = sites.next() else {
-        return Err(layout.no_site(method.title, kind));
+        return Err(layout.no_site(method.title, SiteKind::Embeddings));
     };
     if sites.next().is_some() {
         let expected =

@@ -13,7 +13,10 @@ use peft_core::PeftModule as _;
 use peft_core::method::Method;
 use peft_models::Llama;
 use peft_reparameterization::LoraConfig;
-use peft_soft_prompt::{PrefixTuningConfig, PromptEncoderConfig};
+use peft_soft_prompt::{
+    AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, LatePromptConfig,
+    PrefixTuningConfig, PromptEncoderConfig,
+};
 use peft_train::{
     Control, Ending, Event, Length, Schedule, TrainConfig, TrainOutcome, Trainer, Warmup,
     checkpoint,
@@ -78,9 +81,13 @@ fn goes_on(method: &dyn Method, device: &Device, dir: &Path) -> [PathBuf; 2] {
         checkpoint::OPTIMIZER_FILE,
         checkpoint::BEST_FILE,
         "adapter_model.safetensors",
+        "adapter.safetensors",
     ];
     let last = format!("checkpoint-{STEPS}");
-    for file in files {
+    // An adapter's file is called as its library calls it.
+    let written = |file: &&str| whole.join(&last).join(file).exists();
+    assert_eq!(files.iter().filter(|file| written(file)).count(), 4);
+    for file in files.into_iter().filter(written) {
         let [ours, theirs] = [&parts, &whole].map(|dir| fs::read(dir.join(&last).join(file)));
         assert!(ours.unwrap() == theirs.unwrap(), "{file} differs");
     }
@@ -103,6 +110,18 @@ fn a_run_goes_on_to_the_last_bit() {
         let dir = tempfile::tempdir().unwrap();
         let projected = PrefixTuningConfig::new(3).with_projection(12);
         goes_on(&projected, &device, &dir.path().join("prefix"));
+        let hub = AdapterHubPrefixConfig::new().with_prefix_length(3);
+        let hub = hub.with_bottleneck_size(12).with_dropout(0.2);
+        goes_on(&hub, &device, &dir.path().join("hub"));
+        goes_on(
+            &CartridgeConfig::new(3),
+            &device,
+            &dir.path().join("cartridge"),
+        );
+        let prompts = AdaptionPromptConfig::new(3, 1);
+        goes_on(&prompts, &device, &dir.path().join("adaption"));
+        let late = LatePromptConfig::new().with_dropout(0.2);
+        goes_on(&late, &device, &dir.path().join("late"));
         let encoded = PromptEncoderConfig::new(3).with_lstm(2);
         let encoded = encoded.with_encoder_dropout(0.2);
         goes_on(&encoded, &device, &dir.path().join("prompt"));

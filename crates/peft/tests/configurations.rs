@@ -13,10 +13,14 @@ fn every_method_writes_the_configuration_that_it_always_wrote() {
     let mut lines = String::new();
     for info in peft::methods() {
         // Soft prompts have no default length.
-        let given = json!({"peft_type": info.peft_type, "num_virtual_tokens": 8});
-        let without = json!({"peft_type": info.peft_type});
         let soft_prompt = info.family == peft::core::method::Family::SoftPrompt;
-        let method = (info.parse)(if soft_prompt { &given } else { &without });
+        let given = match info.peft_type {
+            "ADAPTION_PROMPT" => json!({"adapter_len": 8, "adapter_layers": 1}),
+            "LATE_PROMPT_TUNING" => json!({}),
+            _ if soft_prompt => json!({"num_virtual_tokens": 8}),
+            _ => json!({}),
+        };
+        let method = (info.parse)(&given);
         let method = method.unwrap_or_else(|error| panic!("{}: {error}", info.title));
         writeln!(lines, "{} {}", info.name, method.to_json()).expect("a string");
     }

@@ -13,7 +13,10 @@ use peft::reparameterization::{
     VbLoraConfig, VeraConfig,
 };
 use peft::selective::BitFitConfig;
-use peft::soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
+use peft::soft_prompt::{
+    AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, LatePromptConfig,
+    PrefixTuningConfig, PromptEncoderConfig, PromptGeneratorType, PromptTuningConfig,
+};
 use peft_models::{Bert, BertClassifier, BertConfig, Pooling};
 
 fn minilm_l6() -> BertClassifier {
@@ -59,6 +62,29 @@ fn counts_are_those_of_the_literature() {
         let counts = model.attach("a", method).unwrap().counts();
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
         assert_eq!(counts.total, 22_713_216 + head + expected, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_of_prompts_inside_the_model_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let prefix = AdapterHubPrefixConfig::new;
+    let late = LatePromptConfig::new;
+    let pooled = late().with_generator_type(PromptGeneratorType::Appg);
+    let fixed = late().with_generator_type(PromptGeneratorType::Fixed);
+    let cases: [(&dyn Method, usize); 8] = [
+        (&prefix(), 2_572_544),
+        (&prefix().with_flat(true), 138_240),
+        (&prefix().with_flat(true).with_use_gating(true), 140_550),
+        (&AdaptionPromptConfig::new(10, 5), 19_205),
+        (&CartridgeConfig::new(30), 133_632),
+        (&late(), 296_960),
+        (&pooled, 98_816),
+        (&fixed, 1_920),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
     }
 }
 

@@ -8,7 +8,7 @@ use peft_core::nn::{
     adapted_gelu, adapted_layer_norm, adapted_tokens,
 };
 use peft_core::ops::{AttentionOptions, attention};
-use peft_core::{AttentionSite, HiddenSite, KeyValueSite};
+use peft_core::{AttentionSite, HiddenSite, KeyValueSite, PromptSite};
 
 use super::{HEADS, WIDTH};
 
@@ -19,6 +19,8 @@ const EPSILON: f64 = 1e-12;
 /// One layer.
 #[derive(Module, Debug)]
 pub struct Layer {
+    /// Where prompts are put in front of the stream before this layer.
+    pub prompt: PromptSite,
     /// Attention.
     pub attention: Attention,
     /// The first half of the feed-forward part.
@@ -101,6 +103,7 @@ impl Layer {
             site: HiddenSite::new(state, WIDTH),
         };
         Self {
+            prompt: PromptSite::of_stream(WIDTH),
             attention: Attention {
                 self_attention: SelfAttention {
                     query: projection(),

@@ -107,7 +107,7 @@ pub trait HiddenAdapter: Adapter {
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
 }
 
-/// An adapter of a model's input: virtual tokens before the embeddings.
+/// An adapter of a model's input, or of the stream between its blocks: virtual tokens in front.
 pub trait PromptAdapter: Adapter {
     /// How many virtual tokens.
     fn virtual_tokens(&self) -> usize;
@@ -120,6 +120,12 @@ pub trait PromptAdapter: Adapter {
     fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {
         let _ = (rows, context);
         self.prompt().unsqueeze()
+    }
+
+    /// Those in front of `hidden` `[rows, seq, d]`, for prompts that depend on what they are put in front of; shapes are
+    /// those of [`prompts`](Self::prompts). The context says which of `hidden`'s tokens are padding. Default: `prompts`.
+    fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        self.prompts(hidden.dims()[0], context)
     }
 }
 

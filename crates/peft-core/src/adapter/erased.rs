@@ -324,7 +324,7 @@ impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
 
 pub(crate) trait ErasedPrompt: ErasedModule {
     fn virtual_tokens(&self) -> usize;
-    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3>;
+    fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3>;
     fn boxed(&self) -> Box<dyn ErasedPrompt>;
 }
 
@@ -332,8 +332,8 @@ impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
     fn virtual_tokens(&self) -> usize {
         self.state().virtual_tokens()
     }
-    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {
-        self.state().prompts(rows, context)
+    fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        self.state().prompts_before(hidden, context)
     }
     fn boxed(&self) -> Box<dyn ErasedPrompt> {
         Box::new(self.clone())

@@ -72,22 +72,6 @@ impl ForwardContext {
         self
     }
 
-    /// The same with `count` further tokens in front of each row, which have its first position.
-    #[must_use]
-    pub(crate) fn with_first_positions(mut self, count: usize) -> Self {
-        if let Some(Positions { values, rows }) = &self.positions {
-            let longer = values.chunks(values.len() / rows).flat_map(|row| {
-                let first = row.first().copied().into_iter().cycle().take(count);
-                first.chain(row.iter().copied())
-            });
-            self.positions = Some(Positions {
-                values: longer.collect(),
-                rows: *rows,
-            });
-        }
-        self
-    }
-
     /// Sets which tokens only fill up their row: `[batch, seq]`, true where padded.
     #[must_use]
     pub fn with_padding(mut self, padding: Option<Tensor<2, Bool>>) -> Self {
@@ -171,6 +155,25 @@ impl ForwardContext {
     /// The value of this type that the model's caller added, of all rows of the batch.
     pub fn value<T: Any + Send + Sync>(&self) -> Option<&T> {
         self.values.get(&TypeId::of::<T>())?.downcast_ref()
+    }
+
+    /// The context with `count` virtual tokens more in front of each of `batch` rows. They are no padding, and have
+    /// position 0 where positions are known.
+    pub(crate) fn with_tokens_in_front(mut self, batch: usize, count: usize) -> Self {
+        self.virtual_tokens += count;
+        self.padding = self.padding.map(|padding| {
+            let kept = Tensor::<2, Bool>::full([batch, count], false, &padding.device());
+            Tensor::cat(vec![kept, padding], 1)
+        });
+        self.positions = self.positions.map(|Positions { values, rows }| {
+            let of_row = |row: &[usize]| [&vec![0; count], row].concat();
+            let values = values.chunks(values.len() / rows).flat_map(of_row);
+            Positions {
+                values: values.collect(),
+                rows,
+            }
+        });
+        self
     }
 
     /// The context of some rows of the batch.

@@ -20,8 +20,8 @@ pub enum HiddenState {
 pub enum SiteKind {
     /// Token embeddings before positions are added: prompts go in front of them.
     Embeddings,
-    /// The embeddings as the first layer gets them, positions and norm included: prompts that have neither go in front.
-    Embedded,
+    /// The residual stream in front of a block: prompts may go in front of it there, too.
+    Stream,
     /// A hidden state.
     Hidden(HiddenState),
     /// Keys and values of an attention layer, as its queries see them: prefixes go in front of them.
@@ -34,7 +34,7 @@ impl fmt::Display for SiteKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Embeddings => "embeddings",
-            Self::Embedded => "embeddings with positions",
+            Self::Stream => "stream between blocks",
             Self::Hidden(HiddenState::AttentionOutput) => "attention output",
             Self::Hidden(HiddenState::FeedForwardOutput) => "feed-forward output",
             Self::Hidden(HiddenState::BlockOutput) => "block output",
@@ -56,7 +56,7 @@ pub trait SiteType: sealed::Sealed + Clone + Copy + fmt::Debug + Send + Sync + '
 #[derive(Clone, Copy, Debug)]
 pub struct Hidden;
 
-/// Embeddings, for [`PromptAdapter`](crate::method::PromptAdapter)s.
+/// Embeddings, or the stream between blocks, for [`PromptAdapter`](crate::method::PromptAdapter)s.
 #[derive(Clone, Copy, Debug)]
 pub struct Prompt;
 

@@ -278,9 +278,9 @@ impl Layout {
         self.typed(SiteKind::Embeddings)
     }
 
-    /// The sites of embeddings that have their positions.
-    pub fn embedded_sites(&self) -> impl Iterator<Item = TypedSite<'_, Prompt>> {
-        self.typed(SiteKind::Embedded)
+    /// The sites of the stream in front of blocks, for prompts.
+    pub fn stream_sites(&self) -> impl Iterator<Item = TypedSite<'_, Prompt>> {
+        self.typed(SiteKind::Stream)
     }
 
     /// The sites of keys and values.

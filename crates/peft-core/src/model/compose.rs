@@ -45,7 +45,7 @@ pub(crate) fn check_places(attached: &Attached, composition: &Composition) -> Re
             (Some(param), _) => of_param(layout, param, stack, composition),
             (None, Some(site)) => match site.kind {
                 SiteKind::Hidden(_) | SiteKind::Attention => None,
-                SiteKind::Embeddings | SiteKind::Embedded | SiteKind::KeyValue => {
+                SiteKind::Embeddings | SiteKind::Stream | SiteKind::KeyValue => {
                     of_virtual_tokens(stack, composition)
                 }
             },

@@ -146,12 +146,14 @@ impl Site<Prompt> {
         Self::empty(SiteKind::Embeddings, width)
     }
 
-    /// An empty site for embeddings of `width` features that have their positions: what the first layer gets.
-    pub fn embedded(width: usize) -> Self {
-        Self::empty(SiteKind::Embedded, width)
+    /// An empty site for the stream of `width` features in front of a block. Call
+    /// [`add_prompt_in`](Self::add_prompt_in) with it, once for a cache: when it is empty. The virtual tokens there have no
+    /// position: the text's are what they were.
+    pub fn of_stream(width: usize) -> Self {
+        Self::empty(SiteKind::Stream, width)
     }
 
-    /// How many virtual tokens the active adapters put before the embeddings.
+    /// How many virtual tokens the active adapters put in front.
     pub fn virtual_tokens(&self) -> usize {
         virtual_tokens(&self.stack)
     }
@@ -169,34 +171,30 @@ impl Site<Prompt> {
     }
 
     /// As [`add_prompt`](Self::add_prompt), for adapters that use what is in the context: the tasks of the batch's rows,
-    /// say. Returns the embeddings, and the context with their padding and the number of virtual tokens. Where it has
-    /// positions already, these tokens have the first one.
+    /// say. Returns the embeddings, and the context with their padding, and with that many virtual tokens more.
     pub fn add_prompt_in(
         &self,
         embeddings: Tensor<3>,
         context: ForwardContext,
     ) -> (Tensor<3>, ForwardContext) {
         let batch = embeddings.dims()[0];
-        let mut parts = self.prompts(batch, &context, &embeddings.device());
-        let tokens: usize = parts.iter().map(|part| part.dims()[1]).sum();
-        let before = context.virtual_tokens();
-        let context = context.with_virtual_tokens(before + tokens);
+        let mut parts = self.prompts(&embeddings, &context);
         if parts.is_empty() {
             return (embeddings, context);
         }
-        let context = context.with_first_positions(tokens);
+        let tokens = parts.iter().map(|part| part.dims()[1]).sum();
         parts.push(embeddings);
-        let padding = context.padding().map(|padding| {
-            let kept = Tensor::<2, Bool>::full([batch, tokens], false, &padding.device());
-            Tensor::cat(vec![kept, padding], 1)
-        });
-        (Tensor::cat(parts, 1), context.with_padding(padding))
+        let context = context.with_tokens_in_front(batch, tokens);
+        (Tensor::cat(parts, 1), context)
     }
 
     /// What each active adapter puts in front, `[batch, tokens, d]`.
-    fn prompts(&self, batch: usize, context: &ForwardContext, device: &Device) -> Vec<Tensor<3>> {
-        let of = |entry: &Entry, rows: usize, context: &ForwardContext| {
-            let prompts = entry.adapter.prompt_adapter().prompts(rows, context);
+    fn prompts(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Vec<Tensor<3>> {
+        let [batch, ..] = hidden.dims();
+        let of = |entry: &Entry, hidden: &Tensor<3>, context: &ForwardContext| {
+            let [rows, ..] = hidden.dims();
+            let adapter = entry.adapter.prompt_adapter();
+            let prompts = adapter.prompts_before(hidden, context);
             let [given, tokens, width] = prompts.dims();
             assert!(
                 given == 1 || given == rows,
@@ -207,11 +205,14 @@ impl Site<Prompt> {
         };
         let Some(mixture) = self.stack.mixed() else {
             let active = self.stack.active();
-            return active.map(|entry| of(entry, batch, context)).collect();
+            return active.map(|entry| of(entry, hidden, context)).collect();
         };
-        vec![rows_of(mixture, batch).run(device, |entry, rows, index| {
+        let device = hidden.device();
+        let rows = rows_of(mixture, batch);
+        vec![rows.run(&device, |entry, rows, index| {
             let context = context.of_rows(rows, &index);
-            of(entry_of_rows(&self.stack, entry), rows.len(), &context)
+            let entry = entry_of_rows(&self.stack, entry);
+            of(entry, &hidden.clone().select(0, index), &context)
         })]
     }
 }

@@ -23,8 +23,6 @@ pub struct BertEmbeddings {
     pub dropout: Dropout,
     /// Where virtual tokens go in front of the word embeddings.
     pub prompt: PromptSite,
-    /// Where virtual tokens without positions go in front of what the first layer gets.
-    pub embedded_prompt: PromptSite,
     /// Added to the variance.
     epsilon: f64,
 }
@@ -38,7 +36,6 @@ impl BertEmbeddings {
             layer_norm: config.norm(device),
             dropout: DropoutConfig::new(config.hidden_dropout_prob).init(),
             prompt: PromptSite::new(config.hidden_size).with_name("word_embeddings"),
-            embedded_prompt: PromptSite::embedded(config.hidden_size),
             epsilon: config.layer_norm_eps,
         }
     }
@@ -80,7 +77,6 @@ impl BertEmbeddings {
             + adapted_positions(&self.token_type_embeddings, segments, shape, &context);
         let sum = (words + places, 0.0);
         let embedded = adapted_layer_norm(&self.layer_norm, self.epsilon, sum, None, &context);
-        let embedded = self.dropout.adapted(embedded);
-        self.embedded_prompt.add_prompt_in(embedded, context)
+        (self.dropout.adapted(embedded), context)
     }
 }

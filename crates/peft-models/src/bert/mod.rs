@@ -33,7 +33,7 @@ const RENAMES: &[(&str, &str)] = &[("self_attention", "self"), ("layer_norm", "L
 /// The encoder: token ids to hidden states.
 ///
 /// Module paths, once renamed by [`names`](Self::names), are those of Hugging Face's `BertModel`.
-/// Adapter sites: [`BertEmbeddings::prompt`], [`BertEmbeddings::embedded_prompt`], in every layer [`BertSelfAttention::prefix`] and [`BertSelfAttention::heads_site`],
+/// Adapter sites: [`BertEmbeddings::prompt`], in every layer [`BertLayer::prompt`], [`BertSelfAttention::prefix`] and [`BertSelfAttention::heads_site`],
 /// [`BertResidual::site`] behind the attention and behind the feed-forward part, and [`BertLayer::site`] behind it all.
 ///
 /// Dropout acts on autodiff devices only, as Burn's does; `model.valid()` is without it. For
@@ -134,8 +134,9 @@ impl Bert {
     pub fn forward_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> BertOutput {
         let prefix = self.encoder.prefix_positions();
         let (hidden, context) = self.embeddings.forward(ids, context, prefix);
+        let (hidden, context) = self.encoder.forward(hidden, context);
         BertOutput {
-            hidden: self.encoder.forward(hidden, &context),
+            hidden,
             virtual_tokens: context.virtual_tokens(),
             context,
         }

@@ -43,13 +43,14 @@ impl Llama {
         // The same layers, of which nothing is tracked: dropout acts, and nothing is kept.
         let still = self.clone().map(&mut Untracked);
         seeds.set(0);
-        let (mut x, positions) = still.enter(batch);
+        let (mut x, mut positions) = still.enter(batch);
         let mut kept = Vec::new();
         for (index, layer) in still.model.layers.iter().enumerate() {
             if index >= lowest {
-                kept.push(x.clone());
+                kept.push((x.clone(), positions.clone()));
             }
             seeds.set(index + 1);
+            (x, positions) = still.before(layer, x, positions);
             x = layer.forward(x, &positions, None);
         }
         let mut sum = GradientsAccumulator::new();
@@ -60,12 +61,13 @@ impl Llama {
         let mut behind = x.grad_remove(&mut gradients);
         sum.accumulate(self, GradientsParams::from_grads(gradients, self));
         for (index, layer) in self.model.layers.iter().enumerate().skip(lowest).rev() {
-            let (Some(before), Some(g)) = (kept.pop(), behind.take()) else {
+            let (Some((before, positions)), Some(g)) = (kept.pop(), behind.take()) else {
                 break;
             };
             let x = before.detach().require_grad();
             seeds.set(index + 1);
-            let output = layer.forward(x.clone(), &positions, None);
+            let (entered, positions) = self.before(layer, x.clone(), positions);
+            let output = layer.forward(entered, &positions, None);
             let mut gradients = (output * Tensor::from_inner(g)).sum().backward();
             behind = x.grad_remove(&mut gradients);
             sum.accumulate(self, GradientsParams::from_grads(gradients, self));

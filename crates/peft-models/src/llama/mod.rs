@@ -38,7 +38,7 @@ const RENAMES: &[(&str, &str)] = &[("tied_head", "lm_head")];
 /// A causal language model: token ids to logits of what follows each.
 ///
 /// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`], and in
-/// every layer [`LlamaAttention::prefix`], [`LlamaAttention::heads_site`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
+/// every layer [`LlamaLayer::prompt`], [`LlamaAttention::prefix`], [`LlamaAttention::heads_site`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
 ///
 /// Weights may be quantized ([`quantize::QuantizedModule::pack_weights`](peft_core::quantize::QuantizedModule::pack_weights), or while loading:
 /// [`LlamaLoader::with_quantizer`]): QLoRA is LoRA on such a model.
@@ -142,7 +142,7 @@ impl Llama {
         let mask = padding.map(|padding| hidden(padding.reshape([rows, 1, count])));
         let positions = self.positions(places, mask, context, &x.device());
         debug_assert_eq!(count, length + self.model.prompt.virtual_tokens());
-        let x = self.through_layers(x, &positions);
+        let (x, positions) = self.through_layers(x, positions);
         let context = &positions.context;
         self.logits(self.model.norm.adapted_in(x, context), context)
     }
@@ -215,13 +215,18 @@ impl Llama {
         };
         let last = first + count;
         let positions = (first..last).collect();
-        let positions = self.positions((positions, 1), None, context, &x.device());
+        let mut positions = self.positions((positions, 1), None, context, &x.device());
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
+            // Those of the text's first part are in the cache.
+            if cache.is_empty() {
+                (x, positions) = self.before(layer, x, positions);
+            }
             x = layer.forward(x, &positions, Some(cache));
         }
         cache.length = last;
         let context = &positions.context;
-        let x = x.slice_dim(1, count - 1..count);
+        let length = x.dims()[1];
+        let x = x.slice_dim(1, length - 1..length);
         let x = self.model.norm.adapted_in(x, context);
         self.logits(x, context)
             .reshape([rows, self.config.vocab_size])
@@ -235,7 +240,7 @@ impl Llama {
     /// If the batch does not fit the model.
     pub fn loss(&self, batch: &LmBatch) -> Tensor<1> {
         let (x, positions) = self.enter(batch);
-        let x = self.through_layers(x, &positions);
+        let (x, positions) = self.through_layers(x, positions);
         self.head_loss(x, batch, &positions.context)
     }
 
@@ -327,14 +332,48 @@ impl Llama {
             context: context.with_positions(rows, positions),
             mask,
             segments: None,
+            rows,
         }
     }
 
-    fn through_layers(&self, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
-        self.model
-            .layers
-            .iter()
-            .fold(x, |x, layer| layer.forward(x, positions, None))
+    /// The stream after the last layer, and where it is: prompts between layers make it longer.
+    fn through_layers(&self, x: Tensor<3>, positions: Positions) -> (Tensor<3>, Positions) {
+        let layers = self.model.layers.iter();
+        layers.fold((x, positions), |(x, positions), layer| {
+            let (x, positions) = self.before(layer, x, positions);
+            (layer.forward(x, &positions, None), positions)
+        })
+    }
+
+    /// What goes into a layer, with the prompts in front of it. They are not rotated: their position is 0.
+    fn before(
+        &self,
+        layer: &LlamaLayer,
+        x: Tensor<3>,
+        positions: Positions,
+    ) -> (Tensor<3>, Positions) {
+        if !layer.prompt.is_active() {
+            return (x, positions);
+        }
+        let Positions {
+            context,
+            mask,
+            segments,
+            rows,
+            ..
+        } = positions;
+        let device = x.device();
+        let (x, context) = layer.prompt.add_prompt_in(x, context);
+        let [batch, count, _] = x.dims();
+        let mask = mask.and(context.padding());
+        let mask = mask.map(|padding| hidden(padding.reshape([batch, 1, count])));
+        let known = |row| context.positions(row).into_iter().flatten().copied();
+        let values = (0..rows).flat_map(known).collect();
+        let positions = Positions {
+            segments,
+            ..self.positions((values, rows), mask, context, &device)
+        };
+        (x, positions)
     }
 
     /// Logits of normalised hidden states.

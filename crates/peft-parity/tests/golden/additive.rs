@@ -50,7 +50,14 @@ fn beft_is_upstreams_with_and_without_biases() {
 
 #[test]
 fn reft_is_upstreams() {
-    let cases = ["loreft", "noreft", "direft"];
+    let cases = [
+        "loreft",
+        "noreft",
+        "direft",
+        "loreft_tied",
+        "noreft_both",
+        "direft_suffix",
+    ];
     golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
 }
 
