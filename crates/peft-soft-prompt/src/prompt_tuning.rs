@@ -4,25 +4,34 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::Result;
 use peft_core::method::{
-    Adapter, Common, Layout, Method, MethodConfig as _, Plan, PromptAdapter, SiteKind,
-    method_config,
+    Adapter, CheckpointKey, Common, Layout, Method, MethodConfig as _, Plan, PromptAdapter,
+    SiteKind, method_config,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::model_name::model_of;
 use crate::prompt_adapterhub::AdapterHubPrompt;
 use crate::start::Start;
 use crate::trained_prompt::TrainedPrompt;
 use crate::vocabulary::only_site;
 
 /// The virtual tokens.
-#[derive(Module, Adapter, Debug)]
+#[derive(Module, Debug)]
 pub struct SoftPrompt {
     /// Their embeddings, `[virtual_tokens, d]`.
-    #[tensor(
-        root = "prompt_embeddings",
-        adapterhub = "prompt_tuning.prompt_tunings.{adapter}.prompt_embedding.weight"
-    )]
     pub embeddings: Param<Tensor<2>>,
+    /// In front of the key in AdapterHub's files: the name of the model without its head, with a dot.
+    #[module(skip)]
+    model: String,
+}
+
+impl Adapter for SoftPrompt {
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        let model = &self.model;
+        let key = "prompt_tuning.prompt_tunings.{adapter}.prompt_embedding.weight";
+        let adapterhub = CheckpointKey::root("embeddings", &format!("{model}{key}"));
+        vec![CheckpointKey::root("embeddings", "prompt_embeddings").in_adapterhub(adapterhub)]
+    }
 }
 
 impl PromptAdapter for SoftPrompt {
@@ -131,7 +140,8 @@ impl Method for PromptTuningConfig {
             Some(_) => "hidden_size",
         };
         plan.set_config_field(width, site.width);
-        plan.add_prompt(site, SoftPrompt { embeddings });
+        let model = model_of(&site.name);
+        plan.add_prompt(site, SoftPrompt { embeddings, model });
         Ok(())
     }
 }

@@ -4,9 +4,10 @@
 use peft::additive::{
     BeftConfig, BottleneckConfig, Ia3Config, ReftConfig, RoadConfig, RoadVariant,
 };
+use peft::additive::{BottleneckConfig, Ia3Config, InvertibleKind};
 use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
-use peft::hybrid::UnionConfig;
+use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
     AdaLoraConfig, AdapterHubLora, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig,
     LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, SaidConfig,
@@ -43,19 +44,29 @@ fn counts_are_those_of_the_literature() {
     let lstm = PromptEncoderConfig::new(20).with_lstm(2);
     let gated = LoraConfig::new(8).with_adapterhub(AdapterHubLora::default());
     let gated = gated.with_use_gating(true);
-    let cases: [(&dyn Method, usize); 13] = [
+    let cases: [(&dyn Method, usize); 20] = [
         (&ia3, 16_128),
         (&LoraConfig::new(8).with_targets(["query", "value"]), 73_728),
         (&LoraConfig::new(8).with_excluded(["pooler.dense"]), 331_776),
         (&BottleneckConfig::houlsby(), 226_080),
         (&BottleneckConfig::pfeiffer(), 113_040),
+        (&BottleneckConfig::parallel(), 888_192),
+        (&BottleneckConfig::scaled_parallel(), 888_198),
+        (&BottleneckConfig::adapter_plus(), 23_064),
+        (&BottleneckConfig::compacter(), 14_320),
+        (&BottleneckConfig::compacter_plus_plus(), 7_192),
+        (
+            &BottleneckConfig::pfeiffer().with_invertible(InvertibleKind::Nice),
+            113_040 + 2 * (2 * 192 * 96 + 96 + 192),
+        ),
         (&BitFitConfig::new(), 26_112),
         (&PromptTuningConfig::new(10), 3_840),
         (&PromptEncoderConfig::new(20), 451_200),
         (&lstm.with_encoder_hidden_size(128), 1_093_760),
         (&PrefixTuningConfig::new(30), 138_240),
         (&PrefixTuningConfig::new(30).with_projection(512), 2_572_544),
-        (&UnionConfig::default(), 186_768),
+        (&mam(), 4_898_720),
+        (&unipelt(), 2_760_872),
         (&gated, 73_728 + 12 * 385),
     ];
     for (method, expected) in cases {

@@ -100,7 +100,7 @@ impl Layer {
         let output = |from, state| Output {
             dense: linear(from, WIDTH),
             layer_norm: norm(device),
-            site: HiddenSite::new(state, WIDTH),
+            site: HiddenSite::new(state, WIDTH).with_optional_end(),
         };
         Self {
             prompt: PromptSite::of_stream(WIDTH),
@@ -177,6 +177,10 @@ impl Output {
     ) -> Tensor<3> {
         let norm = |hidden| normalised(&self.layer_norm, hidden, context);
         let around = SiteContext::post_norm(context, residual.clone(), &norm);
-        norm(self.site.forward(projected, &around) + residual)
+        let hidden = self.site.forward(projected, &around);
+        if self.site.is_end() {
+            return hidden;
+        }
+        norm(hidden + residual)
     }
 }

@@ -310,12 +310,20 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
 
 pub(crate) trait ErasedHidden: ErasedModule {
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
+    fn inverse(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
+    fn is_end(&self) -> bool;
     fn boxed(&self) -> Box<dyn ErasedHidden>;
 }
 
 impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
         self.state().forward(hidden, context)
+    }
+    fn inverse(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
+        self.state().inverse(hidden, context)
+    }
+    fn is_end(&self) -> bool {
+        self.state().is_end()
     }
     fn boxed(&self) -> Box<dyn ErasedHidden> {
         Box::new(self.clone())

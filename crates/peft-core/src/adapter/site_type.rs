@@ -6,6 +6,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HiddenState {
+    /// What goes into the first block: the embeddings of tokens with all that the model does to them.
+    EmbeddingOutput,
     /// The output of an attention sublayer, before the residual is added.
     AttentionOutput,
     /// The output of a feed-forward sublayer, before the residual is added.
@@ -35,6 +37,7 @@ impl fmt::Display for SiteKind {
         f.write_str(match self {
             Self::Embeddings => "embeddings",
             Self::Stream => "stream between blocks",
+            Self::Hidden(HiddenState::EmbeddingOutput) => "embedding output",
             Self::Hidden(HiddenState::AttentionOutput) => "attention output",
             Self::Hidden(HiddenState::FeedForwardOutput) => "feed-forward output",
             Self::Hidden(HiddenState::BlockOutput) => "block output",

@@ -80,6 +80,7 @@ impl<T: SiteType> Site<T> {
                 input_width: width,
                 heads: 1,
                 name: "",
+                optional_end: false,
             },
             stack: Stack::default(),
             marker: PhantomData,
@@ -107,6 +108,21 @@ impl Site<Hidden> {
         Self::empty(SiteKind::Hidden(state), width)
     }
 
+    /// Says that the model asks [`is_end`](Self::is_end), and leaves out residual and norm where it is true. Adapters that
+    /// take the place of both are refused elsewhere.
+    #[must_use]
+    pub fn with_optional_end(mut self) -> Self {
+        self.head.optional_end = true;
+        self
+    }
+
+    /// Whether the output of [`forward`](Self::forward) is that of the whole sublayer: the model then adds no residual,
+    /// and does not normalise.
+    pub fn is_end(&self) -> bool {
+        let last = self.stack.used().last();
+        last.is_some_and(|entry| entry.adapter.hidden_adapter().is_end())
+    }
+
     /// The hidden state `[batch, seq, d]` after the active adapters.
     pub fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
         let run = |stack: &Stack, hidden: Tensor<3>, context: &SiteContext<'_>| {
@@ -116,6 +132,28 @@ impl Site<Hidden> {
             };
             through(stack, hidden, &context.with_siblings(&sibling))
         };
+        self.run(hidden, context, run)
+    }
+
+    /// The hidden state `[batch, seq, d]` before the active adapters, from that behind them: a language model does this
+    /// in front of its head with the site behind its embeddings. What has no inverse changes nothing.
+    pub fn inverse(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
+        let undo = |stack: &Stack, hidden: Tensor<3>, context: &SiteContext<'_>| {
+            let active: Vec<&Entry> = stack.active().collect();
+            active.into_iter().rev().fold(hidden, |hidden, entry| {
+                entry.adapter.hidden_adapter().inverse(hidden, context)
+            })
+        };
+        self.run(hidden, context, undo)
+    }
+
+    /// `run` with all adapters, or with those of each part of a mixture.
+    fn run(
+        &self,
+        hidden: Tensor<3>,
+        context: &SiteContext<'_>,
+        run: impl Fn(&Stack, Tensor<3>, &SiteContext<'_>) -> Tensor<3>,
+    ) -> Tensor<3> {
         let Some(mixture) = self.stack.mixed() else {
             return run(&self.stack, hidden, context);
         };

@@ -36,7 +36,8 @@ impl Llama {
         let device = self.device();
         let seeds = Seeds::new(&device, self.model.layers.len());
         // Below the lowest layer that is trained, nobody asks for a gradient, and nothing is kept.
-        let embeds = trains(&self.model.embed_tokens) || trains(&self.model.prompt);
+        let model = &self.model;
+        let embeds = trains(&model.embed_tokens) || trains(&model.prompt) || trains(&model.site);
         let lowest = self.model.layers.iter().position(trains);
         let lowest = if embeds { Some(0) } else { lowest };
         let lowest = lowest.unwrap_or(self.model.layers.len());

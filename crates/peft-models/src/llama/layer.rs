@@ -62,7 +62,8 @@ impl LlamaLayer {
             input_layernorm: config.norm(device),
             self_attn: LlamaAttention::new(config, device),
             attention_site: HiddenSite::new(HiddenState::AttentionOutput, width)
-                .with_name("self_attn"),
+                .with_name("self_attn")
+                .with_optional_end(),
             post_attention_layernorm: config.norm(device),
             mlp: LlamaMlp {
                 gate_proj: linear(width, inside),
@@ -70,7 +71,8 @@ impl LlamaLayer {
                 down_proj: linear(inside, width),
             },
             feed_forward_site: HiddenSite::new(HiddenState::FeedForwardOutput, width)
-                .with_name("mlp"),
+                .with_name("mlp")
+                .with_optional_end(),
             site: HiddenSite::new(HiddenState::BlockOutput, width),
         }
     }
@@ -109,5 +111,6 @@ fn add(
     }
     let sublayer_input = norm.adapted_in(x.clone(), context);
     let around = SiteContext::pre_norm(context, sublayer_input, x.clone());
-    x + site.forward(output, &around)
+    let output = site.forward(output, &around);
+    if site.is_end() { output } else { x + output }
 }

@@ -17,9 +17,11 @@ use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft_core::calibration::Calibration;
-use peft_core::nn::{AdaptedForward, ForwardContext, adapted_cross_entropy};
+use peft_core::nn::{
+    AdaptedForward, ForwardContext, HiddenState, SiteContext, adapted_cross_entropy,
+};
 use peft_core::ops::Rotary;
-use peft_core::{KeyMapping, PromptSite, TiedHead};
+use peft_core::{HiddenSite, KeyMapping, PromptSite, TiedHead};
 use serde_json::Value;
 
 pub use attention::LlamaAttention;
@@ -37,8 +39,8 @@ const RENAMES: &[(&str, &str)] = &[("tied_head", "lm_head")];
 
 /// A causal language model: token ids to logits of what follows each.
 ///
-/// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`], and in
-/// every layer [`LlamaLayer::prompt`], [`LlamaAttention::prefix`], [`LlamaAttention::heads_site`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
+/// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`],
+/// [`LlamaModel::site`] behind the embeddings, and in every layer [`LlamaLayer::prompt`], [`LlamaAttention::prefix`], [`LlamaAttention::heads_site`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
 ///
 /// Weights may be quantized ([`quantize::QuantizedModule::pack_weights`](peft_core::quantize::QuantizedModule::pack_weights), or while loading:
 /// [`LlamaLoader::with_quantizer`]): QLoRA is LoRA on such a model.
@@ -66,6 +68,8 @@ pub struct LlamaModel {
     pub embed_tokens: Embedding,
     /// Where virtual tokens go in front of the embeddings.
     pub prompt: PromptSite,
+    /// Where adapters act on the embeddings, before the first layer. What can be undone is undone in front of the head.
+    pub site: HiddenSite,
     /// The layers.
     pub layers: Vec<LlamaLayer>,
     /// Normalisation of the last hidden states.
@@ -90,6 +94,7 @@ impl LlamaConfig {
             model: LlamaModel {
                 embed_tokens: self.embedding(device),
                 prompt: PromptSite::new(self.hidden_size).with_name("embed_tokens"),
+                site: HiddenSite::new(HiddenState::EmbeddingOutput, self.hidden_size),
                 layers: layers.collect(),
                 norm: self.norm(device),
             },
@@ -144,7 +149,7 @@ impl Llama {
         debug_assert_eq!(count, length + self.model.prompt.virtual_tokens());
         let (x, positions) = self.through_layers(x, positions);
         let context = &positions.context;
-        self.logits(self.model.norm.adapted_in(x, context), context)
+        self.logits(self.leave_stream(x, context), context)
     }
 
     /// The keys and values of a text in every layer, of the model without its adapters: what a prefix or a cartridge may
@@ -205,7 +210,7 @@ impl Llama {
             self.embed(ids, context)
         } else {
             let x = self.model.embed_tokens.adapted_in(ids, &context);
-            (x, context)
+            (self.enter_stream(x, &context), context)
         };
         let count = x.dims()[1];
         let first = if cache.is_empty() {
@@ -227,7 +232,7 @@ impl Llama {
         let context = &positions.context;
         let length = x.dims()[1];
         let x = x.slice_dim(1, length - 1..length);
-        let x = self.model.norm.adapted_in(x, context);
+        let x = self.leave_stream(x, context);
         self.logits(x, context)
             .reshape([rows, self.config.vocab_size])
     }
@@ -286,7 +291,25 @@ impl Llama {
 
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
         let words = self.model.embed_tokens.adapted_in(ids, &context);
-        self.model.prompt.add_prompt_in(words, context)
+        let (x, context) = self.model.prompt.add_prompt_in(words, context);
+        (self.enter_stream(x, &context), context)
+    }
+
+    /// Embeddings as the adapters behind them leave them.
+    fn enter_stream(&self, x: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        if !self.model.site.is_active() {
+            return x;
+        }
+        self.model.site.forward(x, &SiteContext::new(context))
+    }
+
+    /// The normalised stream as the head sees it: what the adapters behind the embeddings did is undone.
+    fn leave_stream(&self, x: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        let x = self.model.norm.adapted_in(x, context);
+        if !self.model.site.is_active() {
+            return x;
+        }
+        self.model.site.inverse(x, &SiteContext::new(context))
     }
 
     /// Positions of virtual tokens and `length` tokens, and of how many rows they are: of one where all have the same.
@@ -390,9 +413,7 @@ impl Llama {
         let [rows, count, width] = x.dims();
         let x = x.slice_dim(1, count - batch.length..count);
         let x = self
-            .model
-            .norm
-            .adapted_in(x, context)
+            .leave_stream(x, context)
             .reshape([rows * batch.length, width]);
         match (&self.lm_head, &self.tied_head) {
             (Some(head), _) => adapted_cross_entropy(head, x, &batch.targets, context),
