@@ -9,7 +9,7 @@ use peft_core::method::{
     adapterhub_fields, adapterhub_json, architecture, read_adapterhub,
 };
 use peft_core::{Error, Result};
-use peft_reparameterization::{AdapterHubLora, LoraConfig};
+use peft_soft_prompt::AdapterHubPrefixConfig;
 use serde_json::{Map, json};
 
 use crate::schedule::Together;
@@ -58,11 +58,12 @@ impl Clone for UnionConfig {
     }
 }
 
-/// A bottleneck after feed-forward, and LoRA on queries and values.
+/// *Mix and match*: [`mam`](crate::mam).
 impl Default for UnionConfig {
     fn default() -> Self {
-        let lora = LoraConfig::new(8).with_adapterhub(AdapterHubLora::default());
-        Self::new().with(BottleneckConfig::pfeiffer()).with(lora)
+        Self::new()
+            .with(AdapterHubPrefixConfig::new().with_bottleneck_size(800))
+            .with(BottleneckConfig::parallel())
     }
 }
 

@@ -1,10 +1,10 @@
 //! The conformance suite, on unions.
 
 use peft_additive::{BottleneckConfig, Ia3Config};
-use peft_hybrid::{METHODS, UnionConfig};
+use peft_hybrid::{METHODS, UnionConfig, gated};
 use peft_reparameterization::{AdapterHubLora, LoraConfig};
 use peft_selective::BitFitConfig;
-use peft_soft_prompt::{AdapterHubPrompt, PromptTuningConfig};
+use peft_soft_prompt::{AdapterHubPrefixConfig, AdapterHubPrompt, PromptTuningConfig};
 
 /// LoRA in AdapterHub's layout, on more than it is by default.
 fn lora() -> LoraConfig {
@@ -16,10 +16,29 @@ fn lora() -> LoraConfig {
         })
 }
 
+fn prefix() -> AdapterHubPrefixConfig {
+    AdapterHubPrefixConfig::new()
+        .with_prefix_length(3)
+        .with_bottleneck_size(8)
+}
+
 peft_conformance::conformance_suite!(
     METHODS,
     vec![
-        Case::new("the default", UnionConfig::default()),
+        Case::new(
+            "mix and match",
+            UnionConfig::new()
+                .with(prefix())
+                .with(BottleneckConfig::scaled_parallel().with_reduction_factor(4.0))
+        ),
+        Case::new(
+            "unipelt",
+            gated(
+                prefix(),
+                BottleneckConfig::pfeiffer().with_reduction_factor(4.0),
+                lora()
+            )
+        ),
         Case::new(
             "a prompt, a bottleneck and LoRA with gates, with a head",
             UnionConfig::new()

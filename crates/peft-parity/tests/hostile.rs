@@ -34,6 +34,7 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
         "../peft-soft-prompt/tests/golden",
         "../peft-soft-prompt/tests/golden/adapterhub",
         "../peft-additive/tests/golden",
+        "../peft-hybrid/tests/golden",
     ];
     let mut cases = Vec::new();
     for folder in folders {
