@@ -14,8 +14,9 @@ use peft_core::method::Method;
 use peft_models::Llama;
 use peft_reparameterization::LoraConfig;
 use peft_soft_prompt::{
-    AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, LatePromptConfig,
-    PrefixTuningConfig, PromptEncoderConfig,
+    AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
+    IntrinsicPromptConfig, LatePromptConfig, MultitaskPromptTuningConfig, PrefixTuningConfig,
+    PromptEncoderConfig,
 };
 use peft_train::{
     Control, Ending, Event, Length, Schedule, TrainConfig, TrainOutcome, Trainer, Warmup,
@@ -125,6 +126,13 @@ fn a_run_goes_on_to_the_last_bit() {
         let encoded = PromptEncoderConfig::new(3).with_lstm(2);
         let encoded = encoded.with_encoder_dropout(0.2);
         goes_on(&encoded, &device, &dir.path().join("prompt"));
+        // Changes stay within their balls by a hook, which acts from the first step on.
+        let context = CptConfig::new([5, 17, 30, 8]).with_cpt_tokens_type_mask([1, 2, 3, 4]);
+        goes_on(&context, &device, &dir.path().join("context"));
+        let decoded = IntrinsicPromptConfig::new(3, 4);
+        goes_on(&decoded, &device, &dir.path().join("decoded"));
+        let task = MultitaskPromptTuningConfig::new(3, 1);
+        goes_on(&task, &device, &dir.path().join("task"));
         let lora = LoraConfig::new(4).with_lora_dropout(0.2);
         let [_, parts] = goes_on(&lora, &device, dir.path());
 

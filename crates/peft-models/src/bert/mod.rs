@@ -33,7 +33,8 @@ const RENAMES: &[(&str, &str)] = &[("self_attention", "self"), ("layer_norm", "L
 /// The encoder: token ids to hidden states.
 ///
 /// Module paths, once renamed by [`names`](Self::names), are those of Hugging Face's `BertModel`.
-/// Adapter sites: [`BertEmbeddings::prompt`], [`Bert::site`] behind the embeddings, in every layer [`BertLayer::prompt`], [`BertSelfAttention::prefix`] and [`BertSelfAttention::heads_site`],
+/// Adapter sites: [`BertEmbeddings::prompt`], [`Bert::site`] behind the embeddings, in every layer [`BertLayer::prompt`],
+/// [`BertSelfAttention::prefix`] and [`BertSelfAttention::heads_site`],
 /// [`BertResidual::site`] behind the attention and behind the feed-forward part, and [`BertLayer::site`] behind it all.
 ///
 /// Dropout acts on autodiff devices only, as Burn's does; `model.valid()` is without it. For

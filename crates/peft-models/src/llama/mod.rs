@@ -40,7 +40,8 @@ const RENAMES: &[(&str, &str)] = &[("tied_head", "lm_head")];
 /// A causal language model: token ids to logits of what follows each.
 ///
 /// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`],
-/// [`LlamaModel::site`] behind the embeddings, and in every layer [`LlamaLayer::prompt`], [`LlamaAttention::prefix`], [`LlamaAttention::heads_site`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
+/// [`LlamaModel::site`] behind the embeddings, and in every layer [`LlamaLayer::prompt`], [`LlamaAttention::prefix`],
+/// [`LlamaAttention::heads_site`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
 ///
 /// Weights may be quantized ([`quantize::QuantizedModule::pack_weights`](peft_core::quantize::QuantizedModule::pack_weights), or while loading:
 /// [`LlamaLoader::with_quantizer`]): QLoRA is LoRA on such a model.
@@ -286,7 +287,10 @@ impl Llama {
     fn begins_with_virtual_tokens(&self) -> bool {
         let layers = &mut self.model.layers.iter();
         self.model.prompt.is_active()
-            || layers.any(|layer| layer.self_attn.prefix.virtual_tokens() > 0)
+            || layers.any(|layer| {
+                let attention = &layer.self_attn;
+                attention.prefix.virtual_tokens() > 0 || attention.heads_site.is_active()
+            })
     }
 
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
