@@ -11,10 +11,11 @@ use peft_core::method::MethodInfo;
 
 pub use beft::{BEFT, Beft, BeftConfig, BeftOutput};
 pub use bottleneck::{
-    ADAPTER_PLUS, Activation, Bottleneck, BottleneckConfig, BottleneckInit, COMPACTER,
-    COMPACTER_PLUS_PLUS, Coupling, Dense, Factors, HOULSBY, HypercomplexInit, Invertible,
-    InvertibleKind, Norm, PARALLEL, PFEIFFER, Phm, Placement, Projection, ReductionFactor,
-    Residual, ResidualBeforeLn, RuleInit, Scaling, Seen,
+    ADAMIX, ADAPTER_PLUS, Activation, Bottleneck, BottleneckConfig, BottleneckInit, COMPACTER,
+    COMPACTER_PLUS_PLUS, Coupling, Dense, Expert, ExpertSharing, Factors, HOULSBY,
+    HypercomplexInit, Invertible, InvertibleKind, Norm, PARALLEL, PFEIFFER, Phm, Placement,
+    Projection, Pruning, ReductionFactor, Residual, ResidualBeforeLn, RuleInit, SPARSE_ADAPTER,
+    Scaling, Seen, Skip, consistency_loss, drop_adapters,
 };
 pub use ia3::{IA3, Ia3, Ia3Config};
 pub use reft::{DIREFT, LOREFT, NOREFT, OrthogonalProjection, Reft, ReftConfig, ReftUnit};
@@ -28,6 +29,8 @@ pub const METHODS: &[&MethodInfo] = &[
     &ADAPTER_PLUS,
     &COMPACTER,
     &COMPACTER_PLUS_PLUS,
+    &SPARSE_ADAPTER,
+    &ADAMIX,
     &IA3,
     &ROAD,
     &BEFT,

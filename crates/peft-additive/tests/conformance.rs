@@ -1,9 +1,9 @@
 //! The conformance suite, on the methods of this crate.
 
 use peft_additive::{
-    Activation, BeftConfig, BottleneckConfig, BottleneckInit, HypercomplexInit, Ia3Config,
-    InvertibleKind, METHODS, ReftConfig, ResidualBeforeLn, RoadConfig, RoadVariant, RuleInit,
-    Scaling,
+    Activation, BeftConfig, BottleneckConfig, BottleneckInit, ExpertSharing, HypercomplexInit,
+    Ia3Config, InvertibleKind, METHODS, Pruning, ReftConfig, ResidualBeforeLn, RoadConfig,
+    RoadVariant, RuleInit, Scaling,
 };
 
 peft_conformance::conformance_suite!(
@@ -110,6 +110,30 @@ peft_conformance::conformance_suite!(
             BottleneckConfig::houlsby()
                 .with_reduction_factor(4.0)
                 .with_init_weights(BottleneckInit::Houlsby)
+        ),
+        Case::new(
+            "sparse, by magnitude, left out at random",
+            BottleneckConfig::sparse(0.7)
+                .with_reduction_factor(4.0)
+                .with_pruning(Pruning::Magnitude)
+                .with_adapter_drop(1)
+        ),
+        Case::new(
+            "sparse, by the first gradients",
+            BottleneckConfig::sparse(0.5).with_reduction_factor(2.0)
+        ),
+        Case::new(
+            "adamix",
+            BottleneckConfig::adamix(3).with_reduction_factor(4.0)
+        ),
+        Case::new(
+            "adamix with one Up, beside feed-forward, with a head",
+            BottleneckConfig::parallel()
+                .with_reduction_factor(4.0)
+                .with_init_weights(BottleneckInit::Bert)
+                .with_num_experts(2)
+                .with_expert_sharing(ExpertSharing::Up)
+                .with_modules_to_save(["classifier"])
         ),
         Case::new(
             "ia3",

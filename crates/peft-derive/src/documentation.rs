@@ -53,7 +53,7 @@ fn line(attribute: &Attribute) -> Option<String> {
 fn default(field: &ConfigField) -> Option<String> {
     let given = field.default.as_ref();
     Some(match (&field.kind, given) {
-        (Kind::Number { .. }, Some(value)) => range::text(value),
+        (Kind::Number { .. } | Kind::Bool, Some(value)) => range::text(value),
         (Kind::Number { optional, .. }, None) => if *optional { "none" } else { "0" }.into(),
         (Kind::Bool, None) => "false".into(),
         (Kind::ByLayer { .. } | Kind::Optional(_), None) => "none".into(),

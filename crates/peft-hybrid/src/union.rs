@@ -137,21 +137,21 @@ fn method(fields: &Value) -> Result<Box<dyn Method>> {
 
 /// Reads AdapterHub's layout, and a flat one.
 fn parse(json: &Value) -> Result<Box<dyn Method>> {
-    let (fields, common) = match read_adapterhub::<Map<String, Value>>(json)? {
-        Some(found) => found,
-        None => {
-            let mut outer = json.as_object().cloned().unwrap_or_default();
-            outer.remove("peft_type");
-            let fields = outer
-                .remove("configs")
-                .map(|configs| ("configs".into(), configs));
-            let common = serde_json::from_value(Value::Object(outer));
-            let common = common.map_err(|error| Error::Checkpoint {
-                path: CONFIG_FILE.into(),
-                reason: error.to_string(),
-            })?;
-            (fields.into_iter().collect(), common)
-        }
+    let nested = read_adapterhub::<Map<String, Value>>(json)?;
+    let (fields, common) = if let Some(found) = nested {
+        found
+    } else {
+        let mut outer = json.as_object().cloned().unwrap_or_default();
+        outer.remove("peft_type");
+        let fields = outer
+            .remove("configs")
+            .map(|configs| ("configs".into(), configs));
+        let common = serde_json::from_value(Value::Object(outer));
+        let common = common.map_err(|error| Error::Checkpoint {
+            path: CONFIG_FILE.into(),
+            reason: error.to_string(),
+        })?;
+        (fields.into_iter().collect(), common)
     };
     let config = match fields.get("configs").and_then(Value::as_array) {
         Some(configs) => UnionConfig {

@@ -109,15 +109,13 @@ impl Method for PromptTuningConfig {
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let tokens = self.num_virtual_tokens;
-        let site = match &self.adapterhub {
-            None => only_site(layout, &PROMPT_TUNING, tokens)?,
+        let site = if self.adapterhub.is_none() {
+            only_site(layout, &PROMPT_TUNING, tokens)?
+        } else {
             // AdapterHub's prompts have no positions, and the embeddings' norm is not for them: they are in front of the
             // first block.
-            Some(_) => {
-                let mut sites = layout.stream_sites();
-                let first = sites.next();
-                first.ok_or_else(|| layout.no_site(PROMPT_TUNING.title, SiteKind::Stream))?
-            }
+            let first = layout.stream_sites().next();
+            first.ok_or_else(|| layout.no_site(PROMPT_TUNING.title, SiteKind::Stream))?
         };
         let start = Start {
             method: &PROMPT_TUNING,

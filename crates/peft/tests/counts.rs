@@ -44,7 +44,7 @@ fn counts_are_those_of_the_literature() {
     let lstm = PromptEncoderConfig::new(20).with_lstm(2);
     let gated = LoraConfig::new(8).with_adapterhub(AdapterHubLora::default());
     let gated = gated.with_use_gating(true);
-    let cases: [(&dyn Method, usize); 20] = [
+    let cases: [(&dyn Method, usize); 22] = [
         (&ia3, 16_128),
         (&LoraConfig::new(8).with_targets(["query", "value"]), 73_728),
         (&LoraConfig::new(8).with_excluded(["pooler.dense"]), 331_776),
@@ -59,6 +59,8 @@ fn counts_are_those_of_the_literature() {
             &BottleneckConfig::pfeiffer().with_invertible(InvertibleKind::Nice),
             113_040 + 2 * (2 * 192 * 96 + 96 + 192),
         ),
+        (&BottleneckConfig::sparse(0.8), 226_080),
+        (&BottleneckConfig::adamix(4), 904_320),
         (&BitFitConfig::new(), 26_112),
         (&PromptTuningConfig::new(10), 3_840),
         (&PromptEncoderConfig::new(20), 451_200),

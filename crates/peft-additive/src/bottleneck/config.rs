@@ -5,8 +5,8 @@ use peft_core::{Error, Result};
 
 use super::activation::Activation;
 use super::fields::{
-    BottleneckInit, HypercomplexInit, InvertibleKind, ReductionFactor, ResidualBeforeLn, RuleInit,
-    Scaling,
+    BottleneckInit, ExpertSharing, HypercomplexInit, InvertibleKind, Pruning, ReductionFactor,
+    ResidualBeforeLn, RuleInit, Scaling,
 };
 use super::json::to_json;
 use super::registration::registration;
@@ -101,6 +101,21 @@ pub struct BottleneckConfig {
     /// Probability of leaving out a text's adapter output while training, in [0, 1). Default: 0.
     #[field(probability)]
     pub stochastic_depth: f64,
+    /// While training, each step leaves out the adapters of the first blocks: how many blocks is drawn anew, from 0 to
+    /// this. Default: none. Not a field of AdapterHub's, as the fields below.
+    #[field(any)]
+    pub adapter_drop: Option<usize>,
+    /// Share of the weights of Down and Up that are pruned at the start, above 0 and below 1. Default: none.
+    #[field(above = 0.0, below = 1.0)]
+    pub sparsity: Option<f64>,
+    /// Which weights are pruned. Default: `snip`.
+    pub pruning: Pruning,
+    /// How many pairs of Down and Up there are while training, of which each forward pass takes some at random. When
+    /// saved they are averaged. Default: none. At least 1.
+    #[field(at_least = 1)]
+    pub num_experts: Option<usize>,
+    /// Which projection the experts have in common. Default: `none`.
+    pub expert_sharing: ExpertSharing,
     /// Fields that every method has.
     pub common: Common,
 }
@@ -176,6 +191,17 @@ impl BottleneckConfig {
         }
     }
 
+    /// [`houlsby`](Self::houlsby) with a part of its weights pruned at the start: SparseAdapter. `sparsity` is above 0 and
+    /// below 1.
+    pub fn sparse(sparsity: f64) -> Self {
+        Self::houlsby().with_sparsity(sparsity)
+    }
+
+    /// [`houlsby`](Self::houlsby) with so many pairs of Down and Up while training: AdaMix.
+    pub fn adamix(experts: usize) -> Self {
+        Self::houlsby().with_num_experts(experts)
+    }
+
     /// Adds an invertible adapter behind the embeddings, reduced by 2: AdapterHub's presets `…_inv` with `nice`.
     #[must_use]
     pub fn with_invertible(mut self, kind: InvertibleKind) -> Self {
@@ -210,7 +236,7 @@ impl BottleneckConfig {
             let expected = "a number above 0 with inv_adapter";
             Some(("inv_adapter_reduction_factor", Value::Null, expected))
         } else {
-            self.phm_problem()
+            self.phm_problem().or_else(|| self.training_problem())
         };
         if let Some((field, found, expected)) = problem {
             return Err(Error::config(info.title, field, found, expected));
@@ -232,6 +258,27 @@ impl BottleneckConfig {
             return Some(("shared_W_phm", true.into(), expected));
         }
         None
+    }
+
+    fn training_problem(&self) -> Option<(&'static str, Value, &'static str)> {
+        if self.num_experts.is_some() && self.phm_layer {
+            return Some((
+                "num_experts",
+                self.num_experts.into(),
+                "none with phm_layer",
+            ));
+        }
+        self.sparsity?;
+        let problem = if self.phm_layer {
+            "none with phm_layer, which has few weights already"
+        } else if self.num_experts.is_some() {
+            "none with num_experts, whose average is not sparse"
+        } else if self.init_weights == BottleneckInit::MamAdapter {
+            "none with init_weights `mam_adapter`: a weight that is 0 counts as pruned"
+        } else {
+            return None;
+        };
+        Some(("sparsity", self.sparsity.into(), problem))
     }
 
     /// Refuses a field of upstream's that would change the meaning of the tensors.

@@ -223,6 +223,34 @@ pub enum InvertibleKind {
     Glow,
 }
 
+/// Which weights are pruned at the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Pruning {
+    /// Those whose removal changes the loss least: |w · gradient| of the first step (Lee et al. 2019). Needs a loop that
+    /// calls the model's training hooks.
+    #[default]
+    Snip,
+    /// Those of least magnitude.
+    Magnitude,
+    /// Any.
+    Random,
+}
+
+/// Which projection several experts have in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExpertSharing {
+    /// Neither.
+    #[default]
+    None,
+    /// Down.
+    Down,
+    /// Up.
+    Up,
+}
+
 /// Initial values of a PHM layer's W.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -43,6 +43,20 @@ fn fields_of(config: BottleneckConfig) -> Map<String, Value> {
     }
 }
 
+/// Removes fields that AdapterHub does not have, where they say nothing.
+fn leave_out_unused(fields: &mut Map<String, Value>) {
+    for (field, detail) in [
+        ("adapter_drop", None),
+        ("sparsity", Some("pruning")),
+        ("num_experts", Some("expert_sharing")),
+    ] {
+        if fields.get(field).is_some_and(Value::is_null) {
+            fields.remove(field);
+            detail.map(|detail| fields.remove(detail));
+        }
+    }
+}
+
 /// Writes AdapterHub's layout.
 pub(crate) fn to_json(config: &BottleneckConfig) -> Value {
     let mut json = serde_json::to_value(&config.common).expect("plain data");
@@ -54,6 +68,7 @@ pub(crate) fn to_json(config: &BottleneckConfig) -> Value {
         fields.remove(field);
     }
     fields.insert("cross_adapter".into(), false.into());
+    leave_out_unused(&mut fields);
     if let Some(Value::Object(unknown)) = outer.remove(CONFIG) {
         fields.extend(unknown);
     }

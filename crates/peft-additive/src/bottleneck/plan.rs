@@ -3,19 +3,24 @@
 use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device};
 use peft_core::method::{
-    HiddenState, Init, Layout, LayoutSite, Method, MethodConfig as _, Plan, SiteKind,
+    HiddenState, Init, Layout, LayoutSite, Method, MethodConfig as _, MethodHooks, Plan, SiteKind,
+    States,
 };
 use peft_core::{Error, Result};
 
+use super::adapter_drop::{AdapterDropSchedule, Skip};
 use super::config::BottleneckConfig;
-use super::fields::{BottleneckInit, ResidualBeforeLn, Scaling};
+use super::experts::Expert;
+use super::fields::{BottleneckInit, Pruning, ResidualBeforeLn, Scaling};
+use super::hooks::Several;
 use super::invertible::Invertible;
 use super::phm::PhmSource;
 use super::projection::{Dense, Projection};
+use super::sparse::{SnipSchedule, is_pruned, prune_fresh};
 use super::state::{Bottleneck, Norm, Placement, Residual, Seen};
 
 /// The first number among the segments of a name: the block's index.
-fn block(name: &str) -> Option<usize> {
+pub(super) fn block(name: &str) -> Option<usize> {
     name.split('.').find_map(|segment| segment.parse().ok())
 }
 
@@ -56,7 +61,7 @@ impl BottleneckConfig {
     fn adapter(
         &self,
         width: usize,
-        [down, up]: [Projection; 2],
+        ([down, up], experts): ([Projection; 2], Vec<Expert>),
         init: &mut Init,
         like: (&Device, DType),
     ) -> Bottleneck {
@@ -74,6 +79,7 @@ impl BottleneckConfig {
             norm_before: self.ln_before.then(|| Norm::new(width, init, like)),
             down,
             up,
+            experts,
             scales: match self.scaling {
                 Scaling::Fixed(_) => None,
                 Scaling::Learned => Some(init.ones([1], like)),
@@ -89,6 +95,8 @@ impl BottleneckConfig {
             },
             activation: self.non_linearity,
             placement: self.placement(),
+            sparse: self.sparsity.is_some(),
+            skip: Skip::default(),
         }
     }
 
@@ -191,11 +199,10 @@ impl Method for BottleneckConfig {
             let widths = [first.width, inner[0]];
             PhmSource::new(self, root(layout), sites.len(), widths, plan, like)
         });
+        let is_new = plan.is_new();
+        let mut planned = Vec::new();
         for (index, (site, inner)) in sites.into_iter().zip(inner).enumerate() {
-            let mut own = self
-                .init_weights_seed
-                .filter(|_| plan.is_new())
-                .map(Init::new);
+            let mut own = self.init_weights_seed.filter(|_| is_new).map(Init::new);
             let init = match &mut own {
                 Some(own) => own,
                 None => plan.init(),
@@ -211,10 +218,50 @@ impl Method for BottleneckConfig {
                 let how = self.init_weights;
                 Projection::Dense(Dense::of_bottleneck(shape, how, is_up, init, like))
             });
-            let adapter = self.adapter(site.width, projections, init, like);
+            // A file has their average.
+            let others = self
+                .num_experts
+                .filter(|_| is_new)
+                .map_or(0, |count| count - 1);
+            let experts = (0..others)
+                .map(|_| Expert::new(shapes, self.expert_sharing, self.init_weights, init, like));
+            let parts = (projections, experts.collect());
+            let adapter = self.adapter(site.width, parts, init, like);
+            planned.push((site, adapter));
+        }
+        if let (Some(sparsity), true) = (self.sparsity, is_new)
+            && self.pruning != Pruning::Snip
+        {
+            let mut states: Vec<_> = planned.iter_mut().map(|(_, adapter)| adapter).collect();
+            prune_fresh(&mut states, self.pruning, sparsity, plan.init());
+        }
+        for (site, adapter) in planned {
             plan.set_config_field("hidden_size", site.width);
             plan.adapt_hidden(site, adapter);
         }
         Ok(())
+    }
+
+    fn schedule(&self, steps: usize, states: &States) -> Result<Option<Box<dyn MethodHooks>>> {
+        let seed = self.init_weights_seed.unwrap_or(0);
+        let mut all: Vec<Box<dyn MethodHooks>> = Vec::new();
+        if let Some(most) = self.adapter_drop {
+            all.push(Box::new(AdapterDropSchedule::new(
+                self.info(),
+                most,
+                (steps, seed),
+                states,
+            )?));
+        }
+        if let (Some(sparsity), Pruning::Snip) = (self.sparsity, self.pruning)
+            && !is_pruned(states)
+        {
+            all.push(Box::new(SnipSchedule::new(sparsity)));
+        }
+        Ok(match all.len() {
+            0 => None,
+            1 => all.pop(),
+            _ => Some(Box::new(Several(all))),
+        })
     }
 }

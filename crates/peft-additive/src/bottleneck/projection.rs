@@ -50,6 +50,17 @@ impl Dense {
         linear(x, self.weight.val(), Some(self.bias.val()), None)
     }
 
+    /// The same, with a weight that stays 0 where it is 0.
+    pub(crate) fn sparse_forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let weight = self.weight.val();
+        if !weight.is_autodiff() {
+            return self.forward(x);
+        }
+        let kept = weight.clone().detach().not_equal_elem(0.0).float();
+        let weight = weight.clone() * kept.cast(weight.dtype());
+        linear(x, weight, Some(self.bias.val()), None)
+    }
+
     /// The tensors, of the layer `key` in the file and the field `field` of the state.
     pub(crate) fn tensors(field: &str, key: &str) -> Vec<CheckpointKey> {
         let tensor =

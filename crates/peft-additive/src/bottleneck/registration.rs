@@ -76,6 +76,28 @@ pub static COMPACTER_PLUS_PLUS: MethodInfo = MethodInfo {
     ..HOULSBY
 };
 
+/// Registration of adapters with few weights that are not zero.
+pub static SPARSE_ADAPTER: MethodInfo = MethodInfo {
+    name: "sparse-adapter",
+    peft_type: "SPARSE_ADAPTER",
+    title: "SparseAdapter",
+    reference: "He et al. 2022, SparseAdapter: An Easy Approach for Improving the Parameter-Efficiency of Adapters, section 2",
+    parse: |json| parse(json, BottleneckConfig::sparse(0.8)),
+    recognises: Some(|json| is(json, &SPARSE_ADAPTER)),
+    ..HOULSBY
+};
+
+/// Registration of several adapters at each place, of which training takes one at random.
+pub static ADAMIX: MethodInfo = MethodInfo {
+    name: "adamix",
+    peft_type: "ADAMIX",
+    title: "AdaMix",
+    reference: "Wang et al. 2022, AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning, section 3",
+    parse: |json| parse(json, BottleneckConfig::adamix(4)),
+    recognises: Some(|json| is(json, &ADAMIX)),
+    ..HOULSBY
+};
+
 /// The method of a configuration, by whether it has these: Kronecker products, a place beside the sublayer, a factor for
 /// each feature, an adapter after attention.
 fn method([phm_layer, is_parallel, channel, mh_adapter]: [bool; 4]) -> &'static MethodInfo {
@@ -91,6 +113,12 @@ fn method([phm_layer, is_parallel, channel, mh_adapter]: [bool; 4]) -> &'static 
 
 /// The method that a configuration is.
 pub(crate) fn registration(config: &BottleneckConfig) -> &'static MethodInfo {
+    if config.sparsity.is_some() {
+        return &SPARSE_ADAPTER;
+    }
+    if config.num_experts.is_some() {
+        return &ADAMIX;
+    }
     let channel = config.scaling == Scaling::Channel;
     method([
         config.phm_layer,
@@ -108,11 +136,17 @@ fn is(json: &Value, info: &MethodInfo) -> bool {
         return false;
     }
     let is_on = |field: &str| config[field] == true;
-    let found = method([
-        is_on("phm_layer"),
-        is_on("is_parallel"),
-        config["scaling"] == "channel",
-        is_on("mh_adapter"),
-    ]);
+    let found = if config["sparsity"].is_number() {
+        &SPARSE_ADAPTER
+    } else if config["num_experts"].is_number() {
+        &ADAMIX
+    } else {
+        method([
+            is_on("phm_layer"),
+            is_on("is_parallel"),
+            config["scaling"] == "channel",
+            is_on("mh_adapter"),
+        ])
+    };
     found.name == info.name
 }

@@ -8,6 +8,8 @@ use peft_core::nn::{AdaptedForward as _, dropout_rate};
 use peft_core::ops::{dropout, layer_norm};
 
 use super::activation::Activation;
+use super::adapter_drop::Skip;
+use super::experts::{self, Expert};
 use super::projection::{Dense, Projection};
 
 /// What is added to the variance: torch's default.
@@ -109,6 +111,18 @@ impl Placement {
     }
 }
 
+/// What the model itself makes of the sublayer's output.
+fn without_adapter(hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
+    let added = match &context.residual {
+        Some(residual) => hidden + residual.clone(),
+        None => hidden,
+    };
+    match context.norm {
+        Some(norm) => norm(added),
+        None => added,
+    }
+}
+
 /// `h + s · Up(σ(Down z))`, where z is h, or h with residual and norm applied first, or what went into the sublayer; and
 /// what upstream's configuration adds to it.
 #[derive(Module, Debug)]
@@ -119,6 +133,8 @@ pub struct Bottleneck {
     pub down: Projection,
     /// Up-projection, from d / `reduction_factor` to d.
     pub up: Projection,
+    /// Further pairs of both, of which training takes one at random.
+    pub experts: Vec<Expert>,
     /// Trained factors of the output, `[1]` or `[d]`.
     pub scales: Option<Param<Tensor<1>>>,
     /// One number for each token, whose mean over the text is the gate: from d to 1.
@@ -137,6 +153,11 @@ pub struct Bottleneck {
     /// Where it is in the forward pass.
     #[module(skip)]
     pub placement: Placement,
+    /// Whether weights that are 0 stay so.
+    pub sparse: bool,
+    /// Whether it is left out.
+    #[module(skip)]
+    pub skip: Skip,
 }
 
 impl Bottleneck {
@@ -150,8 +171,8 @@ impl Bottleneck {
             Some(norm) => norm.forward(seen),
             None => seen,
         };
-        let down = self.activation.apply(self.down.forward(seen));
-        let mut up = drop_rows(self.up.forward(down), dropout_rate(&self.stochastic_depth));
+        let depth = dropout_rate(&self.stochastic_depth);
+        let mut up = drop_rows(self.through(seen), depth);
         if let Some(scales) = &self.scales {
             up = up * scales.val().unsqueeze();
         }
@@ -163,6 +184,22 @@ impl Bottleneck {
         match gate {
             Some(gate) => change * gate,
             None => change,
+        }
+    }
+}
+
+impl Bottleneck {
+    /// Down, the non-linearity, and Up.
+    fn through(&self, seen: Tensor<3>) -> Tensor<3> {
+        match (&self.down, &self.up) {
+            (Projection::Dense(down), Projection::Dense(up)) if !self.experts.is_empty() => {
+                let [down, up] = experts::mixed(down, up, &self.experts);
+                up.forward(self.activation.apply(down.forward(seen)))
+            }
+            (Projection::Dense(down), Projection::Dense(up)) if self.sparse => {
+                up.sparse_forward(self.activation.apply(down.sparse_forward(seen)))
+            }
+            (down, up) => up.forward(self.activation.apply(down.forward(seen))),
         }
     }
 }
@@ -179,6 +216,13 @@ fn drop_rows(x: Tensor<3>, probability: f64) -> Tensor<3> {
 impl HiddenAdapter for Bottleneck {
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
         let placement = self.placement;
+        if self.skip.is_on(&hidden) {
+            return if placement.is_end {
+                without_adapter(hidden, context)
+            } else {
+                hidden
+            };
+        }
         let (seen, residual) = placement.enter(hidden, context);
         let change = self.change(seen);
         match &self.norm_after {
@@ -196,6 +240,10 @@ impl HiddenAdapter for Bottleneck {
 }
 
 impl Adapter for Bottleneck {
+    fn for_checkpoint(&self) -> Self {
+        experts::averaged(self)
+    }
+
     fn tensors(&self) -> Vec<CheckpointKey> {
         let mut tensors = Vec::new();
         // Upstream's Down is a sequence, in which the norm comes first.
@@ -210,6 +258,9 @@ impl Adapter for Bottleneck {
         }
         tensors.extend(self.down.tensors("down", down));
         tensors.extend(self.up.tensors("up", "adapter_up"));
+        for (index, expert) in self.experts.iter().enumerate() {
+            tensors.extend(expert.tensors(index, down));
+        }
         let scales = self.scales.as_ref();
         tensors.extend(scales.map(|_| CheckpointKey::layer("scales", "scaling")));
         if self.gate.is_some() {

@@ -18,7 +18,7 @@ use super::case::{
 use super::compare::{farthest, farthest_of_gradients, worst};
 use super::composed::{self, is_composed};
 use super::rounding::{DRAWS, LastBit};
-use super::{Measured, Problem, Rounding, Tensors, shared, tolerance};
+use super::{Measured, Problem, Rounding, Tensors, lost, shared, tolerance};
 
 /// Puts the gradient of every adapter parameter in its place, so that the adapter's tensors are gradients under
 /// upstream's keys.
@@ -229,11 +229,22 @@ fn measure_model<M: PeftModule, const D: usize>(
             gradients: None,
             trainable: loaded.model.counts().trainable,
             expected: values.trainable,
+            lost: 0,
             rounding: None,
         });
     }
     let dir = upstream_gradients(case)?;
-    loaded.model = base.load_adapter(&loaded.name, dir.path(), methods)?;
+    let place = (dir.path(), loaded.name.as_str());
+    let output = |model: &M| loaded.output(model);
+    let found = lost::found(base, place, methods, output, &unmerged)?;
+    let mut lost = 0;
+    loaded.model = match found {
+        Some((model, count)) => {
+            lost = count;
+            model
+        }
+        None => base.load_adapter(&loaded.name, dir.path(), methods)?,
+    };
     let right = |data: &TensorData| right_rows(case, data, &loaded.mask);
     let found = right(&loaded.output(&loaded.model));
     if found.num_elements() == 0 {
@@ -255,6 +266,7 @@ fn measure_model<M: PeftModule, const D: usize>(
         gradients: None,
         trainable: loaded.model.counts().trainable,
         expected: values.trainable.map(|count| count.saturating_sub(twice)),
+        lost,
         rounding: None,
     };
     if let Some(merged) = values.io.get("merged") {

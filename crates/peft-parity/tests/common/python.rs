@@ -22,7 +22,7 @@ impl Python {
     pub(crate) fn named(variable: &str, modules: &str) -> Option<Self> {
         let found = std::env::var_os(variable).map(Self);
         if found.is_none() {
-            peft_testing::skip(&format!("{variable} names no Python with {modules}"));
+            peft_testing::skip(format!("{variable} names no Python with {modules}"));
         }
         found
     }

@@ -41,6 +41,34 @@ fn checkpoints_compute_what_upstream_computes() {
     golden::check(Path::new(BERT), Path::new(CASES), &composed, METHODS);
 }
 
+/// Upstream's file of a model without a head lacks the rule that all projections share.
+#[test]
+fn a_rule_that_upstream_forgot_is_found_from_its_output() {
+    let case = Path::new(CASES).join("compacter");
+    let lacking = tempfile::tempdir().unwrap();
+    let dir = lacking.path().join("compacter");
+    std::fs::create_dir(&dir).unwrap();
+    for file in ["adapter_config.json", "io.safetensors"] {
+        std::fs::copy(case.join(file), dir.join(file)).unwrap();
+    }
+    let bytes = std::fs::read(case.join("adapter.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let kept = file
+        .iter()
+        .filter(|(key, _)| !key.starts_with("shared_parameters."));
+    let without = safetensors::serialize(kept, None).unwrap();
+    std::fs::write(dir.join("adapter.safetensors"), without).unwrap();
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let base = Bert::load(BERT, device).unwrap();
+    // A reader that is no test refuses the file.
+    let refused = base.load_adapter("compacter", &dir, METHODS).unwrap_err();
+    assert!(refused.to_string().contains("phm_rule"), "{refused}");
+    let measured = golden::measure(Path::new(BERT), &dir, METHODS, device).unwrap();
+    assert_eq!(measured.lost, 64);
+    assert!(measured.output < 2e-5, "{measured:?}");
+    assert_eq!(measured.expected, Some(measured.trainable));
+}
+
 #[test]
 fn ia3_is_upstreams_with_scaled_biases_and_without_biases() {
     golden::check(Path::new(BERT), Path::new(CASES), &["ia3"], METHODS);
