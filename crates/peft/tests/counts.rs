@@ -6,10 +6,11 @@ use peft::additive::{
 };
 use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
+use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
-    AdaLoraConfig, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LohaConfig,
-    LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, SaidConfig, VbLoraConfig,
-    VeraConfig,
+    AdaLoraConfig, AdapterHubLora, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig,
+    LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, SaidConfig,
+    VbLoraConfig, VeraConfig,
 };
 use peft::selective::BitFitConfig;
 use peft::soft_prompt::{
@@ -41,7 +42,9 @@ fn counts_are_those_of_the_literature() {
         .with_targets(["key", "value", "output.dense"])
         .with_feedforward_modules(["output.dense"]);
     let lstm = PromptEncoderConfig::new(20).with_lstm(2);
-    let cases: [(&dyn Method, usize); 19] = [
+    let gated = LoraConfig::new(8).with_adapterhub(AdapterHubLora::default());
+    let gated = gated.with_use_gating(true);
+    let cases: [(&dyn Method, usize); 22] = [
         (&ia3, 16_128),
         (&LoraConfig::new(8).with_targets(["query", "value"]), 73_728),
         (&LoraConfig::new(8).with_excluded(["pooler.dense"]), 331_776),
@@ -64,6 +67,9 @@ fn counts_are_those_of_the_literature() {
         (&lstm.with_encoder_hidden_size(128), 1_093_760),
         (&PrefixTuningConfig::new(30), 138_240),
         (&PrefixTuningConfig::new(30).with_projection(512), 2_572_544),
+        (&mam(), 4_898_720),
+        (&unipelt(), 2_760_872),
+        (&gated, 73_728 + 12 * 385),
     ];
     for (method, expected) in cases {
         let counts = model.attach("a", method).unwrap().counts();

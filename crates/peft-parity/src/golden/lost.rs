@@ -87,7 +87,7 @@ pub(super) fn found<M: PeftModule>(
         let start = (0..count)
             .map(|at| scale * (at as f64 * 2.4).sin())
             .collect();
-        let (farthest, values) = least_squares(start, &distances)?;
+        let (farthest, values) = least_squares(start, distances)?;
         if best.as_ref().is_none_or(|(so_far, _)| farthest < *so_far) {
             best = Some((farthest, values));
         }

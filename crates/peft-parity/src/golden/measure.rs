@@ -12,7 +12,9 @@ use peft_core::{PeftModule, checkpoint};
 use peft_models::{Bert, BertClassifier, Llama};
 use serde_json::Value;
 
-use super::case::{adapter_name, as_trained, expected_of_merged, read, upstream_gradients};
+use super::case::{
+    adapter_name, as_trained, expected_of_merged, read, right_rows, upstream_gradients,
+};
 use super::compare::{farthest, farthest_of_gradients, worst};
 use super::composed::{self, is_composed};
 use super::rounding::{DRAWS, LastBit};
@@ -243,7 +245,14 @@ fn measure_model<M: PeftModule, const D: usize>(
         }
         None => base.load_adapter(&loaded.name, dir.path(), methods)?,
     };
-    let mut output = farthest(&loaded.output(&loaded.model), &unmerged, "output")?;
+    let right = |data: &TensorData| right_rows(case, data, &loaded.mask);
+    let found = right(&loaded.output(&loaded.model));
+    if found.num_elements() == 0 {
+        return Err(Problem::new(case)(
+            &"no row says what is right: all are padded",
+        ));
+    }
+    let mut output = farthest(&found, &right(&unmerged), "output")?;
     if let Some(model) = as_trained(base, dir.path(), &loaded.name, methods)? {
         let trained = farthest(&loaded.output(&model), &unmerged, "output as trained")?;
         output = worst([output, trained]);

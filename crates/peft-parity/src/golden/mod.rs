@@ -27,7 +27,7 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use peft_core::method::MethodInfo;
 
-pub use case::{SAYS_LESS, UPSTREAM_MERGES_WRONG, is_case, peft_type};
+pub use case::{SAYS_LESS, UPSTREAM_MERGES_WRONG, UPSTREAM_SEES_PADDING, is_case, peft_type};
 pub use measure::measure;
 pub use rounding::Rounding;
 pub use tolerance::{EXCUSED_BY_ROUNDING, MOST_EXCUSED, ROUNDINGS, Tolerance, tolerance};
