@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 
-mod adapterhub;
 mod beft;
 mod bottleneck;
 mod bottleneck_state;
@@ -13,7 +12,7 @@ use peft_core::method::MethodInfo;
 pub use beft::{BEFT, Beft, BeftConfig, BeftOutput};
 pub use bottleneck::{BottleneckConfig, HOULSBY, PFEIFFER};
 pub use bottleneck_state::{Activation, Bottleneck};
-pub use ia3::{IA3, Ia3, Ia3Config};
+pub use ia3::{AdapterHubIa3, IA3, Ia3, Ia3Config};
 pub use reft::{DIREFT, LOREFT, NOREFT, OrthogonalProjection, Reft, ReftConfig, ReftUnit};
 pub use road::{ROAD, Road, RoadConfig, RoadVariant};
 

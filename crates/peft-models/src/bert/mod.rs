@@ -83,7 +83,7 @@ impl BertConfig {
             embeddings: BertEmbeddings::new(self, device),
             encoder: BertEncoder::new(self, device),
             pooler: pooler.then(|| BertPooler::new(self, device)),
-            names: KeyMapping::new(RENAMES),
+            names: KeyMapping::new(RENAMES).with_model_type("bert"),
             config: self.clone(),
         }
     }
