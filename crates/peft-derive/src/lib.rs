@@ -2,6 +2,7 @@
 
 mod builders;
 mod config;
+mod documentation;
 mod field;
 mod range;
 mod state;
@@ -28,7 +29,8 @@ use syn::{DeriveInput, ItemStruct, parse_macro_input};
 /// }
 /// ```
 ///
-/// The struct stays as it is written. These come besides: the derives of `Clone`, `Debug`, `PartialEq`, `Serialize` and
+/// The struct stays as it is written, but for its documentation: a field that does not state its default there gets it
+/// from `default` and the range, and `targets`, `common` and `bias` need no documentation at all. These come besides: the derives of `Clone`, `Debug`, `PartialEq`, `Serialize` and
 /// `Deserialize`, a default for every field that a file lacks, `Default`, `new` for the fields in `new(…)`, a builder
 /// `with_<field>` for each field, the registration (`static LORA: MethodInfo`), and `MethodConfig`.
 ///

@@ -3,6 +3,7 @@
 mod adalora;
 mod combine;
 mod combine_error;
+mod init_name;
 mod lora;
 mod lycoris;
 mod math;

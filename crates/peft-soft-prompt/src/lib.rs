@@ -6,7 +6,9 @@ mod cartridge;
 mod cpt;
 mod intrinsic_prompt;
 mod key_value;
+mod late_prompt;
 mod lookup;
+mod model_name;
 mod multitask_prompt_tuning;
 mod p_tuning;
 mod prefix_encoder;
@@ -29,6 +31,10 @@ pub use intrinsic_prompt::{
     FitConfig, INTRINSIC_PROMPT, IntrinsicPrompt, IntrinsicPromptConfig, PromptAutoencoder,
     PromptDecoder,
 };
+pub use late_prompt::{
+    LATE_PROMPT_TUNING, LatePrompt, LatePromptConfig, NpgToken, PromptGenerator,
+    PromptGeneratorType,
+};
 pub use lookup::{NearToken, Nearness, PromptLookup};
 pub use multitask_prompt_tuning::{
     MULTITASK_PROMPT_TUNING, MultitaskPromptInit, MultitaskPromptTuningConfig, MultitaskSource,
@@ -48,6 +54,7 @@ pub const METHODS: &[&MethodInfo] = &[
     &CARTRIDGE,
     &CPT,
     &INTRINSIC_PROMPT,
+    &LATE_PROMPT_TUNING,
     &MULTITASK_PROMPT_TUNING,
     &P_TUNING,
     &PREFIX_TUNING,

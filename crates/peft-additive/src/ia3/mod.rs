@@ -3,13 +3,7 @@
 mod adapterhub;
 mod defaults;
 
-use burn::module::Module;
-use burn::tensor::Tensor;
-use peft_core::method::{
-    Adapter, BaseLinear, Common, Layout, Method, MethodConfig as _, Plan, Shared, TargetLayer,
-    WeightAdapter, adapt_each, linear_targets, method_config,
-};
-use peft_core::{Error, Result, Selection, Targets};
+use peft_core::method::prelude::*;
 
 pub use adapterhub::AdapterHubIa3;
 
@@ -57,7 +51,7 @@ pub struct Ia3Config {
     /// Those of the layers whose inputs are scaled, not their outputs: as a rule the second layer of each
     /// feed-forward block. Default: upstream's for the kind of model, none where the kind is not known. An empty list is none.
     pub feedforward_modules: Option<Selection>,
-    /// Whether a fresh adapter changes nothing; else l is standard normal, for tests. Default: true.
+    /// Whether a fresh adapter changes nothing; else l is standard normal, for tests.
     #[field(default = true)]
     pub init_ia3_weights: bool,
     /// Writes files in AdapterHub's layout, and adapts the layers that these fields of its name, in place of
@@ -67,7 +61,6 @@ pub struct Ia3Config {
     /// Layers to adapt. Default: upstream's for the kind of model
     /// ([`Layout::model_type`](peft_core::method::Layout::model_type)), `all-linear` where the kind is not known.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 
@@ -97,25 +90,20 @@ impl Ia3Config {
             Some(modules) => modules.matches(target.layer)?,
             None => false,
         };
-        let shape = if inside {
-            [1, target.d_in]
-        } else {
-            [target.d_out, 1]
-        };
+        let (d_in, d_out, init) = (target.d_in, target.d_out, plan.init());
+        let shape = if inside { [1, d_in] } else { [d_out, 1] };
         let l = if self.init_ia3_weights {
-            plan.init().ones(shape, target.like())
+            init.ones(shape, target.like())
         } else {
-            plan.init().normal(shape, 1.0, target.like())
+            init.normal(shape, 1.0, target.like())
         };
         let bias = target.bias.filter(|_| !inside);
-        let mut handles = Shared::new(l, 1 + usize::from(bias.is_some()));
-        let mut state = || Ia3 {
-            ia3_l: handles.next().expect("a handle for each place"),
-        };
+        let handles = Shared::new(l, 1 + usize::from(bias.is_some()));
+        let mut states = handles.map(|ia3_l| Ia3 { ia3_l });
         // The weight comes first in the layer.
-        let on_weight = state();
-        if let Some(bias) = bias {
-            plan.adapt_weight(bias, state());
+        let on_weight = states.next().expect("a handle for each place");
+        if let (Some(bias), Some(on_bias)) = (bias, states.next()) {
+            plan.adapt_weight(bias, on_bias);
         }
         Ok(on_weight)
     }

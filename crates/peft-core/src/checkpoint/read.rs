@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use crate::adapter::checkpoint_key::Style;
-use crate::checkpoint::pickled::{self, pickled_file};
 use crate::error::{Result, io, wrong};
 use crate::files;
 use crate::method::adapterhub::adapterhub_fields;
@@ -41,26 +40,6 @@ impl Style {
             Self::HuggingFacePrompt
         } else {
             Self::HuggingFace
-        }
-    }
-}
-
-/// Reads the tensors of a folder, from its pickled file if it has no other; and says which file that was.
-pub(crate) fn read_folder(
-    dir: &Path,
-    style: Style,
-) -> Result<(PathBuf, BTreeMap<String, TensorData>)> {
-    let wanted = style.file();
-    let path = files::readable(dir, CONFIG_FILE, wanted);
-    match pickled_file(dir).filter(|_| !path.exists()) {
-        None => {
-            let tensors = read_tensors(&path)?;
-            Ok((path, tensors))
-        }
-        Some(pickled) => {
-            let path = dir.join(pickled);
-            let tensors = pickled::read(&path, wanted)?;
-            Ok((path, tensors))
         }
     }
 }

@@ -42,13 +42,20 @@ pub(crate) fn of_base_model(tensors: Tensors, layout: &Layout) -> Tensors {
             (first(inner) == segment).then_some(outer)
         })
     };
+    // What the blocks are below, in a model with a head.
+    let outer = ["encoder", "layers"].into_iter().find_map(outer_of);
     let plain = |key: &str| {
         let (own, rest) = key.split_once('.')?;
         let next = first(rest);
-        if ADAPTERHUB_ROOTS.contains(&next) {
-            return Some(rest.to_string());
+        for of_model in [key, rest] {
+            if ADAPTERHUB_ROOTS.contains(&first(of_model)) {
+                return Some(match outer {
+                    Some(outer) => format!("{outer}.{of_model}"),
+                    None => of_model.to_string(),
+                });
+            }
         }
-        if is_top(own) || ADAPTERHUB_ROOTS.contains(&own) {
+        if is_top(own) {
             return None;
         }
         match outer_of(own) {

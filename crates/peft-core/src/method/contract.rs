@@ -26,6 +26,8 @@ pub enum Family {
     Reparameterization,
     /// Trained input or attention state.
     SoftPrompt,
+    /// Several methods of different families.
+    Hybrid,
     /// Not parameter-efficient: head only and full fine-tuning, to compare with.
     Reference,
 }
@@ -37,6 +39,7 @@ impl std::fmt::Display for Family {
             Self::Selective => "selective",
             Self::Reparameterization => "reparameterization",
             Self::SoftPrompt => "soft prompt",
+            Self::Hybrid => "hybrid",
             Self::Reference => "reference",
         })
     }

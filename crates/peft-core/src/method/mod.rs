@@ -8,6 +8,7 @@ pub(crate) mod hooks;
 pub(crate) mod linear;
 pub(crate) mod module_to_save;
 pub(crate) mod plan;
+pub mod prelude;
 pub(crate) mod saved_modules;
 pub(crate) mod targeting;
 pub(crate) mod trainable_tokens;

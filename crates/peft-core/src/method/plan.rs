@@ -235,6 +235,11 @@ impl Plan {
         self.push(&param.path, tokens);
     }
 
+    /// Field paths of the parameters and sites that something is planned at so far, one for each state.
+    pub fn places(&self) -> impl Iterator<Item = &str> {
+        self.adapters.iter().map(|planned| planned.path.as_str())
+    }
+
     /// Whether nothing is planned so far.
     pub fn is_empty(&self) -> bool {
         self.adapters.is_empty() && self.trained_in_place.is_empty()

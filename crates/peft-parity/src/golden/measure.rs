@@ -12,11 +12,13 @@ use peft_core::{PeftModule, checkpoint};
 use peft_models::{Bert, BertClassifier, Llama};
 use serde_json::Value;
 
-use super::case::{adapter_name, as_trained, expected_of_merged, read, upstream_gradients};
+use super::case::{
+    adapter_name, as_trained, expected_of_merged, read, right_rows, upstream_gradients,
+};
 use super::compare::{farthest, farthest_of_gradients, worst};
 use super::composed::{self, is_composed};
 use super::rounding::{DRAWS, LastBit};
-use super::{Measured, Problem, Rounding, Tensors, shared, tolerance};
+use super::{Measured, Problem, Rounding, Tensors, lost, shared, tolerance};
 
 /// Puts the gradient of every adapter parameter in its place, so that the adapter's tensors are gradients under
 /// upstream's keys.
@@ -227,12 +229,30 @@ fn measure_model<M: PeftModule, const D: usize>(
             gradients: None,
             trainable: loaded.model.counts().trainable,
             expected: values.trainable,
+            lost: 0,
             rounding: None,
         });
     }
     let dir = upstream_gradients(case)?;
-    loaded.model = base.load_adapter(&loaded.name, dir.path(), methods)?;
-    let mut output = farthest(&loaded.output(&loaded.model), &unmerged, "output")?;
+    let place = (dir.path(), loaded.name.as_str());
+    let output = |model: &M| loaded.output(model);
+    let found = lost::found(base, place, methods, output, &unmerged)?;
+    let mut lost = 0;
+    loaded.model = match found {
+        Some((model, count)) => {
+            lost = count;
+            model
+        }
+        None => base.load_adapter(&loaded.name, dir.path(), methods)?,
+    };
+    let right = |data: &TensorData| right_rows(case, data, &loaded.mask);
+    let found = right(&loaded.output(&loaded.model));
+    if found.num_elements() == 0 {
+        return Err(Problem::new(case)(
+            &"no row says what is right: all are padded",
+        ));
+    }
+    let mut output = farthest(&found, &right(&unmerged), "output")?;
     if let Some(model) = as_trained(base, dir.path(), &loaded.name, methods)? {
         let trained = farthest(&loaded.output(&model), &unmerged, "output as trained")?;
         output = worst([output, trained]);
@@ -246,6 +266,7 @@ fn measure_model<M: PeftModule, const D: usize>(
         gradients: None,
         trainable: loaded.model.counts().trainable,
         expected: values.trainable.map(|count| count.saturating_sub(twice)),
+        lost,
         rounding: None,
     };
     if let Some(merged) = values.io.get("merged") {

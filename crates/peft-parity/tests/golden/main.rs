@@ -6,6 +6,7 @@
 
 mod adapterhub;
 mod additive;
+mod hybrid;
 mod reparameterization;
 mod soft_prompt;
 mod spellings;

@@ -141,7 +141,7 @@ mod tests {
         json!({
             "config": {
                 "alpha": 7, "architecture": "lora", "attn_matrices": ["q", "v"], "composition_mode": "add",
-                "dropout": 0.0, "dtype": null, "init_weights": "bert", "init_weights_seed": 3,
+                "dropout": 0, "dtype": null, "init_weights": "bert", "init_weights_seed": 3,
                 "intermediate_lora": true, "leave_out": [1], "output_lora": false, "r": 4, "selfattn_lora": true,
                 "use_dora": false, "use_gating": true, "vera_b": null, "vera_d": null,
             },
