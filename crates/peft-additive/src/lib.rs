@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 
-mod adapterhub;
 mod beft;
 mod bottleneck;
 mod ia3;
@@ -17,7 +16,7 @@ pub use bottleneck::{
     Projection, Pruning, ReductionFactor, Residual, ResidualBeforeLn, RuleInit, SPARSE_ADAPTER,
     Scaling, Seen, Skip, consistency_loss, drop_adapters,
 };
-pub use ia3::{IA3, Ia3, Ia3Config};
+pub use ia3::{AdapterHubIa3, IA3, Ia3, Ia3Config};
 pub use reft::{DIREFT, LOREFT, NOREFT, OrthogonalProjection, Reft, ReftConfig, ReftUnit};
 pub use road::{ROAD, Road, RoadConfig, RoadVariant};
 

@@ -151,6 +151,7 @@ fn other_weight_cases() -> Cases {
                     .with_feedforward_modules(["output.dense"]),
             ),
         ),
+        ("ia3-default", Box::new(Ia3Config::new())),
         (
             "road",
             Box::new(RoadConfig::new().with_group_size(8).with_targets(TARGETS)),

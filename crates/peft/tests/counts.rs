@@ -2,7 +2,8 @@
 //! excluded.
 
 use peft::additive::{
-    BeftConfig, BottleneckConfig, Ia3Config, InvertibleKind, ReftConfig, RoadConfig, RoadVariant,
+    AdapterHubIa3, BeftConfig, BottleneckConfig, Ia3Config, InvertibleKind, ReftConfig, RoadConfig,
+    RoadVariant,
 };
 use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
@@ -132,10 +133,13 @@ fn counts_of_prompts_inside_the_model_are_those_of_their_pages() {
 }
 
 #[test]
-fn counts_of_rotations_and_added_biases_are_those_of_their_pages() {
+fn counts_of_scales_rotations_and_added_biases_are_those_of_their_pages() {
     let model = minilm_l6();
     let road = || RoadConfig::new().with_targets(["query", "value"]);
-    let cases: [(&dyn Method, usize); 4] = [
+    let hub = Ia3Config::new().with_adapterhub(AdapterHubIa3::default());
+    let cases: [(&dyn Method, usize); 6] = [
+        (&hub, 13_824),
+        (&Ia3Config::new(), 16_128),
         (&road(), 4_608),
         (&road().with_variant(RoadVariant::Road2), 9_216),
         (&road().with_variant(RoadVariant::Road4), 18_432),
