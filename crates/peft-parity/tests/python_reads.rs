@@ -21,6 +21,7 @@ use peft::reparameterization::{
     HraConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig,
     VbLoraConfig, VeraConfig,
 };
+use peft::selective::{LnTuningConfig, ShiraConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
     AdapterHubPrompt, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig,
 };
@@ -34,6 +35,7 @@ type Cases = Vec<(&'static str, Box<dyn Method>)>;
 fn cases() -> Cases {
     let mut cases = lora_cases();
     cases.extend(other_weight_cases());
+    cases.extend(selective_cases());
     cases.extend(prompt_cases());
     cases
 }
@@ -144,6 +146,14 @@ fn other_weight_cases() -> Cases {
             Box::new(VbLoraConfig::new(4, 20, 8).with_targets(TARGETS)),
         ),
         (
+            "vblora-chosen",
+            Box::new(
+                VbLoraConfig::new(4, 20, 8)
+                    .with_save_only_topk_weights(true)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
             "ia3",
             Box::new(
                 Ia3Config::new()
@@ -166,6 +176,21 @@ fn other_weight_cases() -> Cases {
             ),
         ),
         ("beft", Box::new(BeftConfig::new())),
+    ]
+}
+
+fn selective_cases() -> Cases {
+    vec![
+        ("ln-tuning", Box::new(LnTuningConfig::new())),
+        (
+            "ln-tuning-some",
+            Box::new(LnTuningConfig::new().with_targets(["output.LayerNorm"])),
+        ),
+        (
+            "trainable-tokens",
+            Box::new(TrainableTokensConfig::new([1, 8, 15])),
+        ),
+        ("shira", Box::new(ShiraConfig::new(4).with_targets(TARGETS))),
     ]
 }
 

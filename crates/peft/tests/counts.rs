@@ -13,7 +13,7 @@ use peft::reparameterization::{
     LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, SaidConfig,
     VbLoraConfig, VeraConfig,
 };
-use peft::selective::BitFitConfig;
+use peft::selective::{BitFitConfig, LnTuningConfig, ShiraConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
     AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
     IntrinsicPromptConfig, LatePromptConfig, MultitaskPromptTuningConfig, PrefixTuningConfig,
@@ -213,5 +213,27 @@ fn counts_of_the_reparameterizations_are_those_of_their_pages() {
     for (method, expected) in cases {
         let counts = model.attach("a", method).unwrap().counts();
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_of_the_selections_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let base = model.counts();
+    let rows: Vec<usize> = (0..10).collect();
+    let shira = |r| ShiraConfig::new(r).with_targets(["query", "value"]);
+    // Trained, and stored, indices included.
+    let cases: [(&dyn Method, usize, usize); 4] = [
+        (&LnTuningConfig::new(), 9_984, 9_984),
+        (&TrainableTokensConfig::new(rows), 3_840, 3_840),
+        (&shira(8), 73_728, 3 * 73_728),
+        (&shira(32), 294_912, 3 * 294_912),
+    ];
+    for (method, trained, stored) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), trained, "{method:?}");
+        assert_eq!(counts.changed, trained, "{method:?}");
+        assert_eq!(counts.stored, stored, "{method:?}");
+        assert_eq!(counts.total, base.total + trained, "{method:?}");
     }
 }

@@ -157,6 +157,12 @@ pub trait Method: MethodConfig {
         false
     }
 
+    /// Whether its adapters are copies that take the place of what lies below them, so that of several active ones the last
+    /// alone shows. Default: no; changes add up.
+    fn replaces(&self) -> bool {
+        false
+    }
+
     /// What the method does in a training loop of `steps` steps besides being trained: a penalty, a schedule
     /// of ranks. Default: nothing.
     ///

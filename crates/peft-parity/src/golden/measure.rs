@@ -18,7 +18,7 @@ use super::case::{
 use super::compare::{farthest, farthest_of_gradients, worst};
 use super::composed::{self, is_composed};
 use super::rounding::{DRAWS, LastBit};
-use super::{Measured, Problem, Rounding, Tensors, lost, shared, tolerance};
+use super::{Measured, Problem, Rounding, Tensors, counted, lost, shared, tolerance};
 
 /// Puts the gradient of every adapter parameter in its place, so that the adapter's tensors are gradients under
 /// upstream's keys.
@@ -229,6 +229,7 @@ fn measure_model<M: PeftModule, const D: usize>(
             gradients: None,
             trainable: loaded.model.counts().trainable,
             expected: values.trainable,
+            counted: None,
             lost: 0,
             rounding: None,
         });
@@ -260,12 +261,17 @@ fn measure_model<M: PeftModule, const D: usize>(
     }
     let adapter = tensors(&loaded.model, &loaded.name)?;
     let twice = shared::counted_twice(&adapter);
+    let expected = values
+        .trainable
+        .map(|count| counted::trained(case, count.saturating_sub(twice), &adapter))
+        .transpose()?;
     let mut measured = Measured {
         output,
         merged: None,
         gradients: None,
         trainable: loaded.model.counts().trainable,
-        expected: values.trainable.map(|count| count.saturating_sub(twice)),
+        expected: expected.map(|(count, _)| count),
+        counted: expected.and_then(|(_, rule)| rule),
         lost,
         rounding: None,
     };

@@ -8,6 +8,7 @@ mod adapterhub;
 mod additive;
 mod hybrid;
 mod reparameterization;
+mod selective;
 mod soft_prompt;
 mod spellings;
 mod task_heads;
