@@ -239,6 +239,7 @@ mod tests {
             params: Vec::new(),
             layers: names.iter().map(|name| layer(name)).collect(),
             sites: Vec::new(),
+            model_type: None,
         };
         let bare = layout(&["embeddings.word_embeddings", "encoder.layer.0.output.dense"]);
         let with_head = layout(&["bert.encoder.layer.0.output.dense", "classifier"]);
