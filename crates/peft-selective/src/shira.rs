@@ -70,7 +70,6 @@ impl ShiraConfig {
 
     /// The places in the flattened weight that the user's function chooses.
     fn chosen(
-        &self,
         choose: &MaskFn,
         target: &TargetLayer<'_>,
         count: usize,
@@ -112,7 +111,7 @@ impl Method for ShiraConfig {
         adapt_each(self, &targets, layout, plan, |target, plan| {
             let (shape, count) = ([target.d_in, target.d_out], self.count(target)?);
             let chosen = match &self.mask_fn {
-                Some(choose) if plan.is_new() => Some(self.chosen(choose, target, count, plan)?),
+                Some(choose) if plan.is_new() => Some(Self::chosen(choose, target, count, plan)?),
                 _ => None,
             };
             let device = target.weight.device();
