@@ -159,7 +159,7 @@ impl Llama {
     /// If there are more positions than `max_position_embeddings`.
     pub fn next_logits(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
         let rows = ids.dims()[0];
-        let context = ForwardContext::new();
+        let context = ForwardContext::new().with_memory(&cache.memory);
         let (mut x, context) = if cache.is_empty() {
             self.embed(ids, context)
         } else {
@@ -210,8 +210,10 @@ impl Llama {
         let prefix = self.prefix_tokens();
         let positions = batch.positions(prompt).into_iter();
         let positions = positions.map(|position| prefix + position).collect();
+        let segments = batch.visible();
+        let context = context.with_segments(segments.clone());
         let positions = Positions {
-            segments: batch.visible(),
+            segments,
             ..self.positions((positions, batch.rows), None, context, &device)
         };
         (x, positions)
@@ -258,7 +260,7 @@ impl Llama {
         let frequencies = self.config.rope.frequencies(self.config.head_dim);
         Positions {
             angles: Rotary::new(&positions, rows, &frequencies, 1.0, device),
-            context: context.with_positions(rows, positions),
+            context: context.with_positions(rows, positions).with_causal(),
             mask,
             segments: None,
         }
