@@ -3,7 +3,7 @@
 use crate::{
     embedded,
     error::Error,
-    features::both_cpu_backends,
+    features::{both_cpu_backends, built_quickly},
     workspace::{program, root},
 };
 use cargo_metadata::{Artifact, Message, camino::Utf8PathBuf};
@@ -50,16 +50,33 @@ impl<'a> Program<'a> {
     }
 }
 
+/// How a program is built.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Build {
+    /// As tests are: with checks of overflow, and quickly.
+    Checked,
+    /// For programs whose times are read.
+    Timed,
+}
+
+impl Build {
+    fn options(self) -> Vec<String> {
+        match self {
+            Self::Checked => [vec!["--release".to_owned()], built_quickly()].concat(),
+            Self::Timed => vec!["--profile".to_owned(), "bench".to_owned()],
+        }
+    }
+}
+
 /// Builds a program and returns the executable's path. Cargo's progress is shown.
 ///
-/// The profile is `release`, which checks as tests do, or `bench` for programs whose times are read. `features` are
-/// besides those that everything has.
+/// `features` are besides those that everything has.
 ///
 /// Of the workspace one program is built, but with the features that all of it together asks for: `-p PACKAGE` would
 /// choose fewer, and Burn would be built anew for each package.
 pub(crate) fn build(
     program: Program<'_>,
-    profile: &str,
+    how: Build,
     features: Option<&str>,
 ) -> Result<PathBuf, Error> {
     let [kind, name] = program.selection();
@@ -67,8 +84,10 @@ pub(crate) fn build(
         Some(features) => format!("{},{features}", both_cpu_backends()),
         None => both_cpu_backends(),
     };
-    let mut command = cargo(["build", "--profile", profile, "--workspace"]);
-    command.args([kind, name, "--features", &all]);
+    let mut command = cargo(["build", "--workspace"]);
+    command
+        .args(how.options())
+        .args([kind, name, "--features", &all]);
     let artifacts = artifacts(command, name)?;
     let found = artifacts
         .into_iter()

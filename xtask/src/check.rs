@@ -1,10 +1,10 @@
 //! The project's test command. CI calls it and nothing else.
 
 use crate::{
-    cargo::{self, Program, cargo},
+    cargo::{self, Build, Program, cargo},
     deny, embedded,
     error::Error,
-    features::{BACKEND_CRATES, both_cpu_backends},
+    features::{BACKEND_CRATES, both_cpu_backends, built_quickly},
     layers, outside, package, skipped, workspace,
 };
 use clap::ValueEnum;
@@ -133,6 +133,7 @@ impl Step {
             Self::Test => {
                 let mut command = cargo(["test", "--release", "--workspace", "--no-fail-fast"]);
                 command
+                    .args(built_quickly())
                     .args(["--features", &features])
                     .env(peft_testing::SKIPS, skips)
                     .env(embedded::VARIABLE, embedded::folder()?);
@@ -150,7 +151,7 @@ impl Step {
                 self.execute(command.args(["--features", "cuda"]))
             }
             Self::Parity => {
-                let executable = cargo::build(Program::Bin("peft-parity"), "release", None)?;
+                let executable = cargo::build(Program::Bin("peft-parity"), Build::Checked, None)?;
                 for cases in VENDORED {
                     let mut command = Command::new(&executable);
                     self.execute(command.current_dir(workspace::root()).arg(cases))?;
@@ -163,7 +164,7 @@ impl Step {
     }
 
     fn compare(self) -> Result<(), Error> {
-        let executable = cargo::build(Program::Bin("peft-compare"), "release", None)?;
+        let executable = cargo::build(Program::Bin("peft-compare"), Build::Checked, None)?;
         let out =
             tempfile::tempdir().map_err(Error::io("create a folder in", std::env::temp_dir()))?;
         let mut command = cargo::ours(&executable)?;

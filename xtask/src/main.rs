@@ -127,7 +127,8 @@ fn become_program(
     features: Option<&str>,
     arguments: &[OsString],
 ) -> Result<ExitCode, Error> {
-    let mut command = std::process::Command::new(cargo::build(program, "bench", features)?);
+    let mut command =
+        std::process::Command::new(cargo::build(program, cargo::Build::Timed, features)?);
     command.args(arguments);
     cargo::hand_over(command)
 }
@@ -135,7 +136,7 @@ fn become_program(
 fn compare(features: Option<&str>, first: &[&str], rest: &[OsString]) -> Result<ExitCode, Error> {
     let mut command = cargo::ours(&cargo::build(
         Program::Bin("peft-compare"),
-        "bench",
+        cargo::Build::Timed,
         features,
     )?)?;
     command.args(first).args(rest);

@@ -40,13 +40,17 @@ const SMALL: [&str; 11] = [
 /// What `execute` refuses; Burn built anew; a comparison without the method.
 pub(crate) fn check(execute: impl Fn(&mut Command) -> Result<(), Error>) -> Result<(), Error> {
     // Everything that is shared is there after this.
-    cargo::build(cargo::Program::Bin("peft-compare"), "release", None)?;
+    cargo::build(
+        cargo::Program::Bin("peft-compare"),
+        cargo::Build::Checked,
+        None,
+    )?;
     let parent =
         tempfile::tempdir().map_err(Error::io("create a folder in", std::env::temp_dir()))?;
     let folder = template::write(parent.path(), NAME)?;
     let manifest = folder.join("Cargo.toml");
     let text = fs::read_to_string(&manifest).map_err(Error::io("read", &manifest))?;
-    let small = SMALL.map(|name| format!("[profile.release.package.{name}]\nopt-level = 1\n"));
+    let small = SMALL.map(|name| format!("[profile.release.package.{name}]\nopt-level = 0\n"));
     let text = format!("{text}\n{FEATURES}\n{}", small.concat());
     fs::write(&manifest, text).map_err(Error::io("write", &manifest))?;
     let target = workspace::target_dir()?;

@@ -1,6 +1,9 @@
-//! The conformance suite, on bottleneck adapters and IA³.
+//! The conformance suite, on the methods of this crate.
 
-use peft_additive::{Activation, BottleneckConfig, Ia3Config, LstConfig, LstInit, METHODS};
+use peft_additive::{
+    Activation, BeftConfig, BottleneckConfig, Ia3Config, LstConfig, LstInit, METHODS, ReftConfig,
+    RoadConfig, RoadVariant,
+};
 
 peft_conformance::conformance_suite!(
     METHODS,
@@ -45,6 +48,67 @@ peft_conformance::conformance_suite!(
                 .with_leave_out([0])
                 .with_modules_to_save(["classifier"])
         ),
+        Case::new(
+            "road",
+            RoadConfig::new()
+                .with_group_size(8)
+                .with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "road 2, with a head",
+            RoadConfig::new()
+                .with_variant(RoadVariant::Road2)
+                .with_group_size(16)
+                .with_targets(["key", "output.dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "road 4",
+            RoadConfig::new()
+                .with_variant(RoadVariant::Road4)
+                .with_group_size(2)
+                .with_targets("all-linear")
+        ),
+        Case::new("beft", BeftConfig::new()),
+        Case::new(
+            "beft, with a head",
+            BeftConfig::new()
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "loreft",
+            ReftConfig::loreft()
+                .with_r(3)
+                .with_suffix_positions(2)
+                .with_non_linearity(Activation::Tanh)
+        ),
+        Case::new(
+            "loreft, tied, behind one block, with a head",
+            ReftConfig::loreft()
+                .with_r(1)
+                .with_prefix_positions(4)
+                .with_tied_weights(true)
+                .with_layers([1])
+                .with_dropout(0.0)
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "noreft",
+            ReftConfig::noreft()
+                .with_r(4)
+                .with_prefix_positions(2)
+                .with_suffix_positions(1)
+        ),
+        Case::new(
+            "direft, the last tokens, tied",
+            ReftConfig::direft()
+                .with_r(2)
+                .with_prefix_positions(0)
+                .with_suffix_positions(4)
+                .with_tied_weights(true)
+                .with_dropout(0.0)
+        ),
     ]
 );
 
@@ -86,4 +150,81 @@ fn a_model_without_sites_is_refused_and_left_as_it_was() {
             .iter()
             .all(peft_core::method::LayoutParam::is_trainable)
     );
+}
+
+#[test]
+fn a_group_that_does_not_fit_is_refused() {
+    use peft_conformance::TinyTransformer;
+    use peft_core::PeftModule;
+    use peft_core::method::Method as _;
+    let odd = RoadConfig::new().with_group_size(7).validate();
+    let refused = odd.unwrap_err().to_string();
+    assert!(refused.contains("an even number"), "{refused}");
+    for (_, device) in peft_core::device::cpu_devices() {
+        let config = RoadConfig::new().with_targets(["query"]);
+        let refused = TinyTransformer::new(&device).attach("a", &config);
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("a divisor of the 32 outputs"), "{refused}");
+    }
+}
+
+/// A layer without a bias.
+#[derive(burn::module::Module, Debug)]
+struct NoBias {
+    v_proj: burn::nn::Linear,
+}
+
+#[test]
+fn beft_without_a_bias_acts_and_is_not_merged() {
+    use burn::tensor::Tensor;
+    use peft_core::PeftModule;
+    use peft_core::nn::AdaptedForward;
+    for (_, device) in peft_core::device::cpu_devices() {
+        let model = NoBias {
+            v_proj: burn::nn::LinearConfig::new(4, 3)
+                .with_bias(false)
+                .init(&device),
+        };
+        let config = BeftConfig::new().with_init_weights(false);
+        let adapted = model.attach("a", &config).unwrap();
+        let input = Tensor::<2>::ones([2, 4], &device);
+        let moved = adapted.v_proj.adapted(input.clone()) - model.v_proj.adapted(input);
+        let dir = tempfile::tempdir().unwrap();
+        adapted.save_adapter("a", dir.path()).unwrap();
+        let bytes = std::fs::read(dir.path().join("adapter_model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let beft = file.tensor("base_model.model.v_proj.beft_bias").unwrap();
+        assert_eq!(beft.shape(), [1, 3]);
+        let expected = beft.data().as_chunks::<4>().0;
+        let expected: Vec<f32> = expected
+            .iter()
+            .map(|four| f32::from_le_bytes(*four))
+            .collect();
+        for row in moved
+            .into_data()
+            .iter::<f32>()
+            .collect::<Vec<_>>()
+            .chunks(3)
+        {
+            for (moved, expected) in row.iter().zip(&expected) {
+                assert!((moved - expected).abs() < 1e-5, "{row:?} for {expected}");
+            }
+        }
+        let refused = adapted.merge_and_unload().unwrap_err().to_string();
+        assert!(refused.contains("v_proj"), "{refused}");
+        let saved = std::fs::read_to_string(dir.path().join("adapter_config.json")).unwrap();
+        let saved: serde_json::Value = serde_json::from_str(&saved).unwrap();
+        assert_eq!(saved["target_modules"], serde_json::json!(["v_proj"]));
+    }
+}
+
+#[test]
+fn beft_without_targets_needs_a_projection_of_values() {
+    use peft_core::PeftModule;
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let model = NoSites {
+        layer: burn::nn::LinearConfig::new(4, 4).init(device),
+    };
+    let refused = model.attach("a", &BeftConfig::new()).unwrap_err();
+    assert!(refused.to_string().contains("v_proj"), "{refused}");
 }

@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use peft_core::nn::{AdaptedForward, ForwardContext};
+use peft_core::nn::{AdaptedForward, ForwardContext, TaskIds};
 use peft_core::{KeyMapping, PromptSite, TiedHead};
 
 pub use layer::{Attention, Intermediate, Layer, Output, SelfAttention};
@@ -16,6 +16,8 @@ const WIDTH: usize = 32;
 const LAYERS: usize = 2;
 const HEADS: usize = 4;
 const POSITIONS: usize = 40;
+/// How many tasks the rows of a batch are of.
+const TASKS: usize = 2;
 /// The tokens whose scores under the tied head are added to the classifier's, one for each class.
 const LABEL_TOKENS: [usize; 2] = [3, 50];
 
@@ -28,6 +30,8 @@ const RENAMES: &[(&str, &str)] = &[("self_attention", "self"), ("layer_norm", "L
 /// head with a matrix, a head that is the embedding table, and sites of every kind. Module names are those of Hugging
 /// Face's `BertModel` (`encoder.layer.0.attention.self.query`), with `convolution`, `lm_head` and `classifier` beside
 /// them. Width 32, 2 layers, 4 heads, feed-forward width 64, 97 tokens, 40 positions.
+///
+/// Where the caller gives no tasks of rows ([`TaskIds`]), they are 0, 1, 0, 1 and so on.
 ///
 /// The values of its parameters come from a generator of its own. They are the same on every device and in every run.
 /// Biases are not 0 and norms are not 1, so that a forgotten one changes the outputs.
@@ -142,7 +146,7 @@ impl TinyTransformer {
         context: ForwardContext,
     ) -> (Tensor<3>, ForwardContext) {
         let layers = self.encoder.layer.iter();
-        let prefixes = layers.map(|layer| layer.attention.self_attention.prefix.virtual_tokens());
+        let prefixes = layers.map(|layer| layer.attention.self_attention.prefix.positions());
         self.embeddings
             .forward(ids, context, prefixes.max().unwrap_or(0))
     }
@@ -166,24 +170,22 @@ impl Embeddings {
         first: usize,
     ) -> (Tensor<3>, ForwardContext) {
         let device = ids.device();
+        let context = with_tasks(context, ids.dims()[0]);
         let words = self.word_embeddings.adapted_in(ids, &context);
-        let (words, padding) = self.prompt.add_prompt(words, context.padding());
+        let (words, context) = self.prompt.add_prompt_in(words, context);
         let [batch, tokens, _] = words.dims();
         let last = first + tokens;
         assert!(
             last <= POSITIONS,
             "{last} positions, but the model has embeddings for {POSITIONS}"
         );
-        let context = context
-            .with_padding(padding.clone())
-            .with_virtual_tokens(self.prompt.virtual_tokens())
-            .with_positions(1, (first..last).collect::<Vec<_>>());
+        let context = context.with_positions(1, (first..last).collect::<Vec<_>>());
         let positions = Tensor::<1, Int>::arange(first as i64..last as i64, &device);
         let positions = self
             .position_embeddings
             .adapted_in(positions.unsqueeze::<2>(), &context);
         // A token's neighbours are no padding.
-        let near = match padding {
+        let near = match context.padding() {
             Some(padding) => {
                 let padding = padding.unsqueeze_dim::<3>(2);
                 let padding = padding.expand([batch, tokens, WIDTH]);
@@ -200,6 +202,15 @@ impl Embeddings {
         let embedded = layer::normalised(&self.layer_norm, sum, &context);
         (embedded, context)
     }
+}
+
+/// The context with the tasks of `rows` rows, where the caller gives none: 0, 1, 0, 1 and so on.
+fn with_tasks(context: ForwardContext, rows: usize) -> ForwardContext {
+    if context.tasks().is_some() {
+        return context;
+    }
+    let tasks: Vec<usize> = (0..rows).map(|row| row % TASKS).collect();
+    context.with_tasks(TaskIds::new(tasks))
 }
 
 /// The mean of the hidden states of a row's own tokens: no virtual tokens and no padding.

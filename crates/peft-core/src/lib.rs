@@ -21,7 +21,7 @@ pub use layout::targets::{Selection, Targets};
 pub use model::accounting;
 pub use model::peft_module::PeftModule;
 pub use model::training_hooks::TrainingHooks;
-pub use nn::site::{HiddenSite, KeyValueSite, PromptSite};
+pub use nn::site::{AttentionSite, HiddenSite, KeyValueSite, PromptSite};
 pub use nn::tied_head::TiedHead;
 pub use peft_ops as ops;
 

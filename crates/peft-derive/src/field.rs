@@ -8,6 +8,7 @@ use syn::{
     PathArguments, Result, Type, parse_quote,
 };
 
+use crate::builders;
 use crate::range::{Number, Range};
 
 /// What kind of value a field holds.
@@ -187,10 +188,10 @@ impl ConfigField {
             return TokenStream::new();
         }
         if self.is_called("Targets") {
-            return quote!(::peft_core::target_builders!(#name););
+            return builders::of_targets(name);
         }
         if self.is_called("Common") {
-            return quote!(::peft_core::common_builders!(#name););
+            return builders::of_common(name);
         }
         if self.has("flatten") {
             return TokenStream::new();

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod builders;
 mod config;
 mod field;
 mod range;

@@ -9,7 +9,7 @@ use peft_core::method::{
     Adapter, BaseLinear, CheckpointKey, Common, Family, HiddenAdapter, HiddenState, Layout, Method,
     MethodConfig, MethodInfo, Plan, WeightAdapter,
 };
-use peft_core::nn::{ForwardContext, SiteContext};
+use peft_core::nn::{ForwardContext, SiteContext, TaskIds};
 use peft_core::{Composition, PeftModule as _, Result};
 use peft_models::{Bert, BertConfig, Llama, LmBatch};
 use serde_json::{Value, json};
@@ -33,6 +33,7 @@ struct Seen {
     padding: Option<Vec<bool>>,
     virtual_tokens: usize,
     rows: Option<Vec<i64>>,
+    tasks: Option<Vec<usize>>,
     task: Option<Task>,
 }
 
@@ -51,6 +52,7 @@ impl Seen {
             padding: padding.map(|padding| padding.into_data().iter::<bool>().collect()),
             virtual_tokens: context.virtual_tokens(),
             rows: rows.map(|rows| rows.into_data().iter::<i64>().collect()),
+            tasks: context.tasks().map(|tasks| tasks.ids().to_vec()),
             task: context.value::<Task>().copied(),
         }
     }
@@ -213,6 +215,7 @@ fn the_residual_stream_of_both_models_is_a_site_that_knows_positions_and_padding
             padding: Some(vec![false, false, false, false, false, true]),
             virtual_tokens: 0,
             rows: None,
+            tasks: None,
             task: Some(Task(7)),
         };
         assert!(
@@ -230,11 +233,15 @@ fn the_residual_stream_of_both_models_is_a_site_that_knows_positions_and_padding
 
         let llama: Llama = Llama::tiny(&device);
         let model = llama.attach("probe", &method).unwrap();
-        let batch = LmBatch::of_text(&[1, 2, 3, 4]);
+        let batch = LmBatch {
+            tasks: Some(TaskIds::new([3])),
+            ..LmBatch::of_text(&[1, 2, 3, 4])
+        };
         model.loss(&batch);
         let seen = method.seen();
         assert_eq!(seen.len(), llama.config().num_hidden_layers, "{name}");
         assert_eq!(seen[0].positions, [0, 1, 2, 3], "{name}");
+        assert_eq!(seen[0].tasks, Some(vec![3]), "{name}");
         let mut cache = model.cache();
         model.next_logits(ids(&device), &mut cache);
         method.seen();
@@ -253,9 +260,13 @@ fn rows_with_adapters_of_their_own_see_their_part_of_the_context() {
     );
     let model = bert.attach("a", &a).unwrap().attach("b", &b).unwrap();
     let mixed = model.set_adapter_per_row(&[Some("b"), Some("a")]).unwrap();
-    mixed.forward(ids(&device), Some(padding(&device)));
+    let context = ForwardContext::new()
+        .with_padding(Some(padding(&device)))
+        .with_tasks(TaskIds::new([4, 9]));
+    mixed.forward_in(ids(&device), context);
     let (a, b) = (a.seen().remove(0), b.seen().remove(0));
     assert_eq!((a.rows, b.rows), (Some(vec![1]), Some(vec![0])));
+    assert_eq!((a.tasks, b.tasks), (Some(vec![9]), Some(vec![4])));
     assert_eq!(a.padding, Some(vec![false, false, true]));
     assert_eq!(b.padding, Some(vec![false, false, false]));
 }

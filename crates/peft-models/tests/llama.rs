@@ -180,7 +180,7 @@ fn padding_before_the_text_is_not_seen() {
         padding: (0..10).map(|place| place < 4).collect(),
         rows: 1,
         length: 10,
-        segments: None,
+        ..LmBatch::default()
     };
     let [one, other] = [5, 50].map(|filler| llama.loss(&batch(filler)).into_scalar::<f32>());
     assert!((one / other - 1.0).abs() < 1e-6, "{one} {other}");

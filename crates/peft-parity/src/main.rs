@@ -6,7 +6,8 @@
 //!
 //! A group is a folder with a `base` (a model as Hugging Face stores it) and cases beside it: each a folder
 //! with a checkpoint, `io.safetensors` (`input_ids`, `attention_mask`, `output`, perhaps `merged`;
-//! metadata `trainable`) and perhaps `grads.safetensors` (gradients of mean(output²) by key). `base` may be a file
+//! metadata `trainable`) and perhaps `grads.safetensors` (gradients of mean(output²) by key). A case of several adapters
+//! has a folder for each beside its `io.safetensors`; `peft_parity::golden` says how. `base` may be a file
 //! instead, with the folder's path from there: several groups may have one base.
 
 use std::fs;
@@ -15,8 +16,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use peft_parity::golden::{
-    EXCUSED_BY_ROUNDING, MOST_EXCUSED, Measured, Problem, ROUNDINGS, Tolerance, measure, peft_type,
-    tolerance,
+    EXCUSED_BY_ROUNDING, MOST_EXCUSED, Measured, Problem, ROUNDINGS, Tolerance, is_case, measure,
+    peft_type, tolerance,
 };
 use serde::Serialize;
 
@@ -99,9 +100,8 @@ fn cases(dir: &Path) -> std::io::Result<Vec<(PathBuf, PathBuf)>> {
         if base.as_ref() == Some(&folder) {
             continue;
         }
-        let is_case = folder.join("adapter_config.json").exists();
         match &base {
-            Some(base) if is_case => found.push((base.clone(), folder)),
+            Some(base) if is_case(&folder) => found.push((base.clone(), folder)),
             _ => found.extend(cases(&folder)?),
         }
     }
@@ -137,7 +137,7 @@ fn row(
             merged: measured.merged,
             gradients: measured.gradients,
             trainable: Some(measured.trainable),
-            expected: Some(measured.expected),
+            expected: measured.expected,
             rounding: measured.rounding.map(|all| (all.output, all.gradients)),
             ..blank
         },
@@ -157,6 +157,7 @@ fn print(row: &Row) {
     let trainable = match (row.trainable, row.expected) {
         (Some(here), Some(there)) if here == there => here.to_string(),
         (Some(here), Some(there)) => format!("{here}, not {there}"),
+        (Some(here), None) => format!("{here} (?)"),
         _ => "-".into(),
     };
     let verdict = format!("{:?}", row.verdict).to_lowercase();

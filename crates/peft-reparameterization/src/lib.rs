@@ -2,6 +2,7 @@
 
 mod adalora;
 mod combine;
+mod combine_error;
 mod lora;
 mod lycoris;
 mod math;
@@ -15,6 +16,7 @@ pub use adalora::config::{ADALORA, AdaLoraConfig};
 pub use adalora::state::AdaLora;
 pub use combine::extract::{Extracted, extract_lora};
 pub use combine::weighted::{CombinationType, MergeMethod, TiesElectSign, add_weighted_adapter};
+pub use combine_error::CombineError;
 pub use lora::config::{InitLora, LORA, LoraConfig, TrainableTokenIndices};
 pub use lora::dora::Magnitude;
 pub use lora::eva::eva;

@@ -1,7 +1,9 @@
 //! Trainable parameters on MiniLM-L6 (d 384, feed-forward 1536, 6 layers, with pooler), heads
 //! excluded.
 
-use peft::additive::{BottleneckConfig, Ia3Config};
+use peft::additive::{
+    BeftConfig, BottleneckConfig, Ia3Config, LstConfig, ReftConfig, RoadConfig, RoadVariant,
+};
 use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
 use peft::reparameterization::{
@@ -52,6 +54,52 @@ fn counts_are_those_of_the_literature() {
         let counts = model.attach("a", method).unwrap().counts();
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
         assert_eq!(counts.total, 22_713_216 + head + expected, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_of_rotations_and_added_biases_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let road = || RoadConfig::new().with_targets(["query", "value"]);
+    let cases: [(&dyn Method, usize); 4] = [
+        (&road(), 4_608),
+        (&road().with_variant(RoadVariant::Road2), 9_216),
+        (&road().with_variant(RoadVariant::Road4), 18_432),
+        (&BeftConfig::new(), 2_304),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_of_edits_of_the_stream_are_those_of_their_page() {
+    let model = minilm_l6();
+    let tied = |config: ReftConfig| config.with_tied_weights(true);
+    let cases: [(&dyn Method, usize); 4] = [
+        (&tied(ReftConfig::loreft()), 4_614),
+        (&ReftConfig::loreft(), 9_228),
+        (&tied(ReftConfig::noreft().with_r(4)), 18_456),
+        (&ReftConfig::direft().with_layers([2, 5]), 3_076),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_of_side_networks_are_those_of_their_page() {
+    let model = minilm_l6();
+    let cases: [(&dyn Method, usize); 3] = [
+        (&LstConfig::new(), 314_694),
+        (&LstConfig::new().with_reduction_factor(16), 116_070),
+        (&LstConfig::new().with_leave_out([0, 2, 4]), 176_019),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
     }
 }
 

@@ -2,9 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use peft_core::method::{
-    Common, Layout, LayoutParam, Method, MethodConfig as _, Plan, method_config,
-};
+use peft_core::method::{Common, Layout, LayoutParam, Method, Plan, method_config};
 use peft_core::nn::Lane;
 use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};

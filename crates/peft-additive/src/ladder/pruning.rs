@@ -41,9 +41,8 @@ impl Weighed {
     /// What is left of it.
     fn pruned(&self, rows: &[usize], columns: &[usize], like: (&Device, DType)) -> Tensor<2> {
         let values = rows.iter().flat_map(|row| {
-            columns
-                .iter()
-                .map(|column| self.values[row * self.columns + column])
+            let row = &self.values[row * self.columns..(row + 1) * self.columns];
+            columns.iter().map(move |column| row[*column])
         });
         let data = TensorData::new(values.collect(), [rows.len(), columns.len()]);
         Tensor::from_data(data, like)

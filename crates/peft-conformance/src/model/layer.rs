@@ -4,10 +4,11 @@ use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{Bool, Device, Tensor};
 use peft_core::nn::{
-    AdaptedForward, ForwardContext, HiddenState, SiteContext, adapted_gelu, adapted_layer_norm,
+    AdaptedForward, AttentionContext, ForwardContext, HiddenState, PrefixContext, SiteContext,
+    adapted_gelu, adapted_layer_norm, adapted_tokens,
 };
 use peft_core::ops::{AttentionOptions, attention};
-use peft_core::{HiddenSite, KeyValueSite};
+use peft_core::{AttentionSite, HiddenSite, KeyValueSite};
 
 use super::{HEADS, WIDTH};
 
@@ -48,6 +49,8 @@ pub struct SelfAttention {
     pub value: Linear,
     /// Where prefixes are put in front of keys and values.
     pub prefix: KeyValueSite,
+    /// Where adapters act on what the heads give.
+    pub heads_site: AttentionSite,
 }
 
 /// Projection to 64 features.
@@ -104,6 +107,7 @@ impl Layer {
                     key: projection(),
                     value: projection(),
                     prefix: KeyValueSite::new(WIDTH).with_heads(HEADS),
+                    heads_site: AttentionSite::new(WIDTH),
                 },
                 output: output(WIDTH, HiddenState::AttentionOutput),
             },
@@ -146,9 +150,19 @@ impl SelfAttention {
     ) -> Tensor<3> {
         let query = self.query.adapted_in(hidden.clone(), context);
         let key = self.key.adapted_in(hidden.clone(), context);
-        let value = self.value.adapted_in(hidden, context);
-        let (key, value, mask) = self.prefix.add_prefix(key, value, mask);
-        attention(query, key, value, mask, AttentionOptions::new(HEADS))
+        let value = self.value.adapted_in(hidden.clone(), context);
+        let input = || hidden.clone();
+        let around = PrefixContext::new(context, &input);
+        let (key, value, mask) = self.prefix.add_prefix(key, value, mask, &around);
+        let options = AttentionOptions::new(HEADS);
+        let attended = attention(query.clone(), key, value, mask, options);
+        let batch = query.dims()[0];
+        let project = |tokens: Tensor<3>| {
+            let through = |layer: &Linear| adapted_tokens(layer, tokens.clone(), batch, context);
+            (through(&self.key), through(&self.value))
+        };
+        let around = AttentionContext::new(context, query, [HEADS; 2], &project);
+        self.heads_site.forward(attended, &around)
     }
 }
 

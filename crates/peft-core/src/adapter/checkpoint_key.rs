@@ -5,6 +5,9 @@ use std::collections::HashSet;
 use crate::adapter::indices::Indices;
 use crate::upstream::{ADAPTERHUB_FILE, MODEL_FILE, PREFIX, PROMPT_PREFIX};
 
+/// Stands for the adapter's name in a key.
+const ADAPTER: &str = "{adapter}";
+
 /// Whose names a checkpoint uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Style {
@@ -61,6 +64,7 @@ pub struct CheckpointKey {
     key: Key,
     pub(crate) transposed: bool,
     pub(crate) columns: Option<Columns>,
+    pub(crate) rows: Option<Columns>,
     copy: Option<String>,
     pub(crate) twin: Option<Box<CheckpointKey>>,
     pub(crate) indices: Option<Indices>,
@@ -74,6 +78,7 @@ impl CheckpointKey {
             key,
             transposed: false,
             columns: None,
+            rows: None,
             copy: None,
             twin: None,
             indices: None,
@@ -82,7 +87,8 @@ impl CheckpointKey {
     }
 
     /// The state's field `field` (with dots for nested modules) as `key` below the adapted layer:
-    /// `lora_A.weight` becomes `base_model.model.<layer>.lora_A.weight`.
+    /// `lora_A.weight` becomes `base_model.model.<layer>.lora_A.weight`. In AdapterHub's layout it is
+    /// `<layer>.adapters.<adapter's name>.<key>`; `{adapter}` in `key` says that the name is there instead.
     pub fn layer(field: &str, key: &str) -> Self {
         Self::new(field, Key::Layer(key.into()))
     }
@@ -93,7 +99,7 @@ impl CheckpointKey {
         Self::new(field, Key::Named(name.into()))
     }
 
-    /// The field as `key`, without any prefix.
+    /// The field as `key`, without any prefix; `{adapter}` in it stands for the adapter's name.
     pub fn root(field: &str, key: &str) -> Self {
         Self::new(field, Key::Root(key.into()))
     }
@@ -126,8 +132,17 @@ impl CheckpointKey {
         self
     }
 
+    /// The field's rows are rows `from` and up of one of `of`, for fields of rank 2 that are not transposed: states, or
+    /// fields of one state, share one tensor in the file, and together they must be all of it. It goes together with
+    /// [`columns`](Self::columns).
+    #[must_use]
+    pub fn rows(mut self, from: usize, of: usize) -> Self {
+        self.rows = Some(Columns { from, of });
+        self
+    }
+
     /// Upstream writes a copy under another key below the layer, too: it is read, must be equal, and
-    /// is not written.
+    /// is not written. Of a tensor that several states share, each state may name one.
     #[must_use]
     pub fn also(mut self, key: &str) -> Self {
         self.copy = Some(key.into());
@@ -142,24 +157,20 @@ impl CheckpointKey {
         self
     }
 
-    /// The field's integers are indices, each at least 0 and below `below`: into the flattened weight, the rows of a
-    /// table, the vectors of a bank. A file in which one is not is refused. For fields of integers.
+    /// The field's integers are indices into a tensor of `shape`. A file in which one is negative or too large is
+    /// refused. For fields of integers.
+    ///
+    /// With one axis, each integer is an index below `shape[0]`: into the flattened weight, the rows of a table, the
+    /// vectors of a bank. With several, the field is `[axes, count]`, `count` points: its row `a` holds indices along
+    /// axis `a`, each below `shape[a]`.
     #[must_use]
-    pub fn indices(mut self, below: usize) -> Self {
-        self.indices = Some(Indices::new(&[below]));
-        self
-    }
-
-    /// The field `[axes, count]` of integers is `count` points in a tensor of `shape`: its row `a` holds indices along
-    /// axis `a`, each at least 0 and below `shape[a]`. A file in which one is not is refused.
-    #[must_use]
-    pub fn coordinates(mut self, shape: &[usize]) -> Self {
+    pub fn indices(mut self, shape: &[usize]) -> Self {
         self.indices = Some(Indices::new(shape));
         self
     }
 
     /// None of the indices, or points, is there twice: a file in which one is, is refused. Call it behind
-    /// [`indices`](Self::indices) or [`coordinates`](Self::coordinates).
+    /// [`indices`](Self::indices).
     #[must_use]
     pub fn distinct(mut self) -> Self {
         if let Some(indices) = &mut self.indices {
@@ -194,10 +205,16 @@ impl CheckpointKey {
     pub(crate) fn key(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
         Some(match (&self.key, style) {
             (Key::Unsaved, _) => return None,
-            (Key::Root(key), _) => key.clone(),
+            (Key::Root(key), _) => key.replace(ADAPTER, adapter),
             (Key::Named(name), style) => format!("{}{name}", style.prefix()),
+            (Key::Layer(key), Style::AdapterHub) if key.contains(ADAPTER) => {
+                format!("{layer}.{}", key.replace(ADAPTER, adapter))
+            }
             (Key::Layer(key), Style::AdapterHub) => format!("{layer}.adapters.{adapter}.{key}"),
-            (Key::Layer(key), style) => format!("{}{layer}.{key}", style.prefix()),
+            (Key::Layer(key), style) => {
+                let key = key.replace(ADAPTER, adapter);
+                format!("{}{layer}.{key}", style.prefix())
+            }
         })
     }
 }

@@ -5,21 +5,18 @@ use burn::tensor::module::{conv2d, embedding};
 use burn::tensor::{Int, Tensor};
 use peft_ops::LowRank;
 
+use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::site_context::SiteContext;
 
 /// State that a method adds to one place of a model.
 ///
 /// A plain `#[derive(Module)]` struct: its parameters take part in optimizers, devices, records
 /// and `valid`/`train` like the model's own. What it does is said by the trait of the place where
-/// it acts: [`WeightAdapter`], [`HiddenAdapter`], [`PromptAdapter`] or [`KeyValueAdapter`].
+/// it acts: [`WeightAdapter`], [`HiddenAdapter`], [`PromptAdapter`], [`KeyValueAdapter`] or [`AttentionAdapter`].
 pub trait Adapter: Module + Sync + 'static {
-    /// What the state is, for counts and configuration files. Default: the method's own.
-    fn role(&self) -> Role {
-        Role::Method
-    }
-
     /// How the state's parameters are called and laid out in a checkpoint.
     ///
     /// Every parameter must be listed, or [`Error::UnlistedTensor`](crate::Error::UnlistedTensor) refuses to attach
@@ -32,19 +29,6 @@ pub trait Adapter: Module + Sync + 'static {
     fn for_checkpoint(&self) -> Self {
         self.clone()
     }
-}
-
-/// What a state is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Role {
-    /// What the method adds.
-    #[default]
-    Method,
-    /// The copy of a module that is saved whole: counted apart, as papers do.
-    SavedModule,
-    /// Trained rows of an embedding table: counted as the method's, and no target of its own.
-    TrainedTokens,
 }
 
 /// An adapter of a parameter: W becomes W'(theta), of the same shape.
@@ -130,6 +114,13 @@ pub trait PromptAdapter: Adapter {
 
     /// The virtual tokens' embeddings, `[virtual_tokens, d]`.
     fn prompt(&self) -> Tensor<2>;
+
+    /// Those of a batch of `rows` rows, `[rows, virtual_tokens, d]`, or `[1, virtual_tokens, d]` where all rows have the
+    /// same. Default: [`prompt`](Self::prompt).
+    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {
+        let _ = (rows, context);
+        self.prompt().unsqueeze()
+    }
 }
 
 /// An adapter of an attention layer's state: keys and values of tokens that are not there.
@@ -137,7 +128,31 @@ pub trait KeyValueAdapter: Adapter {
     /// How many virtual tokens.
     fn virtual_tokens(&self) -> usize;
 
+    /// How many of the model's positions they take: those of the text begin behind them. Default: one for each, as in
+    /// Hugging Face's models.
+    fn positions(&self) -> usize {
+        self.virtual_tokens()
+    }
+
     /// Keys and values, each `[virtual_tokens, kv_heads · head_dim]`. Keys are as they are attended to: where
     /// the model rotates by position, they are taken for rotated.
     fn key_value(&self) -> (Tensor<2>, Tensor<2>);
+
+    /// Keys and values of `rows` rows of the batch, each `[rows, virtual_tokens, kv_heads · head_dim]`. Default: all rows
+    /// have those of [`key_value`](Self::key_value).
+    fn key_value_of(&self, rows: usize, _context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>) {
+        let spread = |one: Tensor<2>| {
+            let [tokens, width] = one.dims();
+            one.unsqueeze::<3>().expand([rows, tokens, width])
+        };
+        let (key, value) = self.key_value();
+        (spread(key), spread(value))
+    }
+}
+
+/// An adapter of what an attention layer's heads give, before the output projection: what cannot be put among the keys
+/// and values, because it has a softmax of its own.
+pub trait AttentionAdapter: Adapter {
+    /// The new output of the heads, side by side, `[batch, seq, heads · head_dim]` as `attended` is.
+    fn forward(&self, attended: Tensor<3>, context: &AttentionContext<'_>) -> Tensor<3>;
 }

@@ -12,11 +12,14 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 use peft_ops::LowRank;
 
 use crate::adapter::any_tensor::{AnyTensor, with_rank};
+use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{
-    Adapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Role, WeightAdapter,
+    Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
+use crate::adapter::forward_context::ForwardContext;
+use crate::adapter::role::Role;
 use crate::adapter::site_context::SiteContext;
 
 /// A parameter on its way through the erased boundary.
@@ -190,38 +193,49 @@ pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
     fn collect_devices(&self, devices: Devices) -> Devices;
 }
 
-/// A typed adapter; absent only while it is being changed, so that no second handle on its
-/// tensors keeps an optimizer from updating them in place.
+/// A typed adapter.
 #[derive(Clone, Debug)]
-struct Typed<A>(Option<A>);
+struct Typed<A> {
+    /// Absent only while it is being changed, so that no second handle on its tensors keeps an optimizer from updating
+    /// them in place.
+    state: Option<A>,
+    role: Role,
+}
 
 impl<A: Adapter> Typed<A> {
+    fn new(state: A, role: Role) -> Self {
+        Self {
+            state: Some(state),
+            role,
+        }
+    }
+
     fn state(&self) -> &A {
-        self.0
+        self.state
             .as_ref()
             .expect("present but for the moment of a change")
     }
 
     fn change(&mut self, change: impl FnOnce(A) -> A) {
-        self.0 = self.0.take().map(change);
+        self.state = self.state.take().map(change);
     }
 }
 
 impl<A: Adapter> ErasedModule for Typed<A> {
     fn role(&self) -> Role {
-        self.state().role()
+        self.role
     }
     fn tensors(&self) -> Vec<CheckpointKey> {
         self.state().tensors()
     }
     fn stored(&self) -> Box<dyn ErasedModule> {
-        Box::new(Self(Some(self.state().for_checkpoint())))
+        Box::new(Self::new(self.state().for_checkpoint(), self.role))
     }
     fn as_any(&self) -> &dyn Any {
         self.state()
     }
     fn as_any_mut(&mut self) -> &mut dyn Any {
-        self.0
+        self.state
             .as_mut()
             .expect("present but for the moment of a change")
     }
@@ -310,7 +324,7 @@ impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
 
 pub(crate) trait ErasedPrompt: ErasedModule {
     fn virtual_tokens(&self) -> usize;
-    fn prompt(&self) -> Tensor<2>;
+    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3>;
     fn boxed(&self) -> Box<dyn ErasedPrompt>;
 }
 
@@ -318,8 +332,8 @@ impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
     fn virtual_tokens(&self) -> usize {
         self.state().virtual_tokens()
     }
-    fn prompt(&self) -> Tensor<2> {
-        self.state().prompt()
+    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {
+        self.state().prompts(rows, context)
     }
     fn boxed(&self) -> Box<dyn ErasedPrompt> {
         Box::new(self.clone())
@@ -328,7 +342,8 @@ impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
 
 pub(crate) trait ErasedKeyValue: ErasedModule {
     fn virtual_tokens(&self) -> usize;
-    fn key_value(&self) -> (Tensor<2>, Tensor<2>);
+    fn positions(&self) -> usize;
+    fn key_value_of(&self, rows: usize, context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>);
     fn boxed(&self) -> Box<dyn ErasedKeyValue>;
 }
 
@@ -336,10 +351,27 @@ impl<A: KeyValueAdapter> ErasedKeyValue for Typed<A> {
     fn virtual_tokens(&self) -> usize {
         self.state().virtual_tokens()
     }
-    fn key_value(&self) -> (Tensor<2>, Tensor<2>) {
-        self.state().key_value()
+    fn positions(&self) -> usize {
+        self.state().positions()
+    }
+    fn key_value_of(&self, rows: usize, context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>) {
+        self.state().key_value_of(rows, context)
     }
     fn boxed(&self) -> Box<dyn ErasedKeyValue> {
+        Box::new(self.clone())
+    }
+}
+
+pub(crate) trait ErasedAttention: ErasedModule {
+    fn forward(&self, attended: Tensor<3>, context: &AttentionContext<'_>) -> Tensor<3>;
+    fn boxed(&self) -> Box<dyn ErasedAttention>;
+}
+
+impl<A: AttentionAdapter> ErasedAttention for Typed<A> {
+    fn forward(&self, attended: Tensor<3>, context: &AttentionContext<'_>) -> Tensor<3> {
+        self.state().forward(attended, context)
+    }
+    fn boxed(&self) -> Box<dyn ErasedAttention> {
         Box::new(self.clone())
     }
 }
@@ -351,6 +383,7 @@ pub(crate) enum AnyAdapter {
     Hidden(Box<dyn ErasedHidden>),
     Prompt(Box<dyn ErasedPrompt>),
     KeyValue(Box<dyn ErasedKeyValue>),
+    Attention(Box<dyn ErasedAttention>),
 }
 
 impl Clone for AnyAdapter {
@@ -360,22 +393,26 @@ impl Clone for AnyAdapter {
             Self::Hidden(adapter) => Self::Hidden(adapter.boxed()),
             Self::Prompt(adapter) => Self::Prompt(adapter.boxed()),
             Self::KeyValue(adapter) => Self::KeyValue(adapter.boxed()),
+            Self::Attention(adapter) => Self::Attention(adapter.boxed()),
         }
     }
 }
 
 impl AnyAdapter {
-    pub(crate) fn weight(adapter: impl WeightAdapter) -> Self {
-        Self::Weight(Box::new(Typed(Some(adapter))))
+    pub(crate) fn weight(adapter: impl WeightAdapter, role: Role) -> Self {
+        Self::Weight(Box::new(Typed::new(adapter, role)))
     }
     pub(crate) fn hidden(adapter: impl HiddenAdapter) -> Self {
-        Self::Hidden(Box::new(Typed(Some(adapter))))
+        Self::Hidden(Box::new(Typed::new(adapter, Role::Method)))
     }
     pub(crate) fn prompt(adapter: impl PromptAdapter) -> Self {
-        Self::Prompt(Box::new(Typed(Some(adapter))))
+        Self::Prompt(Box::new(Typed::new(adapter, Role::Method)))
     }
     pub(crate) fn key_value(adapter: impl KeyValueAdapter) -> Self {
-        Self::KeyValue(Box::new(Typed(Some(adapter))))
+        Self::KeyValue(Box::new(Typed::new(adapter, Role::Method)))
+    }
+    pub(crate) fn attention(adapter: impl AttentionAdapter) -> Self {
+        Self::Attention(Box::new(Typed::new(adapter, Role::Method)))
     }
 
     /// The part that does not depend on the place.
@@ -385,6 +422,7 @@ impl AnyAdapter {
             Self::Hidden(adapter) => adapter.as_ref(),
             Self::Prompt(adapter) => adapter.as_ref(),
             Self::KeyValue(adapter) => adapter.as_ref(),
+            Self::Attention(adapter) => adapter.as_ref(),
         }
     }
 
@@ -394,6 +432,7 @@ impl AnyAdapter {
             Self::Hidden(adapter) => adapter.as_mut(),
             Self::Prompt(adapter) => adapter.as_mut(),
             Self::KeyValue(adapter) => adapter.as_mut(),
+            Self::Attention(adapter) => adapter.as_mut(),
         }
     }
 
@@ -429,12 +468,28 @@ impl AnyAdapter {
         }
     }
 
+    /// The adapter, which is at a site of attention's heads.
+    pub(crate) fn attention_adapter(&self) -> &dyn ErasedAttention {
+        match self {
+            Self::Attention(adapter) => adapter.as_ref(),
+            other => unreachable!("{} is at a site of attention's heads", other.place()),
+        }
+    }
+
     /// How many virtual tokens it puts in front.
     pub(crate) fn virtual_tokens(&self) -> usize {
         match self {
             Self::Prompt(adapter) => adapter.virtual_tokens(),
             Self::KeyValue(adapter) => adapter.virtual_tokens(),
-            Self::Weight(_) | Self::Hidden(_) => 0,
+            Self::Weight(_) | Self::Hidden(_) | Self::Attention(_) => 0,
+        }
+    }
+
+    /// How many of the model's positions those take.
+    pub(crate) fn positions(&self) -> usize {
+        match self {
+            Self::KeyValue(adapter) => adapter.positions(),
+            other => other.virtual_tokens(),
         }
     }
 
@@ -445,6 +500,7 @@ impl AnyAdapter {
             Self::Hidden(_) => "an adapter of a hidden state",
             Self::Prompt(_) => "a prompt",
             Self::KeyValue(_) => "a prefix",
+            Self::Attention(_) => "an adapter of attention's heads",
         }
     }
 }

@@ -9,6 +9,7 @@ use burn::tensor::{Bool, Int, Tensor};
 use peft_ops::Segments;
 
 use crate::adapter::handed_on::{Lane, Memory, Pass};
+use crate::adapter::task_ids::TaskIds;
 
 /// What the layers and sites of one forward pass share: where the tokens are, which of them are padding, which see which,
 /// and how much of which adapter each row or token gets.
@@ -36,7 +37,9 @@ pub struct ForwardContext {
     virtual_tokens: usize,
     causal: bool,
     segments: Option<Segments>,
+    cached_tokens: usize,
     routing: Option<Routing>,
+    tasks: Option<TaskIds>,
     rows: Option<Tensor<1, Int>>,
     values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
     pass: Pass,
@@ -110,6 +113,13 @@ impl ForwardContext {
         self
     }
 
+    /// Sets how many tokens of every row came in earlier passes, and are in a cache now. Default: 0.
+    #[must_use]
+    pub fn with_cached_tokens(mut self, count: usize) -> Self {
+        self.cached_tokens = count;
+        self
+    }
+
     /// Sets the weights of adapters for
     /// [`Composition::Routed`](crate::Composition::Routed).
     #[must_use]
@@ -118,7 +128,14 @@ impl ForwardContext {
         self
     }
 
-    /// Adds a value of a method's own, found again by its type: the tasks of a batch's rows, say.
+    /// Sets the task of each row.
+    #[must_use]
+    pub fn with_tasks(mut self, tasks: TaskIds) -> Self {
+        self.tasks = Some(tasks);
+        self
+    }
+
+    /// Adds a value of a method's own, found again by its type.
     #[must_use]
     pub fn with_value<T: Any + Send + Sync>(mut self, value: T) -> Self {
         self.values.insert(TypeId::of::<T>(), Arc::new(value));
@@ -173,9 +190,19 @@ impl ForwardContext {
         self.pass.is_used()
     }
 
+    /// How many tokens of every row came in earlier passes: of a text that is generated with a cache, all but the new ones.
+    pub fn cached_tokens(&self) -> usize {
+        self.cached_tokens
+    }
+
     /// The weights of adapters.
     pub fn routing(&self) -> Option<&Routing> {
         self.routing.as_ref()
+    }
+
+    /// The task of each row.
+    pub fn tasks(&self) -> Option<&TaskIds> {
+        self.tasks.as_ref()
     }
 
     /// Which rows of the batch an adapter sees, where it sees only some of them, because others have another adapter.
@@ -209,7 +236,9 @@ impl ForwardContext {
             virtual_tokens: self.virtual_tokens,
             causal: self.causal,
             segments: self.segments.as_ref().map(|all| all.of_rows(rows)),
+            cached_tokens: self.cached_tokens,
             routing: None,
+            tasks: self.tasks.as_ref().map(|tasks| tasks.of_rows(rows)),
             rows: Some(index.clone()),
             values: self.values.clone(),
             pass: self.pass.shared(),
@@ -229,7 +258,9 @@ impl fmt::Debug for ForwardContext {
             .field("virtual_tokens", &self.virtual_tokens)
             .field("causal", &self.causal)
             .field("memory", &self.memory)
+            .field("cached_tokens", &self.cached_tokens)
             .field("routing", &self.routing)
+            .field("tasks", &self.tasks)
             .finish_non_exhaustive()
     }
 }

@@ -24,6 +24,8 @@ pub enum SiteKind {
     Hidden(HiddenState),
     /// Keys and values of an attention layer, as its queries see them: prefixes go in front of them.
     KeyValue,
+    /// What the heads of an attention layer give, side by side, before the output projection.
+    Attention,
 }
 
 impl fmt::Display for SiteKind {
@@ -34,6 +36,7 @@ impl fmt::Display for SiteKind {
             Self::Hidden(HiddenState::FeedForwardOutput) => "feed-forward output",
             Self::Hidden(HiddenState::BlockOutput) => "block output",
             Self::KeyValue => "keys and values",
+            Self::Attention => "attention heads",
         })
     }
 }
@@ -42,7 +45,8 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// What a [`Site`](crate::nn::Site) takes. Its types are [`Hidden`], [`Prompt`] and [`KeyValue`].
+/// What a [`Site`](crate::nn::Site) takes. Its types are [`Hidden`], [`Prompt`], [`KeyValue`] and
+/// [`Attention`].
 pub trait SiteType: sealed::Sealed + Clone + Copy + fmt::Debug + Send + Sync + 'static {}
 
 /// A hidden state, for [`HiddenAdapter`](crate::method::HiddenAdapter)s.
@@ -57,9 +61,15 @@ pub struct Prompt;
 #[derive(Clone, Copy, Debug)]
 pub struct KeyValue;
 
+/// What attention's heads give, for [`AttentionAdapter`](crate::method::AttentionAdapter)s.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention;
+
 impl sealed::Sealed for Hidden {}
 impl sealed::Sealed for Prompt {}
 impl sealed::Sealed for KeyValue {}
+impl sealed::Sealed for Attention {}
 impl SiteType for Hidden {}
 impl SiteType for Prompt {}
 impl SiteType for KeyValue {}
+impl SiteType for Attention {}

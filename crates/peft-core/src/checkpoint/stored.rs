@@ -16,6 +16,7 @@ pub(crate) struct Stored {
     pub(crate) key: Option<String>,
     transposed: bool,
     columns: Option<Columns>,
+    rows: Option<Columns>,
     /// What integers point into.
     pub(crate) indices: Option<Indices>,
 }
@@ -27,10 +28,39 @@ impl Stored {
         if let (Some(columns), Some(last)) = (self.columns, whole.last_mut()) {
             *last = columns.of;
         }
+        if let (Some(rows), Some(first)) = (self.rows, whole.first_mut()) {
+            *first = rows.of;
+        }
         if self.transposed {
             whole.reverse();
         }
         whole
+    }
+
+    /// The same of rows of the file's tensor.
+    fn put_rows(&self, rows: Columns, before: Option<TensorData>, value: TensorData) -> TensorData {
+        let shape = value.shape().to_vec();
+        let (whole, dtype) = (self.shape(&shape), value.dtype());
+        let before = before.unwrap_or_else(|| {
+            let size = whole.iter().product::<usize>() * dtype.size();
+            TensorData::from_bytes_vec(vec![0; size], whole.clone(), dtype)
+        });
+        let own = Self {
+            key: self.key.clone(),
+            rows: None,
+            indices: None,
+            ..*self
+        };
+        let mut bytes = before.as_bytes().to_vec();
+        let range = row_bytes(&before, rows, shape[0]);
+        // Other places may have left columns of these rows there.
+        let mut part = whole.clone();
+        part[0] = shape[0];
+        let there = self
+            .columns
+            .map(|_| TensorData::from_bytes_vec(bytes[range.clone()].to_vec(), part, dtype));
+        bytes[range].copy_from_slice(own.put(there, value).as_bytes());
+        TensorData::from_bytes_vec(bytes, whole, dtype)
     }
 
     /// How a parameter of `shape` lies in the file's tensor.
@@ -51,10 +81,18 @@ impl Stored {
 
     /// The value of a parameter of `shape`, from the file's tensor, which has the right shape.
     pub(crate) fn value(&self, tensor: &TensorData, shape: &[usize]) -> TensorData {
-        let mut value = tensor.clone();
+        let mut value = match self.rows {
+            None => tensor.clone(),
+            Some(rows) => {
+                let mut part = tensor.shape().to_vec();
+                part[0] = shape[0];
+                let bytes = tensor.as_bytes()[row_bytes(tensor, rows, shape[0])].to_vec();
+                TensorData::from_bytes_vec(bytes, part, tensor.dtype())
+            }
+        };
         if let Some(columns) = self.columns {
             let runs = self.runs(shape);
-            let (size, whole) = (tensor.dtype().size(), tensor.as_bytes());
+            let (size, whole) = (tensor.dtype().size(), value.as_bytes());
             let mut bytes = Vec::with_capacity(runs.outer * runs.width * runs.inner * size);
             for run in 0..runs.outer {
                 bytes.extend_from_slice(&whole[runs.bytes(columns, run, size)]);
@@ -78,6 +116,9 @@ impl Stored {
     ///
     /// If there is something in the place of the value already.
     pub(crate) fn put(&self, before: Option<TensorData>, value: TensorData) -> TensorData {
+        if let Some(rows) = self.rows {
+            return self.put_rows(rows, before, value);
+        }
         let shape = value.shape().to_vec();
         let value = if self.transposed {
             transpose(value)
@@ -104,6 +145,12 @@ impl Stored {
         }
         TensorData::from_bytes_vec(bytes, whole, dtype)
     }
+}
+
+/// Where the bytes of `count` rows of a tensor are.
+fn row_bytes(whole: &TensorData, rows: Columns, count: usize) -> Range<usize> {
+    let row = whole.as_bytes().len() / rows.of;
+    rows.from * row..(rows.from + count) * row
 }
 
 /// Row-major data as a part lies in it: `outer` runs of `width` of the `of` elements of the axis, each of
@@ -135,6 +182,7 @@ pub(crate) fn specs_by_field(
         key: spec.key(style, layer, name),
         transposed: spec.transposed,
         columns: spec.columns,
+        rows: spec.rows,
         indices: spec.indices.clone(),
     };
     adapter
@@ -156,6 +204,7 @@ mod tests {
             key: Some("key".into()),
             transposed,
             columns: Some(Columns { from, of }),
+            rows: None,
             indices: None,
         }
     }
@@ -177,6 +226,29 @@ mod tests {
         assert_eq!(second.value(&whole, &[2, 2]), right);
         let half = second.put(None, right);
         assert_eq!(first.put(Some(half), left), whole);
+    }
+
+    #[test]
+    fn places_share_a_tensor_by_rows_and_columns() {
+        let whole = data(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], [3, 3]);
+        let parts = [
+            (0, 1, 0, data(&[1.0], [1, 1])),
+            (0, 1, 1, data(&[2.0, 3.0], [1, 2])),
+            (1, 2, 0, data(&[4.0, 7.0], [2, 1])),
+            (1, 2, 1, data(&[5.0, 6.0, 8.0, 9.0], [2, 2])),
+        ];
+        let mut put = None;
+        for (row, rows, column, part) in parts {
+            let stored = Stored {
+                rows: Some(Columns { from: row, of: 3 }),
+                ..stored(false, column, 3)
+            };
+            let shape = [rows, part.shape().to_vec()[1]];
+            assert_eq!(stored.shape(&shape), [3, 3]);
+            assert_eq!(stored.value(&whole, &shape), part);
+            put = Some(stored.put(put, part));
+        }
+        assert_eq!(put, Some(whole));
     }
 
     #[test]

@@ -7,7 +7,9 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::adapter::any_tensor::AnyTensor;
 use crate::adapter::quantized_base::QuantizedBase;
-use crate::adapter::site_type::{Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType};
+use crate::adapter::site_type::{
+    Attention, Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType,
+};
 use crate::adapter::trainable::Trainable;
 use crate::error::{Error, listing};
 use crate::layout::scan::{Scan, ScannedParam, WEIGHT};
@@ -159,6 +161,9 @@ pub struct LayoutSite {
     pub kind: SiteKind,
     /// Number of features.
     pub width: usize,
+    /// Number of features of what goes into the layer around the site. As `width`, if the model does not say otherwise:
+    /// keys and values of grouped queries are narrower than what they are made of.
+    pub input_width: usize,
     /// How many heads share them; 1 where there are none.
     pub heads: usize,
 }
@@ -227,6 +232,7 @@ impl Layout {
                 name: name.join("."),
                 kind: head.kind,
                 width: head.width,
+                input_width: head.input_width,
                 heads: head.heads,
             });
         }
@@ -275,6 +281,11 @@ impl Layout {
     /// The sites of keys and values.
     pub fn key_value_sites(&self) -> impl Iterator<Item = TypedSite<'_, KeyValue>> {
         self.typed(SiteKind::KeyValue)
+    }
+
+    /// The sites of attention's heads.
+    pub fn attention_sites(&self) -> impl Iterator<Item = TypedSite<'_, Attention>> {
+        self.typed(SiteKind::Attention)
     }
 
     fn typed<T: SiteType>(&self, kind: SiteKind) -> impl Iterator<Item = TypedSite<'_, T>> {

@@ -7,6 +7,8 @@ use crate::adapter::site_type::SiteKind;
 pub(crate) struct SiteHead {
     pub(crate) kind: SiteKind,
     pub(crate) width: usize,
+    /// Of what goes into the layer around the site.
+    pub(crate) input_width: usize,
     pub(crate) heads: usize,
     pub(crate) name: &'static str,
 }

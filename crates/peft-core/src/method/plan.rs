@@ -7,10 +7,13 @@ use burn::tensor::Tensor;
 use serde_json::{Map, Value};
 
 use crate::adapter::checkpoint_key::{CheckpointKey, Style};
-use crate::adapter::contract::{HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter};
+use crate::adapter::contract::{
+    AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
+};
 use crate::adapter::erased::AnyAdapter;
 use crate::adapter::init::Init;
-use crate::adapter::site_type::{Hidden, KeyValue, Prompt};
+use crate::adapter::role::Role;
+use crate::adapter::site_type::{Attention, Hidden, KeyValue, Prompt};
 use crate::layout::model_layout::{Layer, Layout, LayoutParam, TypedSite};
 use crate::method::module_to_save::ModuleToSave;
 use crate::method::trainable_tokens::TrainableTokens;
@@ -123,7 +126,7 @@ impl Plan {
 
     /// Puts `adapter` on a parameter.
     pub fn adapt_weight(&mut self, param: &LayoutParam, adapter: impl WeightAdapter) {
-        self.push(&param.path, AnyAdapter::weight(adapter));
+        self.push(&param.path, AnyAdapter::weight(adapter, Role::Method));
     }
 
     /// Puts `adapter` at a site of a hidden state.
@@ -139,6 +142,15 @@ impl Plan {
     /// Puts virtual tokens' keys and values at a site of such.
     pub fn add_prefix(&mut self, site: TypedSite<'_, KeyValue>, adapter: impl KeyValueAdapter) {
         self.push(&site.path, AnyAdapter::key_value(adapter));
+    }
+
+    /// Puts `adapter` at a site of attention's heads.
+    pub fn adapt_attention(
+        &mut self,
+        site: TypedSite<'_, Attention>,
+        adapter: impl AttentionAdapter,
+    ) {
+        self.push(&site.path, AnyAdapter::attention(adapter));
     }
 
     /// Trains a copy of a parameter in its place, as `modules_to_save` does; the base keeps its
@@ -213,7 +225,9 @@ impl Plan {
             let like = (&param.device(), param.dtype());
             self.init.zeros([rows.len(), shape[1]], like)
         };
-        self.adapt_weight(param, TrainableTokens::new(values, rows, key));
+        let tokens = TrainableTokens::new(values, rows, key);
+        let tokens = AnyAdapter::weight(tokens, Role::TrainedTokens);
+        self.push(&param.path, tokens);
     }
 
     /// Whether nothing is planned so far.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use burn::module::{Flag, Module, ModuleMapper, Param};
 use burn::tensor::Gradients;
 
+use crate::adapter::site_type::SiteKind;
 use crate::attached::traversal::{self, Edits};
+use crate::attached::view::Attached;
 use crate::error::{Error, Result};
 use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam};
 use crate::layout::targets::{ALL_LINEAR, Selection, Targets};
@@ -25,13 +27,16 @@ const TITLE: &str = "Calibration";
 /// Statistics are F32 tensors on the device of the layer. They stay in memory until the [`Calibration`] is dropped. For
 /// each selected layer with `in` input features, and for each of its parameters with `n` elements, they take:
 ///
-/// | statistic | asked for by | used by | bytes |
-/// |---|---|---|---|
-/// | second moment of the inputs | [`with_second_moments`](Self::with_second_moments) | EVA, `CorDA`, GPTQ | 4 · in² |
-/// | mean and mean absolute value of each input feature | [`with_means`](Self::with_means) | AWQ | 8 · in |
-/// | inputs as they are | [`with_samples`](Self::with_samples) | methods that fit a layer's outputs | 4 · in · rows; at most the inputs of one batch more |
-/// | mean gradient | [`with_gradients`](Self::with_gradients) | LoRA-GA, SHiRA | 4 · n |
-/// | mean squared gradient | [`with_squared_gradients`](Self::with_squared_gradients) | `FishMask` | 4 · n |
+/// | field | used by | bytes |
+/// |---|---|---|
+/// | `second_moments` | EVA, `CorDA`, GPTQ | 4 · in² |
+/// | `means` | AWQ | 8 · in |
+/// | `samples` | methods that fit a layer's outputs | 4 · in · rows; at most the inputs of one batch more |
+/// | `gradients` | LoRA-GA, SHiRA | 4 · n |
+/// | `squared_gradients` | `FishMask` | 4 · n |
+///
+/// Keys and values of attention layers are asked for by [`key_values`](Self::key_values), for prefixes that start from a
+/// text. With `kv` features of keys they take 8 · kv · tokens for each layer.
 ///
 /// The number of batches changes nothing. While a batch runs, the second moment takes its bytes once more for one
 /// layer; while a loss is differentiated, each selected parameter has its gradient in memory.
@@ -39,63 +44,69 @@ const TITLE: &str = "Calibration";
 /// Inputs are recorded of linear layers and of heads that are tables ([`TiedHead`](crate::TiedHead)). The model must
 /// call them through [`AdaptedForward`](crate::nn::AdaptedForward). Gradients are recorded of all parameters of the
 /// selected layers, of whatever kind.
-#[derive(Clone, Debug)]
+///
+/// ```
+/// # use peft_core::calibration::CalibrationConfig;
+/// let wanted = CalibrationConfig {
+///     second_moments: true,
+///     ..CalibrationConfig::new(["query", "value"])
+/// };
+/// ```
+#[derive(Clone, Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each statistic is asked for by itself"
+)]
 pub struct CalibrationConfig {
-    targets: Targets,
-    inputs: InputKinds,
-    gradients: GradientKinds,
+    /// The layers. Default: `all-linear`.
+    pub targets: Targets,
+    /// The second moment of each layer's inputs.
+    pub second_moments: bool,
+    /// The mean and the mean absolute value of each input feature.
+    pub means: bool,
+    /// How many inputs of each layer are kept as they are: the first ones. An input is one token. Default: 0.
+    pub samples: usize,
+    /// The mean gradient of each parameter.
+    pub gradients: bool,
+    /// The mean squared gradient of each parameter.
+    pub squared_gradients: bool,
+    /// How many tokens' keys and values are kept of each attention layer: the first ones. Default: 0.
+    pub key_values: usize,
 }
 
 impl CalibrationConfig {
-    /// Statistics of these layers: a list of names, one regular expression, or `all-linear`, as in
+    /// The keys and values of the first `tokens` tokens in every attention layer, at the model's
+    /// [`KeyValueSite`](crate::KeyValueSite)s, and nothing else: as they are attended to, rotated where the model rotates
+    /// by position. Run the calibrator's model on one row without padding: padding counts as any token does, and the
+    /// tokens of several rows follow one another.
+    pub fn key_values(tokens: usize) -> Self {
+        Self {
+            key_values: tokens,
+            ..Self::default()
+        }
+    }
+
+    /// No statistics yet, of these layers: a list of names, one regular expression, or `all-linear`, as in
     /// [`Targets::target_modules`].
     pub fn new(layers: impl Into<Selection>) -> Self {
-        Self::from(Targets::new(layers))
-    }
-
-    /// Asks for the second moment of each layer's inputs.
-    #[must_use]
-    pub fn with_second_moments(mut self) -> Self {
-        self.inputs.second_moment = true;
-        self
-    }
-
-    /// Asks for the mean and the mean absolute value of each input feature.
-    #[must_use]
-    pub fn with_means(mut self) -> Self {
-        self.inputs.means = true;
-        self
-    }
-
-    /// Asks for the first `rows` inputs of each layer. A row is one token.
-    #[must_use]
-    pub fn with_samples(mut self, rows: usize) -> Self {
-        self.inputs.samples = rows;
-        self
-    }
-
-    /// Asks for the mean gradient of each parameter.
-    #[must_use]
-    pub fn with_gradients(mut self) -> Self {
-        self.gradients.mean = true;
-        self
-    }
-
-    /// Asks for the mean squared gradient of each parameter.
-    #[must_use]
-    pub fn with_squared_gradients(mut self) -> Self {
-        self.gradients.mean_square = true;
-        self
-    }
-}
-
-impl From<Targets> for CalibrationConfig {
-    /// Statistics of the layers that a method's configuration selects. Default: `all-linear`.
-    fn from(targets: Targets) -> Self {
         Self {
-            targets,
-            inputs: InputKinds::default(),
-            gradients: GradientKinds::default(),
+            targets: Targets::new(layers),
+            ..Self::default()
+        }
+    }
+
+    fn input_kinds(&self) -> InputKinds {
+        InputKinds {
+            second_moment: self.second_moments,
+            means: self.means,
+            samples: self.samples,
+        }
+    }
+
+    fn gradient_kinds(&self) -> GradientKinds {
+        GradientKinds {
+            mean: self.gradients,
+            mean_square: self.squared_gradients,
         }
     }
 }
@@ -147,9 +158,11 @@ impl<M: Module> Calibrate for M {}
 ///
 /// # fn f<M: peft_core::PeftModule>(model: &M, config: &dyn Method, batches: Vec<()>, loss: impl Fn(&M, &()) -> Tensor<1>)
 /// # -> peft_core::Result<()> {
-/// let wanted = CalibrationConfig::new(["query", "value"])
-///     .with_second_moments()
-///     .with_gradients();
+/// let wanted = CalibrationConfig {
+///     second_moments: true,
+///     gradients: true,
+///     ..CalibrationConfig::new(["query", "value"])
+/// };
 /// let mut calibrator = model.calibrate(&wanted)?;
 /// for batch in &batches {
 ///     let loss = loss(calibrator.model(), batch);
@@ -163,6 +176,7 @@ impl<M: Module> Calibrate for M {}
 pub struct Calibrator<M> {
     model: M,
     inputs: Vec<(String, Arc<InputRecorder>)>,
+    key_values: Vec<(String, Arc<InputRecorder>)>,
     gradients: Vec<(String, GradientSums)>,
     /// How many backward passes there were.
     batches: usize,
@@ -174,15 +188,21 @@ impl<M: Module> Calibrator<M> {
         attached.refuse_foreign()?;
         attached.refuse_merged()?;
         let layout = &attached.layout;
-        if !config.inputs.any() && !config.gradients.any() {
+        let (input_kinds, gradient_kinds) = (config.input_kinds(), config.gradient_kinds());
+        let of_layers = input_kinds.any() || gradient_kinds.any();
+        if !of_layers && config.key_values == 0 {
             return Err(Error::Calibration {
                 place: "all layers".to_string(),
-                reason: "no statistic is asked for: call `CalibrationConfig::with_second_moments` or one of its siblings"
+                reason: "no statistic is asked for: set `second_moments` of `CalibrationConfig`, or another of its fields"
                     .to_string(),
             });
         }
         let default = Selection::from(ALL_LINEAR);
-        let layers = config.targets.select(layout, TITLE, &default, true)?;
+        let layers = if of_layers {
+            config.targets.select(layout, TITLE, &default, true)?
+        } else {
+            Vec::new()
+        };
         // Nothing is differentiated but what is asked for.
         let frozen = layout
             .params
@@ -192,18 +212,19 @@ impl<M: Module> Calibrator<M> {
             trainable: frozen.collect(),
             ..Edits::default()
         };
+        let key_values = record_key_values(&attached, config.key_values, &mut edits)?;
         let mut inputs = Vec::new();
         let mut chosen = Vec::new();
         for layer in layers {
-            if config.inputs.any() {
+            if input_kinds.any() {
                 let weight = linear_weight(layout, layer)?;
-                let recorder = Arc::new(InputRecorder::new(config.inputs));
+                let recorder = Arc::new(InputRecorder::new(input_kinds));
                 let mut stack = attached.stack(&weight.path).cloned().unwrap_or_default();
                 stack.recorder = Arc::downgrade(&recorder);
                 edits.stacks.insert(weight.path.clone(), stack);
                 inputs.push((layer.name.clone(), recorder));
             }
-            if config.gradients.any() {
+            if gradient_kinds.any() {
                 for param in layer.params.iter().map(|&index| &layout.params[index]) {
                     refuse_without_gradient(layout, param)?;
                     edits.trainable.insert(param.path.clone(), true);
@@ -215,13 +236,14 @@ impl<M: Module> Calibrator<M> {
         let gradients = model.layout().params.into_iter();
         let gradients = gradients.filter(|param| chosen.contains(&param.path));
         let sums = |param: LayoutParam| {
-            let sums = GradientSums::new(config.gradients, &param.name, param.base);
+            let sums = GradientSums::new(gradient_kinds, &param.name, param.base);
             (param.name, sums)
         };
         Ok(Self {
             gradients: gradients.map(sums).collect(),
             model,
             inputs,
+            key_values,
             batches: 0,
         })
     }
@@ -245,7 +267,7 @@ impl<M: Module> Calibrator<M> {
         }
         if !any {
             let reason = if self.gradients.is_empty() {
-                "no gradients were asked for: call `CalibrationConfig::with_gradients` or `with_squared_gradients`"
+                "no gradients were asked for: set `gradients` or `squared_gradients` of `CalibrationConfig`"
             } else {
                 "these gradients have none of a selected parameter: compute the loss with `Calibrator::model`"
             };
@@ -265,16 +287,49 @@ impl<M: Module> Calibrator<M> {
     /// [`Error::Calibration`] for a layer that saw no batch, a parameter that got no gradient, and statistics that are
     /// NaN or infinite.
     pub fn finish(self) -> Result<Calibration> {
-        let inputs = self.inputs.iter();
-        let inputs = inputs.map(|(layer, recorder)| Ok((layer.clone(), recorder.finish(layer)?)));
-        let inputs = inputs.collect::<Result<BTreeMap<_, _>>>()?;
+        let finish = |recorders: &[(String, Arc<InputRecorder>)]| {
+            let all = recorders.iter();
+            let all = all.map(|(layer, recorder)| Ok((layer.clone(), recorder.finish(layer)?)));
+            all.collect::<Result<BTreeMap<_, _>>>()
+        };
+        let (inputs, key_values) = (finish(&self.inputs)?, finish(&self.key_values)?);
         let gradients = self.gradients.into_iter();
         let gradients = gradients.map(|(param, sums)| Ok((param, sums.finish(self.batches)?)));
         Ok(Calibration {
             inputs,
+            key_values,
             gradients: gradients.collect::<Result<_>>()?,
         })
     }
+}
+
+/// Puts a recorder at every site of keys and values, for `tokens` tokens; none for 0.
+fn record_key_values(
+    attached: &Attached,
+    tokens: usize,
+    edits: &mut Edits,
+) -> Result<Vec<(String, Arc<InputRecorder>)>> {
+    if tokens == 0 {
+        return Ok(Vec::new());
+    }
+    let kinds = InputKinds {
+        samples: tokens,
+        ..InputKinds::default()
+    };
+    let sites = attached.layout.key_value_sites();
+    let recorders: Vec<_> = sites
+        .map(|site| {
+            let recorder = Arc::new(InputRecorder::new(kinds));
+            let mut stack = attached.stack(&site.path).cloned().unwrap_or_default();
+            stack.recorder = Arc::downgrade(&recorder);
+            edits.stacks.insert(site.path.clone(), stack);
+            (site.name.clone(), recorder)
+        })
+        .collect();
+    if recorders.is_empty() {
+        return Err(attached.layout.no_site(TITLE, SiteKind::KeyValue));
+    }
+    Ok(recorders)
 }
 
 /// The weight of a layer whose inputs can be recorded.

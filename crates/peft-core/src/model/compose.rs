@@ -44,7 +44,7 @@ pub(crate) fn check_places(attached: &Attached, composition: &Composition) -> Re
         let problem = match (param, site) {
             (Some(param), _) => of_param(layout, param, stack, composition),
             (None, Some(site)) => match site.kind {
-                SiteKind::Hidden(_) => None,
+                SiteKind::Hidden(_) | SiteKind::Attention => None,
                 SiteKind::Embeddings | SiteKind::KeyValue => of_virtual_tokens(stack, composition),
             },
             (None, None) => None,
@@ -110,6 +110,19 @@ fn of_virtual_tokens(stack: &Stack, composition: &Composition) -> Option<String>
     };
     let counts = rows.iter().map(|row| row.as_deref().map_or(0, tokens));
     let (least, most) = (counts.clone().min()?, counts.clone().max()?);
+    let positions = |name: &str| {
+        let entry = stack.entry(name);
+        entry.map_or(0, |entry| entry.adapter.positions())
+    };
+    let mut taken = rows.iter().map(|row| row.as_deref().map_or(0, positions));
+    let first = taken.next()?;
+    if least == most && taken.any(|other| other != first) {
+        return Some(
+            "it puts virtual tokens in front, and all rows of a batch begin at one position: virtual tokens of some of \
+             these rows take positions of the model, and those of others take none"
+                .to_string(),
+        );
+    }
     (least != most).then(|| {
         let counts: Vec<usize> = counts.collect();
         format!(

@@ -88,13 +88,25 @@ fn recognised<'a>(
         .copied()
         .ok_or_else(|| Error::UnknownMethod {
             path: path.into(),
-            found: found.unwrap_or("missing").to_string(),
+            found: found.map_or_else(|| architecture(config), str::to_string),
             known: methods
                 .iter()
                 .map(|info| info.peft_type)
                 .collect::<Vec<_>>()
                 .join(", "),
         })
+}
+
+/// What AdapterHub calls the kind of a configuration.
+fn architecture(config: &Value) -> String {
+    let Some(fields) = config["config"].as_object() else {
+        return "missing".into();
+    };
+    let architecture = fields.get("architecture").and_then(Value::as_str);
+    format!(
+        "missing, and AdapterHub's `architecture` is `{}`",
+        architecture.unwrap_or("null")
+    )
 }
 
 /// The plan for a file with these tensors: parameters have a shape and no values yet.

@@ -6,7 +6,7 @@ use burn::module::Module;
 use serde_json::Value;
 
 use crate::adapter::checkpoint_key::Style;
-use crate::adapter::contract::Role;
+use crate::adapter::role::Role;
 use crate::attached::traversal;
 use crate::attached::view::Attached;
 use crate::checkpoint::write::{TensorSource, write_file, write_folder};

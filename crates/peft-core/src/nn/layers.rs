@@ -142,6 +142,24 @@ fn rows_of_table(
     .forward(ids)
 }
 
+/// A linear layer of tokens `[1, tokens, d]` that are the same for all of the `batch` rows: `[1 or batch, tokens, out]`.
+/// One row does unless the layer's adapters differ between rows.
+pub fn adapted_tokens(
+    layer: &Linear,
+    tokens: Tensor<3>,
+    batch: usize,
+    context: &ForwardContext,
+) -> Tensor<3> {
+    let stack = layer.weight.reparameterization::<Stack>();
+    let bias = layer.bias.as_ref();
+    let of_bias = bias.and_then(|bias| bias.reparameterization::<Stack>());
+    if [stack, of_bias].into_iter().flatten().any(Stack::varies) {
+        let [_, count, width] = tokens.dims();
+        return layer.adapted_in(tokens.expand([batch, count, width]), context);
+    }
+    layer.adapted_in(tokens, context)
+}
+
 impl AdaptedForward<Tensor<4>> for Conv2d {
     type Output = Tensor<4>;
 

@@ -7,16 +7,20 @@ use burn::module::{
 };
 use burn::tensor::{Bool, Device, Tensor};
 
+use crate::adapter::erased::AnyAdapter;
+use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::site_context::SiteContext;
-use crate::adapter::site_type::{Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType};
-use crate::attached::composition::Parts;
+use crate::adapter::site_type::{
+    Attention, Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType,
+};
+use crate::attached::composition::{Mixture, Parts, PerRow};
 use crate::attached::stack::{Entry, Stack};
 use crate::layout::site_kind::SiteHead;
 use crate::nn::mixture::mix;
 use crate::slot::{self, SEGMENT, SITE};
 
 /// A place in a model's forward pass where adapters can act. What flows by is its type: [`HiddenSite`],
-/// [`PromptSite`] or [`KeyValueSite`].
+/// [`PromptSite`], [`KeyValueSite`] or [`AttentionSite`].
 ///
 /// A field of the model. Without adapters it has no parameters, appears in no record and costs
 /// nothing; `attach` fills it, and a model without the sites that a method needs is refused.
@@ -53,8 +57,8 @@ use crate::slot::{self, SEGMENT, SITE};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Site<T: SiteType> {
-    head: SiteHead,
-    stack: Stack,
+    pub(super) head: SiteHead,
+    pub(super) stack: Stack,
     marker: PhantomData<T>,
 }
 
@@ -64,13 +68,16 @@ pub type HiddenSite = Site<Hidden>;
 pub type PromptSite = Site<Prompt>;
 /// A site of an attention layer's keys and values, for [`KeyValueAdapter`](crate::method::KeyValueAdapter)s.
 pub type KeyValueSite = Site<KeyValue>;
+/// A site of what attention's heads give, for [`AttentionAdapter`](crate::method::AttentionAdapter)s.
+pub type AttentionSite = Site<Attention>;
 
 impl<T: SiteType> Site<T> {
-    fn empty(kind: SiteKind, width: usize) -> Self {
+    pub(super) fn empty(kind: SiteKind, width: usize) -> Self {
         Self {
             head: SiteHead {
                 kind,
                 width,
+                input_width: width,
                 heads: 1,
                 name: "",
             },
@@ -151,95 +158,72 @@ impl Site<Prompt> {
         embeddings: Tensor<3>,
         padding: Option<Tensor<2, Bool>>,
     ) -> (Tensor<3>, Option<Tensor<2, Bool>>) {
+        let context = ForwardContext::new().with_padding(padding);
+        let (embeddings, context) = self.add_prompt_in(embeddings, context);
+        (embeddings, context.padding())
+    }
+
+    /// As [`add_prompt`](Self::add_prompt), for adapters that use what is in the context: the tasks of the batch's rows,
+    /// say. Returns the embeddings, and the context with their padding and the number of virtual tokens.
+    pub fn add_prompt_in(
+        &self,
+        embeddings: Tensor<3>,
+        context: ForwardContext,
+    ) -> (Tensor<3>, ForwardContext) {
         let batch = embeddings.dims()[0];
-        let prompt = |entry: &Entry| entry.adapter.prompt_adapter().prompt();
-        let mut parts = in_front(&self.stack, batch, prompt);
-        if parts.is_empty() {
-            return (embeddings, padding);
-        }
+        let mut parts = self.prompts(batch, &context, &embeddings.device());
         let tokens: usize = parts.iter().map(|part| part.dims()[1]).sum();
+        let context = context.with_virtual_tokens(tokens);
+        if parts.is_empty() {
+            return (embeddings, context);
+        }
         parts.push(embeddings);
-        let padding = padding.map(|padding| {
+        let padding = context.padding().map(|padding| {
             let kept = Tensor::<2, Bool>::full([batch, tokens], false, &padding.device());
             Tensor::cat(vec![kept, padding], 1)
         });
-        (Tensor::cat(parts, 1), padding)
-    }
-}
-
-impl Site<KeyValue> {
-    /// An empty site for keys of `width` features, those of all heads together, and as many for values.
-    pub fn new(width: usize) -> Self {
-        Self::empty(SiteKind::KeyValue, width)
+        (Tensor::cat(parts, 1), context.with_padding(padding))
     }
 
-    /// How many heads share the features of keys and values: upstream's configurations say it. Default: 1.
-    #[must_use]
-    pub fn with_heads(mut self, heads: usize) -> Self {
-        self.head.heads = heads;
-        self
-    }
-
-    /// How many virtual tokens the active adapters put before the keys and values.
-    pub fn virtual_tokens(&self) -> usize {
-        virtual_tokens(&self.stack)
-    }
-
-    /// `key` and `value` `[batch, seq, width]`, and the `mask` `[batch, 1 or queries, seq]` that is added to the
-    /// scores, with the active adapters' keys and values in front: all queries of all rows see them.
-    ///
-    /// Call it behind whatever positions do to keys, and once for a cache: when it is empty. Positions of
-    /// the text's tokens begin with [`virtual_tokens`](Self::virtual_tokens), as upstream's do.
-    pub fn add_prefix(
-        &self,
-        key: Tensor<3>,
-        value: Tensor<3>,
-        mask: Option<Tensor<3>>,
-    ) -> (Tensor<3>, Tensor<3>, Option<Tensor<3>>) {
-        if !self.is_active() {
-            return (key, value, mask);
-        }
-        let [batch, _, width] = key.dims();
-        // Keys and values side by side, so that each adapter computes them once.
-        let prefix = |entry: &Entry| {
-            let (key, value) = entry.adapter.key_value_adapter().key_value();
-            Tensor::cat(vec![key, value], 1)
+    /// What each active adapter puts in front, `[batch, tokens, d]`.
+    fn prompts(&self, batch: usize, context: &ForwardContext, device: &Device) -> Vec<Tensor<3>> {
+        let of = |entry: &Entry, rows: usize, context: &ForwardContext| {
+            let prompts = entry.adapter.prompt_adapter().prompts(rows, context);
+            let [given, tokens, width] = prompts.dims();
+            assert!(
+                given == 1 || given == rows,
+                "the adapter `{}` gave prompts for {given} rows of {rows}",
+                entry.name
+            );
+            prompts.expand([rows, tokens, width])
         };
-        let parts = in_front(&self.stack, batch, prefix);
-        let of = |from: usize, last: Tensor<3>| {
-            let parts = parts.iter().map(|part| part.clone().narrow(2, from, width));
-            Tensor::cat(parts.chain([last]).collect(), 1)
+        let Some(mixture) = self.stack.mixed() else {
+            let active = self.stack.active();
+            return active.map(|entry| of(entry, batch, context)).collect();
         };
-        let tokens = parts.iter().map(|part| part.dims()[1]).sum();
-        let mask = mask.map(|mask| {
-            let [rows, queries, _] = mask.dims();
-            let open = Tensor::zeros([rows, queries, tokens], (&mask.device(), mask.dtype()));
-            Tensor::cat(vec![open, mask], 2)
-        });
-        (of(0, key), of(width, value), mask)
+        vec![rows_of(mixture, batch).run(device, |entry, rows, index| {
+            let context = context.of_rows(rows, &index);
+            of(entry_of_rows(&self.stack, entry), rows.len(), &context)
+        })]
     }
 }
 
 /// Virtual tokens of the adapters that are used; under a mixture each row has those of one adapter.
-fn virtual_tokens(stack: &Stack) -> usize {
-    let mut tokens = stack.used().map(|entry| entry.adapter.virtual_tokens());
+pub(super) fn virtual_tokens(stack: &Stack) -> usize {
+    count(stack, AnyAdapter::virtual_tokens)
+}
+
+/// What the adapters that are used take together; under a mixture each row has one adapter.
+pub(super) fn count(stack: &Stack, of: impl Fn(&AnyAdapter) -> usize) -> usize {
+    let mut tokens = stack.used().map(|entry| of(&entry.adapter));
     match stack.mixed() {
         Some(_) => tokens.next().unwrap_or(0),
         None => tokens.sum(),
     }
 }
 
-/// What the adapters put in front of each row, `[batch, tokens, features]` each, of what each gives, `[tokens,
-/// features]`.
-fn in_front(stack: &Stack, batch: usize, of: impl Fn(&Entry) -> Tensor<2>) -> Vec<Tensor<3>> {
-    let Some(mixture) = stack.mixed() else {
-        let spread = |entry| {
-            let rows = of(entry);
-            let [tokens, width] = rows.dims();
-            rows.unsqueeze::<3>().expand([batch, tokens, width])
-        };
-        return stack.active().map(spread).collect();
-    };
+/// The adapters of a batch's rows, where adapters put virtual tokens in front.
+pub(super) fn rows_of(mixture: &Mixture, batch: usize) -> &PerRow {
     let Parts::PerRow(rows) = &mixture.parts else {
         unreachable!("`set_composition` refuses virtual tokens with weights")
     };
@@ -248,11 +232,13 @@ fn in_front(stack: &Stack, batch: usize, of: impl Fn(&Entry) -> Tensor<2>) -> Ve
         batch, count,
         "the model was told the adapters of {count} rows, and the batch has {batch}"
     );
-    let entry = |at: Option<usize>| {
-        let at = at.expect("`set_composition` refuses rows without virtual tokens among others");
-        of(&stack.entries[at])
-    };
-    vec![rows.spread(entry)]
+    rows
+}
+
+/// The adapter of some rows, where adapters put virtual tokens in front.
+pub(super) fn entry_of_rows(stack: &Stack, at: Option<usize>) -> &Entry {
+    let at = at.expect("`set_composition` refuses rows without virtual tokens among others");
+    &stack.entries[at]
 }
 
 impl<T: SiteType> Module for Site<T> {

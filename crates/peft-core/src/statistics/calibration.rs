@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use burn::tensor::Tensor;
+
 use crate::error::{Error, Result, listing};
 use crate::statistics::gradients::GradientStatistics;
 use crate::statistics::inputs::InputStatistics;
@@ -14,6 +16,8 @@ use crate::statistics::inputs::InputStatistics;
 pub struct Calibration {
     pub(crate) inputs: BTreeMap<String, InputStatistics>,
     pub(crate) gradients: BTreeMap<String, GradientStatistics>,
+    /// Keys and values side by side, by site.
+    pub(crate) key_values: BTreeMap<String, InputStatistics>,
 }
 
 impl Calibration {
@@ -40,14 +44,28 @@ impl Calibration {
         found.ok_or_else(|| unknown(param, "gradients", known))
     }
 
-    /// Upstream names of the layers with statistics of inputs, sorted.
-    pub fn layers(&self) -> impl Iterator<Item = &str> {
-        self.inputs.keys().map(String::as_str)
+    /// Keys and values of the first tokens of a text at the [`KeyValueSite`](crate::KeyValueSite) with this upstream name,
+    /// as in `encoder.layer.0.attention.self`: each `[tokens, kv_heads · head_dim]`, in the order of the text, F32, on the
+    /// model's device without autodiff.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Calibration`] if none were gathered there.
+    pub fn key_values(&self, site: &str) -> Result<(Tensor<2>, Tensor<2>)> {
+        let found = self.key_values.get(site);
+        let found = found.ok_or_else(|| {
+            let known = self.key_values.keys();
+            unknown(site, "keys and values", known)
+        })?;
+        let both = found.samples()?;
+        let width = both.dims()[1] / 2;
+        let half = |from| both.clone().narrow(1, from, width);
+        Ok((half(0), half(width)))
     }
 
-    /// Upstream names of the parameters with statistics of gradients, sorted.
-    pub fn params(&self) -> impl Iterator<Item = &str> {
-        self.gradients.keys().map(String::as_str)
+    /// Whether keys and values were gathered.
+    pub fn has_key_values(&self) -> bool {
+        !self.key_values.is_empty()
     }
 }
 

@@ -3,9 +3,12 @@
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::tensor::{Bool, Device, Tensor};
-use peft_core::KeyValueSite;
-use peft_core::nn::{AdaptedForward, ForwardContext, HiddenState, dropout_rate};
+use peft_core::nn::{
+    AdaptedForward, AttentionContext, ForwardContext, HiddenState, PrefixContext, adapted_tokens,
+    dropout_rate,
+};
 use peft_core::ops::{AttentionOptions, attention};
+use peft_core::{AttentionSite, KeyValueSite};
 
 use super::{BertConfig, BertResidual};
 
@@ -31,6 +34,8 @@ pub struct BertSelfAttention {
     pub dropout: Dropout,
     /// Where prefixes go in front of keys and values.
     pub prefix: KeyValueSite,
+    /// Where adapters act on what the heads give.
+    pub heads_site: AttentionSite,
     heads: usize,
 }
 
@@ -44,6 +49,7 @@ impl BertAttention {
                 value: config.linear(width, width, device),
                 dropout: DropoutConfig::new(config.attention_probs_dropout_prob).init(),
                 prefix: KeyValueSite::new(width).with_heads(config.num_attention_heads),
+                heads_site: AttentionSite::new(width),
                 heads: config.num_attention_heads,
             },
             output: BertResidual::new(config, width, HiddenState::AttentionOutput, device),
@@ -88,9 +94,22 @@ impl BertSelfAttention {
         };
         let query = self.query.adapted_in(x.clone(), context);
         let key = self.key.adapted_in(x.clone(), context);
-        let value = self.value.adapted_in(x, context);
+        let value = self.value.adapted_in(x.clone(), context);
+        let input = || x.clone();
+        let around = PrefixContext::new(context, &input);
         let mask = mask.map(|mask| mask.0.clone());
-        let (key, value, mask) = self.prefix.add_prefix(key, value, mask);
-        attention(query, key, value, mask, options)
+        let (key, value, mask) = self.prefix.add_prefix(key, value, mask, &around);
+        if !self.heads_site.is_active() {
+            return attention(query, key, value, mask, options);
+        }
+        let attended = attention(query.clone(), key, value, mask, options);
+        let batch = query.dims()[0];
+        let project = |tokens: Tensor<3>| {
+            let through = |layer: &Linear| adapted_tokens(layer, tokens.clone(), batch, context);
+            (through(&self.key), through(&self.value))
+        };
+        let heads = [self.heads, self.heads];
+        let around = AttentionContext::new(context, query, heads, &project);
+        self.heads_site.forward(attended, &around)
     }
 }

@@ -56,14 +56,10 @@ impl BertEmbeddings {
         first: usize,
     ) -> (Tensor<3>, ForwardContext) {
         let device = ids.device();
-        let (words, padding) = self.prompt.add_prompt(
-            self.word_embeddings.adapted_in(ids, &context),
-            context.padding(),
-        );
-        let context = context
-            .with_padding(padding)
-            .with_virtual_tokens(self.prompt.virtual_tokens())
-            .with_positions(1, (first..first + words.dims()[1]).collect::<Vec<_>>());
+        let words = self.word_embeddings.adapted_in(ids, &context);
+        let (words, context) = self.prompt.add_prompt_in(words, context);
+        let context =
+            context.with_positions(1, (first..first + words.dims()[1]).collect::<Vec<_>>());
         let last = first + words.dims()[1];
         let most = self.position_embeddings.weight.dims()[0];
         assert!(

@@ -47,9 +47,9 @@ impl BertEncoder {
     }
 
     /// How many positions the active prefixes take: the most that a layer has.
-    pub fn prefix_tokens(&self) -> usize {
+    pub fn prefix_positions(&self) -> usize {
         let layers = self.layer.iter();
-        let prefixes = layers.map(|layer| layer.attention.self_attention.prefix.virtual_tokens());
+        let prefixes = layers.map(|layer| layer.attention.self_attention.prefix.positions());
         prefixes.max().unwrap_or(0)
     }
 

@@ -3,9 +3,12 @@
 use burn::module::Module;
 use burn::nn::{Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
-use peft_core::KeyValueSite;
-use peft_core::nn::{ForwardContext, adapted_attention, adapted_norm};
+use peft_core::nn::{
+    AdaptedForward, AttentionContext, ForwardContext, PrefixContext, adapted_attention,
+    adapted_norm, adapted_tokens,
+};
 use peft_core::ops::{AttentionInputs, AttentionOptions, Rotary, Segments, rotary};
+use peft_core::{AttentionSite, KeyValueSite};
 
 use super::LlamaConfig;
 use super::cache::LayerCache;
@@ -23,6 +26,8 @@ pub struct LlamaAttention {
     pub o_proj: Linear,
     /// Where prefixes go in front of keys and values.
     pub prefix: KeyValueSite,
+    /// Where adapters act on what the heads give.
+    pub heads_site: AttentionSite,
     heads: usize,
     kv_heads: usize,
 }
@@ -50,7 +55,10 @@ impl LlamaAttention {
             k_proj: linear(width, narrow, config.qkv_bias),
             v_proj: linear(width, narrow, config.qkv_bias),
             o_proj: linear(wide, width, config.o_bias),
-            prefix: KeyValueSite::new(narrow).with_heads(config.num_key_value_heads),
+            prefix: KeyValueSite::new(narrow)
+                .with_heads(config.num_key_value_heads)
+                .with_input_width(width),
+            heads_site: AttentionSite::new(width),
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
         }
@@ -76,7 +84,8 @@ impl LlamaAttention {
             &positions.angles,
             self.kv_heads,
         );
-        let value = adapted_norm(&self.v_proj, norm, x, context);
+        let value = adapted_norm(&self.v_proj, norm, x.clone(), context);
+        let input = || norm.adapted_in(x.clone(), context);
         let mask = positions.mask.clone();
         let (key, value, mask) = match cache {
             // The prefix is in it.
@@ -85,7 +94,9 @@ impl LlamaAttention {
                 (key, value, mask)
             }
             cache => {
-                let (key, value, mask) = self.prefix.add_prefix(key, value, mask);
+                let (key, value, mask) =
+                    self.prefix
+                        .add_prefix(key, value, mask, &PrefixContext::new(context, &input));
                 if let Some(cache) = cache {
                     cache.extend(key.clone(), value.clone());
                 }
@@ -105,6 +116,18 @@ impl LlamaAttention {
             segments: positions.segments.clone(),
             options,
         };
-        adapted_attention(&self.o_proj, inputs, context)
+        if !self.heads_site.is_active() {
+            return adapted_attention(&self.o_proj, inputs, context);
+        }
+        let query = inputs.query.clone();
+        let batch = query.dims()[0];
+        let project = |tokens: Tensor<3>| {
+            let through = |layer: &Linear| adapted_tokens(layer, tokens.clone(), batch, context);
+            (through(&self.k_proj), through(&self.v_proj))
+        };
+        let heads = [self.heads, self.kv_heads];
+        let around = AttentionContext::new(context, query, heads, &project);
+        let attended = self.heads_site.forward(inputs.attention(), &around);
+        self.o_proj.adapted_in(attended, context)
     }
 }

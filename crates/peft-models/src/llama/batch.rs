@@ -1,7 +1,7 @@
 //! A batch of token sequences and their targets.
 
 use burn::tensor::{Bool, Device, Tensor, TensorData};
-use peft_core::nn::ForwardContext;
+use peft_core::nn::{ForwardContext, TaskIds};
 use peft_core::ops::Segments;
 
 /// A batch for [`Llama::loss`](super::Llama::loss): rows of equally many tokens, filled up where a text is
@@ -16,6 +16,8 @@ pub struct LmBatch {
     /// The document that each token is of, where rows hold several: each sees itself only, and counts its
     /// positions from 0. As long as `ids`.
     pub segments: Option<Vec<u32>>,
+    /// The task of each row, for adapters that have several; none where no adapter asks.
+    pub tasks: Option<TaskIds>,
     /// True where a token only fills up its row; as long as `ids`, or empty where there is none.
     pub padding: Vec<bool>,
     /// Number of rows.
@@ -48,7 +50,11 @@ impl LmBatch {
             let data = TensorData::new(self.padding.clone(), [self.rows, self.length]);
             Tensor::<2, Bool>::from_data(data, device)
         });
-        ForwardContext::new().with_padding(padding)
+        let context = ForwardContext::new().with_padding(padding);
+        match &self.tasks {
+            Some(tasks) => context.with_tasks(tasks.clone()),
+            None => context,
+        }
     }
 
     /// # Panics
@@ -76,12 +82,15 @@ impl LmBatch {
         }
     }
 
-    /// Positions of all tokens, row after row, with `prompt` virtual tokens in front of each row.
-    pub(super) fn positions(&self, prompt: usize) -> Vec<usize> {
+    /// Positions of all tokens, row after row, with `prompt` virtual tokens in front of each row. Padding before the
+    /// text does not count if `follows`: the text follows virtual tokens.
+    pub(super) fn positions(&self, prompt: usize, follows: bool) -> Vec<usize> {
+        let skips = follows && !self.padding.is_empty();
         let mut positions = Vec::with_capacity(self.rows * (prompt + self.length));
         for row in 0..self.rows {
             positions.extend(0..prompt);
             let mut next = prompt;
+            let mut before = skips;
             for at in row * self.length..(row + 1) * self.length {
                 if let Some(segments) = &self.segments
                     && at > row * self.length
@@ -90,7 +99,8 @@ impl LmBatch {
                     next = prompt;
                 }
                 positions.push(next);
-                next += 1;
+                before = before && self.padding[at];
+                next += usize::from(!before);
             }
         }
         positions

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use peft_core::calibration::Calibration;
 use peft_core::nn::{AdaptedForward, ForwardContext, adapted_cross_entropy};
 use peft_core::ops::Rotary;
 use peft_core::{KeyMapping, PromptSite, TiedHead};
@@ -37,7 +38,7 @@ const RENAMES: &[(&str, &str)] = &[("tied_head", "lm_head")];
 /// A causal language model: token ids to logits of what follows each.
 ///
 /// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`], and in
-/// every layer [`LlamaAttention::prefix`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
+/// every layer [`LlamaAttention::prefix`], [`LlamaAttention::heads_site`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
 ///
 /// Weights may be quantized ([`quantize::QuantizedModule::pack_weights`](peft_core::quantize::QuantizedModule::pack_weights), or while loading:
 /// [`LlamaLoader::with_quantizer`]): QLoRA is LoRA on such a model.
@@ -116,7 +117,8 @@ impl Llama {
     ///
     /// `padding`, `[batch, seq]`, is true where a token only fills up its row, at the end or the beginning;
     /// such positions are attended by none. As upstream without `position_ids`, positions count from the
-    /// row's beginning.
+    /// row's beginning. Where adapters have virtual tokens, padding at the beginning does not count: the text follows
+    /// them as it does without padding. `padding` is read from the device then.
     ///
     /// # Panics
     ///
@@ -133,17 +135,41 @@ impl Llama {
     /// As `forward`.
     pub fn forward_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> Tensor<3> {
         let [rows, length] = ids.dims();
+        let places = self.places(length, context.padding());
         let (x, context) = self.embed(ids, context);
         let count = x.dims()[1];
         let padding = context.padding();
         let mask = padding.map(|padding| hidden(padding.reshape([rows, 1, count])));
-        let prefix = self.prefix_tokens();
-        let positions = (prefix..prefix + count).collect();
-        let positions = self.positions((positions, 1), mask, context, &x.device());
+        let positions = self.positions(places, mask, context, &x.device());
         debug_assert_eq!(count, length + self.model.prompt.virtual_tokens());
         let x = self.through_layers(x, &positions);
         let context = &positions.context;
         self.logits(self.model.norm.adapted_in(x, context), context)
+    }
+
+    /// The keys and values of a text in every layer, of the model without its adapters: what a prefix or a cartridge may
+    /// start from. `ids` are the text's tokens, special ones included.
+    ///
+    /// ```no_run
+    /// # use peft_core::{calibration::Calibrate as _, method::Method};
+    /// # fn f(llama: &peft_models::Llama, ids: &[u32], cartridge: &dyn Method) -> peft_core::Result<()> {
+    /// let text = llama.key_values(ids)?;
+    /// let model = llama.attach_with("mine", cartridge, &text)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Calibration`](peft_core::Error::Calibration) if there is no token, or if keys or values are not finite;
+    /// [`Error::Merged`](peft_core::Error::Merged).
+    ///
+    /// # Panics
+    ///
+    /// If there are more tokens than `max_position_embeddings`, or one that the model does not know.
+    pub fn key_values(&self, ids: &[u32]) -> peft_core::Result<Calibration> {
+        crate::key_values::of_text(self, ids, |model, ids| {
+            model.next_logits(ids, &mut model.cache());
+        })
     }
 
     /// An empty cache.
@@ -158,8 +184,25 @@ impl Llama {
     ///
     /// If there are more positions than `max_position_embeddings`.
     pub fn next_logits(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
+        self.next_logits_in(ids, ForwardContext::new(), cache)
+    }
+
+    /// As [`next_logits`](Self::next_logits), with what adapters find in the context: the tasks of the rows, say. It is the
+    /// same for each piece of a text. Padding is not known here.
+    ///
+    /// # Panics
+    ///
+    /// As `next_logits`.
+    pub fn next_logits_in(
+        &self,
+        ids: Tensor<2, Int>,
+        context: ForwardContext,
+        cache: &mut KvCache,
+    ) -> Tensor<2> {
         let rows = ids.dims()[0];
-        let context = ForwardContext::new().with_memory(&cache.memory);
+        let context = context
+            .with_cached_tokens(cache.length)
+            .with_memory(&cache.memory);
         let (mut x, context) = if cache.is_empty() {
             self.embed(ids, context)
         } else {
@@ -168,7 +211,7 @@ impl Llama {
         };
         let count = x.dims()[1];
         let first = if cache.is_empty() {
-            self.prefix_tokens()
+            self.prefix_positions()
         } else {
             cache.length
         };
@@ -207,8 +250,9 @@ impl Llama {
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
         let (x, context) = self.embed(ids, batch.context(&device));
         let prompt = self.model.prompt.virtual_tokens();
-        let prefix = self.prefix_tokens();
-        let positions = batch.positions(prompt).into_iter();
+        let prefix = self.prefix_positions();
+        let positions = batch.positions(prompt, self.begins_with_virtual_tokens());
+        let positions = positions.into_iter();
         let positions = positions.map(|position| prefix + position).collect();
         let segments = batch.visible();
         let context = context.with_segments(segments.clone());
@@ -222,24 +266,48 @@ impl Llama {
     /// How many positions the active adapters take: virtual tokens in front of the text, or in front of its
     /// keys and values.
     pub fn virtual_tokens(&self) -> usize {
-        self.model.prompt.virtual_tokens() + self.prefix_tokens()
+        self.model.prompt.virtual_tokens() + self.prefix_positions()
     }
 
     /// How many of those have keys and values only: the most that a layer has.
-    fn prefix_tokens(&self) -> usize {
+    fn prefix_positions(&self) -> usize {
         let layers = self.model.layers.iter();
-        let prefixes = layers.map(|layer| layer.self_attn.prefix.virtual_tokens());
+        let prefixes = layers.map(|layer| layer.self_attn.prefix.positions());
         prefixes.max().unwrap_or(0)
+    }
+
+    /// Whether virtual tokens are in front of the text, or of its keys and values, whether they take positions or not.
+    fn begins_with_virtual_tokens(&self) -> bool {
+        let layers = &mut self.model.layers.iter();
+        self.model.prompt.is_active()
+            || layers.any(|layer| layer.self_attn.prefix.virtual_tokens() > 0)
     }
 
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
         let words = self.model.embed_tokens.adapted_in(ids, &context);
-        let prompt = &self.model.prompt;
-        let (x, padding) = prompt.add_prompt(words, context.padding());
-        let context = context
-            .with_padding(padding)
-            .with_virtual_tokens(prompt.virtual_tokens());
-        (x, context)
+        self.model.prompt.add_prompt_in(words, context)
+    }
+
+    /// Positions of virtual tokens and `length` tokens, and of how many rows they are: of one where all have the same.
+    fn places(&self, length: usize, padding: Option<Tensor<2, Bool>>) -> (Vec<usize>, usize) {
+        let (prompt, prefix) = (self.model.prompt.virtual_tokens(), self.prefix_positions());
+        let same = || ((prefix..prefix + prompt + length).collect(), 1);
+        // Without virtual tokens it is the distances that matter, and padding shifts all of a row.
+        let Some(padding) = padding.filter(|_| self.begins_with_virtual_tokens()) else {
+            return same();
+        };
+        let padding: Vec<bool> = padding.into_data().iter().collect();
+        let rows = padding.chunks(length.max(1));
+        if rows.clone().all(|row| !row.starts_with(&[true])) {
+            return same();
+        }
+        let count = rows.len();
+        let positions = rows.flat_map(|row| {
+            let first = row.iter().take_while(|padded| **padded).count();
+            let text = (0..length).map(move |at| prefix + prompt + at.saturating_sub(first));
+            (prefix..prefix + prompt).chain(text)
+        });
+        (positions.collect(), count)
     }
 
     /// `positions` are those of `rows` rows.

@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use super::compare::farthest;
-use super::{Problem, Tensors};
+use super::{Problem, Tensors, composed};
 
 /// Tensors and metadata of a file that says what upstream computes.
 pub(super) fn read(path: &Path) -> Result<(Tensors, BTreeMap<String, String>), Problem> {
@@ -42,27 +42,41 @@ pub(super) fn read(path: &Path) -> Result<(Tensors, BTreeMap<String, String>), P
 pub(super) fn as_trained<M: PeftModule>(
     base: &M,
     case: &Path,
+    name: &str,
     methods: &[&MethodInfo],
 ) -> Result<Option<M>, Problem> {
     let path = case.join("encoder.safetensors");
     if !path.exists() {
         return Ok(None);
     }
-    let (encoder, _) = read(&path)?;
+    let (mut encoder, _) = read(&path)?;
     let config = checkpoint::read_config(case)?;
     let info = methods
         .iter()
         .find(|info| config["peft_type"] == info.peft_type);
-    // Of one tensor it is what the checkpoint holds.
-    let Some(info) = info.filter(|_| encoder.len() > 1) else {
+    let Some(info) = info else {
         return Ok(None);
     };
     let method = (info.parse)(&config)?;
-    let fresh = base.attach("golden", method.as_ref())?;
-    Ok(Some(fresh.with_adapter_tensors("golden", encoder)?))
+    let fresh = base.attach(name, method.as_ref())?;
+    let own = fresh.adapter_tensors(name)?;
+    // Otherwise what is trained is what the checkpoint holds.
+    if !encoder.keys().all(|key| own.contains_key(key)) {
+        return Ok(None);
+    }
+    // A head that is saved beside it.
+    let (stored, _) = read(&case.join(checkpoint::MODEL_FILE))?;
+    let others = stored.into_iter().filter(|(key, _)| own.contains_key(key));
+    encoder.extend(others);
+    Ok(Some(fresh.with_adapter_tensors(name, encoder)?))
 }
 
-/// The checkpoint, set to compute gradients as upstream does where those are not what they should be.
+/// Cases whose configuration lacks a field, because upstream forgets to write it: what upstream computed with is the value
+/// here, and what upstream computes with when it loads the folder is another.
+pub const SAYS_LESS: &[(&str, &str, bool)] = &[("direft", "subtract_projection", false)];
+
+/// The checkpoint, set to compute gradients as upstream does where those are not what they should be, and with what
+/// upstream forgets to write.
 pub(super) fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Problem> {
     let problem = Problem::new(case);
     let dir = tempfile::tempdir().map_err(|error| problem(&error))?;
@@ -71,11 +85,18 @@ pub(super) fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Probl
         fs::copy(file.path(), dir.path().join(file.file_name()))
             .map_err(|error| problem(&error))?;
     }
-    if peft_type(case) == "C3A" {
+    let missing = match peft_type(case).as_str() {
+        "C3A" => Some(("upstream_gradient", true)),
+        _ => SAYS_LESS
+            .iter()
+            .find(|(known, ..)| *known == name(case))
+            .map(|(_, field, value)| (*field, *value)),
+    };
+    if let Some((field, value)) = missing {
         let path = dir.path().join(checkpoint::CONFIG_FILE);
         let mut config = checkpoint::read_config(dir.path())?;
         if let Some(fields) = config.as_object_mut() {
-            fields.insert("upstream_gradient".into(), true.into());
+            fields.insert(field.into(), value.into());
         }
         peft_core::files::write(&path, config.to_string()).map_err(|error| problem(&error))?;
     }
@@ -122,9 +143,34 @@ pub(super) fn name(case: &Path) -> &str {
         .unwrap_or("")
 }
 
-/// The `peft_type` of a case's checkpoint, empty where it has none.
+/// The name that a case's adapter gets: its own, which is part of the keys of AdapterHub's files.
+pub(super) fn adapter_name(case: &Path) -> String {
+    let config = checkpoint::read_config(case).unwrap_or_default();
+    config["name"].as_str().unwrap_or("golden").to_string()
+}
+
+/// Whether a folder is a case: of one adapter, or of several in its sub-folders.
+pub fn is_case(folder: &Path) -> bool {
+    folder.join(checkpoint::CONFIG_FILE).exists() || composed::is_composed(folder)
+}
+
+/// The `peft_type` of a case's checkpoint. For a checkpoint of AdapterHub's, its `architecture`, which is
+/// `bottleneck` where the file says none; the composition for a case of several adapters; empty where there is no
+/// checkpoint.
 pub fn peft_type(case: &Path) -> String {
+    if composed::is_composed(case) {
+        return name(case).to_string();
+    }
     let text = fs::read_to_string(case.join(checkpoint::CONFIG_FILE)).unwrap_or_default();
     let config: Value = serde_json::from_str(&text).unwrap_or_default();
-    config["peft_type"].as_str().unwrap_or_default().to_string()
+    let architecture = match &config["config"] {
+        Value::Object(fields) => fields
+            .get("architecture")
+            .map_or("bottleneck", |value| value.as_str().unwrap_or("bottleneck")),
+        _ => "",
+    };
+    config["peft_type"]
+        .as_str()
+        .unwrap_or(architecture)
+        .to_string()
 }

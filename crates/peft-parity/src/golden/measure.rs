@@ -4,15 +4,17 @@ use std::fs;
 use std::path::Path;
 
 use burn::module::{ModuleMapper, Param};
-use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
-use peft_core::PeftModule;
+use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use peft_core::method::MethodInfo;
+use peft_core::nn::{ForwardContext, TaskIds};
 use peft_core::state::AdapterState as _;
-use peft_models::{Bert, Llama};
+use peft_core::{PeftModule, checkpoint};
+use peft_models::{Bert, BertClassifier, Llama};
 use serde_json::Value;
 
-use super::case::{as_trained, expected_of_merged, read, upstream_gradients};
+use super::case::{adapter_name, as_trained, expected_of_merged, read, upstream_gradients};
 use super::compare::{farthest, farthest_of_gradients, worst};
+use super::composed::{self, is_composed};
 use super::rounding::{DRAWS, LastBit};
 use super::{Measured, Problem, Rounding, Tensors, shared, tolerance};
 
@@ -58,23 +60,27 @@ pub fn measure(
     let problem = Problem::new(&path);
     let text = fs::read_to_string(&path).map_err(|error| problem(&error))?;
     let config: Value = serde_json::from_str(&text).map_err(|error| problem(&error))?;
-    // Hidden states and logits of tokens are measured; a classifier's are another model's.
-    if let Some(head) = config["architectures"][0].as_str()
-        && head.contains("Classification")
-    {
-        return Err(Problem::Unsupported(format!("a base that is a {head}")));
+    let autodiff = device.clone().autodiff();
+    match config["architectures"][0].as_str() {
+        Some("BertForSequenceClassification") => {
+            let bert = BertClassifier::load(base, &autodiff).map_err(|error| problem(&error))?;
+            let run = |bert: &BertClassifier, ids, context| bert.forward_in(ids, context);
+            return measure_model(&bert, "bert_seq_cls", run, case, methods, device);
+        }
+        Some(head) if head.contains("Classification") => {
+            return Err(Problem::Unsupported(format!("a base that is a {head}")));
+        }
+        _ => {}
     }
     match config["model_type"].as_str() {
         Some("bert") => {
-            let autodiff = device.clone().autodiff();
             let bert = Bert::load(base, &autodiff).map_err(|error| problem(&error))?;
-            let run = |bert: &Bert, ids, padding| bert.forward(ids, Some(padding)).hidden;
+            let run = |bert: &Bert, ids, context| bert.forward_in(ids, context).hidden;
             measure_model(&bert, "bert", run, case, methods, device)
         }
         Some("llama" | "mistral" | "qwen2") => {
-            let autodiff = device.clone().autodiff();
             let llama = Llama::load(base, &autodiff).map_err(|error| problem(&error))?;
-            let run = |llama: &Llama, ids, padding| llama.forward(ids, Some(padding));
+            let run = |llama: &Llama, ids, context| llama.forward_in(ids, context);
             measure_model(&llama, "llama", run, case, methods, device)
         }
         other => Err(Problem::Unsupported(format!(
@@ -84,20 +90,43 @@ pub fn measure(
     }
 }
 
+/// The tensors of an adapter under the keys of its file.
+fn tensors<M: PeftModule>(model: &M, name: &str) -> Result<Tensors, Problem> {
+    let config = model.adapter_config(name)?;
+    if !config["config"].is_object() {
+        return Ok(model.adapter_tensors(name)?);
+    }
+    // In memory they have Hugging Face PEFT's keys; a file in AdapterHub's layout has its own.
+    let failed = |error: &dyn std::fmt::Display| Problem::Failed(error.to_string());
+    let dir = tempfile::tempdir().map_err(|error| failed(&error))?;
+    model.save_adapter(name, dir.path())?;
+    Ok(read(&dir.path().join(checkpoint::ADAPTERHUB_FILE))?.0)
+}
+
 /// A loaded case, and what goes into it.
 struct Loaded<'a, M, F> {
     model: M,
+    /// The adapter's name.
+    name: String,
     forward: F,
     device: &'a Device,
     ids: TensorData,
     mask: TensorData,
+    tasks: Option<TaskIds>,
 }
 
-impl<M: PeftModule, F: Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>> Loaded<'_, M, F> {
-    fn run(&self, model: &M, device: &Device) -> Tensor<3> {
+impl<const D: usize, M: PeftModule, F: Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<D>>
+    Loaded<'_, M, F>
+{
+    fn run(&self, model: &M, device: &Device) -> Tensor<D> {
         let ids = Tensor::<2, Int>::from_data(self.ids.clone(), device);
         let mask = Tensor::<2, Int>::from_data(self.mask.clone(), device);
-        (self.forward)(model, ids, mask.equal_elem(0))
+        let context = ForwardContext::new().with_padding(Some(mask.equal_elem(0)));
+        let context = match &self.tasks {
+            Some(tasks) => context.with_tasks(tasks.clone()),
+            None => context,
+        };
+        (self.forward)(model, ids, context)
     }
 
     fn output(&self, model: &M) -> TensorData {
@@ -113,7 +142,7 @@ impl<M: PeftModule, F: Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>> Loa
             inside: 0,
         };
         let model = model.clone().map(&mut mapper);
-        Ok(model.adapter_tensors("golden")?)
+        tensors(&model, &self.name)
     }
 
     fn rounding(&self, theirs: Option<&Tensors>) -> Result<Rounding, Problem> {
@@ -137,56 +166,97 @@ impl<M: PeftModule, F: Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>> Loa
     }
 }
 
-fn measure_model<M: PeftModule>(
+/// What a case holds besides its checkpoint.
+struct Values {
+    io: Tensors,
+    /// Elements that upstream trains; unknown of several adapters.
+    trainable: Option<usize>,
+    grads: Option<Tensors>,
+}
+
+impl Values {
+    fn read(case: &Path) -> Result<Self, Problem> {
+        let problem = Problem::new(case);
+        let (io, metadata) = read(&case.join("io.safetensors"))?;
+        let trainable = metadata.get("trainable").and_then(|text| text.parse().ok());
+        if trainable.is_none() && !is_composed(case) {
+            return Err(problem(&"io.safetensors says no `trainable`"));
+        }
+        let path = case.join("grads.safetensors");
+        let grads = path.exists().then(|| read(&path)).transpose()?;
+        Ok(Self {
+            io,
+            trainable,
+            grads: grads.map(|(tensors, _)| tensors),
+        })
+    }
+
+    fn known(&self, case: &Path, key: &str) -> Result<TensorData, Problem> {
+        let missing = || Problem::new(case)(&format!("io.safetensors has no `{key}`"));
+        self.io.get(key).cloned().ok_or_else(missing)
+    }
+}
+
+fn measure_model<M: PeftModule, const D: usize>(
     base: &M,
     kind: &str,
-    forward: impl Fn(&M, Tensor<2, Int>, Tensor<2, Bool>) -> Tensor<3>,
+    forward: impl Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<D>,
     case: &Path,
     methods: &[&MethodInfo],
     device: &Device,
 ) -> Result<Measured, Problem> {
-    let problem = Problem::new(case);
-    let dir = upstream_gradients(case)?;
-    let (io, metadata) = read(&case.join("io.safetensors"))?;
-    let expected = metadata.get("trainable").and_then(|text| text.parse().ok());
-    let expected: usize = expected.ok_or_else(|| problem(&"io.safetensors says no `trainable`"))?;
-    let known = |key: &str| {
-        let missing = || problem(&format!("io.safetensors has no `{key}`"));
-        io.get(key).cloned().ok_or_else(missing)
-    };
+    let values = Values::read(case)?;
     let mut loaded = Loaded {
-        model: base.load_adapter("golden", dir.path(), methods)?,
+        model: base.clone(),
+        name: adapter_name(case),
         forward,
         device,
-        ids: known("input_ids")?,
-        mask: known("attention_mask")?,
+        ids: values.known(case, "input_ids")?,
+        mask: values.known(case, "attention_mask")?,
+        tasks: values.io.get("task_ids").map(|ids| {
+            let ids: Vec<usize> = ids.iter::<u64>().map(|id| id as usize).collect();
+            TaskIds::new(ids)
+        }),
     };
-    let unmerged = known("output")?;
+    let unmerged = values.known(case, "output")?;
+    if is_composed(case) {
+        loaded.model = composed::load(base, case, methods)?;
+        return Ok(Measured {
+            output: farthest(&loaded.output(&loaded.model), &unmerged, "output")?,
+            merged: None,
+            gradients: None,
+            trainable: loaded.model.counts().trainable,
+            expected: values.trainable,
+            rounding: None,
+        });
+    }
+    let dir = upstream_gradients(case)?;
+    loaded.model = base.load_adapter(&loaded.name, dir.path(), methods)?;
     let mut output = farthest(&loaded.output(&loaded.model), &unmerged, "output")?;
-    if let Some(model) = as_trained(base, dir.path(), methods)? {
+    if let Some(model) = as_trained(base, dir.path(), &loaded.name, methods)? {
         let trained = farthest(&loaded.output(&model), &unmerged, "output as trained")?;
         output = worst([output, trained]);
         loaded.model = model;
     }
-    let adapter = loaded.model.adapter_tensors("golden")?;
+    let adapter = tensors(&loaded.model, &loaded.name)?;
     let twice = shared::counted_twice(&adapter);
     let mut measured = Measured {
         output,
         merged: None,
         gradients: None,
         trainable: loaded.model.counts().trainable,
-        expected: expected.saturating_sub(twice),
+        expected: values.trainable.map(|count| count.saturating_sub(twice)),
         rounding: None,
     };
-    if let Some(merged) = io.get("merged") {
+    if let Some(merged) = values.io.get("merged") {
         let plain = loaded.model.valid().merge_and_unload()?;
         let output = loaded.run(&plain, device).into_data();
         let expected = expected_of_merged(case, kind, [merged, &unmerged])?;
         measured.merged = Some(farthest(&output, expected, "merged output")?);
     }
-    let path = case.join("grads.safetensors");
-    let theirs = path.exists().then(|| read(&path)).transpose()?;
-    let theirs = theirs.map(|(tensors, _)| shared::summed(tensors, &adapter));
+    let theirs = values
+        .grads
+        .map(|tensors| shared::summed(tensors, &adapter));
     if let Some(theirs) = &theirs {
         let ours = loaded.gradients(&loaded.model)?;
         measured.gradients = Some(farthest_of_gradients(&ours, theirs, theirs)?);

@@ -1,17 +1,24 @@
 //! Upstream's checkpoints and the values that upstream computes from them.
 //!
 //! A case is a folder with a checkpoint as upstream writes it, and beside it `io.safetensors`
-//! (`input_ids`, `attention_mask`, `output`, where upstream can merge `merged`; metadata
-//! `trainable`) and, where upstream's gradients are known, `grads.safetensors`: those of
+//! (`input_ids`, `attention_mask`, `output`, where the rows have tasks `task_ids`, where upstream can merge `merged`;
+//! metadata `trainable`) and, where upstream's gradients are known, `grads.safetensors`: those of
 //! mean(output²), by checkpoint key. Where upstream trains an encoder and stores what that computes,
 //! `encoder.safetensors` holds the encoder, and the gradients are those of its parameters.
+//!
+//! A case of several adapters is a folder with `io.safetensors` and one sub-folder for each checkpoint. Its name says how
+//! they are composed: `composition_stack`, `composition_average` (weights 0.3 and 0.7), `composition_fuse`. No
+//! `trainable` is needed there. An average is computed as `adapters` 1.3 does, which divides the weighted mean of n adapters by n
+//! once more; [`Composition::Weighted`](peft_core::Composition::Weighted) does not.
 
 mod case;
 mod compare;
+mod composed;
 mod measure;
 mod rounding;
 mod shared;
 mod tolerance;
+mod upstream_average;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,7 +26,7 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use peft_core::method::MethodInfo;
 
-pub use case::{UPSTREAM_MERGES_WRONG, peft_type};
+pub use case::{SAYS_LESS, UPSTREAM_MERGES_WRONG, is_case, peft_type};
 pub use measure::measure;
 pub use rounding::Rounding;
 pub use tolerance::{EXCUSED_BY_ROUNDING, MOST_EXCUSED, ROUNDINGS, Tolerance, tolerance};
@@ -37,8 +44,8 @@ pub struct Measured {
     pub gradients: Option<f32>,
     /// Elements that are trained here.
     pub trainable: usize,
-    /// Elements that upstream trains.
-    pub expected: usize,
+    /// Elements that upstream trains; not known of several adapters.
+    pub expected: Option<usize>,
     /// What rounding does to this case; measured where something is beyond [`tolerance()`].
     pub rounding: Option<Rounding>,
 }

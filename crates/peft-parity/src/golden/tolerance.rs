@@ -55,7 +55,8 @@ impl Measured {
         let output = allowed(tolerance.output, |all| all.output);
         let gradients = allowed(tolerance.gradients, |all| all.gradients);
         let outputs = [Some(self.output), self.merged];
-        self.trainable == self.expected
+        self.expected
+            .is_none_or(|expected| expected == self.trainable)
             && outputs
                 .into_iter()
                 .flatten()
@@ -77,7 +78,7 @@ mod tests {
             merged: None,
             gradients: Some(gradients),
             trainable: 1,
-            expected: 1,
+            expected: Some(1),
             rounding: rounding.map(|rounding| Rounding {
                 output: rounding,
                 gradients: rounding,

@@ -1,5 +1,5 @@
-//! Bottleneck adapters against AdapterHub's `adapters` 1.3, IA³ against Hugging Face PEFT 0.21.2: their checkpoints and
-//! outputs, and for IA³ merged outputs and gradients.
+//! Bottleneck adapters and ReFT against AdapterHub's `adapters` 1.3, IA³, RoAd and BEFT against Hugging Face PEFT 0.21.2:
+//! their checkpoints, outputs and gradients, and for the latter three merged outputs.
 
 use std::path::Path;
 
@@ -11,10 +11,17 @@ use peft_parity::golden;
 use crate::{BERT, LLAMA};
 
 const CASES: &str = "../peft-additive/tests/golden";
+/// The base of the Llama of `generate_hf_more.py`.
+const MORE_LLAMA: &str = "../peft-reparameterization/tests/golden/llama_tied/base";
 
 #[test]
 fn checkpoints_compute_what_upstream_computes() {
-    let cases = ["seq_bn", "double_seq_bn"];
+    let cases = [
+        "seq_bn",
+        "double_seq_bn",
+        "composition_stack",
+        "composition_average",
+    ];
     golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
 }
 
@@ -26,10 +33,32 @@ fn ia3_is_upstreams_with_scaled_biases_and_without_biases() {
 }
 
 #[test]
+fn road_is_upstreams_in_all_variants() {
+    let cases = ["road", "road_2", "road_4"];
+    golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
+    let cases = Path::new(CASES).join("llama");
+    golden::check(Path::new(LLAMA), &cases, &["road"], METHODS);
+}
+
+#[test]
+fn beft_is_upstreams_with_and_without_biases() {
+    let cases = Path::new(CASES).join("bert_more");
+    golden::check(&cases.join("base"), &cases, &["beft"], METHODS);
+    let cases = Path::new(CASES).join("llama_more");
+    golden::check(Path::new(MORE_LLAMA), &cases, &["beft"], METHODS);
+}
+
+#[test]
+fn reft_is_upstreams() {
+    let cases = ["loreft", "noreft", "direft"];
+    golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
+}
+
+#[test]
 fn what_is_written_has_upstreams_names_and_fields() {
     let (_, device) = &peft_core::device::cpu_devices()[0];
     let base = Bert::load(BERT, device).unwrap();
-    for case in ["seq_bn", "double_seq_bn"] {
+    for case in ["seq_bn", "double_seq_bn", "loreft", "noreft", "direft"] {
         let case = Path::new(CASES).join(case);
         let name = case.file_name().unwrap().to_str().unwrap();
         let model = base.load_adapter(name, &case, METHODS).unwrap();

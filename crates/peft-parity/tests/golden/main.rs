@@ -12,4 +12,6 @@ mod task_heads;
 
 /// Paths from this crate, which is where cargo runs its tests.
 const BERT: &str = "../peft-models/tests/golden/bert/base";
+/// The table is the head, too.
+const LLAMA_TIED: &str = "../peft-reparameterization/tests/golden/llama_tied/base";
 const LLAMA: &str = "../peft-models/tests/golden/llama/base";

@@ -239,6 +239,7 @@ impl Dataset {
             ids,
             targets,
             segments: shared.then_some(segments),
+            tasks: None,
             padding,
             rows: rows.len(),
             length,

@@ -1,0 +1,66 @@
+//! Cases of several adapters that act together, one in each sub-folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use peft_core::method::MethodInfo;
+use peft_core::{Composition, PeftModule, checkpoint};
+
+use super::case::{name, read};
+use super::{Problem, upstream_average};
+
+/// AdapterHub's file for what its fusion layers are.
+const FUSION_CONFIG: &str = "adapter_fusion_config.json";
+
+/// The weights of `composition_average`, as the script that writes the cases has them: no file of AdapterHub's holds
+/// any.
+const AVERAGE: [f64; 2] = [0.3, 0.7];
+
+/// The sub-folders with a checkpoint, in alphabetic order.
+fn parts(case: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(case).into_iter().flatten().flatten();
+    let mut parts: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join(checkpoint::CONFIG_FILE).exists())
+        .collect();
+    parts.sort();
+    parts
+}
+
+/// Whether a folder is a case of several adapters: values of outputs beside folders with checkpoints.
+pub(super) fn is_composed(folder: &Path) -> bool {
+    folder.join("io.safetensors").exists()
+        && !folder.join(checkpoint::CONFIG_FILE).exists()
+        && !parts(folder).is_empty()
+}
+
+/// The model with a case's adapters, composed as the case's name says.
+pub(super) fn load<M: PeftModule>(
+    base: &M,
+    case: &Path,
+    methods: &[&MethodInfo],
+) -> Result<M, Problem> {
+    let problem = Problem::new(case);
+    let (mut model, mut names, mut keys) = (base.clone(), Vec::new(), Vec::new());
+    for part in parts(case) {
+        model = model.load_adapter(name(&part), &part, methods)?;
+        keys.extend(read(&part.join(checkpoint::ADAPTERHUB_FILE))?.0.into_keys());
+        names.push(name(&part).to_string());
+    }
+    match name(case) {
+        "composition_stack" => Ok(model.set_composition(&Composition::Stack(names))?),
+        "composition_average" if names.len() == AVERAGE.len() => {
+            upstream_average::compose(&model, &names, &AVERAGE, &keys)
+        }
+        "composition_average" => {
+            let weights = AVERAGE.len();
+            Err(problem(&format!("an average has {weights} adapters here")))
+        }
+        "composition_fuse" => {
+            let fusion = case.join("fusion").join(FUSION_CONFIG);
+            let fusion = fusion.display();
+            Err(Problem::Unsupported(format!("AdapterFusion ({fusion})")))
+        }
+        other => Err(Problem::Unsupported(format!("composition `{other}`"))),
+    }
+}
