@@ -3,7 +3,6 @@
 mod adapterhub;
 mod beft;
 mod bottleneck;
-mod bottleneck_state;
 mod ia3;
 mod ladder;
 mod reft;
@@ -12,8 +11,12 @@ mod road;
 use peft_core::method::MethodInfo;
 
 pub use beft::{BEFT, Beft, BeftConfig, BeftOutput};
-pub use bottleneck::{BottleneckConfig, HOULSBY, PFEIFFER};
-pub use bottleneck_state::{Activation, Bottleneck};
+pub use bottleneck::{
+    ADAPTER_PLUS, Activation, Bottleneck, BottleneckConfig, BottleneckInit, COMPACTER,
+    COMPACTER_PLUS_PLUS, Coupling, Dense, Factors, HOULSBY, HypercomplexInit, Invertible,
+    InvertibleKind, Norm, PARALLEL, PFEIFFER, Phm, Placement, Projection, ReductionFactor,
+    Residual, ResidualBeforeLn, RuleInit, Scaling, Seen,
+};
 pub use ia3::{IA3, Ia3, Ia3Config};
 pub use ladder::{LST, LstConfig, LstInit, Rung, SideBlock, SideInput, SideOutput};
 pub use reft::{DIREFT, LOREFT, NOREFT, OrthogonalProjection, Reft, ReftConfig, ReftUnit};
@@ -21,5 +24,17 @@ pub use road::{ROAD, Road, RoadConfig, RoadVariant};
 
 /// The methods of this crate.
 pub const METHODS: &[&MethodInfo] = &[
-    &HOULSBY, &PFEIFFER, &IA3, &ROAD, &BEFT, &LOREFT, &NOREFT, &DIREFT, &LST,
+    &HOULSBY,
+    &PFEIFFER,
+    &PARALLEL,
+    &ADAPTER_PLUS,
+    &COMPACTER,
+    &COMPACTER_PLUS_PLUS,
+    &IA3,
+    &ROAD,
+    &BEFT,
+    &LOREFT,
+    &NOREFT,
+    &DIREFT,
+    &LST,
 ];

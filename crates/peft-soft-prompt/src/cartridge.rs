@@ -81,7 +81,7 @@ impl KeyValueAdapter for Cartridge {
 /// standard deviation 1.
 #[method_config(
     CARTRIDGE, peft_type = "CARTRIDGE", title = "Cartridge", family = SoftPrompt, new(num_virtual_tokens),
-    reference = "Eyuboglu et al. 2025, Cartridges: Lightweight and general-purpose long context representations via self-study, section 4"
+    reference = "Eyuboglu et al. 2025, Cartridges: Lightweight and general-purpose long context representations via self-study, section 3"
 )]
 pub struct CartridgeConfig {
     /// How many virtual tokens. At least 1; each takes one of the model's positions. Without

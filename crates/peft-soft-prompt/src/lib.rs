@@ -6,12 +6,15 @@ mod cartridge;
 mod cpt;
 mod intrinsic_prompt;
 mod key_value;
+mod late_prompt;
 mod lookup;
 mod multitask_prompt_tuning;
 mod p_tuning;
 mod prefix_encoder;
 mod prefix_tuning;
+mod prompt_adapterhub;
 mod prompt_encoder;
+mod prompt_layouts;
 mod prompt_tuning;
 mod start;
 mod trained_prompt;
@@ -27,6 +30,10 @@ pub use intrinsic_prompt::{
     FitConfig, INTRINSIC_PROMPT, IntrinsicPrompt, IntrinsicPromptConfig, PromptAutoencoder,
     PromptDecoder,
 };
+pub use late_prompt::{
+    LATE_PROMPT_TUNING, LatePrompt, LatePromptConfig, NpgToken, PromptGenerator,
+    PromptGeneratorType,
+};
 pub use lookup::{NearToken, Nearness, PromptLookup};
 pub use multitask_prompt_tuning::{
     MULTITASK_PROMPT_TUNING, MultitaskPromptInit, MultitaskPromptTuningConfig, MultitaskSource,
@@ -35,6 +42,7 @@ pub use multitask_prompt_tuning::{
 pub use p_tuning::{EncodedPrompt, EncoderType, P_TUNING, PromptEncoderConfig};
 pub use prefix_encoder::{PrefixActivation, PrefixEncoder};
 pub use prefix_tuning::{PREFIX_TUNING, Prefix, PrefixForm, PrefixInit, PrefixTuningConfig};
+pub use prompt_adapterhub::AdapterHubPrompt;
 pub use prompt_encoder::{BiLstmLayer, LstmDirection, MlpLayer, PromptEncoder};
 pub use prompt_tuning::{PROMPT_TUNING, PromptInit, PromptTuningConfig, SoftPrompt};
 pub use trained_prompt::{Similarity, TrainedPrompt};
@@ -45,6 +53,7 @@ pub const METHODS: &[&MethodInfo] = &[
     &CARTRIDGE,
     &CPT,
     &INTRINSIC_PROMPT,
+    &LATE_PROMPT_TUNING,
     &MULTITASK_PROMPT_TUNING,
     &P_TUNING,
     &PREFIX_TUNING,

@@ -4,10 +4,11 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::Result;
 use peft_core::method::{
-    Adapter, Common, Layout, Method, Plan, PromptAdapter, Value, config_to_json, method_config,
+    Adapter, Common, Layout, Method, MethodConfig as _, Plan, PromptAdapter, method_config,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::prompt_adapterhub::AdapterHubPrompt;
 use crate::start::Start;
 use crate::trained_prompt::TrainedPrompt;
 use crate::vocabulary::only_site;
@@ -16,7 +17,10 @@ use crate::vocabulary::only_site;
 #[derive(Module, Adapter, Debug)]
 pub struct SoftPrompt {
     /// Their embeddings, `[virtual_tokens, d]`.
-    #[tensor(root = "prompt_embeddings")]
+    #[tensor(
+        root = "prompt_embeddings",
+        adapterhub = "prompt_tuning.prompt_tunings.{adapter}.prompt_embedding.weight"
+    )]
     pub embeddings: Param<Tensor<2>>,
 }
 
@@ -48,7 +52,8 @@ pub enum PromptInit {
 /// `PromptTuningConfig`.
 #[method_config(
     PROMPT_TUNING, peft_type = "PROMPT_TUNING", title = "Prompt tuning", family = SoftPrompt, new(num_virtual_tokens),
-    reference = "Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, section 2", to_json = PromptTuningConfig::json
+    reference = "Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, section 2", to_json = PromptTuningConfig::json,
+    parse = PromptTuningConfig::PARSE, recognises = PromptTuningConfig::RECOGNISES
 )]
 pub struct PromptTuningConfig {
     /// How many virtual tokens. Default: 10. At least 1; each takes one of the model's positions.
@@ -64,6 +69,9 @@ pub struct PromptTuningConfig {
     /// A prompt to start from, instead of all that (SPoT, Vu et al. 2022); not stored.
     #[field(skip)]
     pub source: Option<TrainedPrompt>,
+    /// Writes files in AdapterHub's layout, with these further fields of its. Default: none, Hugging Face PEFT's layout.
+    #[field(skip)]
+    pub adapterhub: Option<AdapterHubPrompt>,
     /// Width of the embeddings; recorded when attached.
     #[field(any)]
     pub token_dim: Option<usize>,
@@ -72,12 +80,6 @@ pub struct PromptTuningConfig {
 }
 
 impl PromptTuningConfig {
-    // Upstream wants the tokenizer beside a text; trained values need neither.
-    fn json(&self) -> Value {
-        let stored = self.clone().with_prompt_tuning_init(PromptInit::Random);
-        config_to_json(&stored, &PROMPT_TUNING)
-    }
-
     /// Starts from the embeddings of `text`, whose `token_ids` the model's tokenizer gives
     /// (without special tokens).
     #[must_use]
@@ -90,6 +92,11 @@ impl PromptTuningConfig {
 }
 
 impl Method for PromptTuningConfig {
+    fn validate(&self) -> Result<()> {
+        self.check_fields()?;
+        self.check_layout()
+    }
+
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let site = only_site(layout, &PROMPT_TUNING, self.num_virtual_tokens)?;
         let start = Start {
@@ -100,7 +107,11 @@ impl Method for PromptTuningConfig {
             tokens: self.num_virtual_tokens,
         };
         let embeddings = start.draw(&site, layout, plan)?;
-        plan.set_config_field("token_dim", site.width);
+        let width = match &self.adapterhub {
+            None => "token_dim",
+            Some(_) => "hidden_size",
+        };
+        plan.set_config_field(width, site.width);
         plan.add_prompt(site, SoftPrompt { embeddings });
         Ok(())
     }

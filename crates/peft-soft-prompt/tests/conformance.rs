@@ -2,8 +2,9 @@
 
 use peft_soft_prompt::{
     AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
-    IntrinsicPromptConfig, METHODS, MultitaskPromptTuningConfig, PrefixActivation, PrefixInit,
-    PrefixTuningConfig, PromptEncoderConfig, PromptInit, PromptTuningConfig,
+    IntrinsicPromptConfig, LatePromptConfig, METHODS, MultitaskPromptTuningConfig, NpgToken,
+    PrefixActivation, PrefixInit, PrefixTuningConfig, PromptEncoderConfig, PromptGeneratorType,
+    PromptInit, PromptTuningConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -84,6 +85,32 @@ peft_conformance::conformance_suite!(
                 .with_leave_out([0])
                 .with_use_gating(true)
                 .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "late prompt of a token, dropout, with a head",
+            LatePromptConfig::new()
+                .with_num_prompt_tokens(3)
+                .with_proj_down_size(8)
+                .with_dropout(0.1)
+                .with_npg_token(NpgToken::Last)
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "late prompt of means",
+            LatePromptConfig::new()
+                .with_generator_type(PromptGeneratorType::Appg)
+                .with_proj_down_size(8)
+        ),
+        Case::new(
+            "late prompt of maxima",
+            LatePromptConfig::new()
+                .with_generator_type(PromptGeneratorType::Mppg)
+                .with_add_prompt_layer(0)
+                .with_proj_down_size(8)
+        ),
+        Case::new(
+            "late prompt",
+            LatePromptConfig::new().with_generator_type(PromptGeneratorType::Fixed)
         ),
         Case::new("prefix", PrefixTuningConfig::new(4)),
         Case::new(

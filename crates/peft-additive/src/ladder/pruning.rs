@@ -120,14 +120,14 @@ impl WeighedBlock {
         let group = sizes.heads / sizes.kv_heads;
         // Queries and keys are multiplied with each other, so of both the same features of a head are kept; and so are
         // values and what the way back reads of them.
-        let matched = self.of_heads(
+        let matched = of_heads(
             &self.query.of_columns(),
             &self.key.of_columns(),
             sizes,
             kept,
         );
         let read = self.attention_output.of_rows();
-        let carried = self.of_heads(&read, &self.value.of_columns(), sizes, kept);
+        let carried = of_heads(&read, &self.value.of_columns(), sizes, kept);
         let columns = |chosen: &[Vec<usize>], heads: usize, share: usize| -> Vec<usize> {
             (0..heads)
                 .flat_map(|head| {
@@ -159,23 +159,23 @@ impl WeighedBlock {
             down: param(&self.down, &inner, features),
         }
     }
+}
 
-    /// The features of each head of keys that are kept, by what matters of them in all of its heads of queries and in the
-    /// head itself.
-    fn of_heads(&self, wide: &[f64], narrow: &[f64], sizes: Sizes, kept: Sizes) -> Vec<Vec<usize>> {
-        let group = sizes.heads / sizes.kv_heads;
-        let of_head = |head: usize| {
-            let mut sums = narrow[head * sizes.head..(head + 1) * sizes.head].to_vec();
-            for query in head * group..(head + 1) * group {
-                add(
-                    &mut sums,
-                    &wide[query * sizes.head..(query + 1) * sizes.head],
-                );
-            }
-            most_important(&sums, kept.head)
-        };
-        (0..sizes.kv_heads).map(of_head).collect()
-    }
+/// The features of each head of keys that are kept, by what matters of them in all of its heads of queries and in the
+/// head itself.
+fn of_heads(wide: &[f64], narrow: &[f64], sizes: Sizes, kept: Sizes) -> Vec<Vec<usize>> {
+    let group = sizes.heads / sizes.kv_heads;
+    let of_head = |head: usize| {
+        let mut sums = narrow[head * sizes.head..(head + 1) * sizes.head].to_vec();
+        for query in head * group..(head + 1) * group {
+            add(
+                &mut sums,
+                &wide[query * sizes.head..(query + 1) * sizes.head],
+            );
+        }
+        most_important(&sums, kept.head)
+    };
+    (0..sizes.kv_heads).map(of_head).collect()
 }
 
 /// Adds to sums.

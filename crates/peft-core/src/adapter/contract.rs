@@ -105,9 +105,23 @@ pub trait WeightAdapter: Adapter {
 pub trait HiddenAdapter: Adapter {
     /// The new hidden state, `[batch, seq, d]` as `hidden` is.
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
+
+    /// The hidden state that [`forward`](Self::forward) makes `hidden` of, where it can be inverted. A model with a
+    /// site behind its embeddings undoes there, in front of its head, what the site did. Default: `hidden` itself, as
+    /// there is nothing to undo.
+    fn inverse(&self, hidden: Tensor<3>, _context: &SiteContext<'_>) -> Tensor<3> {
+        hidden
+    }
+
+    /// Whether the output takes the place of the sublayer's end: the model adds no residual to it, and does not
+    /// normalise it. Of several adapters the last one decides. Only for sites with
+    /// [`optional_end`](crate::method::LayoutSite::optional_end). Default: no.
+    fn is_end(&self) -> bool {
+        false
+    }
 }
 
-/// An adapter of a model's input: virtual tokens before the embeddings.
+/// An adapter of a model's input, or of the stream between its blocks: virtual tokens in front.
 pub trait PromptAdapter: Adapter {
     /// How many virtual tokens.
     fn virtual_tokens(&self) -> usize;
@@ -120,6 +134,12 @@ pub trait PromptAdapter: Adapter {
     fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {
         let _ = (rows, context);
         self.prompt().unsqueeze()
+    }
+
+    /// Those in front of `hidden` `[rows, seq, d]`, for prompts that depend on what they are put in front of; shapes are
+    /// those of [`prompts`](Self::prompts). The context says which of `hidden`'s tokens are padding. Default: `prompts`.
+    fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        self.prompts(hidden.dims()[0], context)
     }
 }
 

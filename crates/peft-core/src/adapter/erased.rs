@@ -310,12 +310,20 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
 
 pub(crate) trait ErasedHidden: ErasedModule {
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
+    fn inverse(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
+    fn is_end(&self) -> bool;
     fn boxed(&self) -> Box<dyn ErasedHidden>;
 }
 
 impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
         self.state().forward(hidden, context)
+    }
+    fn inverse(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
+        self.state().inverse(hidden, context)
+    }
+    fn is_end(&self) -> bool {
+        self.state().is_end()
     }
     fn boxed(&self) -> Box<dyn ErasedHidden> {
         Box::new(self.clone())
@@ -324,7 +332,7 @@ impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
 
 pub(crate) trait ErasedPrompt: ErasedModule {
     fn virtual_tokens(&self) -> usize;
-    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3>;
+    fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3>;
     fn boxed(&self) -> Box<dyn ErasedPrompt>;
 }
 
@@ -332,8 +340,8 @@ impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
     fn virtual_tokens(&self) -> usize {
         self.state().virtual_tokens()
     }
-    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {
-        self.state().prompts(rows, context)
+    fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        self.state().prompts_before(hidden, context)
     }
     fn boxed(&self) -> Box<dyn ErasedPrompt> {
         Box::new(self.clone())

@@ -215,6 +215,25 @@ impl ForwardContext {
         self.values.get(&TypeId::of::<T>())?.downcast_ref()
     }
 
+    /// The context with `count` virtual tokens more in front of each of `batch` rows. They are no padding, and have
+    /// position 0 where positions are known.
+    pub(crate) fn with_tokens_in_front(mut self, batch: usize, count: usize) -> Self {
+        self.virtual_tokens += count;
+        self.padding = self.padding.map(|padding| {
+            let kept = Tensor::<2, Bool>::full([batch, count], false, &padding.device());
+            Tensor::cat(vec![kept, padding], 1)
+        });
+        self.positions = self.positions.map(|Positions { values, rows }| {
+            let of_row = |row: &[usize]| [&vec![0; count], row].concat();
+            let values = values.chunks(values.len() / rows).flat_map(of_row);
+            Positions {
+                values: values.collect(),
+                rows,
+            }
+        });
+        self
+    }
+
     /// The context of some rows of the batch.
     pub(crate) fn of_rows(&self, rows: &[i64], index: &Tensor<1, Int>) -> Self {
         let positions = self.positions.clone().map(|all| match all.rows {

@@ -11,12 +11,13 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 
 use crate::adapter::checkpoint_key::Style;
+use crate::checkpoint::heads::Head;
 use crate::checkpoint::transpose::transpose;
 use crate::error::{Result, wrong};
 use crate::files::{self, Files, Problem};
 use crate::layout::model_layout::LayoutParam;
 use crate::layout::quantizer::RawTensor;
-use crate::upstream::CONFIG_FILE;
+use crate::upstream::{CONFIG_FILE, HEAD_CONFIG_FILE, HEAD_FILE};
 
 /// Upstream's headers end at a multiple of so many bytes.
 const ALIGNMENT: usize = 8;
@@ -199,16 +200,21 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Res
     write_file(path, all(tensors))
 }
 
-/// Writes a checkpoint folder: its two files change together.
+/// Writes a checkpoint folder: its files, those of a head too, change together.
 pub(crate) fn write_folder(
     dir: &Path,
     style: Style,
     config: &Value,
     tensors: &BTreeMap<String, TensorData>,
+    head: Option<&Head>,
 ) -> Result<()> {
     let text = serde_json::to_string_pretty(config).expect("JSON values serialize");
     let mut files = Files::new(dir)?;
     stage_file(&mut files, style.file(), all(tensors))?;
+    if let Some((config, tensors)) = head.map(Head::files) {
+        stage_file(&mut files, HEAD_FILE, all(tensors))?;
+        files.stage(HEAD_CONFIG_FILE, |file| file.write_all(config.as_bytes()))?;
+    }
     files.stage(CONFIG_FILE, |file| file.write_all(text.as_bytes()))?;
     files.commit()
 }

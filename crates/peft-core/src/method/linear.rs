@@ -27,7 +27,7 @@ pub struct TargetLayer<'a> {
 }
 
 impl<'a> TargetLayer<'a> {
-    fn new(layout: &'a Layout, (layer, weight): Target<'a>) -> Self {
+    pub(super) fn new(layout: &'a Layout, (layer, weight): Target<'a>) -> Self {
         let shape = weight.shape();
         let rest = shape[1..].iter().product();
         let (d_in, d_out) = match layer.kind {

@@ -1,5 +1,6 @@
 //! For authors of methods: the contracts that a method implements, and what it is given to plan with.
 
+pub(crate) mod adapterhub;
 pub(crate) mod bias;
 pub(crate) mod by_layer;
 pub(crate) mod contract;
@@ -7,6 +8,7 @@ pub(crate) mod hooks;
 pub(crate) mod linear;
 pub(crate) mod module_to_save;
 pub(crate) mod plan;
+pub mod prelude;
 pub(crate) mod saved_modules;
 pub(crate) mod targeting;
 pub(crate) mod trainable_tokens;
@@ -26,6 +28,9 @@ pub use crate::layout::model_layout::{
     Layer, LayerKind, Layout, LayoutParam, LayoutSite, TypedSite,
 };
 pub use crate::layout::targets::{OneOrMany, Selection, Targets};
+pub use adapterhub::{
+    Projections, adapterhub_fields, adapterhub_json, architecture, read_adapterhub,
+};
 pub use bias::Bias;
 pub use by_layer::{ByLayer, LayerValue, read_by_layer};
 pub use contract::{

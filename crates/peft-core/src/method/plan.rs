@@ -113,6 +113,11 @@ impl Plan {
         self.stored.get(&key).map(Vec::as_slice)
     }
 
+    /// Whether the file that is being loaded has a tensor whose key begins with `prefix`.
+    pub fn has_stored_below(&self, prefix: &str) -> bool {
+        self.stored.keys().any(|key| key.starts_with(prefix))
+    }
+
     /// Records what only the model tells (its width, say) in `adapter_config.json`.
     pub fn set_config_field(&mut self, field: &str, value: impl Into<Value>) {
         self.notes.insert(field.to_string(), value.into());

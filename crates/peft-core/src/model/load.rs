@@ -12,10 +12,10 @@ use crate::adapter::init::Init;
 use crate::attached::view::Attached;
 use crate::checkpoint::base_table::is_base_table;
 use crate::checkpoint::tensors::fill;
-use crate::checkpoint::{read, respelled};
+use crate::checkpoint::{heads, read, respelled};
 use crate::error::{Error, Result};
-use crate::files;
 use crate::layout::model_layout::Layout;
+use crate::method::adapterhub::architecture;
 use crate::method::contract::{Method, MethodInfo};
 use crate::method::plan::Plan;
 use crate::model::attach::{check_attachable, fill_plan, install};
@@ -31,18 +31,22 @@ pub(crate) fn load<M: Module>(
     methods: &[&MethodInfo],
 ) -> Result<M> {
     let config = read::read_config(dir)?;
-    let method = read_method(&config, &dir.join(CONFIG_FILE), methods)?;
+    let mut method = read_method(&config, &dir.join(CONFIG_FILE), methods)?;
     let style = Style::of(&config, method.as_ref());
-    read::refuse_pickled(dir, style)?;
-    let path = files::readable(dir, CONFIG_FILE, style.file());
+    let (path, tensors) = read::read_folder(dir, style)?;
     let wrong = |reason| Error::Checkpoint {
         path: path.clone(),
         reason,
     };
-    let tensors = read::read_tensors(&path)?;
     let mut tensors = respelled::of_compiled(tensors).map_err(wrong)?;
     let attached = check_attachable(model, name)?;
     let layout = &attached.layout;
+    if style == Style::AdapterHub {
+        tensors = respelled::of_base_model(tensors, layout);
+        if let Some(head) = heads::read(dir, layout)? {
+            head.add_to(method.common_mut(), &mut tensors);
+        }
+    }
     let stored_name = config["name"].as_str().unwrap_or(name);
     let mut plan = planned(method.as_ref(), &attached, &tensors)?;
     let renames = respelled::renames(&tensors, &plan.adapters, layout, style, stored_name);
@@ -88,7 +92,7 @@ fn recognised<'a>(
         .copied()
         .ok_or_else(|| Error::UnknownMethod {
             path: path.into(),
-            found: found.map_or_else(|| architecture(config), str::to_string),
+            found: found.map_or_else(|| kind(config), str::to_string),
             known: methods
                 .iter()
                 .map(|info| info.peft_type)
@@ -98,15 +102,14 @@ fn recognised<'a>(
 }
 
 /// What AdapterHub calls the kind of a configuration.
-fn architecture(config: &Value) -> String {
-    let Some(fields) = config["config"].as_object() else {
-        return "missing".into();
-    };
-    let architecture = fields.get("architecture").and_then(Value::as_str);
-    format!(
-        "missing, and AdapterHub's `architecture` is `{}`",
-        architecture.unwrap_or("null")
-    )
+fn kind(config: &Value) -> String {
+    match architecture(config) {
+        None => "missing".into(),
+        Some(architecture) => {
+            let architecture = architecture.unwrap_or("null");
+            format!("missing, and AdapterHub's `architecture` is `{architecture}`")
+        }
+    }
 }
 
 /// The plan for a file with these tensors: parameters have a shape and no values yet.

@@ -9,8 +9,9 @@ use crate::adapter::checkpoint_key::Style;
 use crate::adapter::role::Role;
 use crate::attached::traversal;
 use crate::attached::view::Attached;
+use crate::checkpoint::heads::{self, Head};
 use crate::checkpoint::write::{TensorSource, write_file, write_folder};
-use crate::error::Result;
+use crate::error::{Result, wrong};
 use crate::model::states::{self, Form};
 
 /// See [`PeftModule::save_adapter`](crate::PeftModule::save_adapter).
@@ -38,8 +39,16 @@ pub(crate) fn save_adapter<M: Module>(model: &M, name: &str, dir: &Path) -> Resu
     {
         fields.insert("name".into(), name.into());
     }
-    let tensors = states::exported(&attached, name, style, Form::Stored);
-    write_folder(dir, style, &config, &tensors)
+    let mut tensors = states::exported(&attached, name, style, Form::Stored);
+    let head = Head::take(&mut config, &mut tensors);
+    if style == Style::AdapterHub
+        && head.is_none()
+        && let Some(other) = heads::file(dir)
+    {
+        let reason = "the folder has the head of another adapter, which would be read as this one's: save to another folder";
+        return Err(wrong(&other, reason));
+    }
+    write_folder(dir, style, &config, &tensors, head.as_ref())
 }
 
 /// See [`PeftModule::save_model`](crate::PeftModule::save_model).

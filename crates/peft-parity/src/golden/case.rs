@@ -73,10 +73,13 @@ pub(super) fn as_trained<M: PeftModule>(
 
 /// Cases whose configuration lacks a field, because upstream forgets to write it: what upstream computed with is the value
 /// here, and what upstream computes with when it loads the folder is another.
-pub const SAYS_LESS: &[(&str, &str, bool)] = &[("direft", "subtract_projection", false)];
+pub const SAYS_LESS: &[(&str, &str, bool)] = &[
+    ("direft", "subtract_projection", false),
+    ("direft_suffix", "subtract_projection", false),
+];
 
-/// The checkpoint, set to compute gradients as upstream does where those are not what they should be, and with what
-/// upstream forgets to write.
+/// The checkpoint, set to compute gradients as upstream does where those are not what they should be, with what upstream
+/// forgets to write, and without AdapterHub's dropout, as its values are those of `eval()`.
 pub(super) fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Problem> {
     let problem = Problem::new(case);
     let dir = tempfile::tempdir().map_err(|error| problem(&error))?;
@@ -85,19 +88,19 @@ pub(super) fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Probl
         fs::copy(file.path(), dir.path().join(file.file_name()))
             .map_err(|error| problem(&error))?;
     }
-    let missing = match peft_type(case).as_str() {
-        "C3A" => Some(("upstream_gradient", true)),
-        _ => SAYS_LESS
-            .iter()
-            .find(|(known, ..)| *known == name(case))
-            .map(|(_, field, value)| (*field, *value)),
-    };
-    if let Some((field, value)) = missing {
+    let read = checkpoint::read_config(dir.path())?;
+    let mut config = read.clone();
+    if config["peft_type"] == "C3A" {
+        config["upstream_gradient"] = true.into();
+    }
+    if let Some((_, field, value)) = SAYS_LESS.iter().find(|(known, ..)| *known == name(case)) {
+        config[*field] = (*value).into();
+    }
+    if config["config"]["dropout"].is_number() {
+        config["config"]["dropout"] = 0.0.into();
+    }
+    if config != read {
         let path = dir.path().join(checkpoint::CONFIG_FILE);
-        let mut config = checkpoint::read_config(dir.path())?;
-        if let Some(fields) = config.as_object_mut() {
-            fields.insert(field.into(), value.into());
-        }
         peft_core::files::write(&path, config.to_string()).map_err(|error| problem(&error))?;
     }
     Ok(dir)

@@ -4,6 +4,7 @@
 //! The checkpoints lie in the crates of the methods, in `tests/golden`; the bases are those of `peft-models`. `README.md`
 //! says which program wrote them.
 
+mod adapterhub;
 mod additive;
 mod reparameterization;
 mod soft_prompt;

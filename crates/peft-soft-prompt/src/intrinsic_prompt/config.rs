@@ -59,7 +59,7 @@ impl PromptAdapter for IntrinsicPrompt {
 
 /// Intrinsic prompt tuning's configuration.
 #[method_config(
-    INTRINSIC_PROMPT, peft_type = "INTRINSIC_PROMPT", title = "Intrinsic prompt tuning", family = SoftPrompt,
+    INTRINSIC_PROMPT, name = "intrinsic-prompt-tuning", peft_type = "INTRINSIC_PROMPT_TUNING", title = "Intrinsic prompt tuning", family = SoftPrompt,
     new(num_virtual_tokens, intrinsic_dim),
     reference = "Qin et al. 2021, Exploring Universal Intrinsic Task Subspace via Prompt Tuning, section 3"
 )]
