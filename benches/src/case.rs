@@ -88,6 +88,8 @@ named! {
         QloraAllFp4 = "qlora-all-fp4",
         /// Bottleneck adapters after both sublayers.
         Houlsby = "houlsby",
+        /// Ladder side-tuning, reduction 8.
+        Lst = "lst",
         /// Biases.
         BitFit = "bitfit",
         /// Ten virtual tokens.

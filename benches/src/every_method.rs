@@ -35,7 +35,7 @@ enum Shape {
     MiniLm,
     /// The same, one row of 16 tokens.
     MiniLmShort,
-    /// A Llama of 6 layers (384 wide, 1536 inside, 6 heads of which 2 of keys, 8192 tokens): the next token of a text
+    /// A Llama of 6 layers (384 wide, 1536 inside, 6 heads of which 2 of keys, 16,384 tokens): the next token of a text
     /// of 64 tokens that is in the cache.
     NextToken,
 }
@@ -168,7 +168,7 @@ struct Decoder {
 impl Decoder {
     fn new(device: &Device) -> Self {
         let mut config = LlamaConfig::tiny();
-        config.vocab_size = 8192;
+        config.vocab_size = 16_384;
         config.hidden_size = 384;
         config.intermediate_size = 1536;
         config.num_hidden_layers = 6;

@@ -81,6 +81,22 @@ fn the_memory_model_is_within_15_percent_of_what_is_live_and_resident() {
     }
 }
 
+/// No gradient goes through the model, so it keeps nothing for a backward pass. Both have their weights and the head.
+#[test]
+fn a_step_of_ladder_side_tuning_takes_less_memory_than_one_of_lora() {
+    let [ladder, lora] = ["lst", "lora-qv"].map(|method| {
+        let memory = memory(&format!("minilm/train/{method}/ours"));
+        (bytes(&memory["live"]), bytes(&memory["loaded"]))
+    });
+    assert!(ladder.0 < 0.8 * lora.0, "{ladder:?} and {lora:?} bytes");
+    // Without the weights: what a step itself takes.
+    let step = |(live, loaded): (f64, f64)| live - loaded;
+    assert!(
+        step(ladder) < 0.6 * step(lora),
+        "{ladder:?} and {lora:?} bytes"
+    );
+}
+
 #[test]
 fn the_memory_model_of_a_published_llama_is_what_is_live_and_resident() {
     if peft_testing::fetched("SmolLM2-135M-Instruct").is_none() {

@@ -123,6 +123,7 @@ fn core_knows_no_method() {
         "loftq",
         "shira",
         "reft",
+        "lst",
     ];
     // The values of upstream's field `bias`, which several methods share.
     let shared = "lora_only";

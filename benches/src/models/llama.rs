@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::module::{Lora, Module as _};
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use peft::additive::LstConfig;
 use peft::core::PeftModule as _;
 use peft_models::{ExportConfig, ExportDtype, Llama, LlamaLoader, LlamaTokenizer, LmBatch};
 use peft_quantization::QuantizationConfig;
@@ -38,8 +39,8 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
                 .into_data()
         }));
     }
-    let memory_model =
-        (case.engine == Engine::Ours).then(|| sizes(&model).memory_model(case.method));
+    let modelled = case.engine == Engine::Ours && case.method != Method::Lst;
+    let memory_model = modelled.then(|| sizes(&model).memory_model(case.method));
     let checkpointing = case.method.checkpointed();
     let scale = 1.0 / batch.target_count() as f64;
     let gradients = move |model: &Llama| model.loss_and_gradients(&batch, checkpointing, scale).1;
@@ -92,6 +93,7 @@ fn prepared(model: Llama, case: Case) -> Result<Llama, Failure> {
             Ok(model.apply_lora(lora))
         }
         Method::LoraQv | Method::QloraQv => Ok(model.attach("bench", &lora(method, QV))?),
+        Method::Lst => Ok(model.attach("bench", &LstConfig::new())?),
         _ if method.all_linear() => Ok(model.attach("bench", &lora(method, QV))?),
         _ => Err(format!("no `{}` here", method.name()).into()),
     }

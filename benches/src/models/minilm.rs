@@ -3,7 +3,7 @@
 use burn::module::{Lora, Module as _, ParamGroup};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use peft::additive::BottleneckConfig;
+use peft::additive::{BottleneckConfig, LstConfig};
 use peft::core::PeftModule as _;
 use peft::selective::{BitFitConfig, HeadOnlyConfig};
 use peft::soft_prompt::PromptTuningConfig;
@@ -96,7 +96,9 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
         let logits = model.forward(ids.clone(), Some(padding.clone()));
         cross_entropy.forward(logits, labels.clone())
     });
-    work.memory_model = (case.engine == Engine::Ours).then(|| encoder.memory_model(case.method));
+    // Of a second network there is no memory model.
+    let modelled = case.engine == Engine::Ours && case.method != Method::Lst;
+    work.memory_model = modelled.then(|| encoder.memory_model(case.method));
     Ok(work)
 }
 
@@ -132,6 +134,7 @@ fn prepared(model: BertClassifier, case: Case) -> Result<BertClassifier, Failure
             let config = BottleneckConfig::houlsby().with_modules_to_save(head);
             model.attach(name, &config)?
         }
+        Method::Lst => model.attach(name, &LstConfig::new().with_modules_to_save(head))?,
         Method::BitFit => model.attach(name, &BitFitConfig::new().with_modules_to_save(head))?,
         Method::Prompt => {
             let config = PromptTuningConfig::new(10).with_modules_to_save(head);

@@ -3,6 +3,7 @@
 mod beft;
 mod bottleneck;
 mod ia3;
+mod ladder;
 mod reft;
 mod road;
 
@@ -17,6 +18,7 @@ pub use bottleneck::{
     Scaling, Seen, Skip, consistency_loss, drop_adapters,
 };
 pub use ia3::{AdapterHubIa3, IA3, Ia3, Ia3Config};
+pub use ladder::{LST, LstConfig, LstInit, Rung, SideBlock, SideInput, SideOutput};
 pub use reft::{DIREFT, LOREFT, NOREFT, OrthogonalProjection, Reft, ReftConfig, ReftUnit};
 pub use road::{ROAD, Road, RoadConfig, RoadVariant};
 
@@ -36,4 +38,5 @@ pub const METHODS: &[&MethodInfo] = &[
     &LOREFT,
     &NOREFT,
     &DIREFT,
+    &LST,
 ];

@@ -2,8 +2,8 @@
 
 use peft_additive::{
     Activation, BeftConfig, BottleneckConfig, BottleneckInit, ExpertSharing, HypercomplexInit,
-    Ia3Config, InvertibleKind, METHODS, Pruning, ReftConfig, ResidualBeforeLn, RoadConfig,
-    RoadVariant, RuleInit, Scaling,
+    Ia3Config, InvertibleKind, LstConfig, LstInit, METHODS, Pruning, ReftConfig, ResidualBeforeLn,
+    RoadConfig, RoadVariant, RuleInit, Scaling,
 };
 
 peft_conformance::conformance_suite!(
@@ -146,6 +146,17 @@ peft_conformance::conformance_suite!(
             Ia3Config::new()
                 .with_targets(["query", "dense"])
                 .with_feedforward_modules(r".*\.output\.dense")
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new("ladder", LstConfig::new().with_reduction_factor(4)),
+        Case::new(
+            "ladder at random from a late block on, with a head",
+            LstConfig::new()
+                .with_reduction_factor(2)
+                .with_gate_temperature(0.5)
+                .with_init(LstInit::Random)
+                .with_non_linearity(Activation::Relu)
+                .with_leave_out([0])
                 .with_modules_to_save(["classifier"])
         ),
         Case::new(

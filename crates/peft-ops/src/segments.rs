@@ -35,6 +35,20 @@ impl Segments {
         }
     }
 
+    /// Those of some rows, in this order.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row.
+    #[must_use]
+    pub fn of_rows(&self, rows: &[i64]) -> Self {
+        let ids = rows.iter().flat_map(|row| self.row(*row as usize));
+        Self {
+            ids: Arc::new(ids.copied().collect()),
+            length: self.length,
+        }
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.ids.len() / self.length
     }

@@ -2,8 +2,8 @@
 //! excluded.
 
 use peft::additive::{
-    AdapterHubIa3, BeftConfig, BottleneckConfig, Ia3Config, InvertibleKind, ReftConfig, RoadConfig,
-    RoadVariant,
+    AdapterHubIa3, BeftConfig, BottleneckConfig, Ia3Config, InvertibleKind, LstConfig, ReftConfig,
+    RoadConfig, RoadVariant,
 };
 use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
@@ -160,6 +160,20 @@ fn counts_of_edits_of_the_stream_are_those_of_their_page() {
         (&ReftConfig::loreft(), 9_228),
         (&tied(ReftConfig::noreft().with_r(4)), 18_456),
         (&ReftConfig::direft().with_layers([2, 5]), 3_076),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_of_side_networks_are_those_of_their_page() {
+    let model = minilm_l6();
+    let cases: [(&dyn Method, usize); 3] = [
+        (&LstConfig::new(), 314_694),
+        (&LstConfig::new().with_reduction_factor(16), 116_070),
+        (&LstConfig::new().with_leave_out([0, 2, 4]), 176_019),
     ];
     for (method, expected) in cases {
         let counts = model.attach("a", method).unwrap().counts();

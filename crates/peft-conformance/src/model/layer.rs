@@ -132,13 +132,15 @@ impl Layer {
             self_attention,
             output,
         } = &self.attention;
+        let input = hidden.clone();
         let attended = self_attention.forward(hidden.clone(), mask, context);
         let projected = output.dense.adapted_in(attended, context);
         let hidden = output.forward(projected, hidden, context);
         let inner = self.intermediate.dense.adapted_in(hidden.clone(), context);
         let projected = adapted_gelu(&self.output.dense, inner, context);
         let hidden = self.output.forward(projected, hidden, context);
-        self.site.forward(hidden, &SiteContext::new(context))
+        self.site
+            .forward(hidden, &SiteContext::of_block(context, input))
     }
 }
 

@@ -6,11 +6,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::{Bool, Int, Tensor};
+use peft_ops::Segments;
 
+use crate::adapter::handed_on::{Lane, Memory, Pass};
 use crate::adapter::task_ids::TaskIds;
 
-/// What the layers and sites of one forward pass share: where the tokens are, which of them are padding, and how much
-/// of which adapter each row or token gets.
+/// What the layers and sites of one forward pass share: where the tokens are, which of them are padding, which see which,
+/// and how much of which adapter each row or token gets.
 ///
 /// A model makes one in its `forward` and passes it to
 /// [`adapted_in`](crate::nn::AdaptedForward::adapted_in) and to its [`Site`](crate::nn::Site)s. Everything in it is
@@ -33,11 +35,15 @@ pub struct ForwardContext {
     positions: Option<Positions>,
     padding: Option<Tensor<2, Bool>>,
     virtual_tokens: usize,
+    causal: bool,
+    segments: Option<Segments>,
     cached_tokens: usize,
     routing: Option<Routing>,
     tasks: Option<TaskIds>,
     rows: Option<Tensor<1, Int>>,
     values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+    pass: Pass,
+    memory: Option<Arc<Memory>>,
 }
 
 /// Positions, row after row.
@@ -86,6 +92,27 @@ impl ForwardContext {
         self
     }
 
+    /// Says that a token sees no later ones. Default: each token sees all of its row.
+    #[must_use]
+    pub fn with_causal(mut self) -> Self {
+        self.causal = true;
+        self
+    }
+
+    /// Sets the documents of the last tokens of each row, of which each sees itself only. Default: a row is one document.
+    #[must_use]
+    pub fn with_segments(mut self, segments: Option<Segments>) -> Self {
+        self.segments = segments;
+        self
+    }
+
+    /// Sets what adapters keep of the text that this pass goes on with. Default: the pass sees all of its text.
+    #[must_use]
+    pub fn with_memory(mut self, memory: &Memory) -> Self {
+        self.memory = Some(Arc::new(memory.shared()));
+        self
+    }
+
     /// Sets how many tokens of every row came in earlier passes, and are in a cache now. Default: 0.
     #[must_use]
     pub fn with_cached_tokens(mut self, count: usize) -> Self {
@@ -130,6 +157,37 @@ impl ForwardContext {
     /// How many of the leading positions of every row are virtual tokens.
     pub fn virtual_tokens(&self) -> usize {
         self.virtual_tokens
+    }
+
+    /// Whether a token sees no later ones.
+    pub fn is_causal(&self) -> bool {
+        self.causal
+    }
+
+    /// The documents of the last tokens of each row, where some must not see all others.
+    pub fn segments(&self) -> Option<Segments> {
+        self.segments.clone()
+    }
+
+    /// What adapters keep of the text from pass to pass; none where the pass sees all of its text.
+    pub fn memory(&self) -> Option<&Memory> {
+        self.memory.as_deref()
+    }
+
+    /// Hands a value on to the adapter's place that runs next in this pass, in the place of what was handed on before. A
+    /// clone of the context is for another pass.
+    pub fn hand_on<T: Any + Clone + Send + Sync>(&self, lane: &Lane, value: T) {
+        self.pass.put(lane, value);
+    }
+
+    /// Takes what the adapter's place before has handed on in this pass, if it is of this type.
+    pub fn handed_on<T: Any>(&self, lane: &Lane) -> Option<T> {
+        self.pass.take(lane)
+    }
+
+    /// Whether some adapter has handed a value on in this pass. Then a layer cannot run again by itself.
+    pub fn hands_on(&self) -> bool {
+        self.pass.is_used()
     }
 
     /// How many tokens of every row came in earlier passes: of a text that is generated with a cache, all but the new ones.
@@ -195,11 +253,15 @@ impl ForwardContext {
             positions,
             padding: padding.map(|padding| padding.select(0, index.clone())),
             virtual_tokens: self.virtual_tokens,
+            causal: self.causal,
+            segments: self.segments.as_ref().map(|all| all.of_rows(rows)),
             cached_tokens: self.cached_tokens,
             routing: None,
             tasks: self.tasks.as_ref().map(|tasks| tasks.of_rows(rows)),
             rows: Some(index.clone()),
             values: self.values.clone(),
+            pass: self.pass.shared(),
+            memory: self.memory.clone(),
         }
     }
 }
@@ -213,6 +275,8 @@ impl fmt::Debug for ForwardContext {
             )
             .field("padding", &self.padding.as_ref().map(Tensor::dims))
             .field("virtual_tokens", &self.virtual_tokens)
+            .field("causal", &self.causal)
+            .field("memory", &self.memory)
             .field("cached_tokens", &self.cached_tokens)
             .field("routing", &self.routing)
             .field("tasks", &self.tasks)

@@ -7,6 +7,7 @@ pub(crate) mod checkpoint_key;
 pub(crate) mod contract;
 pub(crate) mod erased;
 pub(crate) mod forward_context;
+pub(crate) mod handed_on;
 pub(crate) mod indices;
 pub(crate) mod init;
 pub(crate) mod low_rank;

@@ -12,7 +12,7 @@ pub(crate) type RunSibling<'a> = dyn Fn(&str, Tensor<3>) -> Option<Tensor<3>> + 
 pub struct SiteContext<'a> {
     /// What flows with the whole forward pass.
     pub forward: &'a ForwardContext,
-    /// What went into the sublayer whose output the site sees, `[batch, seq, d]`.
+    /// What went into the sublayer or block whose output the site sees, `[batch, seq, d]`.
     pub sublayer_input: Option<Tensor<3>>,
     /// The residual stream that the model adds after the site, `[batch, seq, d]`.
     pub residual: Option<Tensor<3>>,
@@ -57,6 +57,14 @@ impl<'a> SiteContext<'a> {
         Self {
             sublayer_input: Some(sublayer_input),
             residual: Some(residual),
+            ..Self::new(forward)
+        }
+    }
+
+    /// The site after a whole block.
+    pub fn of_block(forward: &'a ForwardContext, input: Tensor<3>) -> Self {
+        Self {
+            sublayer_input: Some(input),
             ..Self::new(forward)
         }
     }

@@ -101,14 +101,15 @@ impl BertLayer {
         mask: Option<&AttentionMask>,
         context: &ForwardContext,
     ) -> Tensor<3> {
+        let input = self.site.is_active().then(|| hidden.clone());
         let hidden = self.attention.forward(hidden, mask, context);
         let BertIntermediate { dense, activation } = &self.intermediate;
         let inner = dense.adapted_in(hidden.clone(), context);
         let outer = activation.then(&self.output.dense, inner, context);
         let hidden = self.output.after_dense(outer, hidden, context);
-        if !self.site.is_active() {
-            return hidden;
+        match input {
+            None => hidden,
+            Some(input) => (self.site).forward(hidden, &SiteContext::of_block(context, input)),
         }
-        self.site.forward(hidden, &SiteContext::new(context))
     }
 }

@@ -1,12 +1,15 @@
 //! Cache of keys and values, for generation.
 
 use burn::tensor::Tensor;
+use peft_core::nn::Memory;
 
 /// Keys and values of every layer, for going on with a text: [`Llama::cache`](super::Llama::cache).
 #[derive(Clone, Debug)]
 pub struct KvCache {
     pub(super) layers: Vec<LayerCache>,
     pub(super) length: usize,
+    /// What adapters keep.
+    pub(super) memory: Memory,
 }
 
 /// Positions that a cache has room for when it first grows.
@@ -26,6 +29,7 @@ impl KvCache {
         Self {
             layers: vec![LayerCache::default(); layers],
             length: 0,
+            memory: Memory::new(),
         }
     }
 

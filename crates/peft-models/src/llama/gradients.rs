@@ -11,7 +11,8 @@ impl Llama {
     ///
     /// With `checkpointing` (Chen et al. 2016) one hidden state a layer is kept in the forward pass, and each
     /// layer runs again in the backward pass: about a third more time, for the memory of one layer's
-    /// activations in the place of all layers'. Dropout throws the same coins both times; they are others than without
+    /// activations in the place of all layers'. Where an adapter hands values on from layer to layer
+    /// ([`hand_on`](peft_core::nn::ForwardContext::hand_on)), layers cannot run by themselves, and all is kept. Dropout throws the same coins both times; they are others than without
     /// `checkpointing`.
     ///
     /// # Panics
@@ -53,6 +54,10 @@ impl Llama {
             seeds.set(index + 1);
             (x, positions) = still.before(layer, x, positions);
             x = layer.forward(x, &positions, None);
+            if positions.context.hands_on() {
+                // What an adapter hands on from layer to layer has gradients, too: no layer runs by itself.
+                return self.loss_and_gradients(batch, false, scale);
+            }
         }
         let mut sum = GradientsAccumulator::new();
         let x = x.detach().require_grad();

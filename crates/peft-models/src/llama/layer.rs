@@ -84,6 +84,7 @@ impl LlamaLayer {
         positions: &Positions,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
+        let input = self.site.is_active().then(|| x.clone());
         let norm = &self.input_layernorm;
         let context = &positions.context;
         let attn_output = self.self_attn.forward(x.clone(), norm, positions, cache);
@@ -91,10 +92,10 @@ impl LlamaLayer {
         let norm = &self.post_attention_layernorm;
         let mlp_output = self.mlp.forward(x.clone(), norm, context);
         let x = add(&self.feed_forward_site, mlp_output, norm, x, context);
-        if !self.site.is_active() {
-            return x;
+        match input {
+            None => x,
+            Some(input) => (self.site).forward(x, &SiteContext::of_block(context, input)),
         }
-        self.site.forward(x, &SiteContext::new(context))
     }
 }
 

@@ -208,7 +208,9 @@ impl Llama {
         cache: &mut KvCache,
     ) -> Tensor<2> {
         let rows = ids.dims()[0];
-        let context = context.with_cached_tokens(cache.length);
+        let context = context
+            .with_cached_tokens(cache.length)
+            .with_memory(&cache.memory);
         let (mut x, context) = if cache.is_empty() {
             self.embed(ids, context)
         } else {
@@ -265,8 +267,10 @@ impl Llama {
         let positions = batch.positions(prompt, self.begins_with_virtual_tokens());
         let positions = positions.into_iter();
         let positions = positions.map(|position| prefix + position).collect();
+        let segments = batch.visible();
+        let context = context.with_segments(segments.clone());
         let positions = Positions {
-            segments: batch.visible(),
+            segments,
             ..self.positions((positions, batch.rows), None, context, &device)
         };
         (x, positions)
@@ -358,7 +362,7 @@ impl Llama {
         let frequencies = self.config.rope.frequencies(self.config.head_dim);
         Positions {
             angles: Rotary::new(&positions, rows, &frequencies, 1.0, device),
-            context: context.with_positions(rows, positions),
+            context: context.with_positions(rows, positions).with_causal(),
             mask,
             segments: None,
             rows,
