@@ -240,8 +240,9 @@ impl PromptAdapter for LatePrompt {
     reference = "Liu et al. 2022, Late Prompt Tuning: A Late Prompt Could Be Better Than Many Prompts, section 4"
 )]
 pub struct LatePromptConfig {
-    /// How many virtual tokens, at least 1. They take none of the model's positions. Default: 5.
-    #[field(default = 5, at_least = 1)]
+    /// How many virtual tokens, at least 1 and at most 65,536: no tensor of a file says how many there are. They take
+    /// none of the model's positions. Default: 5.
+    #[field(default = 5, at_least = 1, at_most = 65_536)]
     pub num_prompt_tokens: usize,
     /// Behind how many layers they are put in, fewer than there are; 0: in front of the first. Default: half of the
     /// layers; recorded when attached.
@@ -312,6 +313,17 @@ impl Method for LatePromptConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_sets_no_size_that_no_tensor_bounds() {
+        let tokens = |count: usize| {
+            LatePromptConfig::new()
+                .with_num_prompt_tokens(count)
+                .validate()
+        };
+        assert!(tokens(65_536).is_ok());
+        assert!(matches!(tokens(1 << 40), Err(Error::Config { .. })));
+    }
 
     #[test]
     fn stretches_are_those_of_adaptive_pooling() {

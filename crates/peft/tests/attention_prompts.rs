@@ -296,11 +296,12 @@ fn padding_is_seen_by_none() {
                 };
                 let distance = farthest(of(0), of(50));
                 assert!(distance < 1e-6, "{what}, left {left}: {distance}");
-                if !left {
+                // BERT's positions count from the row's beginning, padding included, as upstream's do.
+                if !left || model == 1 {
                     let alone = run(ids(&[&QUESTION], &device), None);
                     let length = alone.dims()[1];
                     let distance = farthest(of(0), alone.slice_dim(1, length - 4..length));
-                    assert!(distance < 1e-5, "{what}: {distance}");
+                    assert!(distance < 1e-5, "{what}, left {left}: {distance}");
                 }
             }
         }

@@ -295,7 +295,9 @@ impl Llama {
         self.model.prompt.is_active()
             || layers.any(|layer| {
                 let attention = &layer.self_attn;
-                attention.prefix.virtual_tokens() > 0 || attention.heads_site.is_active()
+                attention.prefix.virtual_tokens() > 0
+                    || attention.heads_site.is_active()
+                    || layer.prompt.is_active()
             })
     }
 
