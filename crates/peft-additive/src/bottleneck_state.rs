@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::nn::Dropout;
 use burn::tensor::{Tensor, activation};
-use peft_core::method::{Adapter, HiddenAdapter, SiteContext};
+use peft_core::method::{Adapter, HiddenAdapter, HiddenParts, SiteContext};
 use peft_core::nn::AdaptedForward;
 use peft_core::ops::linear;
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,11 @@ pub struct Bottleneck {
 
 impl HiddenAdapter for Bottleneck {
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
+        let HiddenParts { kept, added, .. } = self.parts(hidden, context);
+        kept + added
+    }
+
+    fn parts(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> HiddenParts {
         let seen = if self.norm_before {
             let summed = match &context.residual {
                 Some(residual) => hidden.clone() + residual.clone(),
@@ -85,12 +90,21 @@ impl HiddenAdapter for Bottleneck {
         } else {
             seen.clone()
         };
-        let down = linear(seen, self.down.val(), Some(self.down_bias.val()), None);
+        let down = linear(
+            seen.clone(),
+            self.down.val(),
+            Some(self.down_bias.val()),
+            None,
+        );
         let down = self.activation.apply(down);
         let up = linear(down, self.up.val(), Some(self.up_bias.val()), None);
         // One pass over the state less for the usual 1.
         let scaled = (self.scaling - 1.0).abs() > f64::EPSILON;
         let up = if scaled { up * self.scaling } else { up };
-        kept + self.dropout.adapted(up)
+        HiddenParts {
+            seen,
+            kept,
+            added: self.dropout.adapted(up),
+        }
     }
 }

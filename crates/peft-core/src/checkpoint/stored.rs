@@ -169,8 +169,8 @@ impl Runs {
     }
 }
 
-/// By field, for every parameter of an adapter's state: where it is, and where its twin is.
-pub(crate) type Specs = HashMap<String, (Stored, Option<Stored>)>;
+/// By field, for every parameter of an adapter's state: where it is, and where its twins are.
+pub(crate) type Specs = HashMap<String, (Stored, Vec<Stored>)>;
 
 pub(crate) fn specs_by_field(
     adapter: &dyn ErasedModule,
@@ -189,8 +189,8 @@ pub(crate) fn specs_by_field(
         .tensors()
         .into_iter()
         .map(|spec| {
-            let twin = spec.twin.as_deref().map(stored);
-            (spec.field.clone(), (stored(&spec), twin))
+            let twins = spec.twins.iter().map(stored).collect();
+            (spec.field.clone(), (stored(&spec), twins))
         })
         .collect()
 }

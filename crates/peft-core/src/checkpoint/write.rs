@@ -10,13 +10,12 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, View};
 use serde_json::Value;
 
-use crate::adapter::checkpoint_key::Style;
 use crate::checkpoint::transpose::transpose;
 use crate::error::{Result, wrong};
 use crate::files::{self, Files, Problem};
 use crate::layout::model_layout::LayoutParam;
 use crate::layout::quantizer::RawTensor;
-use crate::upstream::CONFIG_FILE;
+use crate::method::contract::FileNames;
 
 /// Upstream's headers end at a multiple of so many bytes.
 const ALIGNMENT: usize = 8;
@@ -205,14 +204,14 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Res
 /// Writes a checkpoint folder: its two files change together.
 pub(crate) fn write_folder(
     dir: &Path,
-    style: Style,
+    names: FileNames,
     config: &Value,
     tensors: &BTreeMap<String, TensorData>,
 ) -> Result<()> {
     let text = serde_json::to_string_pretty(config).expect("JSON values serialize");
     let mut files = Files::new(dir)?;
-    stage_file(&mut files, style.file(), all(tensors))?;
-    files.stage(CONFIG_FILE, |file| file.write_all(text.as_bytes()))?;
+    stage_file(&mut files, names.tensors, all(tensors))?;
+    files.stage(names.config, |file| file.write_all(text.as_bytes()))?;
     files.commit()
 }
 

@@ -14,12 +14,10 @@ use crate::checkpoint::base_table::is_base_table;
 use crate::checkpoint::tensors::fill;
 use crate::checkpoint::{read, respelled};
 use crate::error::{Error, Result};
-use crate::files;
 use crate::layout::model_layout::Layout;
 use crate::method::contract::{Method, MethodInfo};
 use crate::method::plan::Plan;
 use crate::model::attach::{check_attachable, fill_plan, install};
-use crate::upstream::CONFIG_FILE;
 
 type Tensors = BTreeMap<String, TensorData>;
 
@@ -30,22 +28,53 @@ pub(crate) fn load<M: Module>(
     dir: &Path,
     methods: &[&MethodInfo],
 ) -> Result<M> {
+    let config_name = read::config_name(dir);
     let config = read::read_config(dir)?;
-    let method = read_method(&config, &dir.join(CONFIG_FILE), methods)?;
+    let method = read_method(&config, &dir.join(&config_name), methods)?;
     let style = Style::of(&config, method.as_ref());
     read::refuse_pickled(dir, style)?;
-    let path = files::readable(dir, CONFIG_FILE, style.file());
+    let path = read::tensor_path(dir, &config_name, style, method.as_ref());
+    let tensors = read::read_tensors(&path)?;
+    let adapter = Stored {
+        key_name: config["name"].as_str().unwrap_or(name),
+        method: method.as_ref(),
+        style,
+        tensors,
+    };
+    install_stored(model, name, adapter, &path)
+}
+
+/// An adapter as a file holds it.
+pub(crate) struct Stored<'a> {
+    /// The adapter's name in the keys.
+    pub(crate) key_name: &'a str,
+    pub(crate) method: &'a dyn Method,
+    pub(crate) style: Style,
+    pub(crate) tensors: Tensors,
+}
+
+/// Puts an adapter on the model; what is wrong with its tensors is said of `path`.
+pub(crate) fn install_stored<M: Module>(
+    model: &M,
+    name: &str,
+    adapter: Stored<'_>,
+    path: &Path,
+) -> Result<M> {
+    let Stored {
+        key_name,
+        method,
+        style,
+        tensors,
+    } = adapter;
     let wrong = |reason| Error::Checkpoint {
-        path: path.clone(),
+        path: path.into(),
         reason,
     };
-    let tensors = read::read_tensors(&path)?;
     let mut tensors = respelled::of_compiled(tensors).map_err(wrong)?;
     let attached = check_attachable(model, name)?;
     let layout = &attached.layout;
-    let stored_name = config["name"].as_str().unwrap_or(name);
-    let mut plan = planned(method.as_ref(), &attached, &tensors)?;
-    let renames = respelled::renames(&tensors, &plan.adapters, layout, style, stored_name);
+    let mut plan = planned(method, &attached, &tensors)?;
+    let renames = respelled::renames(&tensors, &plan.adapters, layout, style, key_name);
     let renames = renames.map_err(wrong)?;
     if !renames.is_empty() {
         for (key, expected) in renames {
@@ -53,11 +82,11 @@ pub(crate) fn load<M: Module>(
             tensors.extend(data.map(|data| (expected, data)));
         }
         // A method may go by the shapes that the file has.
-        plan = planned(method.as_ref(), &attached, &tensors)?;
+        plan = planned(method, &attached, &tensors)?;
     }
-    let used = fill_all(&mut plan, layout, style, stored_name, &mut tensors).map_err(wrong)?;
+    let used = fill_all(&mut plan, layout, style, key_name, &mut tensors).map_err(wrong)?;
     refuse_unused(layout, &tensors, &used).map_err(wrong)?;
-    Ok(install(model, &attached, name, method.as_ref(), plan))
+    Ok(install(model, &attached, name, method, plan))
 }
 
 /// The method that wrote a configuration, with what that says.
