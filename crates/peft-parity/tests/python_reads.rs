@@ -16,8 +16,9 @@ use peft::additive::Ia3Config;
 use peft::core::PeftModule as _;
 use peft::core::method::Method;
 use peft::reparameterization::{
-    AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LohaConfig,
-    LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, VbLoraConfig, VeraConfig,
+    AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LilyConfig,
+    LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, VbLoraConfig,
+    VeraConfig,
 };
 use peft::soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
 use peft_models::Bert;
@@ -138,6 +139,15 @@ fn other_weight_cases() -> Cases {
         (
             "vblora",
             Box::new(VbLoraConfig::new(4, 20, 8).with_targets(TARGETS)),
+        ),
+        (
+            "lily",
+            Box::new(
+                LilyConfig::new(4)
+                    .with_stride_a(2)
+                    .with_num_b(3)
+                    .with_targets(TARGETS),
+            ),
         ),
         (
             "ia3",

@@ -72,11 +72,17 @@ pub(super) fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Probl
         fs::copy(file.path(), dir.path().join(file.file_name()))
             .map_err(|error| problem(&error))?;
     }
-    if peft_type(case) == "C3A" {
+    // Of C3A upstream's gradients are wrong; Poly's were computed without the noise that its training has.
+    let field = match peft_type(case).as_str() {
+        "C3A" => Some("upstream_gradient"),
+        "POLY" => Some("deterministic_router"),
+        _ => None,
+    };
+    if let Some(field) = field {
         let path = dir.path().join(checkpoint::CONFIG_FILE);
         let mut config = checkpoint::read_config(dir.path())?;
         if let Some(fields) = config.as_object_mut() {
-            fields.insert("upstream_gradient".into(), true.into());
+            fields.insert(field.into(), true.into());
         }
         peft_core::files::write(&path, config.to_string()).map_err(|error| problem(&error))?;
     }

@@ -19,6 +19,7 @@ fn checkpoints_compute_what_upstream_computes() {
         "double_seq_bn",
         "composition_stack",
         "composition_average",
+        "composition_fuse",
     ];
     golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
 }

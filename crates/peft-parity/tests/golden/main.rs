@@ -5,6 +5,8 @@
 //! says which program wrote them.
 
 mod additive;
+mod compositions;
+mod mixtures;
 mod reparameterization;
 mod soft_prompt;
 mod spellings;
