@@ -14,7 +14,7 @@ use crate::case::{Case, Engine, Shape};
 use crate::process::{Done, Worker};
 use crate::ratio::Ratio;
 use crate::ratios::GROUPS;
-use crate::{assets, table};
+use crate::{assets, every_method, table};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -57,7 +57,7 @@ pub(crate) fn run(settings: &Settings) -> Result<(), Failure> {
         table::print(title, &chosen, &done);
         for ratio in chosen {
             if let Some(spread) = ratio.of(&done) {
-                ratios.insert(ratio.name, spread);
+                ratios.insert(ratio.name.to_string(), spread);
             }
         }
         cases.extend(
@@ -65,11 +65,19 @@ pub(crate) fn run(settings: &Settings) -> Result<(), Failure> {
                 .map(|done| (done.case.to_string(), done.json())),
         );
     }
+    let latencies = every_method::run(&settings.only, settings.rounds, &settings.device)?;
+    for latency in &latencies {
+        matched = true;
+        ratios.insert(latency.name.clone(), latency.ratio);
+    }
     if !matched {
         return Err(format!("no ratio's name contains `{}`", settings.only).into());
     }
     if let Some(path) = &settings.json {
-        write(path, &json!({ "ratios": ratios, "cases": cases }))?;
+        write(
+            path,
+            &json!({ "ratios": ratios, "cases": cases, "latencies": latencies }),
+        )?;
     }
     Ok(())
 }

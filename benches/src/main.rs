@@ -8,6 +8,7 @@ mod allocator;
 mod assets;
 mod bench;
 mod case;
+mod every_method;
 mod memory_model;
 mod models;
 mod process;

@@ -2,7 +2,7 @@
 
 mod layer;
 pub(crate) mod llama;
-mod minilm;
+pub(crate) mod minilm;
 
 use std::hint::black_box;
 

@@ -35,7 +35,7 @@ pub(crate) enum Step {
     Package,
     /// Licences, sources and advisories of dependencies, where cargo-deny is installed
     Deny,
-    /// Unit, integration, conformance, golden and documentation tests, with both CPU backends
+    /// Unit, integration, conformance, golden and documentation tests, with both CPU backends; errors of macros
     Test,
     /// The CUDA backend compiles; no GPU is needed
     Cuda,
@@ -140,7 +140,8 @@ impl Step {
                 if let Some(assets) = cargo::assets() {
                     command.env("PEFT_ASSETS", assets);
                 }
-                self.execute(&mut command)
+                self.execute(&mut command)?;
+                self.execute(&mut errors_of_macros()?)
             }
             Self::Cuda => {
                 let mut command = cargo(["check", "--release"]);
@@ -192,6 +193,15 @@ impl Step {
             })
         }
     }
+}
+
+/// The tests of what the macros say to wrong uses: a package of its own, in a folder of its own, as trybuild changes the
+/// features of what macros are built from.
+fn errors_of_macros() -> Result<Command, Error> {
+    let mut command = cargo(["test", "--manifest-path"]);
+    command.arg("crates/peft-derive/tests/stub/Cargo.toml");
+    command.env("CARGO_TARGET_DIR", workspace::target_dir()?.join("macros"));
+    Ok(command)
 }
 
 fn seconds(time: Duration) -> String {

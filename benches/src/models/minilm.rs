@@ -32,6 +32,36 @@ fn config(dropout: f64) -> Result<BertConfig, Failure> {
     }))?)
 }
 
+/// MiniLM-L6 with mean pooling and two classes.
+pub(crate) fn classifier(dropout: f64, device: &Device) -> Result<BertClassifier, Failure> {
+    let mut bert = config(dropout)?.init(device);
+    // Mean pooling has no use for it.
+    bert.pooler = None;
+    Ok(BertClassifier::new_head(
+        bert,
+        2,
+        Pooling::Mean,
+        0.0,
+        device,
+    )?)
+}
+
+/// Tokens of `rows` rows of `length`, that are among the first `vocabulary`.
+pub(crate) fn ids(
+    [rows, length]: [usize; 2],
+    vocabulary: usize,
+    device: &Device,
+) -> Tensor<2, Int> {
+    let ids = (0..rows * length).map(|i| (1000 + i * 7919 % (vocabulary - 1000)) as i64);
+    Tensor::from_data(TensorData::new(ids.collect(), [rows, length]), device)
+}
+
+/// Tokens, and which of them are padding. Padding is handed over, as with real batches; there is none.
+pub(crate) fn batch(shape: [usize; 2], device: &Device) -> (Tensor<2, Int>, Tensor<2, Bool>) {
+    let padding = Tensor::<2, Bool>::full(shape, false, device);
+    (ids(shape, 30_000, device), padding)
+}
+
 pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
     let (rows, length, dropout) = match case.shape {
         Shape::MiniLmDropout => (32, 64, 0.1),
@@ -39,21 +69,9 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
         Shape::MiniLmRows => (8, 32, 0.0),
         _ => (32, 64, 0.0),
     };
-    let mut bert = config(dropout)?.init(device);
-    // Mean pooling has no use for it.
-    bert.pooler = None;
-    let model = BertClassifier::new_head(bert, 2, Pooling::Mean, 0.0, device)?;
-    let model = prepared(model, case)?;
-    let ids: Vec<i64> = (0..rows * length)
-        .map(|i| 1000 + i * 7919 % 29000)
-        .collect();
-    let ids = Tensor::<2, Int>::from_data(
-        TensorData::new(ids, [rows as usize, length as usize]),
-        device,
-    );
-    // Padding is handed over, as with real batches; there is none.
-    let padding = Tensor::<2, Bool>::full(ids.dims(), false, device);
-    let tokens = (rows * length) as usize;
+    let model = prepared(classifier(dropout, device)?, case)?;
+    let (ids, padding) = batch([rows, length], device);
+    let tokens = rows * length;
     if case.pass == Pass::Infer {
         return Ok(infer(model, tokens, move |model: &BertClassifier| {
             model
@@ -61,10 +79,10 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
                 .into_data()
         }));
     }
-    let labels: Vec<i64> = (0..rows).map(|row| row % 2).collect();
+    let labels: Vec<i64> = (0..rows).map(|row| (row % 2) as i64).collect();
     let labels = Tensor::<1, Int>::from_data(labels.as_slice(), device);
     let cross_entropy = CrossEntropyLossConfig::new().init(device);
-    let virtual_tokens = model.bert.embeddings.prompt.virtual_tokens() * rows as usize;
+    let virtual_tokens = model.bert.embeddings.prompt.virtual_tokens() * rows;
     let (trainable, largest) = trainable(&model);
     let encoder = Encoder {
         layers: 6,

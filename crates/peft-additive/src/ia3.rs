@@ -1,12 +1,6 @@
 //! IA³: keys, values and what flows inside of the feed-forward blocks are scaled, feature by feature.
 
-use burn::module::Module;
-use burn::tensor::Tensor;
-use peft_core::method::{
-    Adapter, BaseLinear, Common, LinearMethod, Plan, Shared, TargetLayer, Value, WeightAdapter,
-    method_config, upstream_json,
-};
-use peft_core::{Error, Result, Selection, Targets};
+use peft_core::method::prelude::*;
 
 /// `y = l ∘ (x W + b)`, or `y = (l ∘ x) W + b` in feed-forward blocks; on the layer's weight, and on its bias where
 /// that is scaled, too.
@@ -50,14 +44,12 @@ impl WeightAdapter for Ia3 {
 )]
 pub struct Ia3Config {
     /// Those of the layers whose inputs are scaled, not their outputs: as a rule the second layer of each
-    /// feed-forward block. Default: none.
+    /// feed-forward block.
     pub feedforward_modules: Option<Selection>,
-    /// Whether a fresh adapter changes nothing; else l is standard normal, for tests. Default: true.
+    /// Whether a fresh adapter changes nothing; else l is standard normal, for tests.
     #[field(default = true)]
     pub init_ia3_weights: bool,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 
@@ -92,25 +84,20 @@ impl LinearMethod for Ia3Config {
             Some(modules) => modules.matches(target.layer)?,
             None => false,
         };
-        let shape = if inside {
-            [1, target.d_in]
-        } else {
-            [target.d_out, 1]
-        };
+        let (d_in, d_out, init) = (target.d_in, target.d_out, plan.init());
+        let shape = if inside { [1, d_in] } else { [d_out, 1] };
         let l = if self.init_ia3_weights {
-            plan.init().ones(shape, target.like())
+            init.ones(shape, target.like())
         } else {
-            plan.init().normal(shape, 1.0, target.like())
+            init.normal(shape, 1.0, target.like())
         };
         let bias = target.bias.filter(|_| !inside);
-        let mut handles = Shared::new(l, 1 + usize::from(bias.is_some()));
-        let mut state = || Ia3 {
-            ia3_l: handles.next().expect("a handle for each place"),
-        };
+        let handles = Shared::new(l, 1 + usize::from(bias.is_some()));
+        let mut states = handles.map(|ia3_l| Ia3 { ia3_l });
         // The weight comes first in the layer.
-        let on_weight = state();
-        if let Some(bias) = bias {
-            plan.adapt_weight(bias, state());
+        let on_weight = states.next().expect("a handle for each place");
+        if let (Some(bias), Some(on_bias)) = (bias, states.next()) {
+            plan.adapt_weight(bias, on_bias);
         }
         Ok(on_weight)
     }

@@ -1,16 +1,43 @@
 #![doc = include_str!("../README.md")]
 
+mod adapterhub;
+mod beft;
 mod bottleneck;
-mod bottleneck_state;
 mod fusion;
 mod ia3;
+mod reft;
+mod road;
 
 use peft_core::method::MethodInfo;
 
-pub use bottleneck::{BottleneckConfig, HOULSBY, PFEIFFER};
-pub use bottleneck_state::{Activation, Bottleneck};
-pub use fusion::{ADAPTER_FUSION, AdapterFusion, AdapterFusionConfig, Projection};
+pub use beft::{BEFT, Beft, BeftConfig, BeftOutput};
+pub use bottleneck::{
+    ADAMIX, ADAPTER_PLUS, Activation, Bottleneck, BottleneckConfig, BottleneckInit, COMPACTER,
+    COMPACTER_PLUS_PLUS, Coupling, Dense, Expert, ExpertSharing, Factors, HOULSBY,
+    HypercomplexInit, Invertible, InvertibleKind, Norm, PARALLEL, PFEIFFER, Phm, Placement,
+    Projection, Pruning, ReductionFactor, Residual, ResidualBeforeLn, RuleInit, SPARSE_ADAPTER,
+    Scaling, Seen, Skip, consistency_loss, drop_adapters,
+};
+pub use fusion::{ADAPTER_FUSION, AdapterFusion, AdapterFusionConfig, FusionProjection};
 pub use ia3::{IA3, Ia3, Ia3Config};
+pub use reft::{DIREFT, LOREFT, NOREFT, OrthogonalProjection, Reft, ReftConfig, ReftUnit};
+pub use road::{ROAD, Road, RoadConfig, RoadVariant};
 
 /// The methods of this crate.
-pub const METHODS: &[&MethodInfo] = &[&HOULSBY, &PFEIFFER, &IA3, &ADAPTER_FUSION];
+pub const METHODS: &[&MethodInfo] = &[
+    &HOULSBY,
+    &PFEIFFER,
+    &PARALLEL,
+    &ADAPTER_PLUS,
+    &COMPACTER,
+    &COMPACTER_PLUS_PLUS,
+    &SPARSE_ADAPTER,
+    &ADAMIX,
+    &IA3,
+    &ROAD,
+    &BEFT,
+    &LOREFT,
+    &NOREFT,
+    &DIREFT,
+    &ADAPTER_FUSION,
+];

@@ -1,6 +1,10 @@
-//! The conformance suite, on bottleneck adapters and IA³.
+//! The conformance suite, on the methods of this crate.
 
-use peft_additive::{Activation, AdapterFusionConfig, BottleneckConfig, Ia3Config, METHODS};
+use peft_additive::{
+    Activation, AdapterFusionConfig, BeftConfig, BottleneckConfig, BottleneckInit, ExpertSharing,
+    HypercomplexInit, Ia3Config, InvertibleKind, METHODS, Pruning, ReftConfig, ResidualBeforeLn,
+    RoadConfig, RoadVariant, RuleInit, Scaling,
+};
 
 peft_conformance::conformance_suite!(
     METHODS,
@@ -48,6 +52,116 @@ peft_conformance::conformance_suite!(
         .beside("two", BottleneckConfig::houlsby())
         .beside("three", BottleneckConfig::pfeiffer().with_leave_out([0])),
         Case::new(
+            "houlsby with everything",
+            BottleneckConfig::houlsby()
+                .with_reduction_factor([("0", 4.0), ("default", 8.0)])
+                .with_non_linearity(Activation::LeakyRelu)
+                .with_original_ln_before(true)
+                .with_residual_before_ln(ResidualBeforeLn::PostAdd)
+                .with_ln_before(true)
+                .with_ln_after(true)
+                .with_adapter_residual_before_ln(true)
+                .with_use_gating(true)
+                .with_scaling(Scaling::Learned)
+                .with_dropout(0.1)
+                .with_stochastic_depth(0.1)
+                .with_init_weights_seed(3)
+                .with_invertible(InvertibleKind::Glow)
+        ),
+        Case::new(
+            "pfeiffer, invertible",
+            BottleneckConfig::pfeiffer()
+                .with_reduction_factor(8.0)
+                .with_invertible(InvertibleKind::Nice)
+        ),
+        Case::new(
+            "parallel",
+            BottleneckConfig::parallel().with_reduction_factor(4.0)
+        ),
+        Case::new(
+            "parallel, after attention too, with a norm and a gate",
+            BottleneckConfig::scaled_parallel()
+                .with_mh_adapter(true)
+                .with_ln_before(true)
+                .with_use_gating(true)
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "adapter plus",
+            BottleneckConfig::adapter_plus().with_reduction_factor(4.0)
+        ),
+        Case::new(
+            "adapter plus with a norm, before the model's end",
+            BottleneckConfig::adapter_plus()
+                .with_reduction_factor(4.0)
+                .with_original_ln_after(true)
+                .with_residual_before_ln(true)
+                .with_ln_before(true)
+        ),
+        Case::new(
+            "compacter",
+            BottleneckConfig::compacter()
+                .with_reduction_factor(4.0)
+                .with_phm_rank(2)
+                .with_phm_c_init(RuleInit::Uniform)
+        ),
+        Case::new(
+            "compacter, all shared and factorised",
+            BottleneckConfig::compacter()
+                .with_reduction_factor(4.0)
+                .with_shared_w_phm(true)
+                .with_factorized_phm_rule(true)
+                .with_phm_init_range(0.5)
+        ),
+        Case::new(
+            "compacter++",
+            BottleneckConfig::compacter_plus_plus().with_reduction_factor(4.0)
+        ),
+        Case::new(
+            "compacter++, each its own rule and dense matrices, frozen rules",
+            BottleneckConfig::compacter_plus_plus()
+                .with_reduction_factor(8.0)
+                .with_phm_dim(2)
+                .with_shared_phm_rule(false)
+                .with_factorized_phm_w(false)
+                .with_learn_phm(false)
+                .with_phm_bias(false)
+                .with_phm_c_init(RuleInit::Uniform)
+                .with_hypercomplex_nonlinearity(HypercomplexInit::GlorotNormal)
+                .with_scaling(100.0)
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "houlsby as the paper starts it",
+            BottleneckConfig::houlsby()
+                .with_reduction_factor(4.0)
+                .with_init_weights(BottleneckInit::Houlsby)
+        ),
+        Case::new(
+            "sparse, by magnitude, left out at random",
+            BottleneckConfig::sparse(0.7)
+                .with_reduction_factor(4.0)
+                .with_pruning(Pruning::Magnitude)
+                .with_adapter_drop(1)
+        ),
+        Case::new(
+            "sparse, by the first gradients",
+            BottleneckConfig::sparse(0.5).with_reduction_factor(2.0)
+        ),
+        Case::new(
+            "adamix",
+            BottleneckConfig::adamix(3).with_reduction_factor(4.0)
+        ),
+        Case::new(
+            "adamix with one Up, beside feed-forward, with a head",
+            BottleneckConfig::parallel()
+                .with_reduction_factor(4.0)
+                .with_init_weights(BottleneckInit::Bert)
+                .with_num_experts(2)
+                .with_expert_sharing(ExpertSharing::Up)
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
             "ia3",
             Ia3Config::new()
                 .with_targets(["key", "value", "intermediate.dense", "output.dense"])
@@ -59,6 +173,67 @@ peft_conformance::conformance_suite!(
                 .with_targets(["query", "dense"])
                 .with_feedforward_modules(r".*\.output\.dense")
                 .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "road",
+            RoadConfig::new()
+                .with_group_size(8)
+                .with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "road 2, with a head",
+            RoadConfig::new()
+                .with_variant(RoadVariant::Road2)
+                .with_group_size(16)
+                .with_targets(["key", "output.dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "road 4",
+            RoadConfig::new()
+                .with_variant(RoadVariant::Road4)
+                .with_group_size(2)
+                .with_targets("all-linear")
+        ),
+        Case::new("beft", BeftConfig::new()),
+        Case::new(
+            "beft, with a head",
+            BeftConfig::new()
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "loreft",
+            ReftConfig::loreft()
+                .with_r(3)
+                .with_suffix_positions(2)
+                .with_non_linearity(Activation::Tanh)
+        ),
+        Case::new(
+            "loreft, tied, behind one block, with a head",
+            ReftConfig::loreft()
+                .with_r(1)
+                .with_prefix_positions(4)
+                .with_tied_weights(true)
+                .with_layers([1])
+                .with_dropout(0.0)
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "noreft",
+            ReftConfig::noreft()
+                .with_r(4)
+                .with_prefix_positions(2)
+                .with_suffix_positions(1)
+        ),
+        Case::new(
+            "direft, the last tokens, tied",
+            ReftConfig::direft()
+                .with_r(2)
+                .with_prefix_positions(0)
+                .with_suffix_positions(4)
+                .with_tied_weights(true)
+                .with_dropout(0.0)
         ),
     ]
 );
@@ -101,4 +276,81 @@ fn a_model_without_sites_is_refused_and_left_as_it_was() {
             .iter()
             .all(peft_core::method::LayoutParam::is_trainable)
     );
+}
+
+#[test]
+fn a_group_that_does_not_fit_is_refused() {
+    use peft_conformance::TinyTransformer;
+    use peft_core::PeftModule;
+    use peft_core::method::Method as _;
+    let odd = RoadConfig::new().with_group_size(7).validate();
+    let refused = odd.unwrap_err().to_string();
+    assert!(refused.contains("an even number"), "{refused}");
+    for (_, device) in peft_core::device::cpu_devices() {
+        let config = RoadConfig::new().with_targets(["query"]);
+        let refused = TinyTransformer::new(&device).attach("a", &config);
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("a divisor of the 32 outputs"), "{refused}");
+    }
+}
+
+/// A layer without a bias.
+#[derive(burn::module::Module, Debug)]
+struct NoBias {
+    v_proj: burn::nn::Linear,
+}
+
+#[test]
+fn beft_without_a_bias_acts_and_is_not_merged() {
+    use burn::tensor::Tensor;
+    use peft_core::PeftModule;
+    use peft_core::nn::AdaptedForward;
+    for (_, device) in peft_core::device::cpu_devices() {
+        let model = NoBias {
+            v_proj: burn::nn::LinearConfig::new(4, 3)
+                .with_bias(false)
+                .init(&device),
+        };
+        let config = BeftConfig::new().with_init_weights(false);
+        let adapted = model.attach("a", &config).unwrap();
+        let input = Tensor::<2>::ones([2, 4], &device);
+        let moved = adapted.v_proj.adapted(input.clone()) - model.v_proj.adapted(input);
+        let dir = tempfile::tempdir().unwrap();
+        adapted.save_adapter("a", dir.path()).unwrap();
+        let bytes = std::fs::read(dir.path().join("adapter_model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let beft = file.tensor("base_model.model.v_proj.beft_bias").unwrap();
+        assert_eq!(beft.shape(), [1, 3]);
+        let expected = beft.data().as_chunks::<4>().0;
+        let expected: Vec<f32> = expected
+            .iter()
+            .map(|four| f32::from_le_bytes(*four))
+            .collect();
+        for row in moved
+            .into_data()
+            .iter::<f32>()
+            .collect::<Vec<_>>()
+            .chunks(3)
+        {
+            for (moved, expected) in row.iter().zip(&expected) {
+                assert!((moved - expected).abs() < 1e-5, "{row:?} for {expected}");
+            }
+        }
+        let refused = adapted.merge_and_unload().unwrap_err().to_string();
+        assert!(refused.contains("v_proj"), "{refused}");
+        let saved = std::fs::read_to_string(dir.path().join("adapter_config.json")).unwrap();
+        let saved: serde_json::Value = serde_json::from_str(&saved).unwrap();
+        assert_eq!(saved["target_modules"], serde_json::json!(["v_proj"]));
+    }
+}
+
+#[test]
+fn beft_without_targets_needs_a_projection_of_values() {
+    use peft_core::PeftModule;
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let model = NoSites {
+        layer: burn::nn::LinearConfig::new(4, 4).init(device),
+    };
+    let refused = model.attach("a", &BeftConfig::new()).unwrap_err();
+    assert!(refused.to_string().contains("v_proj"), "{refused}");
 }

@@ -93,7 +93,7 @@ fn by_hand(model: &Block, fusion: &AdapterFusion, [h, x]: &[Tensor<3>; 2]) -> Te
         }
     };
     let parts = |by: &Option<_>| {
-        let by: &Option<peft_additive::Projection> = by;
+        let by: &Option<peft_additive::FusionProjection> = by;
         by.as_ref().map(|by| (by.weight.clone(), by.bias.clone()))
     };
     let query = projected(z, &parts(&fusion.query));

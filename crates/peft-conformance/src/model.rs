@@ -6,8 +6,8 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use peft_core::nn::{AdaptedForward, ForwardContext, TaskIds};
-use peft_core::{KeyMapping, PromptSite, TiedHead};
+use peft_core::nn::{AdaptedForward, ForwardContext, HiddenState, SiteContext, TaskIds};
+use peft_core::{HiddenSite, KeyMapping, PromptSite, TiedHead};
 
 pub use layer::{Attention, Intermediate, Layer, Output, SelfAttention};
 
@@ -39,6 +39,8 @@ const RENAMES: &[(&str, &str)] = &[("self_attention", "self"), ("layer_norm", "L
 pub struct TinyTransformer {
     /// Tokens, positions, and what is done to them before the first layer.
     pub embeddings: Embeddings,
+    /// Where adapters act on the embeddings. What can be undone is undone in front of the tied head.
+    pub site: HiddenSite,
     /// The layers.
     pub encoder: Encoder,
     /// A head that is the table of tokens. The scores of two tokens are added to the classifier's logits.
@@ -85,6 +87,7 @@ impl TinyTransformer {
                 layer_norm: layer::norm(device),
                 prompt: PromptSite::new(WIDTH).with_name("word_embeddings"),
             },
+            site: HiddenSite::new(HiddenState::EmbeddingOutput, WIDTH),
             encoder: Encoder {
                 layer: (0..LAYERS).map(|_| Layer::new(device)).collect(),
             },
@@ -117,10 +120,11 @@ impl TinyTransformer {
     pub fn forward_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> Tensor<2> {
         let padding = context.padding();
         let (embedded, context) = self.embed(ids, context);
-        let hidden = self.encode(embedded, &context);
+        let (hidden, context) = self.encode(embedded, context);
         let pooled = mean(hidden, padding, context.virtual_tokens());
         let table = &self.embeddings.word_embeddings;
         let scores = pooled.clone().unsqueeze_dim(1);
+        let scores = self.site.inverse(scores, &SiteContext::new(&context));
         let scores = self.lm_head.logits(table, scores, &context);
         let tokens = LABEL_TOKENS.map(|token| scores.clone().narrow(2, token, 1));
         let scores = Tensor::cat(tokens.into(), 2).squeeze_dim::<2>(1);
@@ -131,7 +135,7 @@ impl TinyTransformer {
     /// [`forward`](Self::forward).
     pub fn hidden(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<3> {
         let (embedded, context) = self.embed(ids, ForwardContext::new().with_padding(padding));
-        self.encode(embedded, &context)
+        self.encode(embedded, context).0
     }
 
     /// What goes into the first layer, `[batch, virtual_tokens + seq, 32]`, and the context with positions, virtual
@@ -147,16 +151,20 @@ impl TinyTransformer {
     ) -> (Tensor<3>, ForwardContext) {
         let layers = self.encoder.layer.iter();
         let prefixes = layers.map(|layer| layer.attention.self_attention.prefix.positions());
-        self.embeddings
-            .forward(ids, context, prefixes.max().unwrap_or(0))
+        let first = prefixes.max().unwrap_or(0);
+        let (embedded, context) = self.embeddings.forward(ids, context, first);
+        let embedded = self.site.forward(embedded, &SiteContext::new(&context));
+        (embedded, context)
     }
 
-    fn encode(&self, embedded: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
-        let padding = context.padding();
-        let mask = padding.map(|padding| layer::attention_mask(padding, &embedded.device()));
+    fn encode(&self, embedded: Tensor<3>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
+        let device = embedded.device();
         let layers = self.encoder.layer.iter();
-        layers.fold(embedded, |hidden, layer| {
-            layer.forward(hidden, mask.clone(), context)
+        layers.fold((embedded, context), |(hidden, context), layer| {
+            let (hidden, context) = layer.prompt.add_prompt_in(hidden, context);
+            let padding = context.padding();
+            let mask = padding.map(|padding| layer::attention_mask(padding, &device));
+            (layer.forward(hidden, mask, &context), context)
         })
     }
 }

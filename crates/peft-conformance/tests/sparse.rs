@@ -5,8 +5,8 @@ use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 use peft_core::Result;
 use peft_core::Targets;
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, LINEAR, Layout, Method, MethodInfo, Plan, WeightAdapter,
-    method_config, select,
+    Adapter, CheckpointKey, Common, Layout, Method, MethodInfo, Plan, WeightAdapter,
+    linear_targets, method_config,
 };
 
 const METHODS: &[&MethodInfo] = &[&SPARSE];
@@ -29,7 +29,7 @@ impl Adapter for SparseDelta {
         vec![
             CheckpointKey::layer("values", "shira_weight").sparse(),
             CheckpointKey::layer("indices", "shira_indices")
-                .coordinates(&[outputs, inputs])
+                .indices(&[outputs, inputs])
                 .distinct(),
         ]
     }
@@ -65,13 +65,12 @@ pub struct SparseConfig {
 
 impl Method for SparseConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        for (_, weight) in select(&self.targets, layout, plan, &SPARSE, LINEAR)? {
-            let shape = [weight.shape()[0], weight.shape()[1]];
-            let (device, count) = (weight.device(), self.count);
+        for target in linear_targets(self, layout, plan)? {
+            let (shape, count) = ([target.d_in, target.d_out], self.count);
             let init = plan.init();
             let state = SparseDelta {
-                values: init.zeros([count], (&device, weight.dtype())),
-                indices: init.integers([2, count], (&device, DType::I32), |init| {
+                values: init.zeros([count], target.like()),
+                indices: init.integers([2, count], (target.like().0, DType::I32), |init| {
                     let places = init.indices(count, shape[0] * shape[1]);
                     let outputs = places.iter().map(|place| (place % shape[1]) as i64);
                     outputs
@@ -80,7 +79,7 @@ impl Method for SparseConfig {
                 }),
                 shape,
             };
-            plan.adapt_weight(weight, state);
+            plan.adapt_weight(target.weight, state);
         }
         Ok(())
     }

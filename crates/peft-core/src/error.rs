@@ -161,14 +161,9 @@ pub enum Error {
         place: String,
     },
 
-    /// Adapters that cannot be made into one.
-    #[error("`{adapter}` cannot be combined so: {reason}")]
-    Combine {
-        /// The adapter.
-        adapter: String,
-        /// Why not, and what would do.
-        reason: String,
-    },
+    /// A refusal of a method's own, with an error type of its crate: see `std::error::Error::downcast_ref`.
+    #[error(transparent)]
+    Method(Box<dyn std::error::Error + Send + Sync>),
 
     /// A composition of adapters that cannot be.
     #[error("`{adapter}` cannot be composed so: {reason}")]

@@ -159,7 +159,7 @@ pub fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
 /// # Errors
 ///
 /// What `fill` returns, and [`Error::Io`]; a file that was there is as it was.
-pub fn write_with<E: Into<Problem>>(
+pub(crate) fn write_with<E: Into<Problem>>(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> Result<(), E>,
 ) -> Result<()> {

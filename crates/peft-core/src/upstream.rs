@@ -9,7 +9,12 @@ pub const MODEL_FILE: &str = "adapter_model.safetensors";
 /// The tensors' file name in AdapterHub's layout.
 pub const ADAPTERHUB_FILE: &str = "adapter.safetensors";
 
-/// Files that Python wrote by pickling: they can run whatever they like, and are not read.
+/// AdapterHub's file for what a head is, and those for its tensors.
+pub(crate) const HEAD_CONFIG_FILE: &str = "head_config.json";
+pub(crate) const HEAD_FILE: &str = "model_head.safetensors";
+pub(crate) const PICKLED_HEAD_FILE: &str = "pytorch_model_head.bin";
+
+/// Files that Python wrote by pickling.
 pub(crate) const PICKLED_FILES: &[&str] = &["adapter_model.bin", "pytorch_adapter.bin"];
 
 /// In front of the names of models, in Hugging Face PEFT's files.
@@ -38,3 +43,48 @@ pub(crate) const CLASSIFIER_HEADS: &[&str] = &["classifier", "score"];
 
 /// Tasks that train and save the model's heads whole.
 pub(crate) const TASKS_WITH_HEAD: &[&str] = &["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"];
+
+/// The version of AdapterHub's library whose layout is written.
+pub(crate) const ADAPTERHUB_VERSION: &str = "adapters.1.3.0";
+
+/// What a linear layer of a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Projection {
+    Query,
+    Key,
+    Value,
+    Intermediate,
+    Output,
+}
+
+/// First segments of keys of AdapterHub's files that are in no module of the model's.
+pub(crate) const ADAPTERHUB_ROOTS: &[&str] = &[
+    "prompt_tuning",
+    "prefix_tuning",
+    "invertible_adapters",
+    "shared_parameters",
+];
+
+/// Ends of layers' names, and what AdapterHub takes the layers for; the first that fits.
+///
+/// Its Llama and Mistral call the last layer of feed-forward `intermediate` and the first `output`.
+pub(crate) const PROJECTIONS: &[(&str, Option<Projection>)] = &[
+    ("query", Some(Projection::Query)),
+    ("q_proj", Some(Projection::Query)),
+    ("q_lin", Some(Projection::Query)),
+    ("key", Some(Projection::Key)),
+    ("k_proj", Some(Projection::Key)),
+    ("k_lin", Some(Projection::Key)),
+    ("value", Some(Projection::Value)),
+    ("v_proj", Some(Projection::Value)),
+    ("v_lin", Some(Projection::Value)),
+    ("attention.output.dense", None),
+    ("intermediate.dense", Some(Projection::Intermediate)),
+    ("lin1", Some(Projection::Intermediate)),
+    ("fc1", Some(Projection::Intermediate)),
+    ("down_proj", Some(Projection::Intermediate)),
+    ("output.dense", Some(Projection::Output)),
+    ("lin2", Some(Projection::Output)),
+    ("fc2", Some(Projection::Output)),
+    ("up_proj", Some(Projection::Output)),
+];

@@ -82,10 +82,12 @@ fn statistics_of_inputs_are_those_of_all_batches_together() {
     for (_, device) in peft_core::device::cpu_devices() {
         for device in [device.clone(), device.autodiff()] {
             let net = net(&device);
-            let wanted = CalibrationConfig::new(["first", "second", "head"])
-                .with_second_moments()
-                .with_means()
-                .with_samples(7);
+            let wanted = CalibrationConfig {
+                second_moments: true,
+                means: true,
+                samples: 7,
+                ..CalibrationConfig::new(["first", "second", "head"])
+            };
             let calibrator = net.calibrate(&wanted).unwrap();
             for seed in [1, 2] {
                 let loss = calibrator.model().loss(ids(seed, &device));
@@ -95,10 +97,7 @@ fn statistics_of_inputs_are_those_of_all_batches_together() {
                 near(loss.without_autodiff(), plain);
             }
             let found = calibrator.finish().unwrap();
-            assert_eq!(
-                found.layers().collect::<Vec<_>>(),
-                ["first", "head", "second"]
-            );
+            gathered(found.inputs("nobody"), &["first", "head", "second"]);
             for (layer, inputs) in ["first", "second", "head"]
                 .into_iter()
                 .zip(seen(&net, &device))
@@ -125,7 +124,10 @@ fn statistics_of_inputs_are_those_of_all_batches_together() {
 fn the_head_is_recorded_where_its_loss_is_computed_at_once() {
     let (_, device) = peft_core::device::cpu_devices().remove(0);
     let net = net(&device);
-    let wanted = CalibrationConfig::new(["head"]).with_means();
+    let wanted = CalibrationConfig {
+        means: true,
+        ..CalibrationConfig::new(["head"])
+    };
     let calibrator = net.calibrate(&wanted).unwrap();
     let hidden: Tensor<2> = calibrator.model().hidden(ids(1, &device)).reshape([6, 4]);
     let model = calibrator.model();
@@ -147,9 +149,11 @@ fn statistics_of_gradients_are_means_over_backward_passes() {
         let device = device.autodiff();
         // The model's own parameters may be frozen.
         let net = net(&device).no_grad();
-        let wanted = CalibrationConfig::new(["table", "second"])
-            .with_gradients()
-            .with_squared_gradients();
+        let wanted = CalibrationConfig {
+            gradients: true,
+            squared_gradients: true,
+            ..CalibrationConfig::new(["table", "second"])
+        };
         let mut calibrator = net.calibrate(&wanted).unwrap();
         let unfrozen = unfrozen(&net);
         let (mut weights, mut tables) = (Vec::new(), Vec::new());
@@ -170,8 +174,8 @@ fn statistics_of_gradients_are_means_over_backward_passes() {
             );
         }
         let found = calibrator.finish().unwrap();
-        let params: Vec<_> = found.params().collect();
-        assert_eq!(params, ["second.bias", "second.weight", "table.weight"]);
+        let params = ["second.bias", "second.weight", "table.weight"];
+        gathered(found.gradients("nobody"), &params);
         for (param, gradients) in [("second.weight", weights), ("table.weight", tables)] {
             let statistics = found.gradients(param).unwrap();
             assert_eq!(statistics.batches(), 2);
@@ -200,6 +204,14 @@ fn unfrozen(net: &Net) -> Net {
     net
 }
 
+/// The refusal of a place without statistics lists those that have some.
+fn gathered<T: std::fmt::Debug>(result: Result<T>, places: &[&str]) {
+    let text = result.unwrap_err().to_string();
+    let (_, listed) = text.split_once("Gathered:").expect(&text);
+    let listed: Vec<_> = listed.split_whitespace().collect();
+    assert_eq!(listed, places);
+}
+
 fn refused<T: std::fmt::Debug>(result: Result<T>, words: &[&str]) {
     let text = result.unwrap_err().to_string();
     assert!(words.iter().all(|word| text.contains(word)), "{text}");
@@ -211,10 +223,13 @@ fn what_cannot_be_gathered_is_refused_by_name() {
     let plain = net(&device);
     let stranger = net(&device.clone().autodiff());
     let net = net(&device.clone().autodiff());
-    let means = |names: &[&str]| CalibrationConfig::new(names).with_means();
+    let means = |names: &[&str]| CalibrationConfig {
+        means: true,
+        ..CalibrationConfig::new(names)
+    };
     refused(
         net.calibrate(&CalibrationConfig::new(["first"])),
-        &["with_second_moments"],
+        &["second_moments"],
     );
     refused(
         net.calibrate(&means(&["query"])),
@@ -228,7 +243,10 @@ fn what_cannot_be_gathered_is_refused_by_name() {
         net.calibrate(&means(&["table"])),
         &["`table`", "Embedding", "Linear"],
     );
-    let gradients = |names: &[&str]| CalibrationConfig::new(names).with_gradients();
+    let gradients = |names: &[&str]| CalibrationConfig {
+        gradients: true,
+        ..CalibrationConfig::new(names)
+    };
     refused(
         plain.calibrate(&gradients(&["first"])),
         &["`first.weight`", "autodiff"],
@@ -263,7 +281,7 @@ fn what_cannot_be_gathered_is_refused_by_name() {
     refused(found.gradients("first.weight"), &["`first.weight`", "none"]);
     refused(
         found.inputs("first").unwrap().second_moment(),
-        &["with_second_moments"],
+        &["second_moments"],
     );
 }
 
@@ -322,7 +340,10 @@ fn a_method_plans_with_what_was_gathered() {
     let without = net.attach("a", &method);
     assert!(matches!(without, Err(Error::Calibration { .. })));
     let mut calibrator = net
-        .calibrate(&CalibrationConfig::new(["first"]).with_gradients())
+        .calibrate(&CalibrationConfig {
+            gradients: true,
+            ..CalibrationConfig::new(["first"])
+        })
         .unwrap();
     let before = calibrator.model().loss(ids(1, &device));
     calibrator.record_gradients(&before.backward()).unwrap();

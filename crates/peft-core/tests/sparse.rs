@@ -64,7 +64,7 @@ impl Adapter for SparseDelta {
         vec![
             CheckpointKey::layer("values", "shira_weight").sparse(),
             CheckpointKey::layer("indices", "shira_indices")
-                .coordinates(&[outputs, inputs])
+                .indices(&[outputs, inputs])
                 .distinct(),
         ]
     }
@@ -304,7 +304,10 @@ fn burns_records_have_the_integers() {
 fn a_mask_is_chosen_from_squared_gradients() {
     let (_, device) = peft_core::device::cpu_devices().remove(0);
     let base = net(&device.autodiff());
-    let wanted = CalibrationConfig::new(["layer"]).with_squared_gradients();
+    let wanted = CalibrationConfig {
+        squared_gradients: true,
+        ..CalibrationConfig::new(["layer"])
+    };
     let mut calibrator = base.calibrate(&wanted).unwrap();
     let gradients = loss(calibrator.model()).backward();
     let gradient = base.layer.weight.val().grad(&gradients).unwrap();

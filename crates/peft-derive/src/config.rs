@@ -22,6 +22,8 @@ struct Arguments {
     mergeable: bool,
     new: Option<Vec<Ident>>,
     unsupported: Vec<LitStr>,
+    parse: Option<Expr>,
+    recognises: Option<Expr>,
     info: Option<Expr>,
     to_json: Option<Expr>,
 }
@@ -39,6 +41,8 @@ impl Arguments {
             "mergeable" => self.mergeable = true,
             "new" => self.new = Some(list(meta)?),
             "unsupported" => self.unsupported = list(meta)?,
+            "parse" => self.parse = Some(meta.value()?.parse()?),
+            "recognises" => self.recognises = Some(meta.value()?.parse()?),
             "info" => self.info = Some(meta.value()?.parse()?),
             "to_json" => self.to_json = Some(meta.value()?.parse()?),
             text if text.to_uppercase() == text => self.registration = Some(name.clone()),
@@ -78,6 +82,12 @@ impl Arguments {
         };
         let (identity_at_init, mergeable) = (self.identity_at_init, self.mergeable);
         let doc = format!("{}'s registration.", title.value());
+        let own: Expr = parse_quote!(::peft_core::method::config_from_json::<#config>);
+        let parse = self.parse.as_ref().unwrap_or(&own);
+        let recognises = self.recognises.as_ref().map_or_else(
+            || quote!(::core::option::Option::None),
+            |function| quote!(::core::option::Option::Some(#function)),
+        );
         Ok(quote! {
             #[doc = #doc]
             pub static #registration: ::peft_core::method::MethodInfo = ::peft_core::method::MethodInfo {
@@ -88,8 +98,8 @@ impl Arguments {
                 reference: #reference,
                 identity_at_init: #identity_at_init,
                 mergeable: #mergeable,
-                parse: ::peft_core::method::config_from_json::<#config>,
-                recognises: ::core::option::Option::None,
+                parse: #parse,
+                recognises: #recognises,
             };
         })
     }

@@ -8,6 +8,8 @@ use syn::{
     PathArguments, Result, Type, parse_quote,
 };
 
+use crate::builders;
+use crate::documentation;
 use crate::range::{Number, Range};
 
 /// What kind of value a field holds.
@@ -38,9 +40,9 @@ const FLATTENED: [&str; 2] = ["Targets", "Common"];
 pub(crate) struct ConfigField {
     pub(crate) name: Ident,
     pub(crate) ty: Type,
-    kind: Kind,
-    default: Option<Expr>,
-    range: Range,
+    pub(crate) kind: Kind,
+    pub(crate) default: Option<Expr>,
+    pub(crate) range: Range,
     rename: Option<LitStr>,
     deserialize_with: Option<LitStr>,
     /// Those of `FLAGS` that it has.
@@ -81,12 +83,13 @@ impl ConfigField {
             found.flags.push("flatten".into());
         }
         found.check()?;
+        documentation::complete(&found, &mut field.attrs);
         field.attrs.extend(found.serde_attributes());
         Ok(found)
     }
 
     /// Whether its type has this name.
-    fn is_called(&self, name: &str) -> bool {
+    pub(crate) fn is_called(&self, name: &str) -> bool {
         last(&self.ty).is_some_and(|(found, _)| found == name)
     }
 
@@ -187,10 +190,10 @@ impl ConfigField {
             return TokenStream::new();
         }
         if self.is_called("Targets") {
-            return quote!(::peft_core::target_builders!(#name););
+            return builders::of_targets(name);
         }
         if self.is_called("Common") {
-            return quote!(::peft_core::common_builders!(#name););
+            return builders::of_common(name);
         }
         if self.has("flatten") {
             return TokenStream::new();

@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+mod builders;
 mod config;
+mod documentation;
 mod field;
 mod range;
 mod state;
@@ -27,7 +29,8 @@ use syn::{DeriveInput, ItemStruct, parse_macro_input};
 /// }
 /// ```
 ///
-/// The struct stays as it is written. These come besides: the derives of `Clone`, `Debug`, `PartialEq`, `Serialize` and
+/// The struct stays as it is written, but for its documentation: a field that does not state its default there gets it
+/// from `default` and the range, and `targets`, `common` and `bias` need no documentation at all. These come besides: the derives of `Clone`, `Debug`, `PartialEq`, `Serialize` and
 /// `Deserialize`, a default for every field that a file lacks, `Default`, `new` for the fields in `new(…)`, a builder
 /// `with_<field>` for each field, the registration (`static LORA: MethodInfo`), and `MethodConfig`.
 ///
@@ -41,6 +44,7 @@ use syn::{DeriveInput, ItemStruct, parse_macro_input};
 /// | `identity_at_init`, `mergeable` | the promises, where they are given |
 /// | `new(a, b)` | `new` takes these fields |
 /// | `unsupported("a", "b")` | fields of upstream's that are refused unless they are off |
+/// | `parse = f`, `recognises = f` | a function of `&Value` in place of what is generated, as in `MethodInfo`: for another library's layout |
 /// | `info = f`, `to_json = f` | a function of `&Self` in place of what is generated |
 ///
 /// Of a field, in `#[field(…)]`:
@@ -89,6 +93,7 @@ pub fn method_config(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// | `transposed` | stored transposed, as torch's linear weights are |
 /// | `sparse` | the weight changes in no more elements than these |
 /// | `also = "key"` | upstream writes an equal copy under this key, too |
+/// | `adapterhub = "key"` | the key in AdapterHub's layout, of the same kind, with `{adapter}` for the adapter's name |
 /// | `saved_if = field` | only where that `bool` of the state is true; not in the file otherwise |
 /// | `#[unsaved]` | not in the file: the configuration says all about it |
 /// | `#[nested]` | a state itself (`Option` is fine), whose keys are as it says |

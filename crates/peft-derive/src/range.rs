@@ -107,10 +107,6 @@ impl Range {
     }
 
     fn words(&self, whole: bool) -> String {
-        let text = |bound: &Expr| {
-            let text = quote!(#bound).to_string().replace("- ", "-");
-            text.strip_suffix(".0").unwrap_or(&text).to_string()
-        };
         let low = match (&self.at_least, &self.above) {
             (Some(bound), _) => Some(("at least", text(bound))),
             (None, Some(bound)) => Some(("above", text(bound))),
@@ -134,4 +130,25 @@ impl Range {
             (None, None) => String::new(),
         }
     }
+
+    /// What documentation says of it behind the default; nothing of every number.
+    pub(crate) fn documentation(&self) -> String {
+        let words = match &self.word {
+            Some(word) if word == "positive" => "above 0".into(),
+            Some(word) if word == "probability" => "in [0, 1)".into(),
+            Some(_) => String::new(),
+            None => self.words(true),
+        };
+        if words.is_empty() {
+            words
+        } else {
+            format!("; {words}")
+        }
+    }
+}
+
+/// A number as text.
+pub(crate) fn text(number: &Expr) -> String {
+    let text = quote!(#number).to_string().replace("- ", "-");
+    text.strip_suffix(".0").unwrap_or(&text).to_string()
 }

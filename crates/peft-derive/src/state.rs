@@ -16,6 +16,7 @@ struct Tensor {
     root: Option<LitStr>,
     also: Option<LitStr>,
     saved_if: Option<Ident>,
+    adapterhub: Option<LitStr>,
     transposed: bool,
     sparse: bool,
 }
@@ -37,6 +38,7 @@ impl Tensor {
                     "named" => found.named = Some(meta.value()?.parse()?),
                     "root" => found.root = Some(meta.value()?.parse()?),
                     "also" => found.also = Some(meta.value()?.parse()?),
+                    "adapterhub" => found.adapterhub = Some(meta.value()?.parse()?),
                     "saved_if" => found.saved_if = Some(meta.value()?.parse()?),
                     "transposed" => found.transposed = true,
                     "sparse" => found.sparse = true,
@@ -50,10 +52,10 @@ impl Tensor {
     }
 
     fn expand(&self, attribute: &Attribute, field: &str) -> Result<TokenStream> {
-        let key = match (&self.layer, &self.named, &self.root) {
-            (Some(key), None, None) => quote!(layer(#field, #key)),
-            (None, Some(key), None) => quote!(named(#field, #key)),
-            (None, None, Some(key)) => quote!(root(#field, #key)),
+        let (kind, key) = match (&self.layer, &self.named, &self.root) {
+            (Some(key), None, None) => (quote!(layer), key),
+            (None, Some(key), None) => (quote!(named), key),
+            (None, None, Some(key)) => (quote!(root), key),
             _ => {
                 let reason = "one key: `\"below the layer\"`, `named = \"…\"` or `root = \"…\"`";
                 return Err(Error::new(attribute.span(), reason));
@@ -62,7 +64,14 @@ impl Tensor {
         let transposed = self.transposed.then(|| quote!(.transposed()));
         let sparse = self.sparse.then(|| quote!(.sparse()));
         let also = self.also.as_ref().map(|key| quote!(.also(#key)));
-        let saved = quote!(::peft_core::method::CheckpointKey::#key #transposed #sparse #also);
+        let adapterhub = self.adapterhub.as_ref().map(|key| {
+            quote! {
+                .in_adapterhub(
+                    ::peft_core::method::CheckpointKey::#kind(#field, #key) #transposed
+                )
+            }
+        });
+        let saved = quote!(::peft_core::method::CheckpointKey::#kind(#field, #key) #transposed #sparse #also #adapterhub);
         Ok(match &self.saved_if {
             None => quote!(::std::vec![#saved]),
             Some(condition) => quote! {

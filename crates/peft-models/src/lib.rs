@@ -6,6 +6,7 @@ mod error;
 mod export;
 mod generate;
 pub mod gguf;
+mod key_values;
 mod llama;
 mod llama_tokenizer;
 mod panics;

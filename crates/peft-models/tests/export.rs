@@ -300,7 +300,7 @@ impl WeightQuantizer for Late {
             });
         }
         let part = RawTensor {
-            dtype: Dtype::U8,
+            dtype: burn::tensor::DType::U8,
             shape: vec![1],
             bytes: vec![1],
         };

@@ -139,6 +139,12 @@ fn row(
             trainable: Some(measured.trainable),
             expected: measured.expected,
             rounding: measured.rounding.map(|all| (all.output, all.gradients)),
+            reason: (measured.lost > 0).then(|| {
+                format!(
+                    "upstream's file lacks {} numbers that all adapters share; these were found from its output",
+                    measured.lost
+                )
+            }),
             ..blank
         },
         Err(problem) => Row {

@@ -28,7 +28,10 @@ def check(base, case):
     io = load_file(case / "io.safetensors")
 
     def run(model):
-        logits = model(input_ids=io["input_ids"]).logits
+        config = getattr(model, "active_peft_config", None)
+        several = config is not None and config.peft_type == "MULTITASK_PROMPT_TUNING"
+        tasks = {"task_ids": io["task_of_each_token"][:, 0]} if several else {}
+        logits = model(input_ids=io["input_ids"], **tasks).logits
         return ((logits - io["output"]).abs().max() / io["output"].abs().max()).item()
 
     found = {"warnings": []}

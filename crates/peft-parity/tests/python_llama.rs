@@ -14,11 +14,18 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use common::python::{Python, write_io};
 use peft::core::PeftModule as _;
 use peft::core::method::Method;
+use peft::core::nn::{ForwardContext, TaskIds};
 use peft::reparameterization::{LohaConfig, LoraConfig, VeraConfig};
-use peft::soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
+use peft::soft_prompt::{
+    AdaptionPromptConfig, CartridgeConfig, CptConfig, MultitaskPromptTuningConfig,
+    PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig,
+};
 use peft_models::{ExportConfig, ExportDtype, Llama, LmBatch};
 
 const BASE: &str = "../peft-models/tests/golden/llama/base";
+
+/// The text's task, for adapters that have several.
+const TASK: usize = 1;
 
 fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
     let lora = || LoraConfig::new(4).with_alpha(10.0);
@@ -69,8 +76,32 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
             Box::new(PromptTuningConfig::new(5).with_task_type("CAUSAL_LM")),
         ),
         (
+            "cpt",
+            Box::new(
+                CptConfig::new([5, 17, 60, 8, 30])
+                    .with_cpt_tokens_type_mask([1, 2, 2, 3, 4])
+                    .with_opt_projection_epsilon(8.0),
+            ),
+        ),
+        (
+            "multitask-prompt-tuning",
+            Box::new(
+                MultitaskPromptTuningConfig::new(5, 3)
+                    .with_num_ranks(2)
+                    .with_task_type("CAUSAL_LM"),
+            ),
+        ),
+        (
             "p-tuning",
             Box::new(PromptEncoderConfig::new(5).with_task_type("CAUSAL_LM")),
+        ),
+        (
+            "adaption-prompt",
+            Box::new(AdaptionPromptConfig::new(5, 2).with_task_type("CAUSAL_LM")),
+        ),
+        (
+            "cartridge",
+            Box::new(CartridgeConfig::new(5).with_task_type("CAUSAL_LM")),
         ),
         (
             "prefix-tuning",
@@ -89,7 +120,8 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
 
 fn logits(model: &Llama, ids: &[i64], device: &Device) -> Tensor<3> {
     let data = TensorData::new(ids.to_vec(), [1, ids.len()]);
-    model.forward(Tensor::<2, Int>::from_data(data, device), None)
+    let context = ForwardContext::new().with_tasks(TaskIds::new([TASK]));
+    model.forward_in(Tensor::<2, Int>::from_data(data, device), context)
 }
 
 #[test]
@@ -122,7 +154,10 @@ fn python_computes_the_logits_that_we_computed() {
         let mut model = base.attach("trained", method.as_ref()).unwrap();
         let mut optimizer = AdamConfig::new().init();
         for _ in 0..5 {
-            let loss = model.loss(&LmBatch::of_text(&tokens));
+            let loss = model.loss(&LmBatch {
+                tasks: Some(TaskIds::new([TASK])),
+                ..LmBatch::of_text(&tokens)
+            });
             let gradients = GradientsParams::from_grads(loss.backward(), &model);
             model = optimizer.step(1e-2, model, gradients);
         }
@@ -146,7 +181,9 @@ fn python_computes_the_logits_that_we_computed() {
                 .unwrap();
         }
         let io = case.join("io.safetensors");
-        write_io(&io, &[("input_ids", &ids)], [1, ids.len()], &output);
+        let tasks = vec![TASK as i64; ids.len()];
+        let inputs: [(&str, &[i64]); 2] = [("input_ids", &ids), ("task_of_each_token", &tasks)];
+        write_io(&io, &inputs, [1, ids.len()], &output);
     }
     let answers = python.run("python_llama.py", &base_folder, &folder);
     answers.check(cases.iter().map(|(name, _)| *name), "adapter", &[]);

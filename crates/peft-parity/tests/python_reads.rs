@@ -12,7 +12,7 @@ use burn::module::Module as _;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Int, Tensor};
 use common::python::{Python, write_io};
-use peft::additive::Ia3Config;
+use peft::additive::{BeftConfig, Ia3Config, RoadConfig, RoadVariant};
 use peft::core::PeftModule as _;
 use peft::core::method::Method;
 use peft::reparameterization::{
@@ -157,6 +157,20 @@ fn other_weight_cases() -> Cases {
                     .with_feedforward_modules(["output.dense"]),
             ),
         ),
+        (
+            "road",
+            Box::new(RoadConfig::new().with_group_size(8).with_targets(TARGETS)),
+        ),
+        (
+            "road-4",
+            Box::new(
+                RoadConfig::new()
+                    .with_variant(RoadVariant::Road4)
+                    .with_group_size(16)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        ("beft", Box::new(BeftConfig::new())),
     ]
 }
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use burn::tensor::DType;
 use peft_core::quantize::RawTensor as Part;
-use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::dynamic::dynamic_map;
@@ -21,7 +21,7 @@ const TABLE_TOLERANCE: f32 = 1e-6;
 /// A tensor of bytes.
 fn of_bytes(bytes: Vec<u8>, shape: Vec<usize>) -> Part {
     Part {
-        dtype: Dtype::U8,
+        dtype: DType::U8,
         shape,
         bytes,
     }
@@ -31,7 +31,7 @@ fn of_bytes(bytes: Vec<u8>, shape: Vec<usize>) -> Part {
 fn of_floats(values: &[f32]) -> Part {
     let bytes = values.iter().flat_map(|value| value.to_le_bytes());
     Part {
-        dtype: Dtype::F32,
+        dtype: DType::F32,
         shape: vec![values.len()],
         bytes: bytes.collect(),
     }
@@ -201,7 +201,7 @@ fn state(parts: &BTreeMap<String, Part>) -> Result<(String, State)> {
             "must be there, one of the two",
         ));
     };
-    if part.dtype != Dtype::U8 {
+    if part.dtype != DType::U8 {
         let reason = format!("is stored as {:?}, but must be U8", part.dtype);
         return Err(Error::part(name, reason));
     }
@@ -219,7 +219,7 @@ fn state(parts: &BTreeMap<String, Part>) -> Result<(String, State)> {
 
 fn nested_scales(parts: &BTreeMap<String, Part>, blocks: usize, offset: f32) -> Result<Scales> {
     let part = get(parts, "weight.absmax")?;
-    if part.dtype != Dtype::U8 {
+    if part.dtype != DType::U8 {
         return Err(Error::part(
             "weight.absmax",
             format!(
@@ -253,8 +253,8 @@ fn get<'a>(parts: &'a BTreeMap<String, Part>, name: &str) -> Result<&'a Part> {
         .shape
         .iter()
         .try_fold(1_usize, |all, &size| all.checked_mul(size));
-    let bits = elements.and_then(|elements| elements.checked_mul(part.dtype.bitsize()));
-    if bits == part.bytes.len().checked_mul(8) {
+    let length = elements.and_then(|elements| elements.checked_mul(part.dtype.size()));
+    if length == Some(part.bytes.len()) {
         return Ok(part);
     }
     let Part {
@@ -279,7 +279,7 @@ fn check_length(name: &str, found: usize, expected: usize) -> Result<()> {
 
 fn floats(parts: &BTreeMap<String, Part>, name: &str, count: usize) -> Result<Vec<f32>> {
     let part = get(parts, name)?;
-    if part.dtype != Dtype::F32 {
+    if part.dtype != DType::F32 {
         let reason = format!("is stored as {:?}, but must be F32", part.dtype);
         return Err(Error::part(name, reason));
     }

@@ -8,10 +8,10 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::device::cpu_devices;
 use peft_core::quantize::QuantizedModule as _;
 use peft_models::{Llama, LlamaLoader, LoadError};
-use peft_quantization::{Part, QuantizationConfig, Tables};
+use peft_quantization::{QuantizationConfig, Tables};
 use peft_testing::{farthest, largest};
-use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 const WEIGHTS: &str = "model.safetensors";
@@ -33,6 +33,14 @@ fn try_load(dir: &Path, device: &Device) -> Result<Llama, LoadError> {
     LlamaLoader::new(dir)
         .with_quantizer(&quantizer)
         .load(device)
+}
+
+/// A tensor of a file.
+#[derive(Clone, Debug, PartialEq)]
+struct Part {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
 }
 
 fn tensors(file: &Path) -> BTreeMap<String, Part> {

@@ -2,6 +2,8 @@
 
 mod adalora;
 mod combine;
+mod combine_error;
+mod init_name;
 mod lora;
 mod lycoris;
 mod math;
@@ -16,9 +18,12 @@ pub use adalora::config::{ADALORA, AdaLoraConfig};
 pub use adalora::state::AdaLora;
 pub use combine::extract::{Extracted, extract_lora};
 pub use combine::weighted::{CombinationType, MergeMethod, TiesElectSign, add_weighted_adapter};
+pub use combine_error::CombineError;
+pub use lora::adapterhub::AdapterHubLora;
 pub use lora::config::{InitLora, LORA, LoraConfig, TrainableTokenIndices};
 pub use lora::dora::Magnitude;
 pub use lora::eva::eva;
+pub use lora::gated::GatedLoraLinear;
 pub use lora::initial_factors::{cast_factors, init_from_factors};
 pub use lora::plus::{LoraPlus, lora_plus};
 pub use lora::state::{Follower, InitialFactors, LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};

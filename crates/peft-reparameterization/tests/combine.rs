@@ -3,11 +3,11 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, Tolerance};
 use peft_conformance::TinyTransformer;
-use peft_core::PeftModule;
 use peft_core::state::AdapterState as _;
+use peft_core::{Error, PeftModule};
 use peft_reparameterization::{
-    Bias, CombinationType, LoraConfig, LoraEmbedding, LoraLinear, MergeMethod, TiesElectSign,
-    add_weighted_adapter, extract_lora,
+    Bias, CombinationType, CombineError, LoraConfig, LoraEmbedding, LoraLinear, MergeMethod,
+    TiesElectSign, add_weighted_adapter, extract_lora,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -374,6 +374,8 @@ fn what_has_no_meaning_is_refused() {
             .unwrap_err()
             .to_string()
     };
+    let nothing = add_weighted_adapter(&model, "new", &[], CombinationType::Cat);
+    assert!(matches!(nothing, Err(Error::Method(error)) if error.is::<CombineError>()));
     let sum = CombinationType::Factors(MergeMethod::Sum);
     assert!(refused(&[("a", 1.0), ("wide", 1.0)], sum).contains("rank is 4"));
     assert!(refused(&[("a", 1.0), ("pissa", 1.0)], sum).contains("PiSSA"));

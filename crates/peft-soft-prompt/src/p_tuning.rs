@@ -11,7 +11,7 @@ use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::prompt_encoder::{BiLstmLayer, MlpLayer, PromptEncoder};
-use crate::prompt_tuning::only_site;
+use crate::vocabulary::only_site;
 
 /// The virtual tokens, or what computes them.
 #[derive(Module, Debug)]

@@ -1,13 +1,36 @@
 //! Prefix tuning: keys and values before those of every attention layer.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::Tensor;
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, KeyValueAdapter, Layout, Method, MethodConfig as _, Plan,
-    Shared, SiteKind, method_config,
+    Adapter, CheckpointKey, Common, Family, KeyValueAdapter, Layout, Method, MethodConfig as _,
+    MethodInfo, Plan, config_from_json, method_config,
 };
 use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::adapterhub_prefix::{is_prefix, read};
+use crate::key_value::{alike_sites, halves, of_text, record};
+use crate::prefix_encoder::{EncoderShape, PrefixActivation, PrefixEncoder};
+
+/// Registration of prefixes, in Hugging Face PEFT's layout and in AdapterHub's.
+pub static PREFIX_TUNING: MethodInfo = MethodInfo {
+    name: "prefix-tuning",
+    peft_type: "PREFIX_TUNING",
+    title: "Prefix tuning",
+    family: Family::SoftPrompt,
+    reference: "Li & Liang 2021, Prefix-Tuning: Optimizing Continuous Prompts for Generation, section 4",
+    identity_at_init: false,
+    mergeable: false,
+    parse: |json| {
+        if is_prefix(json) {
+            read(json)
+        } else {
+            config_from_json::<PrefixTuningConfig>(json)
+        }
+    },
+    recognises: Some(is_prefix),
+};
 
 /// The prefix of one attention layer.
 #[derive(Module, Debug)]
@@ -33,32 +56,6 @@ pub enum PrefixForm {
     Encoder(PrefixEncoder),
 }
 
-/// Li & Liang 2021, section 4.3: a two-layer network in place of the keys and values, `tanh(E W + b) W' + b'`. All
-/// layers share its first part.
-#[derive(Module, Debug)]
-pub struct PrefixEncoder {
-    /// E, `[virtual_tokens, kv]`.
-    pub embeddings: Shared<2>,
-    /// W, `[kv, encoder_hidden_size]`.
-    pub inner: Shared<2>,
-    /// b, `[encoder_hidden_size]`.
-    pub inner_bias: Shared<1>,
-    /// This layer's columns of W', `[encoder_hidden_size, 2 · kv]`.
-    pub outer: Param<Tensor<2>>,
-    /// This layer's part of b', `[2 · kv]`.
-    pub outer_bias: Param<Tensor<1>>,
-}
-
-impl PrefixEncoder {
-    /// Keys and values, `[virtual_tokens, 2 · kv]`, of parameters as `seen` shows them.
-    fn forward(&self, seen: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
-        let row = |bias: Tensor<1>| seen(bias.unsqueeze());
-        let inside = seen(self.embeddings.val()).matmul(seen(self.inner.val()));
-        let inside = (inside + row(self.inner_bias.val())).tanh();
-        inside.matmul(seen(self.outer.val())) + row(self.outer_bias.val())
-    }
-}
-
 impl Prefix {
     /// Keys and values, `[virtual_tokens, 2 · kv]`, of parameters as `seen` shows them.
     fn both(&self, seen: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
@@ -71,30 +68,19 @@ impl Prefix {
 
 impl Adapter for Prefix {
     fn tensors(&self) -> Vec<CheckpointKey> {
-        let own = |field: &str, key: &str, width: usize| {
-            CheckpointKey::root(field, key).columns(self.layer * width, self.layers * width)
-        };
-        // Not `dims`, which would draw the values: a file may declare any number of them.
         match &self.form {
             PrefixForm::KeyValue(embeddings) => {
+                // Not `dims`, which would draw the values: a file may declare any number of them.
                 let width = embeddings.lazy_shape()[1];
-                vec![own("form.KeyValue", "prompt_embeddings", width)]
+                let key = CheckpointKey::root("form.KeyValue", "prompt_embeddings");
+                vec![key.columns(self.layer * width, self.layers * width)]
             }
-            PrefixForm::Encoder(encoder) => {
-                let width = encoder.outer.lazy_shape()[1];
-                let field = |name: &str| format!("form.Encoder.{name}");
-                let key = |name: &str| format!("prompt_encoder.{name}");
-                let shared =
-                    |name: &str, stored: &str| CheckpointKey::root(&field(name), &key(stored));
-                let own = |name: &str, stored: &str| own(&field(name), &key(stored), width);
-                vec![
-                    shared("embeddings", "embedding.weight"),
-                    shared("inner", "transform.0.weight").transposed(),
-                    shared("inner_bias", "transform.0.bias"),
-                    own("outer", "transform.2.weight").transposed(),
-                    own("outer_bias", "transform.2.bias"),
-                ]
-            }
+            PrefixForm::Encoder(encoder) => encoder.tensors(
+                "form.Encoder",
+                [self.layer, self.layers],
+                |field, stored| CheckpointKey::root(field, &format!("prompt_encoder.{stored}")),
+                ["embedding", "transform"],
+            ),
         }
     }
 
@@ -116,11 +102,7 @@ impl KeyValueAdapter for Prefix {
     }
 
     fn key_value(&self) -> (Tensor<2>, Tensor<2>) {
-        let both = self.both(|tensor| tensor);
-        let [_, width] = both.dims();
-        let [key, value] =
-            [0..width / 2, width / 2..width].map(|part| both.clone().slice_dim(1, part));
-        (key, value)
+        halves(&self.both(|tensor| tensor)).into()
     }
 }
 
@@ -135,8 +117,7 @@ pub enum PrefixInit {
 
 /// Prefix tuning's configuration. Fields are called as in Hugging Face PEFT's `PrefixTuningConfig`.
 #[method_config(
-    PREFIX_TUNING, peft_type = "PREFIX_TUNING", title = "Prefix tuning", family = SoftPrompt, new(num_virtual_tokens),
-    reference = "Li & Liang 2021, Prefix-Tuning: Optimizing Continuous Prompts for Generation, section 4"
+    info = PrefixTuningConfig::registration, new(num_virtual_tokens)
 )]
 pub struct PrefixTuningConfig {
     /// How many virtual tokens. At least 1; each takes one of the model's positions. Without
@@ -169,55 +150,36 @@ pub struct PrefixTuningConfig {
 }
 
 impl PrefixTuningConfig {
+    #[expect(clippy::unused_self, reason = "the macro hands it over")]
+    fn registration(&self) -> &'static MethodInfo {
+        &PREFIX_TUNING
+    }
+
     /// Trains the prefix through a network that is `hidden_size` wide inside.
     #[must_use]
     pub fn with_projection(self, hidden_size: usize) -> Self {
         let config = self.with_prefix_projection(true);
         config.with_encoder_hidden_size(hidden_size)
     }
-
-    /// The encoders of all layers, initialised as torch initialises embeddings and linear layers.
-    fn encoders(
-        &self,
-        [width, hidden]: [usize; 2],
-        layers: usize,
-        plan: &mut Plan,
-        like: (&Device, DType),
-    ) -> Vec<PrefixEncoder> {
-        let zero = self.init_weights == Some(PrefixInit::Zero);
-        let init = plan.init();
-        let embeddings = init.normal([self.num_virtual_tokens, width], 1.0, like);
-        let inner = init.kaiming_uniform([width, hidden], width, like);
-        let inner_bias = init.kaiming_uniform([hidden], width, like);
-        Shared::new(embeddings, layers)
-            .zip(Shared::new(inner, layers))
-            .zip(Shared::new(inner_bias, layers))
-            .map(|((embeddings, inner), inner_bias)| {
-                let (outer, outer_bias) = if zero {
-                    (
-                        init.zeros([hidden, 2 * width], like),
-                        init.zeros([2 * width], like),
-                    )
-                } else {
-                    (
-                        init.kaiming_uniform([hidden, 2 * width], hidden, like),
-                        init.kaiming_uniform([2 * width], hidden, like),
-                    )
-                };
-                PrefixEncoder {
-                    embeddings,
-                    inner,
-                    inner_bias,
-                    outer,
-                    outer_bias,
-                }
-            })
-            .collect()
-    }
 }
 
 fn refuse(field: &'static str, value: impl std::fmt::Debug, expected: &str) -> Error {
     Error::config(PREFIX_TUNING.title, field, value, expected)
+}
+
+impl PrefixTuningConfig {
+    /// Refuses a text's keys and values where the adapter starts otherwise.
+    fn refuse_text(&self, given: bool) -> Result<()> {
+        if given && self.prefix_projection {
+            let expected = "false: a text's keys and values are none of a network's";
+            return Err(refuse("prefix_projection", true, expected));
+        }
+        if given && self.init_weights.is_some() {
+            let expected = "none: the keys and values are those of a text";
+            return Err(refuse("init_weights", self.init_weights, expected));
+        }
+        Ok(())
+    }
 }
 
 impl Method for PrefixTuningConfig {
@@ -232,33 +194,35 @@ impl Method for PrefixTuningConfig {
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let sites: Vec<_> = layout.key_value_sites().collect();
-        let Some(first) = sites.first() else {
-            return Err(layout.no_site(PREFIX_TUNING.title, SiteKind::KeyValue));
-        };
-        let alike = |width, heads| width == first.width && heads == first.heads;
-        if let Some(other) = sites.iter().find(|site| !alike(site.width, site.heads)) {
-            let expected = format!(
-                "a model whose attention layers are alike, as the checkpoint has room for such only: `{}` has {} \
-                 features in {} heads, `{}` {} in {}",
-                first.name, first.width, first.heads, other.name, other.width, other.heads
-            );
-            return Err(refuse(
-                "num_virtual_tokens",
-                self.num_virtual_tokens,
-                &expected,
-            ));
-        }
+        let tokens = self.num_virtual_tokens;
+        let sites = alike_sites(layout, &PREFIX_TUNING, tokens)?;
+        let width = sites[0].width;
         let (device, dtype) = layout.like();
         let like = (&device, dtype);
-        let hidden = self.encoder_hidden_size.unwrap_or(first.width);
+        let hidden = self.encoder_hidden_size.unwrap_or(width);
+        let zero = self.init_weights == Some(PrefixInit::Zero);
+        let mut texts = Vec::new();
+        for site in &sites {
+            texts.extend(of_text(site, plan, &PREFIX_TUNING, tokens, like)?);
+        }
+        self.refuse_text(!texts.is_empty())?;
         // A file holds keys and values, however they were trained.
-        let forms: Vec<_> = if plan.is_new() && self.prefix_projection {
-            let widths = [first.width, hidden];
-            let encoders = self.encoders(widths, sites.len(), plan, like);
+        let forms: Vec<_> = if !texts.is_empty() {
+            let params = texts.into_iter().map(Param::from_tensor);
+            params.map(PrefixForm::KeyValue).collect()
+        } else if plan.is_new() && self.prefix_projection {
+            let shape = EncoderShape {
+                virtual_tokens: tokens,
+                width,
+                hidden,
+                kv: width,
+                activation: PrefixActivation::Tanh,
+                zero,
+            };
+            let encoders = PrefixEncoder::of_layers(&shape, sites.len(), plan.init(), like);
             encoders.into_iter().map(PrefixForm::Encoder).collect()
         } else {
-            let shape = [self.num_virtual_tokens, 2 * first.width];
+            let shape = [tokens, 2 * width];
             let init = plan.init();
             let values = sites.iter().map(|_| match self.init_weights {
                 Some(PrefixInit::Zero) => init.zeros(shape, like),
@@ -275,10 +239,7 @@ impl Method for PrefixTuningConfig {
             plan.add_prefix(*site, prefix);
         }
         plan.set_config_field("encoder_hidden_size", hidden);
-        plan.set_config_field("token_dim", first.width);
-        plan.set_config_field("num_attention_heads", first.heads);
-        plan.set_config_field("num_layers", sites.len());
-        plan.set_config_field("num_transformer_submodules", 1);
+        record(&sites, plan);
         Ok(())
     }
 }

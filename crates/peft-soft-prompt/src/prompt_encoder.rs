@@ -94,7 +94,8 @@ impl MlpLayer {
         }
     }
 
-    fn forward(&self, input: Tensor<2>) -> Tensor<2> {
+    /// `x W + b` of rows `[tokens, in]`.
+    pub(crate) fn forward(&self, input: Tensor<2>) -> Tensor<2> {
         linear(input, self.weight.val(), Some(self.bias.val()), None)
     }
 }

@@ -1,20 +1,26 @@
 //! Prompt tuning: virtual tokens before the embeddings.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
+use peft_core::Result;
 use peft_core::method::{
-    Adapter, Common, Layout, LayoutParam, LayoutSite, Method, MethodInfo, Plan, PromptAdapter,
-    SiteKind, TypedSite, Value, config_to_json, method_config,
+    Adapter, Common, Layout, Method, MethodConfig as _, Plan, PromptAdapter, method_config,
 };
-use peft_core::nn::Prompt;
-use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::prompt_adapterhub::AdapterHubPrompt;
+use crate::start::Start;
+use crate::trained_prompt::TrainedPrompt;
+use crate::vocabulary::only_site;
 
 /// The virtual tokens.
 #[derive(Module, Adapter, Debug)]
 pub struct SoftPrompt {
     /// Their embeddings, `[virtual_tokens, d]`.
-    #[tensor(root = "prompt_embeddings")]
+    #[tensor(
+        root = "prompt_embeddings",
+        adapterhub = "prompt_tuning.prompt_tunings.{adapter}.prompt_embedding.weight"
+    )]
     pub embeddings: Param<Tensor<2>>,
 }
 
@@ -46,7 +52,8 @@ pub enum PromptInit {
 /// `PromptTuningConfig`.
 #[method_config(
     PROMPT_TUNING, peft_type = "PROMPT_TUNING", title = "Prompt tuning", family = SoftPrompt, new(num_virtual_tokens),
-    reference = "Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, section 2", to_json = PromptTuningConfig::json
+    reference = "Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, section 2", to_json = PromptTuningConfig::json,
+    parse = PromptTuningConfig::PARSE, recognises = PromptTuningConfig::RECOGNISES
 )]
 pub struct PromptTuningConfig {
     /// How many virtual tokens. Default: 10. At least 1; each takes one of the model's positions.
@@ -59,6 +66,12 @@ pub struct PromptTuningConfig {
     /// The text's token ids, without special tokens; not stored.
     #[field(skip)]
     pub init_token_ids: Vec<u32>,
+    /// A prompt to start from, instead of all that (SPoT, Vu et al. 2022); not stored.
+    #[field(skip)]
+    pub source: Option<TrainedPrompt>,
+    /// Writes files in AdapterHub's layout, with these further fields of its. Default: none, Hugging Face PEFT's layout.
+    #[field(skip)]
+    pub adapterhub: Option<AdapterHubPrompt>,
     /// Width of the embeddings; recorded when attached.
     #[field(any)]
     pub token_dim: Option<usize>,
@@ -67,12 +80,6 @@ pub struct PromptTuningConfig {
 }
 
 impl PromptTuningConfig {
-    // Upstream wants the tokenizer beside a text; trained values need neither.
-    fn json(&self) -> Value {
-        let stored = self.clone().with_prompt_tuning_init(PromptInit::Random);
-        config_to_json(&stored, &PROMPT_TUNING)
-    }
-
     /// Starts from the embeddings of `text`, whose `token_ids` the model's tokenizer gives
     /// (without special tokens).
     #[must_use]
@@ -82,104 +89,29 @@ impl PromptTuningConfig {
         self.init_token_ids = token_ids.into();
         self
     }
-
-    /// The rows of the embedding table to start from; none for random values.
-    fn rows(&self, vocabulary: usize, plan: &mut Plan) -> Result<Option<Vec<usize>>> {
-        let tokens = self.num_virtual_tokens;
-        if let Some(id) = self
-            .init_token_ids
-            .iter()
-            .find(|id| **id as usize >= vocabulary)
-        {
-            return Err(refuse(
-                "init_token_ids",
-                id,
-                &format!("below {vocabulary}, the model's vocabulary"),
-            ));
-        }
-        Ok(match self.prompt_tuning_init {
-            PromptInit::Text => {
-                let ids = self.init_token_ids.iter().map(|id| *id as usize);
-                Some(ids.cycle().take(tokens).collect())
-            }
-            PromptInit::SampleVocab => Some(plan.init().indices(tokens, vocabulary)),
-            PromptInit::Random => None,
-        })
-    }
-
-    /// Initial embeddings, `[virtual_tokens, d]`.
-    fn draw(
-        &self,
-        site: &LayoutSite,
-        layout: &Layout,
-        plan: &mut Plan,
-    ) -> Result<Param<Tensor<2>>> {
-        let tokens = self.num_virtual_tokens;
-        // A checkpoint's values replace the initial ones, and its text is not tokenized again.
-        if plan.is_new() && self.prompt_tuning_init != PromptInit::Random {
-            let table = table(site, layout).ok_or_else(|| {
-                let expected = "RANDOM: the model's site names no embedding table to start from (see `Site::with_name`)";
-                refuse("prompt_tuning_init", self.prompt_tuning_init, expected)
-            })?;
-            if let Some(rows) = self.rows(table.shape()[0], plan)? {
-                let rows: Vec<i64> = rows.into_iter().map(|row| row as i64).collect();
-                let rows = TensorData::new(rows, [tokens]);
-                let rows = Tensor::<1, Int>::from_data(rows, &table.device());
-                return Ok(Param::from_tensor(
-                    table.value::<2>().select(0, rows).detach(),
-                ));
-            }
-        }
-        let like = layout.like();
-        Ok(plan
-            .init()
-            .normal([tokens, site.width], 1.0, (&like.0, like.1)))
-    }
-}
-
-fn refuse(field: &'static str, value: impl std::fmt::Debug, expected: &str) -> Error {
-    Error::config(PROMPT_TUNING.title, field, value, expected)
-}
-
-/// Where a prompt of `tokens` goes: the model's one site for embeddings.
-pub(crate) fn only_site<'a>(
-    layout: &'a Layout,
-    method: &'static MethodInfo,
-    tokens: usize,
-) -> Result<TypedSite<'a, Prompt>> {
-    let mut sites = layout.prompt_sites();
-    let Some(site) = sites.next() else {
-        return Err(layout.no_site(method.title, SiteKind::Embeddings));
-    };
-    if sites.next().is_some() {
-        let expected =
-            "a model with one site for embeddings: the checkpoint has room for one prompt";
-        return Err(Error::config(
-            method.title,
-            "num_virtual_tokens",
-            tokens,
-            expected,
-        ));
-    }
-    Ok(site)
-}
-
-/// The embedding table whose output a site sees.
-fn table<'a>(site: &LayoutSite, layout: &'a Layout) -> Option<&'a LayoutParam> {
-    let layer = layout.layers.iter().find(|layer| layer.name == site.name)?;
-    layout.param(layer, "weight")
 }
 
 impl Method for PromptTuningConfig {
+    fn validate(&self) -> Result<()> {
+        self.check_fields()?;
+        self.check_layout()
+    }
+
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let site = only_site(layout, &PROMPT_TUNING, self.num_virtual_tokens)?;
-        let text = self.prompt_tuning_init == PromptInit::Text;
-        if text && plan.is_new() && self.init_token_ids.is_empty() {
-            let expected = "give the text's tokens with `with_text`";
-            return Err(refuse("init_token_ids", &self.init_token_ids, expected));
-        }
-        let embeddings = self.draw(&site, layout, plan)?;
-        plan.set_config_field("token_dim", site.width);
+        let start = Start {
+            method: &PROMPT_TUNING,
+            init: self.prompt_tuning_init,
+            token_ids: &self.init_token_ids,
+            source: self.source.as_ref(),
+            tokens: self.num_virtual_tokens,
+        };
+        let embeddings = start.draw(&site, layout, plan)?;
+        let width = match &self.adapterhub {
+            None => "token_dim",
+            Some(_) => "hidden_size",
+        };
+        plan.set_config_field(width, site.width);
         plan.add_prompt(site, SoftPrompt { embeddings });
         Ok(())
     }

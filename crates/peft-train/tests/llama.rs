@@ -9,7 +9,10 @@ use peft_core::PeftModule as _;
 use peft_core::method::Method;
 use peft_models::{Llama, LmBatch};
 use peft_reparameterization::LoraConfig;
-use peft_soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
+use peft_soft_prompt::{
+    AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, LatePromptConfig, NpgToken,
+    PrefixTuningConfig, PromptEncoderConfig, PromptGeneratorType, PromptTuningConfig,
+};
 use peft_train::{Length, TrainConfig, Trainer, evaluate};
 
 #[test]
@@ -24,7 +27,10 @@ fn texts_that_share_a_row_are_read_as_if_alone() {
         assert_eq!(packed.targets(), alone.targets());
         let base = Llama::tiny(&device);
         let prefix = base.attach("mine", &PrefixTuningConfig::new(3)).unwrap();
-        for model in [&base, &prefix] {
+        let cartridge = base.attach("mine", &CartridgeConfig::new(3)).unwrap();
+        let fixed = LatePromptConfig::new().with_generator_type(PromptGeneratorType::Fixed);
+        let late = base.attach("mine", &fixed).unwrap();
+        for model in [&base, &prefix, &cartridge, &late] {
             let alone = evaluate(model, &alone, 3).unwrap().nll;
             let packed = evaluate(model, &packed, 3).unwrap().nll;
             assert!(
@@ -40,8 +46,14 @@ fn checkpointing_changes_no_number_that_matters() {
     for (name, device) in peft_core::device::cpu_devices() {
         let device = device.autodiff();
         let base = Llama::tiny(&device);
-        let methods: [(&dyn Method, f64); 5] = [
+        let late = LatePromptConfig::new().with_npg_token(NpgToken::Last);
+        let gated = AdapterHubPrefixConfig::new().with_use_gating(true);
+        let methods: [(&dyn Method, f64); 9] = [
             (&LoraConfig::new(4), 1e-2),
+            (&CartridgeConfig::new(3), 5e-2),
+            (&AdaptionPromptConfig::new(3, 2), 1e-1),
+            (&gated.with_bottleneck_size(12), 1e-2),
+            (&late, 1e-2),
             (&PromptTuningConfig::new(3), 5e-2),
             (&PromptEncoderConfig::new(3), 1e-2),
             (&PrefixTuningConfig::new(3), 5e-2),

@@ -13,7 +13,11 @@ use peft_core::PeftModule as _;
 use peft_core::method::Method;
 use peft_models::Llama;
 use peft_reparameterization::LoraConfig;
-use peft_soft_prompt::{PrefixTuningConfig, PromptEncoderConfig};
+use peft_soft_prompt::{
+    AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
+    IntrinsicPromptConfig, LatePromptConfig, MultitaskPromptTuningConfig, PrefixTuningConfig,
+    PromptEncoderConfig,
+};
 use peft_train::{
     Control, Ending, Event, Length, Schedule, TrainConfig, TrainOutcome, Trainer, Warmup,
     checkpoint,
@@ -78,9 +82,13 @@ fn goes_on(method: &dyn Method, device: &Device, dir: &Path) -> [PathBuf; 2] {
         checkpoint::OPTIMIZER_FILE,
         checkpoint::BEST_FILE,
         "adapter_model.safetensors",
+        "adapter.safetensors",
     ];
     let last = format!("checkpoint-{STEPS}");
-    for file in files {
+    // An adapter's file is called as its library calls it.
+    let written = |file: &&str| whole.join(&last).join(file).exists();
+    assert_eq!(files.iter().filter(|file| written(file)).count(), 4);
+    for file in files.into_iter().filter(written) {
         let [ours, theirs] = [&parts, &whole].map(|dir| fs::read(dir.join(&last).join(file)));
         assert!(ours.unwrap() == theirs.unwrap(), "{file} differs");
     }
@@ -103,9 +111,28 @@ fn a_run_goes_on_to_the_last_bit() {
         let dir = tempfile::tempdir().unwrap();
         let projected = PrefixTuningConfig::new(3).with_projection(12);
         goes_on(&projected, &device, &dir.path().join("prefix"));
+        let hub = AdapterHubPrefixConfig::new().with_prefix_length(3);
+        let hub = hub.with_bottleneck_size(12).with_dropout(0.2);
+        goes_on(&hub, &device, &dir.path().join("hub"));
+        goes_on(
+            &CartridgeConfig::new(3),
+            &device,
+            &dir.path().join("cartridge"),
+        );
+        let prompts = AdaptionPromptConfig::new(3, 1);
+        goes_on(&prompts, &device, &dir.path().join("adaption"));
+        let late = LatePromptConfig::new().with_dropout(0.2);
+        goes_on(&late, &device, &dir.path().join("late"));
         let encoded = PromptEncoderConfig::new(3).with_lstm(2);
         let encoded = encoded.with_encoder_dropout(0.2);
         goes_on(&encoded, &device, &dir.path().join("prompt"));
+        // Changes stay within their balls by a hook, which acts from the first step on.
+        let context = CptConfig::new([5, 17, 30, 8]).with_cpt_tokens_type_mask([1, 2, 3, 4]);
+        goes_on(&context, &device, &dir.path().join("context"));
+        let decoded = IntrinsicPromptConfig::new(3, 4);
+        goes_on(&decoded, &device, &dir.path().join("decoded"));
+        let task = MultitaskPromptTuningConfig::new(3, 1);
+        goes_on(&task, &device, &dir.path().join("task"));
         let lora = LoraConfig::new(4).with_lora_dropout(0.2);
         let [_, parts] = goes_on(&lora, &device, dir.path());
 

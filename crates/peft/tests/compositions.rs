@@ -9,7 +9,10 @@ use peft::core::nn::{AdaptedForward, ForwardContext, HiddenState, Routing, SiteC
 use peft::core::{Composition, Error, HiddenSite, PeftModule, device::cpu_devices};
 use peft::reparameterization::{BoftConfig, HraConfig, LohaConfig, LoraConfig};
 use peft::selective::BitFitConfig;
-use peft::soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
+use peft::soft_prompt::{
+    AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, LatePromptConfig,
+    PrefixTuningConfig, PromptTuningConfig,
+};
 use peft_models::{BertClassifier, BertConfig, Pooling};
 
 /// Moves what is trained, so that no adapter is an identity.
@@ -71,6 +74,10 @@ fn each_row_has_the_output_of_its_adapter_alone() {
         Box::new(BottleneckConfig::houlsby().with_modules_to_save(head)),
         Box::new(PromptTuningConfig::new(2).with_modules_to_save(head)),
         Box::new(PrefixTuningConfig::new(2).with_modules_to_save(head)),
+        Box::new(CartridgeConfig::new(2)),
+        Box::new(AdapterHubPrefixConfig::new().with_use_gating(true)),
+        Box::new(AdaptionPromptConfig::new(2, 2)),
+        Box::new(LatePromptConfig::new()),
     ];
     for (backend, device) in cpu_devices() {
         let device = device.autodiff();

@@ -1,7 +1,10 @@
 //! Trainable parameters on MiniLM-L6 (d 384, feed-forward 1536, 6 layers, with pooler), heads
 //! excluded.
 
-use peft::additive::{AdapterFusionConfig, BottleneckConfig, Ia3Config};
+use peft::additive::{
+    AdapterFusionConfig, BeftConfig, BottleneckConfig, Ia3Config, InvertibleKind, ReftConfig,
+    RoadConfig, RoadVariant,
+};
 use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
 use peft::reparameterization::{
@@ -10,7 +13,11 @@ use peft::reparameterization::{
     RandLoraConfig, SaidConfig, VbLoraConfig, VeraConfig,
 };
 use peft::selective::BitFitConfig;
-use peft::soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
+use peft::soft_prompt::{
+    AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
+    IntrinsicPromptConfig, LatePromptConfig, MultitaskPromptTuningConfig, PrefixTuningConfig,
+    PromptEncoderConfig, PromptGeneratorType, PromptTuningConfig,
+};
 use peft_models::{Bert, BertClassifier, BertConfig, Pooling};
 
 fn minilm_l6() -> BertClassifier {
@@ -35,12 +42,23 @@ fn counts_are_those_of_the_literature() {
         .with_targets(["key", "value", "output.dense"])
         .with_feedforward_modules(["output.dense"]);
     let lstm = PromptEncoderConfig::new(20).with_lstm(2);
-    let cases: [(&dyn Method, usize); 11] = [
+    let cases: [(&dyn Method, usize); 19] = [
         (&ia3, 16_128),
         (&LoraConfig::new(8).with_targets(["query", "value"]), 73_728),
         (&LoraConfig::new(8).with_excluded(["pooler.dense"]), 331_776),
         (&BottleneckConfig::houlsby(), 226_080),
         (&BottleneckConfig::pfeiffer(), 113_040),
+        (&BottleneckConfig::parallel(), 888_192),
+        (&BottleneckConfig::scaled_parallel(), 888_198),
+        (&BottleneckConfig::adapter_plus(), 23_064),
+        (&BottleneckConfig::compacter(), 14_320),
+        (&BottleneckConfig::compacter_plus_plus(), 7_192),
+        (
+            &BottleneckConfig::pfeiffer().with_invertible(InvertibleKind::Nice),
+            113_040 + 2 * (2 * 192 * 96 + 96 + 192),
+        ),
+        (&BottleneckConfig::sparse(0.8), 226_080),
+        (&BottleneckConfig::adamix(4), 904_320),
         (&BitFitConfig::new(), 26_112),
         (&PromptTuningConfig::new(10), 3_840),
         (&PromptEncoderConfig::new(20), 451_200),
@@ -52,6 +70,91 @@ fn counts_are_those_of_the_literature() {
         let counts = model.attach("a", method).unwrap().counts();
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
         assert_eq!(counts.total, 22_713_216 + head + expected, "{method:?}");
+    }
+}
+
+/// Methods with parameters that are not trained.
+#[test]
+fn counts_of_prompts_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let base = model.counts().total;
+    let context = CptConfig::new((0..10).collect::<Vec<u32>>());
+    let cases: [(&dyn Method, usize, usize, usize); 4] = [
+        (&context, 3_840, 7_680, 3_840),
+        (
+            &MultitaskPromptTuningConfig::new(10, 1),
+            4_234,
+            4_234,
+            4_234,
+        ),
+        (
+            &MultitaskPromptTuningConfig::new(10, 5),
+            5_810,
+            5_810,
+            5_810,
+        ),
+        (&IntrinsicPromptConfig::new(10, 5), 5, 1_480_709, 1_480_709),
+    ];
+    for (method, trained, held, stored) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), trained, "{method:?}");
+        assert_eq!(counts.total, base + held, "{method:?}");
+        assert_eq!(counts.stored, stored, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_of_prompts_inside_the_model_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let prefix = AdapterHubPrefixConfig::new;
+    let late = LatePromptConfig::new;
+    let pooled = late().with_generator_type(PromptGeneratorType::Appg);
+    let fixed = late().with_generator_type(PromptGeneratorType::Fixed);
+    let cases: [(&dyn Method, usize); 8] = [
+        (&prefix(), 2_572_544),
+        (&prefix().with_flat(true), 138_240),
+        (&prefix().with_flat(true).with_use_gating(true), 140_550),
+        (&AdaptionPromptConfig::new(10, 5), 19_205),
+        (&CartridgeConfig::new(30), 133_632),
+        (&late(), 296_960),
+        (&pooled, 98_816),
+        (&fixed, 1_920),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_of_rotations_and_added_biases_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let road = || RoadConfig::new().with_targets(["query", "value"]);
+    let cases: [(&dyn Method, usize); 4] = [
+        (&road(), 4_608),
+        (&road().with_variant(RoadVariant::Road2), 9_216),
+        (&road().with_variant(RoadVariant::Road4), 18_432),
+        (&BeftConfig::new(), 2_304),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_of_edits_of_the_stream_are_those_of_their_page() {
+    let model = minilm_l6();
+    let tied = |config: ReftConfig| config.with_tied_weights(true);
+    let cases: [(&dyn Method, usize); 4] = [
+        (&tied(ReftConfig::loreft()), 4_614),
+        (&ReftConfig::loreft(), 9_228),
+        (&tied(ReftConfig::noreft().with_r(4)), 18_456),
+        (&ReftConfig::direft().with_layers([2, 5]), 3_076),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
     }
 }
 

@@ -10,7 +10,7 @@ use peft_core::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::schedule::{FIRST_TEMPERATURE, FusionHooks};
-use super::state::{AdapterFusion, DICT, Projection};
+use super::state::{AdapterFusion, DICT, FusionProjection};
 
 /// Registration of AdapterFusion.
 pub static ADAPTER_FUSION: MethodInfo = MethodInfo {
@@ -166,7 +166,7 @@ impl AdapterFusionConfig {
         // AdapterHub's `init_bert_weights`.
         let std = 0.02;
         let projection = |wanted: bool, plan: &mut Plan| {
-            wanted.then(|| Projection {
+            wanted.then(|| FusionProjection {
                 weight: plan.init().normal([width, width], std, like),
                 bias: plan.init().zeros([width], like),
             })

@@ -5,4 +5,4 @@ mod schedule;
 mod state;
 
 pub use config::{ADAPTER_FUSION, AdapterFusionConfig};
-pub use state::{AdapterFusion, Projection};
+pub use state::{AdapterFusion, FusionProjection};

@@ -18,9 +18,9 @@ pub(super) const DICT: &str = "adapter_fusion_layer";
 #[derive(Module, Debug)]
 pub struct AdapterFusion {
     /// Q and its bias; without it z is the query.
-    pub query: Option<Projection>,
+    pub query: Option<FusionProjection>,
     /// K and its bias; without it `uᵢ` is the key.
-    pub key: Option<Projection>,
+    pub key: Option<FusionProjection>,
     /// V, `[d, d]`; without it `uᵢ` is the value.
     pub value: Option<Param<Tensor<2>>>,
     /// On the attention's scores.
@@ -38,7 +38,7 @@ pub struct AdapterFusion {
 
 /// A projection with a bias.
 #[derive(Module, Debug)]
-pub struct Projection {
+pub struct FusionProjection {
     /// `[d, d]`.
     pub weight: Param<Tensor<2>>,
     /// `[d]`.
@@ -114,14 +114,14 @@ impl AdapterFusion {
     /// K is applied to the query, once, in place of all `uᵢ`: `q · (uᵢ K + b) = (q Kᵀ) · uᵢ + q · b`.
     fn scores(&self, query: Tensor<2>, added: Tensor<3>) -> Tensor<3> {
         let query = match &self.query {
-            Some(Projection { weight, bias }) => {
+            Some(FusionProjection { weight, bias }) => {
                 linear(query, weight.val(), Some(bias.val()), None)
             }
             None => query,
         };
         let scores = match &self.key {
             None => (added * query.unsqueeze_dim(1)).sum_dim(2),
-            Some(Projection { weight, bias }) => {
+            Some(FusionProjection { weight, bias }) => {
                 let constant = (query.clone() * bias.val().unsqueeze()).sum_dim(1);
                 let query = query.matmul(weight.val().transpose());
                 (added * query.unsqueeze_dim(1)).sum_dim(2) + constant.unsqueeze_dim(1)

@@ -8,7 +8,7 @@ use peft_core::nn::{
     adapted_gelu, adapted_layer_norm, adapted_tokens,
 };
 use peft_core::ops::{AttentionOptions, attention};
-use peft_core::{AttentionSite, HiddenSite, KeyValueSite};
+use peft_core::{AttentionSite, HiddenSite, KeyValueSite, PromptSite};
 
 use super::{HEADS, WIDTH};
 
@@ -19,6 +19,8 @@ const EPSILON: f64 = 1e-12;
 /// One layer.
 #[derive(Module, Debug)]
 pub struct Layer {
+    /// Where prompts are put in front of the stream before this layer.
+    pub prompt: PromptSite,
     /// Attention.
     pub attention: Attention,
     /// The first half of the feed-forward part.
@@ -98,9 +100,10 @@ impl Layer {
         let output = |from, state| Output {
             dense: linear(from, WIDTH),
             layer_norm: norm(device),
-            site: HiddenSite::new(state, WIDTH),
+            site: HiddenSite::new(state, WIDTH).with_optional_end(),
         };
         Self {
+            prompt: PromptSite::of_stream(WIDTH),
             attention: Attention {
                 self_attention: SelfAttention {
                     query: projection(),
@@ -174,6 +177,10 @@ impl Output {
     ) -> Tensor<3> {
         let norm = |hidden| normalised(&self.layer_norm, hidden, context);
         let around = SiteContext::post_norm(context, residual.clone(), &norm);
-        norm(self.site.forward(projected, &around) + residual)
+        let hidden = self.site.forward(projected, &around);
+        if self.site.is_end() {
+            return hidden;
+        }
+        norm(hidden + residual)
     }
 }

@@ -38,12 +38,14 @@ pub(super) fn saved(fixture: &Fixture, method: &dyn Method) -> Verdict {
         let tensors = model.adapter_tensors(name).map_err(text)?;
         Ok(tensors.into_keys().collect())
     };
-    // Where other tensors are stored than were trained, those are what trains on.
+    // Where other tensors are stored than were trained, those are what trains on: all of them, or as many as before,
+    // where a part is frozen.
     let kept = if keys(&loaded, "other")? == keys(&model, NAME)? {
         counts == before
     } else {
         let as_stored = counts.stored + counts.saved_modules;
-        counts.stored == before.stored && counts.trainable == as_stored
+        let all = counts.trainable == as_stored;
+        counts.stored == before.stored && (all || counts == before)
     };
     ensure(kept, || {
         format!("{counts:?} once loaded, {before:?} before")

@@ -1,11 +1,6 @@
 //! Column scale: every output of a linear layer is scaled.
 
-use burn::module::{Module, Param};
-use burn::tensor::Tensor;
-use peft_core::method::{
-    Adapter, BaseLinear, Common, LinearMethod, Plan, TargetLayer, WeightAdapter, method_config,
-};
-use peft_core::{Result, Targets};
+use peft_core::method::prelude::*;
 
 /// Column scale's configuration.
 #[method_config(
@@ -13,12 +8,10 @@ use peft_core::{Result, Targets};
     identity_at_init, mergeable, new(), reference = "an example of the documentation"
 )]
 pub struct ColumnScaleConfig {
-    /// s. Default: 1.
+    /// s.
     #[field(default = 1.0, finite)]
     pub strength: f64,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 

@@ -73,6 +73,11 @@ pub trait BaseLinear {
     fn context(&self) -> &ForwardContext {
         &NOTHING
     }
+
+    /// How many texts the tokens are of, each of as many: the first axis of what the layer was called with. Default: 1.
+    fn batch(&self) -> usize {
+        1
+    }
 }
 
 impl BaseLinear for Linear {

@@ -61,8 +61,12 @@ enum Key {
 #[derive(Clone, Debug)]
 pub struct CheckpointKey {
     pub(crate) field: String,
+    /// The same in AdapterHub's layout, where that is something else.
+    in_adapterhub: Option<Box<CheckpointKey>>,
     key: Key,
     pub(crate) transposed: bool,
+    /// Whether a vector is stored as a matrix of one column.
+    pub(crate) upright: bool,
     pub(crate) columns: Option<Columns>,
     pub(crate) rows: Option<Columns>,
     copy: Option<String>,
@@ -75,8 +79,10 @@ impl CheckpointKey {
     fn new(field: &str, key: Key) -> Self {
         Self {
             field: field.into(),
+            in_adapterhub: None,
             key,
             transposed: false,
+            upright: false,
             columns: None,
             rows: None,
             copy: None,
@@ -110,6 +116,23 @@ impl CheckpointKey {
         Self::new(field, Key::Unsaved)
     }
 
+    /// What stands for the field in AdapterHub's layout, where that is not the same below the layer. The field that `key`
+    /// names does not matter. `{adapter}` in the key is the adapter's name: `loras.{adapter}.lora_A` becomes
+    /// `<layer>.loras.<adapter's name>.lora_A`.
+    #[must_use]
+    pub fn in_adapterhub(mut self, key: CheckpointKey) -> Self {
+        self.in_adapterhub = Some(Box::new(key));
+        self
+    }
+
+    /// How the field lies in a file of this style.
+    pub(crate) fn of(&self, style: Style) -> &Self {
+        match &self.in_adapterhub {
+            Some(key) if style == Style::AdapterHub => key,
+            _ => self,
+        }
+    }
+
     /// The same, of a field of the module in `outer`.
     #[must_use]
     pub fn within(mut self, outer: &str) -> Self {
@@ -121,6 +144,13 @@ impl CheckpointKey {
     #[must_use]
     pub fn transposed(mut self) -> Self {
         self.transposed = true;
+        self
+    }
+
+    /// Stored as a matrix of one column, `[n, 1]`. For fields of rank 1.
+    #[must_use]
+    pub fn upright(mut self) -> Self {
+        self.upright = true;
         self
     }
 
@@ -142,7 +172,7 @@ impl CheckpointKey {
     }
 
     /// Upstream writes a copy under another key below the layer, too: it is read, must be equal, and
-    /// is not written.
+    /// is not written. Of a tensor that several states share, each state may name one.
     #[must_use]
     pub fn also(mut self, key: &str) -> Self {
         self.copy = Some(key.into());
@@ -157,24 +187,20 @@ impl CheckpointKey {
         self
     }
 
-    /// The field's integers are indices, each at least 0 and below `below`: into the flattened weight, the rows of a
-    /// table, the vectors of a bank. A file in which one is not is refused. For fields of integers.
+    /// The field's integers are indices into a tensor of `shape`. A file in which one is negative or too large is
+    /// refused. For fields of integers.
+    ///
+    /// With one axis, each integer is an index below `shape[0]`: into the flattened weight, the rows of a table, the
+    /// vectors of a bank. With several, the field is `[axes, count]`, `count` points: its row `a` holds indices along
+    /// axis `a`, each below `shape[a]`.
     #[must_use]
-    pub fn indices(mut self, below: usize) -> Self {
-        self.indices = Some(Indices::new(&[below]));
-        self
-    }
-
-    /// The field `[axes, count]` of integers is `count` points in a tensor of `shape`: its row `a` holds indices along
-    /// axis `a`, each at least 0 and below `shape[a]`. A file in which one is not is refused.
-    #[must_use]
-    pub fn coordinates(mut self, shape: &[usize]) -> Self {
+    pub fn indices(mut self, shape: &[usize]) -> Self {
         self.indices = Some(Indices::new(shape));
         self
     }
 
     /// None of the indices, or points, is there twice: a file in which one is, is refused. Call it behind
-    /// [`indices`](Self::indices) or [`coordinates`](Self::coordinates).
+    /// [`indices`](Self::indices).
     #[must_use]
     pub fn distinct(mut self) -> Self {
         if let Some(indices) = &mut self.indices {
@@ -193,13 +219,13 @@ impl CheckpointKey {
 
     /// The key of the copy.
     pub(crate) fn copy(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
-        let key = Key::Layer(self.copy.clone()?);
+        let key = Key::Layer(self.of(style).copy.clone()?);
         Self::new("", key).key(style, layer, adapter)
     }
 
     /// How many segments of the key lead to the layer, for a tensor of one.
     pub(crate) fn segments_to_layer(&self, style: Style, layer: &str) -> Option<usize> {
-        match &self.key {
+        match &self.of(style).key {
             Key::Named(_) | Key::Root(_) | Key::Unsaved => None,
             Key::Layer(_) => Some(format!("{}{layer}", style.prefix()).split('.').count()),
         }
@@ -207,7 +233,7 @@ impl CheckpointKey {
 
     /// The key for a state at `layer` of the adapter `adapter`.
     pub(crate) fn key(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
-        Some(match (&self.key, style) {
+        Some(match (&self.of(style).key, style) {
             (Key::Unsaved, _) => return None,
             (Key::Root(key), _) => key.replace(ADAPTER, adapter),
             (Key::Named(name), style) => format!("{}{name}", style.prefix()),
@@ -215,7 +241,10 @@ impl CheckpointKey {
                 format!("{layer}.{}", key.replace(ADAPTER, adapter))
             }
             (Key::Layer(key), Style::AdapterHub) => format!("{layer}.adapters.{adapter}.{key}"),
-            (Key::Layer(key), style) => format!("{}{layer}.{key}", style.prefix()),
+            (Key::Layer(key), style) => {
+                let key = key.replace(ADAPTER, adapter);
+                format!("{}{layer}.{key}", style.prefix())
+            }
         })
     }
 }

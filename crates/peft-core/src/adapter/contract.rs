@@ -17,11 +17,6 @@ use crate::adapter::site_context::{HiddenParts, SiteContext};
 /// and `valid`/`train` like the model's own. What it does is said by the trait of the place where
 /// it acts: [`WeightAdapter`], [`HiddenAdapter`], [`PromptAdapter`], [`KeyValueAdapter`] or [`AttentionAdapter`].
 pub trait Adapter: Module + Sync + 'static {
-    /// What the state is, for counts and configuration files. Default: the method's own.
-    fn role(&self) -> Role {
-        Role::Method
-    }
-
     /// How the state's parameters are called and laid out in a checkpoint.
     ///
     /// Every parameter must be listed, or [`Error::UnlistedTensor`](crate::Error::UnlistedTensor) refuses to attach
@@ -34,19 +29,6 @@ pub trait Adapter: Module + Sync + 'static {
     fn for_checkpoint(&self) -> Self {
         self.clone()
     }
-}
-
-/// What a state is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Role {
-    /// What the method adds.
-    #[default]
-    Method,
-    /// The copy of a module that is saved whole: counted apart, as papers do.
-    SavedModule,
-    /// Trained rows of an embedding table: counted as the method's, and no target of its own.
-    TrainedTokens,
 }
 
 /// An adapter of a parameter: W becomes W'(theta), of the same shape.
@@ -134,9 +116,23 @@ pub trait HiddenAdapter: Adapter {
             kept: hidden,
         }
     }
+
+    /// The hidden state that [`forward`](Self::forward) makes `hidden` of, where it can be inverted. A model with a
+    /// site behind its embeddings undoes there, in front of its head, what the site did. Default: `hidden` itself, as
+    /// there is nothing to undo.
+    fn inverse(&self, hidden: Tensor<3>, _context: &SiteContext<'_>) -> Tensor<3> {
+        hidden
+    }
+
+    /// Whether the output takes the place of the sublayer's end: the model adds no residual to it, and does not
+    /// normalise it. Of several adapters the last one decides. Only for sites with
+    /// [`optional_end`](crate::method::LayoutSite::optional_end). Default: no.
+    fn is_end(&self) -> bool {
+        false
+    }
 }
 
-/// An adapter of a model's input: virtual tokens before the embeddings.
+/// An adapter of a model's input, or of the stream between its blocks: virtual tokens in front.
 pub trait PromptAdapter: Adapter {
     /// How many virtual tokens.
     fn virtual_tokens(&self) -> usize;
@@ -149,6 +145,12 @@ pub trait PromptAdapter: Adapter {
     fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {
         let _ = (rows, context);
         self.prompt().unsqueeze()
+    }
+
+    /// Those in front of `hidden` `[rows, seq, d]`, for prompts that depend on what they are put in front of; shapes are
+    /// those of [`prompts`](Self::prompts). The context says which of `hidden`'s tokens are padding. Default: `prompts`.
+    fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        self.prompts(hidden.dims()[0], context)
     }
 }
 

@@ -16,9 +16,10 @@ use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{
-    Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Role, WeightAdapter,
+    Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
 use crate::adapter::forward_context::ForwardContext;
+use crate::adapter::role::Role;
 use crate::adapter::site_context::{HiddenParts, SiteContext};
 
 /// A parameter on its way through the erased boundary.
@@ -192,38 +193,49 @@ pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
     fn collect_devices(&self, devices: Devices) -> Devices;
 }
 
-/// A typed adapter; absent only while it is being changed, so that no second handle on its
-/// tensors keeps an optimizer from updating them in place.
+/// A typed adapter.
 #[derive(Clone, Debug)]
-struct Typed<A>(Option<A>);
+struct Typed<A> {
+    /// Absent only while it is being changed, so that no second handle on its tensors keeps an optimizer from updating
+    /// them in place.
+    state: Option<A>,
+    role: Role,
+}
 
 impl<A: Adapter> Typed<A> {
+    fn new(state: A, role: Role) -> Self {
+        Self {
+            state: Some(state),
+            role,
+        }
+    }
+
     fn state(&self) -> &A {
-        self.0
+        self.state
             .as_ref()
             .expect("present but for the moment of a change")
     }
 
     fn change(&mut self, change: impl FnOnce(A) -> A) {
-        self.0 = self.0.take().map(change);
+        self.state = self.state.take().map(change);
     }
 }
 
 impl<A: Adapter> ErasedModule for Typed<A> {
     fn role(&self) -> Role {
-        self.state().role()
+        self.role
     }
     fn tensors(&self) -> Vec<CheckpointKey> {
         self.state().tensors()
     }
     fn stored(&self) -> Box<dyn ErasedModule> {
-        Box::new(Self(Some(self.state().for_checkpoint())))
+        Box::new(Self::new(self.state().for_checkpoint(), self.role))
     }
     fn as_any(&self) -> &dyn Any {
         self.state()
     }
     fn as_any_mut(&mut self) -> &mut dyn Any {
-        self.0
+        self.state
             .as_mut()
             .expect("present but for the moment of a change")
     }
@@ -299,6 +311,8 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
 pub(crate) trait ErasedHidden: ErasedModule {
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
     fn parts(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> HiddenParts;
+    fn inverse(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
+    fn is_end(&self) -> bool;
     fn boxed(&self) -> Box<dyn ErasedHidden>;
 }
 
@@ -308,6 +322,12 @@ impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
     }
     fn parts(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> HiddenParts {
         self.state().parts(hidden, context)
+    }
+    fn inverse(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
+        self.state().inverse(hidden, context)
+    }
+    fn is_end(&self) -> bool {
+        self.state().is_end()
     }
     fn boxed(&self) -> Box<dyn ErasedHidden> {
         Box::new(self.clone())
@@ -334,7 +354,7 @@ impl dyn ErasedHidden + '_ {
 
 pub(crate) trait ErasedPrompt: ErasedModule {
     fn virtual_tokens(&self) -> usize;
-    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3>;
+    fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3>;
     fn boxed(&self) -> Box<dyn ErasedPrompt>;
 }
 
@@ -342,8 +362,8 @@ impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
     fn virtual_tokens(&self) -> usize {
         self.state().virtual_tokens()
     }
-    fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {
-        self.state().prompts(rows, context)
+    fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        self.state().prompts_before(hidden, context)
     }
     fn boxed(&self) -> Box<dyn ErasedPrompt> {
         Box::new(self.clone())
@@ -409,20 +429,20 @@ impl Clone for AnyAdapter {
 }
 
 impl AnyAdapter {
-    pub(crate) fn weight(adapter: impl WeightAdapter) -> Self {
-        Self::Weight(Box::new(Typed(Some(adapter))))
+    pub(crate) fn weight(adapter: impl WeightAdapter, role: Role) -> Self {
+        Self::Weight(Box::new(Typed::new(adapter, role)))
     }
     pub(crate) fn hidden(adapter: impl HiddenAdapter) -> Self {
-        Self::Hidden(Box::new(Typed(Some(adapter))))
+        Self::Hidden(Box::new(Typed::new(adapter, Role::Method)))
     }
     pub(crate) fn prompt(adapter: impl PromptAdapter) -> Self {
-        Self::Prompt(Box::new(Typed(Some(adapter))))
+        Self::Prompt(Box::new(Typed::new(adapter, Role::Method)))
     }
     pub(crate) fn key_value(adapter: impl KeyValueAdapter) -> Self {
-        Self::KeyValue(Box::new(Typed(Some(adapter))))
+        Self::KeyValue(Box::new(Typed::new(adapter, Role::Method)))
     }
     pub(crate) fn attention(adapter: impl AttentionAdapter) -> Self {
-        Self::Attention(Box::new(Typed(Some(adapter))))
+        Self::Attention(Box::new(Typed::new(adapter, Role::Method)))
     }
 
     /// The part that does not depend on the place.

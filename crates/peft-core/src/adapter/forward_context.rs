@@ -34,6 +34,7 @@ pub struct ForwardContext {
     positions: Option<Positions>,
     padding: Option<Tensor<2, Bool>>,
     virtual_tokens: usize,
+    cached_tokens: usize,
     routing: Option<Routing>,
     tasks: Option<TaskIds>,
     rows: Option<Tensor<1, Int>>,
@@ -86,6 +87,13 @@ impl ForwardContext {
         self
     }
 
+    /// Sets how many tokens of every row came in earlier passes, and are in a cache now. Default: 0.
+    #[must_use]
+    pub fn with_cached_tokens(mut self, count: usize) -> Self {
+        self.cached_tokens = count;
+        self
+    }
+
     /// Sets the weights of adapters for
     /// [`Composition::Routed`](crate::Composition::Routed).
     #[must_use]
@@ -125,6 +133,11 @@ impl ForwardContext {
         self.virtual_tokens
     }
 
+    /// How many tokens of every row came in earlier passes: of a text that is generated with a cache, all but the new ones.
+    pub fn cached_tokens(&self) -> usize {
+        self.cached_tokens
+    }
+
     /// The weights of adapters.
     pub fn routing(&self) -> Option<&Routing> {
         self.routing.as_ref()
@@ -143,6 +156,25 @@ impl ForwardContext {
     /// The value of this type that the model's caller added, of all rows of the batch.
     pub fn value<T: Any + Send + Sync>(&self) -> Option<&T> {
         self.values.get(&TypeId::of::<T>())?.downcast_ref()
+    }
+
+    /// The context with `count` virtual tokens more in front of each of `batch` rows. They are no padding, and have
+    /// position 0 where positions are known.
+    pub(crate) fn with_tokens_in_front(mut self, batch: usize, count: usize) -> Self {
+        self.virtual_tokens += count;
+        self.padding = self.padding.map(|padding| {
+            let kept = Tensor::<2, Bool>::full([batch, count], false, &padding.device());
+            Tensor::cat(vec![kept, padding], 1)
+        });
+        self.positions = self.positions.map(|Positions { values, rows }| {
+            let of_row = |row: &[usize]| [&vec![0; count], row].concat();
+            let values = values.chunks(values.len() / rows).flat_map(of_row);
+            Positions {
+                values: values.collect(),
+                rows,
+            }
+        });
+        self
     }
 
     /// The context of some rows of the batch.
@@ -164,6 +196,7 @@ impl ForwardContext {
             positions,
             padding: padding.map(|padding| padding.select(0, index.clone())),
             virtual_tokens: self.virtual_tokens,
+            cached_tokens: self.cached_tokens,
             routing: None,
             tasks: self.tasks.as_ref().map(|tasks| tasks.of_rows(rows)),
             rows: Some(index.clone()),
@@ -181,6 +214,7 @@ impl fmt::Debug for ForwardContext {
             )
             .field("padding", &self.padding.as_ref().map(Tensor::dims))
             .field("virtual_tokens", &self.virtual_tokens)
+            .field("cached_tokens", &self.cached_tokens)
             .field("routing", &self.routing)
             .field("tasks", &self.tasks)
             .finish_non_exhaustive()

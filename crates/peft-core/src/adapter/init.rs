@@ -68,11 +68,23 @@ impl Init {
         std: f64,
         like: (&Device, DType),
     ) -> Param<Tensor<D>> {
-        // Box–Muller, one of the pair: initial values are few.
+        self.param(shape, like, |rng| normal(rng) * std)
+    }
+
+    /// Normal with mean 0, drawn again where it is more than `most` from 0.
+    pub fn truncated_normal<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        (std, most): (f64, f64),
+        like: (&Device, DType),
+    ) -> Param<Tensor<D>> {
         self.param(shape, like, |rng| {
-            let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-            let angle = std::f64::consts::TAU * rng.random::<f64>();
-            radius * angle.cos() * std
+            loop {
+                let value = normal(rng) * std;
+                if value.abs() <= most {
+                    return value;
+                }
+            }
         })
     }
 
@@ -156,6 +168,13 @@ impl Init {
     }
 }
 
+/// Standard normal: Box–Muller, one of the pair, as initial values are few.
+fn normal(rng: &mut StdRng) -> f64 {
+    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+    let angle = std::f64::consts::TAU * rng.random::<f64>();
+    radius * angle.cos()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +200,21 @@ mod tests {
             mean.abs() < 0.05 && (std - 0.5).abs() < 0.03,
             "{mean} {std}"
         );
+    }
+
+    #[test]
+    fn a_truncated_normal_has_no_tails() {
+        for (_, device) in crate::device::cpu_devices() {
+            let like = (&device, DType::F32);
+            let drawn = Init::new(7)
+                .truncated_normal([2000], (0.5, 1.0), like)
+                .val();
+            let drawn: Vec<f32> = drawn.into_data().iter::<f32>().collect();
+            assert!(drawn.iter().all(|value| value.abs() <= 1.0));
+            let std = (drawn.iter().map(|x| x * x).sum::<f32>() / 2000.0).sqrt();
+            // 0.5 times that of a standard normal cut off at 2, which is 0.880.
+            assert!((std - 0.44).abs() < 0.02, "{std}");
+        }
     }
 
     #[test]

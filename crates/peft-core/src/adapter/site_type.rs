@@ -6,6 +6,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HiddenState {
+    /// What goes into the first block: the embeddings of tokens with all that the model does to them.
+    EmbeddingOutput,
     /// The output of an attention sublayer, before the residual is added.
     AttentionOutput,
     /// The output of a feed-forward sublayer, before the residual is added.
@@ -20,6 +22,8 @@ pub enum HiddenState {
 pub enum SiteKind {
     /// Token embeddings before positions are added: prompts go in front of them.
     Embeddings,
+    /// The residual stream in front of a block: prompts may go in front of it there, too.
+    Stream,
     /// A hidden state.
     Hidden(HiddenState),
     /// Keys and values of an attention layer, as its queries see them: prefixes go in front of them.
@@ -32,6 +36,8 @@ impl fmt::Display for SiteKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Embeddings => "embeddings",
+            Self::Stream => "stream between blocks",
+            Self::Hidden(HiddenState::EmbeddingOutput) => "embedding output",
             Self::Hidden(HiddenState::AttentionOutput) => "attention output",
             Self::Hidden(HiddenState::FeedForwardOutput) => "feed-forward output",
             Self::Hidden(HiddenState::BlockOutput) => "block output",
@@ -53,7 +59,7 @@ pub trait SiteType: sealed::Sealed + Clone + Copy + fmt::Debug + Send + Sync + '
 #[derive(Clone, Copy, Debug)]
 pub struct Hidden;
 
-/// Embeddings, for [`PromptAdapter`](crate::method::PromptAdapter)s.
+/// Embeddings, or the stream between blocks, for [`PromptAdapter`](crate::method::PromptAdapter)s.
 #[derive(Clone, Copy, Debug)]
 pub struct Prompt;
 

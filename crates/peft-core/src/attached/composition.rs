@@ -76,7 +76,7 @@ impl Composition {
     }
 
     /// The adapters, in the order of the composition; each once.
-    pub fn names(&self) -> Vec<&str> {
+    pub(crate) fn names(&self) -> Vec<&str> {
         let all: Vec<&str> = match self {
             Self::Stack(names) | Self::Routed(names) => names.iter().map(String::as_str).collect(),
             Self::PerRow(rows) => rows.iter().flatten().map(String::as_str).collect(),

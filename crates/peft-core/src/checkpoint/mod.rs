@@ -1,6 +1,8 @@
 //! Files of adapters: names, layouts, strict reading.
 
 pub(crate) mod base_table;
+pub(crate) mod heads;
+pub(crate) mod pickled;
 pub(crate) mod read;
 pub(crate) mod respelled;
 pub(crate) mod stored;

@@ -9,10 +9,12 @@ use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use crate::adapter::checkpoint_key::Style;
+use crate::checkpoint::pickled::{self, pickled_file};
 use crate::error::{Result, io, wrong};
 use crate::files;
+use crate::method::adapterhub::adapterhub_fields;
 use crate::method::contract::Method;
-use crate::upstream::{CONFIG_FILE, PICKLED_FILES};
+use crate::upstream::CONFIG_FILE;
 
 /// The number formats that floats of a file may have.
 pub(crate) const FLOATS: &str = "F32, F16, BF16 or F64 would do";
@@ -26,10 +28,7 @@ const MOST_CONFIG_BYTES: u64 = 1 << 20;
 impl Style {
     /// The one that a configuration's file says.
     pub(crate) fn of(config: &Value, method: &dyn Method) -> Self {
-        let adapterhub = config["version"]
-            .as_str()
-            .is_some_and(|v| v.starts_with("adapters."));
-        if adapterhub {
+        if adapterhub_fields(config).is_some() {
             Self::AdapterHub
         } else {
             Self::upstream(method)
@@ -83,21 +82,27 @@ pub(crate) fn tensor_path(dir: &Path, config: &str, style: Style, method: &dyn M
     }
 }
 
-/// Refuses a folder that has only a pickled file, with the way out.
-pub(crate) fn refuse_pickled(dir: &Path, style: Style) -> Result<()> {
+/// Reads the tensors of a folder, from its pickled file if it has no other; and says which file that was. `config` is the
+/// name of its configuration.
+pub(crate) fn read_folder(
+    dir: &Path,
+    config: &str,
+    style: Style,
+    method: &dyn Method,
+) -> Result<(PathBuf, BTreeMap<String, TensorData>)> {
     let wanted = style.file();
-    let pickled = PICKLED_FILES.iter().find(|name| dir.join(name).exists());
-    let Some(pickled) = pickled.filter(|_| !dir.join(wanted).exists()) else {
-        return Ok(());
-    };
-    Err(wrong(
-        &dir.join(pickled),
-        format!(
-            "the folder has no `{wanted}`, only this pickled file, which is not read, as it can run any program. \
-             Convert it with Python, in the folder: `import torch, safetensors.torch; \
-             safetensors.torch.save_file(torch.load(\"{pickled}\", weights_only=True), \"{wanted}\")`"
-        ),
-    ))
+    let path = tensor_path(dir, config, style, method);
+    match pickled_file(dir).filter(|_| !path.exists()) {
+        None => {
+            let tensors = read_tensors(&path)?;
+            Ok((path, tensors))
+        }
+        Some(pickled) => {
+            let path = dir.join(pickled);
+            let tensors = pickled::read(&path, wanted)?;
+            Ok((path, tensors))
+        }
+    }
 }
 
 /// Reads a folder's configuration file.
@@ -156,13 +161,21 @@ fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, TensorDat
             }
         };
         let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
-        if dtype.is_float()
-            && let Some(at) = data.iter::<f64>().position(|value| !value.is_finite())
-        {
-            let reason = format!("tensor `{key}` holds NaN or infinity at element {at}");
-            return Err(wrong(path, reason));
-        }
+        refuse_not_finite(path, key, &data)?;
         tensors.insert(key.to_string(), data);
     }
     Ok(tensors)
+}
+
+/// Refuses floats that are no numbers.
+pub(crate) fn refuse_not_finite(path: &Path, key: &str, data: &TensorData) -> Result<()> {
+    let is_float = data.dtype().is_float();
+    let mut values = data.iter::<f64>().take_while(|_| is_float);
+    match values.position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            let reason = format!("tensor `{key}` holds NaN or infinity at element {at}");
+            Err(wrong(path, reason))
+        }
+    }
 }

@@ -8,7 +8,7 @@ use crate::adapter::checkpoint_key::Style;
 use crate::checkpoint::tensors;
 use crate::layout::model_layout::Layout;
 use crate::method::plan::PlannedAdapter;
-use crate::upstream::{COMPILED, MODULES_TO_SAVE};
+use crate::upstream::{ADAPTERHUB_ROOTS, COMPILED, MODULES_TO_SAVE};
 
 type Tensors = BTreeMap<String, TensorData>;
 
@@ -29,6 +29,43 @@ pub(crate) fn of_compiled(tensors: Tensors) -> Result<Tensors, String> {
         }
     }
     Ok(plain)
+}
+
+/// The tensors of a file in AdapterHub's layout as the model calls them, whichever of a bare model and one with a head it
+/// was saved from: `bert.encoder` for `encoder`, or the other way round.
+pub(crate) fn of_base_model(tensors: Tensors, layout: &Layout) -> Tensors {
+    let names = || layout.layers.iter().map(|layer| layer.name.as_str());
+    let is_top = |segment: &str| names().any(|name| first(name) == segment);
+    let outer_of = |segment: &str| {
+        names().find_map(|name| {
+            let (outer, inner) = name.split_once('.')?;
+            (first(inner) == segment).then_some(outer)
+        })
+    };
+    let plain = |key: &str| {
+        let (own, rest) = key.split_once('.')?;
+        let next = first(rest);
+        if ADAPTERHUB_ROOTS.contains(&next) {
+            return Some(rest.to_string());
+        }
+        if is_top(own) || ADAPTERHUB_ROOTS.contains(&own) {
+            return None;
+        }
+        match outer_of(own) {
+            _ if is_top(next) => Some(rest.to_string()),
+            Some(outer) => Some(format!("{outer}.{key}")),
+            None => None,
+        }
+    };
+    let tensors = tensors.into_iter();
+    tensors
+        .map(|(key, data)| (plain(&key).unwrap_or(key), data))
+        .collect()
+}
+
+/// The first segment of a name.
+fn first(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
 }
 
 /// Keys of the file with those that `planned` adapters look for in their place, where the file has an adapter's

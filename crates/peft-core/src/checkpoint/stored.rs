@@ -15,6 +15,7 @@ pub(crate) struct Stored {
     /// None of what is not saved.
     pub(crate) key: Option<String>,
     transposed: bool,
+    upright: bool,
     columns: Option<Columns>,
     rows: Option<Columns>,
     /// What integers point into.
@@ -33,6 +34,9 @@ impl Stored {
         }
         if self.transposed {
             whole.reverse();
+        }
+        if self.upright {
+            whole.push(1);
         }
         whole
     }
@@ -81,6 +85,10 @@ impl Stored {
 
     /// The value of a parameter of `shape`, from the file's tensor, which has the right shape.
     pub(crate) fn value(&self, tensor: &TensorData, shape: &[usize]) -> TensorData {
+        if self.upright {
+            let bytes = tensor.as_bytes().to_vec();
+            return TensorData::from_bytes_vec(bytes, shape.to_vec(), tensor.dtype());
+        }
         let mut value = match self.rows {
             None => tensor.clone(),
             Some(rows) => {
@@ -131,6 +139,10 @@ impl Stored {
                 "two places of the adapter write {:?}",
                 self.key
             );
+            if self.upright {
+                let (bytes, dtype) = (value.as_bytes().to_vec(), value.dtype());
+                return TensorData::from_bytes_vec(bytes, self.shape(&shape), dtype);
+            }
             return value;
         };
         let (whole, dtype) = (self.shape(&shape), value.dtype());
@@ -181,6 +193,7 @@ pub(crate) fn specs_by_field(
     let stored = |spec: &CheckpointKey| Stored {
         key: spec.key(style, layer, name),
         transposed: spec.transposed,
+        upright: spec.upright,
         columns: spec.columns,
         rows: spec.rows,
         indices: spec.indices.clone(),
@@ -189,8 +202,9 @@ pub(crate) fn specs_by_field(
         .tensors()
         .into_iter()
         .map(|spec| {
-            let twins = spec.twins.iter().map(stored).collect();
-            (spec.field.clone(), (stored(&spec), twins))
+            let own = spec.of(style);
+            let twins = own.twins.iter().map(stored).collect();
+            (spec.field.clone(), (stored(own), twins))
         })
         .collect()
 }
@@ -203,6 +217,7 @@ mod tests {
         Stored {
             key: Some("key".into()),
             transposed,
+            upright: false,
             columns: Some(Columns { from, of }),
             rows: None,
             indices: None,
@@ -262,6 +277,22 @@ mod tests {
         let first = stored(true, 0, 3);
         let half = second.put(None, right);
         assert_eq!(first.put(Some(half), data(&[1.0, 4.0], [2, 1])), whole);
+    }
+
+    #[test]
+    fn a_vector_is_stored_upright() {
+        let upright = Stored {
+            upright: true,
+            columns: None,
+            ..stored(false, 0, 0)
+        };
+        let (vector, column) = (
+            TensorData::new(vec![1.0_f32, 2.0], [2]),
+            data(&[1.0, 2.0], [2, 1]),
+        );
+        assert_eq!(upright.shape(&[2]), [2, 1]);
+        assert_eq!(upright.value(&column, &[2]), vector);
+        assert_eq!(upright.put(None, vector), column);
     }
 
     #[test]

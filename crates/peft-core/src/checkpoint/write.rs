@@ -6,16 +6,18 @@ use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::{DType, FloatDType, TensorData, bf16, f16};
+use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use safetensors::{Dtype, View};
 use serde_json::Value;
 
+use crate::checkpoint::heads::Head;
 use crate::checkpoint::transpose::transpose;
 use crate::error::{Result, wrong};
 use crate::files::{self, Files, Problem};
 use crate::layout::model_layout::LayoutParam;
 use crate::layout::quantizer::RawTensor;
 use crate::method::contract::FileNames;
+use crate::upstream::{HEAD_CONFIG_FILE, HEAD_FILE};
 
 /// Upstream's headers end at a multiple of so many bytes.
 const ALIGNMENT: usize = 8;
@@ -42,8 +44,8 @@ pub enum TensorSource<'a> {
     Cast {
         /// What is converted.
         of: Box<TensorSource<'a>>,
-        /// The format in the file: f32, f16 or bf16.
-        dtype: Dtype,
+        /// The format in the file: f64, f32, f16 or bf16.
+        dtype: DType,
     },
 }
 
@@ -66,14 +68,13 @@ impl<'a> TensorSource<'a> {
     #[must_use]
     pub fn cast(self, dtype: FloatDType) -> Self {
         let dtype = match dtype {
-            FloatDType::F64 => Dtype::F64,
-            FloatDType::F32 | FloatDType::Flex32 => Dtype::F32,
-            FloatDType::F16 => Dtype::F16,
-            FloatDType::BF16 => Dtype::BF16,
+            FloatDType::F64 => DType::F64,
+            FloatDType::F32 | FloatDType::Flex32 => DType::F32,
+            FloatDType::F16 => DType::F16,
+            FloatDType::BF16 => DType::BF16,
         };
-        let integers = [Dtype::I64, Dtype::I32, Dtype::I16, Dtype::U8];
-        let unchanged = |own| own == dtype || integers.contains(&own);
-        if self.element().is_ok_and(unchanged) {
+        let own = self.dtype();
+        if own == dtype || own.is_int() || own.is_uint() {
             return self;
         }
         Self::Cast {
@@ -82,30 +83,13 @@ impl<'a> TensorSource<'a> {
         }
     }
 
-    fn element(&self) -> std::result::Result<Dtype, DType> {
-        let dtype = match self {
+    fn dtype(&self) -> DType {
+        match self {
             Self::Data(data) => data.dtype(),
-            Self::Part(part) => return Ok(part.dtype),
-            Self::Cast { of, dtype } => return of.element().map(|_| *dtype),
+            Self::Part(part) => part.dtype,
             Self::Param { param, .. } => param.dtype(),
-        };
-        match dtype {
-            DType::F64 => Ok(Dtype::F64),
-            DType::F32 => Ok(Dtype::F32),
-            DType::F16 => Ok(Dtype::F16),
-            DType::BF16 => Ok(Dtype::BF16),
-            DType::I64 => Ok(Dtype::I64),
-            DType::I32 => Ok(Dtype::I32),
-            DType::I16 => Ok(Dtype::I16),
-            DType::U8 => Ok(Dtype::U8),
-            other => Err(other),
+            Self::Cast { dtype, .. } => *dtype,
         }
-    }
-}
-
-impl View for TensorSource<'_> {
-    fn dtype(&self) -> Dtype {
-        self.element().expect("checked before writing")
     }
 
     fn shape(&self) -> &[usize] {
@@ -138,27 +122,27 @@ impl View for TensorSource<'_> {
             Self::Param { param, .. } => param.elements() * param.dtype().size(),
             Self::Cast { of, dtype } => {
                 let elements: usize = of.shape().iter().product();
-                elements * (dtype.bitsize() / 8)
+                elements * dtype.size()
             }
         }
     }
 }
 
 /// Numbers of one format as those of another.
-fn converted(bytes: &[u8], from: Dtype, to: Dtype) -> Vec<u8> {
-    let mut found = Vec::with_capacity(bytes.len() / (from.bitsize() / 8) * (to.bitsize() / 8));
+fn converted(bytes: &[u8], from: DType, to: DType) -> Vec<u8> {
+    let mut found = Vec::with_capacity(bytes.len() / from.size() * to.size());
     let mut push = |value: f64| match to {
-        Dtype::F64 => found.extend(value.to_le_bytes()),
-        Dtype::F16 => found.extend(f16::from_f64(value).to_le_bytes()),
-        Dtype::BF16 => found.extend(bf16::from_f64(value).to_le_bytes()),
+        DType::F64 => found.extend(value.to_le_bytes()),
+        DType::F16 => found.extend(f16::from_f64(value).to_le_bytes()),
+        DType::BF16 => found.extend(bf16::from_f64(value).to_le_bytes()),
         _ => found.extend((value as f32).to_le_bytes()),
     };
     match from {
-        Dtype::F64 => (bytes.as_chunks().0.iter()).for_each(|b| push(f64::from_le_bytes(*b))),
-        Dtype::F16 => {
+        DType::F64 => (bytes.as_chunks().0.iter()).for_each(|b| push(f64::from_le_bytes(*b))),
+        DType::F16 => {
             (bytes.as_chunks().0.iter()).for_each(|b| push(f16::from_le_bytes(*b).to_f64()));
         }
-        Dtype::BF16 => {
+        DType::BF16 => {
             (bytes.as_chunks().0.iter()).for_each(|b| push(bf16::from_le_bytes(*b).to_f64()));
         }
         _ => (bytes.as_chunks().0.iter()).for_each(|b| push(f64::from(f32::from_le_bytes(*b)))),
@@ -166,9 +150,24 @@ fn converted(bytes: &[u8], from: Dtype, to: Dtype) -> Vec<u8> {
     found
 }
 
+/// What safetensors calls a number format, if it has it.
+fn stored_dtype(dtype: DType) -> Option<Dtype> {
+    Some(match dtype {
+        DType::F64 => Dtype::F64,
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        DType::I64 => Dtype::I64,
+        DType::I32 => Dtype::I32,
+        DType::I16 => Dtype::I16,
+        DType::U8 => Dtype::U8,
+        _ => return None,
+    })
+}
+
 /// Whether all are finite.
-fn all_finite(bytes: &[u8], dtype: Dtype) -> bool {
-    let wide = converted(bytes, dtype, Dtype::F64);
+fn all_finite(bytes: &[u8], dtype: DType) -> bool {
+    let wide = converted(bytes, dtype, DType::F64);
     (wide.as_chunks().0.iter()).all(|bytes| f64::from_le_bytes(*bytes).is_finite())
 }
 
@@ -201,16 +200,21 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Res
     write_file(path, all(tensors))
 }
 
-/// Writes a checkpoint folder: its two files change together.
+/// Writes a checkpoint folder: its files, those of a head too, change together.
 pub(crate) fn write_folder(
     dir: &Path,
     names: FileNames,
     config: &Value,
     tensors: &BTreeMap<String, TensorData>,
+    head: Option<&Head>,
 ) -> Result<()> {
     let text = serde_json::to_string_pretty(config).expect("JSON values serialize");
     let mut files = Files::new(dir)?;
     stage_file(&mut files, names.tensors, all(tensors))?;
+    if let Some((config, tensors)) = head.map(Head::files) {
+        stage_file(&mut files, HEAD_FILE, all(tensors))?;
+        files.stage(HEAD_CONFIG_FILE, |file| file.write_all(config.as_bytes()))?;
+    }
     files.stage(names.config, |file| file.write_all(text.as_bytes()))?;
     files.commit()
 }
@@ -228,24 +232,29 @@ fn all(tensors: &BTreeMap<String, TensorData>) -> Vec<(String, TensorSource<'_>)
 fn serialize(
     file: &mut dyn Write,
     path: &Path,
-    mut tensors: Vec<(String, TensorSource<'_>)>,
+    tensors: Vec<(String, TensorSource<'_>)>,
 ) -> Result<(), Problem> {
-    for (key, tensor) in &tensors {
-        if let Err(dtype) = tensor.element() {
-            let reason = format!("tensor `{key}` is {dtype:?}, which safetensors lacks");
+    let mut stored = Vec::with_capacity(tensors.len());
+    for (key, tensor) in tensors {
+        let Some(dtype) = stored_dtype(tensor.dtype()) else {
+            let reason = format!(
+                "tensor `{key}` is {:?}, which safetensors lacks",
+                tensor.dtype()
+            );
             return Err(wrong(path, reason).into());
-        }
+        };
+        stored.push((dtype, key, tensor));
     }
     // Wide numbers first, so that each tensor is aligned; then by name.
-    tensors.sort_by(|(name, tensor), (other_name, other)| {
-        (other.dtype().cmp(&tensor.dtype())).then_with(|| name.cmp(other_name))
+    stored.sort_by(|(dtype, name, _), (other_dtype, other_name, _)| {
+        (other_dtype.cmp(dtype)).then_with(|| name.cmp(other_name))
     });
     let mut end = 0;
-    let entries = tensors.iter().map(|(key, tensor)| {
+    let entries = stored.iter().map(|(dtype, key, tensor)| {
         let start = end;
         end += tensor.data_len();
         let info = TensorInfo {
-            dtype: tensor.dtype(),
+            dtype: *dtype,
             shape: tensor.shape().to_vec(),
             data_offsets: (start, end),
         };
@@ -258,13 +267,13 @@ fn serialize(
     header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
-    for (key, tensor) in tensors {
+    for (_, key, tensor) in stored {
         let data = tensor.data();
         debug_assert_eq!(data.len(), tensor.data_len(), "the size of {key}");
         if let TensorSource::Cast { dtype, .. } = &tensor
             && !all_finite(&data, *dtype)
         {
-            let reason = format!("tensor `{key}` has a value that is not finite in {dtype}");
+            let reason = format!("tensor `{key}` has a value that is not finite in {dtype:?}");
             return Err(wrong(path, reason).into());
         }
         file.write_all(&data)?;

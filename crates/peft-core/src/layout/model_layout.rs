@@ -166,6 +166,9 @@ pub struct LayoutSite {
     pub input_width: usize,
     /// How many heads share them; 1 where there are none.
     pub heads: usize,
+    /// Whether the model can leave out residual and norm behind the site:
+    /// [`Site::with_optional_end`](crate::nn::Site::with_optional_end).
+    pub optional_end: bool,
 }
 
 /// A site with its type: what adapters it takes.
@@ -234,6 +237,7 @@ impl Layout {
                 width: head.width,
                 input_width: head.input_width,
                 heads: head.heads,
+                optional_end: head.optional_end,
             });
         }
         layout
@@ -276,6 +280,11 @@ impl Layout {
     /// The sites of embeddings.
     pub fn prompt_sites(&self) -> impl Iterator<Item = TypedSite<'_, Prompt>> {
         self.typed(SiteKind::Embeddings)
+    }
+
+    /// The sites of the stream in front of blocks, for prompts.
+    pub fn stream_sites(&self) -> impl Iterator<Item = TypedSite<'_, Prompt>> {
+        self.typed(SiteKind::Stream)
     }
 
     /// The sites of keys and values.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use burn::tensor::DType;
 use peft_ops::quantized::QuantizedWeight;
-use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::error::Result;
@@ -26,7 +26,7 @@ pub struct QuantizedLayer<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawTensor {
     /// Number format.
-    pub dtype: Dtype,
+    pub dtype: DType,
     /// Shape.
     pub shape: Vec<usize>,
     /// The elements, row-major, in little-endian order.

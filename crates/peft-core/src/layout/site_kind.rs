@@ -11,4 +11,6 @@ pub(crate) struct SiteHead {
     pub(crate) input_width: usize,
     pub(crate) heads: usize,
     pub(crate) name: &'static str,
+    /// Whether the model leaves out the sublayer's end where an adapter asks for it.
+    pub(crate) optional_end: bool,
 }

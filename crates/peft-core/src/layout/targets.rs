@@ -92,7 +92,7 @@ impl Selection {
 }
 
 /// The word that stands for every linear layer but the output head.
-pub const ALL_LINEAR: &str = "all-linear";
+pub(crate) const ALL_LINEAR: &str = "all-linear";
 
 /// One value, or several.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -27,7 +27,7 @@ pub struct TargetLayer<'a> {
 }
 
 impl<'a> TargetLayer<'a> {
-    fn new(layout: &'a Layout, (layer, weight): Target<'a>) -> Self {
+    pub(super) fn new(layout: &'a Layout, (layer, weight): Target<'a>) -> Self {
         let shape = weight.shape();
         let rest = shape[1..].iter().product();
         let (d_in, d_out) = match layer.kind {
@@ -123,8 +123,8 @@ pub fn linear_targets<'a>(
 ///
 /// # Errors
 ///
-/// As [`select`], and as [`ByLayer::refuse_unused`](crate::method::ByLayer::refuse_unused) in a configuration of a
-/// user's.
+/// As [`Targets::select`]; [`Error::UnsupportedLayer`](crate::Error::UnsupportedLayer) for a layer of another kind than
+/// `kinds`; and as [`ByLayer::refuse_unused`](crate::method::ByLayer::refuse_unused) in a configuration of a user's.
 pub fn layer_targets<'a>(
     config: &dyn MethodConfig,
     layout: &'a Layout,

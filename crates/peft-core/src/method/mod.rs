@@ -1,5 +1,6 @@
 //! For authors of methods: the contracts that a method implements, and what it is given to plan with.
 
+pub(crate) mod adapterhub;
 pub(crate) mod bias;
 pub(crate) mod by_layer;
 pub(crate) mod contract;
@@ -7,6 +8,7 @@ pub(crate) mod hooks;
 pub(crate) mod linear;
 pub(crate) mod module_to_save;
 pub(crate) mod plan;
+pub mod prelude;
 pub(crate) mod saved_modules;
 pub(crate) mod targeting;
 pub(crate) mod trainable_tokens;
@@ -15,7 +17,7 @@ pub use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 pub use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 pub use crate::adapter::checkpoint_key::CheckpointKey;
 pub use crate::adapter::contract::{
-    Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, Role, WeightAdapter,
+    Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
 pub use crate::adapter::init::Init;
 pub use crate::adapter::low_rank::LowRankAdapter;
@@ -25,7 +27,10 @@ pub use crate::adapter::site_type::{HiddenState, SiteKind};
 pub use crate::layout::model_layout::{
     Layer, LayerKind, Layout, LayoutParam, LayoutSite, TypedSite,
 };
-pub use crate::layout::targets::{ALL_LINEAR, OneOrMany, Selection, Targets};
+pub use crate::layout::targets::{OneOrMany, Selection, Targets};
+pub use adapterhub::{
+    Projections, adapterhub_fields, adapterhub_json, architecture, read_adapterhub,
+};
 pub use bias::Bias;
 pub use by_layer::{ByLayer, LayerValue, read_by_layer};
 pub use contract::{
@@ -39,10 +44,8 @@ pub use peft_derive::method_config;
 pub use plan::Plan;
 pub use serde_json::Value;
 pub use targeting::{
-    LINEAR, LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV2D, Target, refuse_unsupported, select,
-    train_biases,
+    LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV2D, Target, refuse_unsupported, train_biases,
 };
-pub use trainable_tokens::TrainableTokens;
 
 /// Lists the tensors of a state in its checkpoint: the derive of [`Adapter`](trait@Adapter).
 pub use peft_derive::Adapter;

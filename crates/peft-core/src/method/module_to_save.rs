@@ -7,8 +7,9 @@ use burn::tensor::{Int, Tensor};
 use crate::adapter::any_tensor::with_rank;
 use crate::adapter::base::{BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
-use crate::adapter::contract::{Adapter, Role, WeightAdapter};
+use crate::adapter::contract::{Adapter, WeightAdapter};
 use crate::adapter::erased::AnyAdapter;
+use crate::adapter::role::Role;
 use crate::layout::model_layout::LayoutParam;
 
 /// The copy of a bias that a method trains ([`Plan::train_bias`](crate::method::Plan::train_bias)).
@@ -49,12 +50,15 @@ impl ModuleToSave<1, true> {
         transposed: bool,
         head: Option<&LayoutParam>,
     ) -> AnyAdapter {
-        with_rank!(param.shape().len(), R => AnyAdapter::weight(ModuleToSave::<R, true> {
-            value: Param::from_tensor(param.value::<R>().detach()),
-            key: param.name.clone(),
-            transposed,
-            head: head.map(|head| head.name.clone()),
-        }))
+        with_rank!(param.shape().len(), R => {
+            let copy = ModuleToSave::<R, true> {
+                value: Param::from_tensor(param.value::<R>().detach()),
+                key: param.name.clone(),
+                transposed,
+                head: head.map(|head| head.name.clone()),
+            };
+            AnyAdapter::weight(copy, Role::SavedModule)
+        })
     }
 }
 
@@ -71,14 +75,6 @@ impl ModuleToSave<1, false> {
 }
 
 impl<const R: usize, const OF_MODULE: bool> Adapter for ModuleToSave<R, OF_MODULE> {
-    fn role(&self) -> Role {
-        if OF_MODULE {
-            Role::SavedModule
-        } else {
-            Role::Method
-        }
-    }
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         let spec = CheckpointKey::named("value", &self.key);
         let spec = match &self.head {

@@ -12,6 +12,7 @@ use crate::adapter::contract::{
 };
 use crate::adapter::erased::AnyAdapter;
 use crate::adapter::init::Init;
+use crate::adapter::role::Role;
 use crate::adapter::site_type::{Attention, Hidden, KeyValue, Prompt};
 use crate::layout::model_layout::{Layer, Layout, LayoutParam, LayoutSite, TypedSite};
 use crate::method::module_to_save::ModuleToSave;
@@ -130,6 +131,11 @@ impl Plan {
         self.stored.get(&key).map(Vec::as_slice)
     }
 
+    /// Whether the file that is being loaded has a tensor whose key begins with `prefix`.
+    pub fn has_stored_below(&self, prefix: &str) -> bool {
+        self.stored.keys().any(|key| key.starts_with(prefix))
+    }
+
     /// Records what only the model tells (its width, say) in `adapter_config.json`.
     pub fn set_config_field(&mut self, field: &str, value: impl Into<Value>) {
         self.notes.insert(field.to_string(), value.into());
@@ -143,7 +149,7 @@ impl Plan {
 
     /// Puts `adapter` on a parameter.
     pub fn adapt_weight(&mut self, param: &LayoutParam, adapter: impl WeightAdapter) {
-        self.push(&param.path, AnyAdapter::weight(adapter));
+        self.push(&param.path, AnyAdapter::weight(adapter, Role::Method));
     }
 
     /// Puts `adapter` at a site of a hidden state.
@@ -242,7 +248,9 @@ impl Plan {
             let like = (&param.device(), param.dtype());
             self.init.zeros([rows.len(), shape[1]], like)
         };
-        self.adapt_weight(param, TrainableTokens::new(values, rows, key));
+        let tokens = TrainableTokens::new(values, rows, key);
+        let tokens = AnyAdapter::weight(tokens, Role::TrainedTokens);
+        self.push(&param.path, tokens);
     }
 
     /// Whether nothing is planned so far.

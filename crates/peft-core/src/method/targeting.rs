@@ -18,7 +18,7 @@ pub type Target<'a> = (&'a Layer, &'a LayoutParam);
 ///
 /// As [`Targets::select`], and [`Error::UnsupportedLayer`] for a layer of another kind than `kinds`,
 /// which are called `supported`.
-pub fn select<'a>(
+pub(crate) fn select<'a>(
     targets: &Targets,
     layout: &'a Layout,
     plan: &Plan,
@@ -47,14 +47,14 @@ pub fn select<'a>(
     Ok(found)
 }
 
-/// Linear layers, for [`select`].
-pub const LINEAR: (&[LayerKind], &str) = (&[LayerKind::Linear], "Linear");
+/// Linear layers.
+pub(crate) const LINEAR: (&[LayerKind], &str) = (&[LayerKind::Linear], "Linear");
 
-/// Linear layers and convolutions, for [`select`].
+/// Linear layers and convolutions, for [`layer_targets`](crate::method::layer_targets).
 pub const LINEAR_AND_CONV2D: (&[LayerKind], &str) =
     (&[LayerKind::Linear, LayerKind::Conv2d], "Linear and Conv2d");
 
-/// Linear layers, embedding tables and convolutions, for [`select`].
+/// Linear layers, embedding tables and convolutions, for [`layer_targets`](crate::method::layer_targets).
 pub const LINEAR_EMBEDDING_AND_CONV2D: (&[LayerKind], &str) = (
     &[LayerKind::Linear, LayerKind::Embedding, LayerKind::Conv2d],
     "Linear, Embedding and Conv2d",
@@ -106,64 +106,4 @@ pub fn refuse_unsupported(
         }
     }
     Ok(())
-}
-
-/// Builder methods for the fields `targets`, inside of a configuration's `impl`.
-#[macro_export]
-macro_rules! target_builders {
-    ($targets:ident) => {
-        /// Sets the layers to adapt: a list of names, or one regular expression, or `all-linear`.
-        #[must_use]
-        pub fn with_targets(mut self, targets: impl Into<$crate::Selection>) -> Self {
-            self.$targets.target_modules = Some(targets.into());
-            self
-        }
-
-        /// Leaves layers out that are selected otherwise.
-        #[must_use]
-        pub fn with_excluded(mut self, excluded: impl Into<$crate::Selection>) -> Self {
-            self.$targets.exclude_modules = Some(excluded.into());
-            self
-        }
-
-        /// Adapts layers of these blocks only, by their indices in the model's list; with a list of targets.
-        #[must_use]
-        pub fn with_layers_to_transform(mut self, blocks: impl Into<Vec<usize>>) -> Self {
-            self.$targets.layers_to_transform =
-                Some($crate::method::OneOrMany::Many(blocks.into()));
-            self
-        }
-
-        /// Says what the list of blocks is called, as in `layers`, for a model that has several lists; with
-        /// `layers_to_transform`.
-        #[must_use]
-        pub fn with_layers_pattern(mut self, pattern: impl Into<String>) -> Self {
-            self.$targets.layers_pattern = Some($crate::method::OneOrMany::One(pattern.into()));
-            self
-        }
-    };
-}
-
-/// Builder methods for the fields that every configuration has, inside of its `impl`.
-#[macro_export]
-macro_rules! common_builders {
-    ($common:ident) => {
-        /// Trains and saves these modules whole.
-        #[must_use]
-        pub fn with_modules_to_save<S: Into<String>>(
-            mut self,
-            modules: impl IntoIterator<Item = S>,
-        ) -> Self {
-            let modules = modules.into_iter().map(Into::into).collect();
-            self.$common.modules_to_save = Some(modules);
-            self
-        }
-
-        /// Sets upstream's task type, as in `SEQ_CLS`.
-        #[must_use]
-        pub fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
-            self.$common.task_type = Some(task_type.into());
-            self
-        }
-    };
 }

@@ -6,15 +6,15 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::adapter::base::BaseEmbedding;
 use crate::adapter::checkpoint_key::CheckpointKey;
-use crate::adapter::contract::{Adapter, Role, WeightAdapter};
+use crate::adapter::contract::{Adapter, WeightAdapter};
 use crate::layout::model_layout::LayoutParam;
 
 /// Trained copies of some rows of an embedding table ([`Plan::train_tokens`](crate::method::Plan::train_tokens)): new
 /// tokens, as a rule. The table below keeps its own.
 #[derive(Module, Debug)]
-pub struct TrainableTokens {
+pub(crate) struct TrainableTokens {
     /// The rows, `[count, d]`.
-    pub values: Param<Tensor<2>>,
+    pub(crate) values: Param<Tensor<2>>,
     #[module(skip)]
     indices: Vec<i64>,
     #[module(skip)]
@@ -40,11 +40,6 @@ impl TrainableTokens {
         Param::from_tensor(table.select(0, places).detach())
     }
 
-    /// Which rows of the table these are.
-    pub fn indices(&self) -> &[i64] {
-        &self.indices
-    }
-
     fn places(&self, like: &Tensor<2>) -> Tensor<1, Int> {
         let data = TensorData::new(self.indices.clone(), [self.indices.len()]);
         Tensor::from_data(data, &like.device())
@@ -52,10 +47,6 @@ impl TrainableTokens {
 }
 
 impl Adapter for TrainableTokens {
-    fn role(&self) -> Role {
-        Role::TrainedTokens
-    }
-
     fn tensors(&self) -> Vec<CheckpointKey> {
         vec![CheckpointKey::layer("values", &self.key).sparse()]
     }

@@ -89,7 +89,7 @@ pub trait AdapterState: Module {
     /// # Errors
     ///
     /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged);
-    /// [`Error::Combine`](crate::Error::Combine) for adapters that have no mean, with the field or tensor in which they
+    /// [`Error::Tensors`](crate::Error::Tensors) for adapters that have no mean, with the field or tensor in which they
     /// differ; and what [`PeftModule::attach`](crate::PeftModule::attach) refuses.
     #[doc(alias = "average_adapter")]
     fn average_adapters(&self, name: &str, weights: &[(&str, f64)]) -> Result<Self> {

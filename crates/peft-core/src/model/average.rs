@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::attached::traversal;
 use crate::error::{Error, Result};
-use crate::model::load::{Stored, install_stored};
+use crate::model::load::{Source, Stored, install_stored};
 use crate::model::save::{Saved, saved};
 use crate::model::states::unmerged;
 
@@ -37,7 +37,7 @@ pub(crate) fn average<M: Module>(model: &M, name: &str, weights: &[(&str, f64)])
     let attached = unmerged(model)?;
     let names: Vec<&str> = weights.iter().map(|(name, _)| *name).collect();
     attached.refuse_unknown(&names)?;
-    let refuse = |adapter: &str, reason: String| Error::Combine {
+    let refuse = |adapter: &str, reason: String| Error::Tensors {
         adapter: adapter.into(),
         reason,
     };
@@ -70,11 +70,15 @@ pub(crate) fn average<M: Module>(model: &M, name: &str, weights: &[(&str, f64)])
     let tensors = means.into_iter().map(|(key, mean)| (key, mean.data()));
     let adapter = Stored {
         key_name: names[0],
-        method: first.method.as_ref(),
+        method: first.method,
         style: first.style,
         tensors: tensors.collect(),
     };
-    install_stored(model, name, adapter, Path::new(name))
+    let source = Source {
+        dir: None,
+        path: Path::new(name),
+    };
+    install_stored(model, name, adapter, source)
 }
 
 /// The first field of two configurations in which they say different things about the tensors, with both values.

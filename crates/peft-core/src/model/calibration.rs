@@ -27,13 +27,13 @@ const TITLE: &str = "Calibration";
 /// Statistics are F32 tensors on the device of the layer. They stay in memory until the [`Calibration`] is dropped. For
 /// each selected layer with `in` input features, and for each of its parameters with `n` elements, they take:
 ///
-/// | statistic | asked for by | used by | bytes |
-/// |---|---|---|---|
-/// | second moment of the inputs | [`with_second_moments`](Self::with_second_moments) | EVA, `CorDA`, GPTQ | 4 · in² |
-/// | mean and mean absolute value of each input feature | [`with_means`](Self::with_means) | AWQ | 8 · in |
-/// | inputs as they are | [`with_samples`](Self::with_samples) | methods that fit a layer's outputs | 4 · in · rows; at most the inputs of one batch more |
-/// | mean gradient | [`with_gradients`](Self::with_gradients) | LoRA-GA, SHiRA | 4 · n |
-/// | mean squared gradient | [`with_squared_gradients`](Self::with_squared_gradients) | `FishMask` | 4 · n |
+/// | field | used by | bytes |
+/// |---|---|---|
+/// | `second_moments` | EVA, `CorDA`, GPTQ | 4 · in² |
+/// | `means` | AWQ | 8 · in |
+/// | `samples` | methods that fit a layer's outputs | 4 · in · rows; at most the inputs of one batch more |
+/// | `gradients` | LoRA-GA, SHiRA | 4 · n |
+/// | `squared_gradients` | `FishMask` | 4 · n |
 ///
 /// Keys and values of attention layers are asked for by [`key_values`](Self::key_values), for prefixes that start from a
 /// text. With `kv` features of keys they take 8 · kv · tokens for each layer.
@@ -44,13 +44,34 @@ const TITLE: &str = "Calibration";
 /// Inputs are recorded of linear layers and of heads that are tables ([`TiedHead`](crate::TiedHead)). The model must
 /// call them through [`AdaptedForward`](crate::nn::AdaptedForward). Gradients are recorded of all parameters of the
 /// selected layers, of whatever kind.
-#[derive(Clone, Debug)]
+///
+/// ```
+/// # use peft_core::calibration::CalibrationConfig;
+/// let wanted = CalibrationConfig {
+///     second_moments: true,
+///     ..CalibrationConfig::new(["query", "value"])
+/// };
+/// ```
+#[derive(Clone, Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each statistic is asked for by itself"
+)]
 pub struct CalibrationConfig {
-    targets: Targets,
-    inputs: InputKinds,
-    gradients: GradientKinds,
-    /// How many tokens' keys and values are kept, at most.
-    key_values: usize,
+    /// The layers. Default: `all-linear`.
+    pub targets: Targets,
+    /// The second moment of each layer's inputs.
+    pub second_moments: bool,
+    /// The mean and the mean absolute value of each input feature.
+    pub means: bool,
+    /// How many inputs of each layer are kept as they are: the first ones. An input is one token. Default: 0.
+    pub samples: usize,
+    /// The mean gradient of each parameter.
+    pub gradients: bool,
+    /// The mean squared gradient of each parameter.
+    pub squared_gradients: bool,
+    /// How many tokens' keys and values are kept of each attention layer: the first ones. Default: 0.
+    pub key_values: usize,
 }
 
 impl CalibrationConfig {
@@ -61,60 +82,31 @@ impl CalibrationConfig {
     pub fn key_values(tokens: usize) -> Self {
         Self {
             key_values: tokens,
-            ..Self::from(Targets::default())
+            ..Self::default()
         }
     }
 
-    /// Statistics of these layers: a list of names, one regular expression, or `all-linear`, as in
+    /// No statistics yet, of these layers: a list of names, one regular expression, or `all-linear`, as in
     /// [`Targets::target_modules`].
     pub fn new(layers: impl Into<Selection>) -> Self {
-        Self::from(Targets::new(layers))
-    }
-
-    /// Asks for the second moment of each layer's inputs.
-    #[must_use]
-    pub fn with_second_moments(mut self) -> Self {
-        self.inputs.second_moment = true;
-        self
-    }
-
-    /// Asks for the mean and the mean absolute value of each input feature.
-    #[must_use]
-    pub fn with_means(mut self) -> Self {
-        self.inputs.means = true;
-        self
-    }
-
-    /// Asks for the first `rows` inputs of each layer. A row is one token.
-    #[must_use]
-    pub fn with_samples(mut self, rows: usize) -> Self {
-        self.inputs.samples = rows;
-        self
-    }
-
-    /// Asks for the mean gradient of each parameter.
-    #[must_use]
-    pub fn with_gradients(mut self) -> Self {
-        self.gradients.mean = true;
-        self
-    }
-
-    /// Asks for the mean squared gradient of each parameter.
-    #[must_use]
-    pub fn with_squared_gradients(mut self) -> Self {
-        self.gradients.mean_square = true;
-        self
-    }
-}
-
-impl From<Targets> for CalibrationConfig {
-    /// Statistics of the layers that a method's configuration selects. Default: `all-linear`.
-    fn from(targets: Targets) -> Self {
         Self {
-            targets,
-            inputs: InputKinds::default(),
-            gradients: GradientKinds::default(),
-            key_values: 0,
+            targets: Targets::new(layers),
+            ..Self::default()
+        }
+    }
+
+    fn input_kinds(&self) -> InputKinds {
+        InputKinds {
+            second_moment: self.second_moments,
+            means: self.means,
+            samples: self.samples,
+        }
+    }
+
+    fn gradient_kinds(&self) -> GradientKinds {
+        GradientKinds {
+            mean: self.gradients,
+            mean_square: self.squared_gradients,
         }
     }
 }
@@ -166,9 +158,11 @@ impl<M: Module> Calibrate for M {}
 ///
 /// # fn f<M: peft_core::PeftModule>(model: &M, config: &dyn Method, batches: Vec<()>, loss: impl Fn(&M, &()) -> Tensor<1>)
 /// # -> peft_core::Result<()> {
-/// let wanted = CalibrationConfig::new(["query", "value"])
-///     .with_second_moments()
-///     .with_gradients();
+/// let wanted = CalibrationConfig {
+///     second_moments: true,
+///     gradients: true,
+///     ..CalibrationConfig::new(["query", "value"])
+/// };
 /// let mut calibrator = model.calibrate(&wanted)?;
 /// for batch in &batches {
 ///     let loss = loss(calibrator.model(), batch);
@@ -194,11 +188,12 @@ impl<M: Module> Calibrator<M> {
         attached.refuse_foreign()?;
         attached.refuse_merged()?;
         let layout = &attached.layout;
-        let of_layers = config.inputs.any() || config.gradients.any();
+        let (input_kinds, gradient_kinds) = (config.input_kinds(), config.gradient_kinds());
+        let of_layers = input_kinds.any() || gradient_kinds.any();
         if !of_layers && config.key_values == 0 {
             return Err(Error::Calibration {
                 place: "all layers".to_string(),
-                reason: "no statistic is asked for: call `CalibrationConfig::with_second_moments` or one of its siblings"
+                reason: "no statistic is asked for: set `second_moments` of `CalibrationConfig`, or another of its fields"
                     .to_string(),
             });
         }
@@ -221,15 +216,15 @@ impl<M: Module> Calibrator<M> {
         let mut inputs = Vec::new();
         let mut chosen = Vec::new();
         for layer in layers {
-            if config.inputs.any() {
+            if input_kinds.any() {
                 let weight = linear_weight(layout, layer)?;
-                let recorder = Arc::new(InputRecorder::new(config.inputs));
+                let recorder = Arc::new(InputRecorder::new(input_kinds));
                 let mut stack = attached.stack(&weight.path).cloned().unwrap_or_default();
                 stack.recorder = Arc::downgrade(&recorder);
                 edits.stacks.insert(weight.path.clone(), stack);
                 inputs.push((layer.name.clone(), recorder));
             }
-            if config.gradients.any() {
+            if gradient_kinds.any() {
                 for param in layer.params.iter().map(|&index| &layout.params[index]) {
                     refuse_without_gradient(layout, param)?;
                     edits.trainable.insert(param.path.clone(), true);
@@ -241,7 +236,7 @@ impl<M: Module> Calibrator<M> {
         let gradients = model.layout().params.into_iter();
         let gradients = gradients.filter(|param| chosen.contains(&param.path));
         let sums = |param: LayoutParam| {
-            let sums = GradientSums::new(config.gradients, &param.name, param.base);
+            let sums = GradientSums::new(gradient_kinds, &param.name, param.base);
             (param.name, sums)
         };
         Ok(Self {
@@ -272,7 +267,7 @@ impl<M: Module> Calibrator<M> {
         }
         if !any {
             let reason = if self.gradients.is_empty() {
-                "no gradients were asked for: call `CalibrationConfig::with_gradients` or `with_squared_gradients`"
+                "no gradients were asked for: set `gradients` or `squared_gradients` of `CalibrationConfig`"
             } else {
                 "these gradients have none of a selected parameter: compute the loss with `Calibrator::model`"
             };

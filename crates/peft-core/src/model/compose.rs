@@ -41,8 +41,11 @@ pub(crate) fn check_places(attached: &Attached, composition: &Composition) -> Re
         let problem = match (param, site) {
             (Some(param), _) => of_param(layout, param, stack, composition),
             (None, Some(site)) => match site.kind {
-                SiteKind::Hidden(_) | SiteKind::Attention => None,
-                SiteKind::Embeddings | SiteKind::KeyValue => of_virtual_tokens(stack, composition),
+                SiteKind::Hidden(_) => of_end(stack, composition),
+                SiteKind::Attention => None,
+                SiteKind::Embeddings | SiteKind::Stream | SiteKind::KeyValue => {
+                    of_virtual_tokens(stack, composition)
+                }
             },
             (None, None) => None,
         };
@@ -88,6 +91,31 @@ fn of_param(
     (!per_row && is_tied && composition.names().iter().any(follows)).then(|| {
         "it changes the table that is also the model's head, which takes no weights of adapters: give each row its \
          adapter, or activate it for all rows"
+            .to_string()
+    })
+}
+
+/// What is wrong with the composition where some adapters take the place of the sublayer's end, and others do not.
+fn of_end(stack: &Stack, composition: &Composition) -> Option<String> {
+    let ends = |name: &str| {
+        let entry = stack.entry(name);
+        entry.is_some_and(|entry| entry.adapter.hidden_adapter().is_end())
+    };
+    let mut ends: Vec<bool> = match composition {
+        Composition::PerRow(rows) => {
+            let rows = rows.iter();
+            rows.map(|row| row.as_deref().is_some_and(ends)).collect()
+        }
+        other => other.names().into_iter().map(ends).collect(),
+    };
+    // Weights are of differences from the model without adapters, which has its end.
+    if !matches!(composition, Composition::PerRow(_)) {
+        ends.push(false);
+    }
+    let differ = ends.iter().any(|end| *end) && !ends.iter().all(|end| *end);
+    differ.then(|| {
+        "it takes the place of the model's residual and norm, and not every part of the composition does: activate it \
+         for all rows, or compose it with adapters that do the same, row by row"
             .to_string()
     })
 }

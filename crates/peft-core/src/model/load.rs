@@ -12,9 +12,10 @@ use crate::adapter::init::Init;
 use crate::attached::view::Attached;
 use crate::checkpoint::base_table::is_base_table;
 use crate::checkpoint::tensors::fill;
-use crate::checkpoint::{read, respelled};
+use crate::checkpoint::{heads, read, respelled};
 use crate::error::{Error, Result};
 use crate::layout::model_layout::Layout;
+use crate::method::adapterhub::architecture;
 use crate::method::contract::{Method, MethodInfo};
 use crate::method::plan::Plan;
 use crate::model::attach::{check_attachable, fill_plan, install};
@@ -32,40 +33,55 @@ pub(crate) fn load<M: Module>(
     let config = read::read_config(dir)?;
     let method = read_method(&config, &dir.join(&config_name), methods)?;
     let style = Style::of(&config, method.as_ref());
-    read::refuse_pickled(dir, style)?;
-    let path = read::tensor_path(dir, &config_name, style, method.as_ref());
-    let tensors = read::read_tensors(&path)?;
+    let (path, tensors) = read::read_folder(dir, &config_name, style, method.as_ref())?;
     let adapter = Stored {
         key_name: config["name"].as_str().unwrap_or(name),
-        method: method.as_ref(),
+        method,
         style,
         tensors,
     };
-    install_stored(model, name, adapter, &path)
+    install_stored(
+        model,
+        name,
+        adapter,
+        Source {
+            dir: Some(dir),
+            path: &path,
+        },
+    )
 }
 
 /// An adapter as a file holds it.
 pub(crate) struct Stored<'a> {
     /// The adapter's name in the keys.
     pub(crate) key_name: &'a str,
-    pub(crate) method: &'a dyn Method,
+    pub(crate) method: Box<dyn Method>,
     pub(crate) style: Style,
     pub(crate) tensors: Tensors,
 }
 
-/// Puts an adapter on the model; what is wrong with its tensors is said of `path`.
+/// Where an adapter comes from.
+pub(crate) struct Source<'a> {
+    /// The folder, which may have a head beside the adapter; none of what comes from memory.
+    pub(crate) dir: Option<&'a Path>,
+    /// What errors of its tensors are said of.
+    pub(crate) path: &'a Path,
+}
+
+/// Puts an adapter on the model.
 pub(crate) fn install_stored<M: Module>(
     model: &M,
     name: &str,
     adapter: Stored<'_>,
-    path: &Path,
+    source: Source<'_>,
 ) -> Result<M> {
     let Stored {
         key_name,
-        method,
+        mut method,
         style,
         tensors,
     } = adapter;
+    let Source { dir, path } = source;
     let wrong = |reason| Error::Checkpoint {
         path: path.into(),
         reason,
@@ -73,7 +89,14 @@ pub(crate) fn install_stored<M: Module>(
     let mut tensors = respelled::of_compiled(tensors).map_err(wrong)?;
     let attached = check_attachable(model, name)?;
     let layout = &attached.layout;
-    let mut plan = planned(method, &attached, &tensors)?;
+    if style == Style::AdapterHub {
+        tensors = respelled::of_base_model(tensors, layout);
+        let head = dir.map(|dir| heads::read(dir, layout)).transpose()?;
+        if let Some(head) = head.flatten() {
+            head.add_to(method.common_mut(), &mut tensors);
+        }
+    }
+    let mut plan = planned(method.as_ref(), &attached, &tensors)?;
     let renames = respelled::renames(&tensors, &plan.adapters, layout, style, key_name);
     let renames = renames.map_err(wrong)?;
     if !renames.is_empty() {
@@ -82,11 +105,11 @@ pub(crate) fn install_stored<M: Module>(
             tensors.extend(data.map(|data| (expected, data)));
         }
         // A method may go by the shapes that the file has.
-        plan = planned(method, &attached, &tensors)?;
+        plan = planned(method.as_ref(), &attached, &tensors)?;
     }
     let used = fill_all(&mut plan, layout, style, key_name, &mut tensors).map_err(wrong)?;
     refuse_unused(layout, &tensors, &used).map_err(wrong)?;
-    Ok(install(model, &attached, name, method, plan))
+    Ok(install(model, &attached, name, method.as_ref(), plan))
 }
 
 /// The method that wrote a configuration, with what that says.
@@ -117,7 +140,7 @@ fn recognised<'a>(
         .copied()
         .ok_or_else(|| Error::UnknownMethod {
             path: path.into(),
-            found: found.map_or_else(|| architecture(config), str::to_string),
+            found: found.map_or_else(|| kind(config), str::to_string),
             known: methods
                 .iter()
                 .map(|info| info.peft_type)
@@ -127,15 +150,14 @@ fn recognised<'a>(
 }
 
 /// What AdapterHub calls the kind of a configuration.
-fn architecture(config: &Value) -> String {
-    let Some(fields) = config["config"].as_object() else {
-        return "missing".into();
-    };
-    let architecture = fields.get("architecture").and_then(Value::as_str);
-    format!(
-        "missing, and AdapterHub's `architecture` is `{}`",
-        architecture.unwrap_or("null")
-    )
+fn kind(config: &Value) -> String {
+    match architecture(config) {
+        None => "missing".into(),
+        Some(architecture) => {
+            let architecture = architecture.unwrap_or("null");
+            format!("missing, and AdapterHub's `architecture` is `{architecture}`")
+        }
+    }
 }
 
 /// The plan for a file with these tensors: parameters have a shape and no values yet.

@@ -8,11 +8,12 @@ use burn::tensor::TensorData;
 use serde_json::Value;
 
 use crate::adapter::checkpoint_key::Style;
-use crate::adapter::contract::Role;
+use crate::adapter::role::Role;
 use crate::attached::traversal;
 use crate::attached::view::Attached;
+use crate::checkpoint::heads::{self, Head};
 use crate::checkpoint::write::{TensorSource, write_file, write_folder};
-use crate::error::Result;
+use crate::error::{Result, wrong};
 use crate::method::contract::{FileNames, Method};
 use crate::model::states::{self, Form};
 use crate::upstream::CONFIG_FILE;
@@ -20,16 +21,24 @@ use crate::upstream::CONFIG_FILE;
 /// See [`PeftModule::save_adapter`](crate::PeftModule::save_adapter).
 pub(crate) fn save_adapter<M: Module>(model: &M, name: &str, dir: &Path) -> Result<()> {
     let Saved {
-        config,
+        mut config,
         method,
         style,
-        tensors,
+        mut tensors,
     } = saved(traversal::gather(model), name, name)?;
+    let head = Head::take(&mut config, &mut tensors);
+    if style == Style::AdapterHub
+        && head.is_none()
+        && let Some(other) = heads::file(dir)
+    {
+        let reason = "the folder has the head of another adapter, which would be read as this one's: save to another folder";
+        return Err(wrong(&other, reason));
+    }
     let names = method.file_names().unwrap_or(FileNames {
         config: CONFIG_FILE,
         tensors: style.file(),
     });
-    write_folder(dir, names, &config, &tensors)
+    write_folder(dir, names, &config, &tensors, head.as_ref())
 }
 
 /// An adapter as its files hold it.

@@ -40,6 +40,8 @@ pub(crate) struct LinearBelow<'a> {
     pub(crate) norms: &'a BaseNorms,
     /// What flows with the forward pass.
     pub(crate) context: &'a ForwardContext,
+    /// How many texts the input's rows are of.
+    pub(crate) batch: usize,
     pub(crate) below: &'a [&'a dyn ErasedWeight],
 }
 
@@ -60,6 +62,7 @@ impl LinearBelow<'_> {
         let base = LinearBelow {
             base: self.base.clone(),
             context: self.context,
+            batch: self.batch,
             quantized: self.quantized,
             bias,
             norms: self.norms,
@@ -74,6 +77,10 @@ impl LinearBelow<'_> {
 }
 
 impl BaseLinear for LinearBelow<'_> {
+    fn batch(&self) -> usize {
+        self.batch
+    }
+
     fn context(&self) -> &ForwardContext {
         self.context
     }

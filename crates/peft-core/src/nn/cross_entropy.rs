@@ -108,6 +108,7 @@ pub(crate) fn cross_entropy(
         bias: None,
         norms: &place.norms,
         context,
+        batch: hidden.dims()[0],
         below: &adapters,
     };
     peft_ops::linear_cross_entropy(hidden, base.weight().transpose(), targets)

@@ -69,6 +69,7 @@ pub(crate) fn through_seen<const D: usize>(
     }
     let input = seen.whole();
     let mut shape = input.dims();
+    let batch = shape[0];
     let [_, d_out] = place.base.dims();
     let rows = place.as_rows(input);
     let place = place.clone().composed();
@@ -78,6 +79,7 @@ pub(crate) fn through_seen<const D: usize>(
         bias: place.bias,
         norms: &place.norms,
         context,
+        batch,
         below: &stack.active_weights(),
     };
     shape[D - 1] = d_out;

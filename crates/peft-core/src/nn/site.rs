@@ -80,6 +80,7 @@ impl<T: SiteType> Site<T> {
                 input_width: width,
                 heads: 1,
                 name: "",
+                optional_end: false,
             },
             stack: Stack::default(),
             marker: PhantomData,
@@ -107,6 +108,21 @@ impl Site<Hidden> {
         Self::empty(SiteKind::Hidden(state), width)
     }
 
+    /// Says that the model asks [`is_end`](Self::is_end), and leaves out residual and norm where it is true. Adapters that
+    /// take the place of both are refused elsewhere.
+    #[must_use]
+    pub fn with_optional_end(mut self) -> Self {
+        self.head.optional_end = true;
+        self
+    }
+
+    /// Whether the output of [`forward`](Self::forward) is that of the whole sublayer: the model then adds no residual,
+    /// and does not normalise.
+    pub fn is_end(&self) -> bool {
+        let last = self.stack.used().last();
+        last.is_some_and(|entry| entry.adapter.hidden_adapter().is_end())
+    }
+
     /// The hidden state `[batch, seq, d]` after the active adapters.
     pub fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
         let run = |stack: &Stack, hidden: Tensor<3>, context: &SiteContext<'_>| {
@@ -116,6 +132,28 @@ impl Site<Hidden> {
             };
             through(stack, hidden, &context.with_siblings(&sibling))
         };
+        self.run(hidden, context, run)
+    }
+
+    /// The hidden state `[batch, seq, d]` before the active adapters, from that behind them: a language model does this
+    /// in front of its head with the site behind its embeddings. What has no inverse changes nothing.
+    pub fn inverse(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
+        let undo = |stack: &Stack, hidden: Tensor<3>, context: &SiteContext<'_>| {
+            let active: Vec<&Entry> = stack.active().collect();
+            active.into_iter().rev().fold(hidden, |hidden, entry| {
+                entry.adapter.hidden_adapter().inverse(hidden, context)
+            })
+        };
+        self.run(hidden, context, undo)
+    }
+
+    /// `run` with all adapters, or with those of each part of a mixture.
+    fn run(
+        &self,
+        hidden: Tensor<3>,
+        context: &SiteContext<'_>,
+        run: impl Fn(&Stack, Tensor<3>, &SiteContext<'_>) -> Tensor<3>,
+    ) -> Tensor<3> {
         let Some(mixture) = self.stack.mixed() else {
             return run(&self.stack, hidden, context);
         };
@@ -146,7 +184,14 @@ impl Site<Prompt> {
         Self::empty(SiteKind::Embeddings, width)
     }
 
-    /// How many virtual tokens the active adapters put before the embeddings.
+    /// An empty site for the stream of `width` features in front of a block. Call
+    /// [`add_prompt_in`](Self::add_prompt_in) with it, once for a cache: when it is empty. The virtual tokens there have no
+    /// position: the text's are what they were.
+    pub fn of_stream(width: usize) -> Self {
+        Self::empty(SiteKind::Stream, width)
+    }
+
+    /// How many virtual tokens the active adapters put in front.
     pub fn virtual_tokens(&self) -> usize {
         virtual_tokens(&self.stack)
     }
@@ -164,31 +209,30 @@ impl Site<Prompt> {
     }
 
     /// As [`add_prompt`](Self::add_prompt), for adapters that use what is in the context: the tasks of the batch's rows,
-    /// say. Returns the embeddings, and the context with their padding and the number of virtual tokens.
+    /// say. Returns the embeddings, and the context with their padding, and with that many virtual tokens more.
     pub fn add_prompt_in(
         &self,
         embeddings: Tensor<3>,
         context: ForwardContext,
     ) -> (Tensor<3>, ForwardContext) {
         let batch = embeddings.dims()[0];
-        let mut parts = self.prompts(batch, &context, &embeddings.device());
-        let tokens: usize = parts.iter().map(|part| part.dims()[1]).sum();
-        let context = context.with_virtual_tokens(tokens);
+        let mut parts = self.prompts(&embeddings, &context);
         if parts.is_empty() {
             return (embeddings, context);
         }
+        let tokens = parts.iter().map(|part| part.dims()[1]).sum();
         parts.push(embeddings);
-        let padding = context.padding().map(|padding| {
-            let kept = Tensor::<2, Bool>::full([batch, tokens], false, &padding.device());
-            Tensor::cat(vec![kept, padding], 1)
-        });
-        (Tensor::cat(parts, 1), context.with_padding(padding))
+        let context = context.with_tokens_in_front(batch, tokens);
+        (Tensor::cat(parts, 1), context)
     }
 
     /// What each active adapter puts in front, `[batch, tokens, d]`.
-    fn prompts(&self, batch: usize, context: &ForwardContext, device: &Device) -> Vec<Tensor<3>> {
-        let of = |entry: &Entry, rows: usize, context: &ForwardContext| {
-            let prompts = entry.adapter.prompt_adapter().prompts(rows, context);
+    fn prompts(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Vec<Tensor<3>> {
+        let [batch, ..] = hidden.dims();
+        let of = |entry: &Entry, hidden: &Tensor<3>, context: &ForwardContext| {
+            let [rows, ..] = hidden.dims();
+            let adapter = entry.adapter.prompt_adapter();
+            let prompts = adapter.prompts_before(hidden, context);
             let [given, tokens, width] = prompts.dims();
             assert!(
                 given == 1 || given == rows,
@@ -199,11 +243,14 @@ impl Site<Prompt> {
         };
         let Some(mixture) = self.stack.mixed() else {
             let active = self.stack.active();
-            return active.map(|entry| of(entry, batch, context)).collect();
+            return active.map(|entry| of(entry, hidden, context)).collect();
         };
-        vec![rows_of(mixture, batch).run(device, |entry, rows, index| {
+        let device = hidden.device();
+        let rows = rows_of(mixture, batch);
+        vec![rows.run(&device, |entry, rows, index| {
             let context = context.of_rows(rows, &index);
-            of(entry_of_rows(&self.stack, entry), rows.len(), &context)
+            let entry = entry_of_rows(&self.stack, entry);
+            of(entry, &hidden.clone().select(0, index), &context)
         })]
     }
 }

@@ -9,10 +9,10 @@ use burn::tensor::{Device, Tensor};
 use peft_ops::LowRank;
 
 use crate::adapter::any_tensor::AnyTensor;
-use crate::adapter::contract::Role;
 use crate::adapter::erased::ErasedWeight;
 use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::quantized_base::QuantizedBase;
+use crate::adapter::role::Role;
 use crate::attached::base_norms::BaseNorms;
 use crate::attached::composition::{Composition, PerRow};
 use crate::attached::stack::Stack;

@@ -63,14 +63,9 @@ impl Calibration {
         Ok((half(0), half(width)))
     }
 
-    /// Upstream names of the layers with statistics of inputs, sorted.
-    pub fn layers(&self) -> impl Iterator<Item = &str> {
-        self.inputs.keys().map(String::as_str)
-    }
-
-    /// Upstream names of the parameters with statistics of gradients, sorted.
-    pub fn params(&self) -> impl Iterator<Item = &str> {
-        self.gradients.keys().map(String::as_str)
+    /// Whether keys and values were gathered.
+    pub fn has_key_values(&self) -> bool {
+        !self.key_values.is_empty()
     }
 }
 

@@ -127,7 +127,7 @@ impl GradientStatistics {
     ///
     /// [`Error::Calibration`] if the configuration did not ask for it.
     pub fn mean<const D: usize>(&self) -> Result<Tensor<D>> {
-        self.gathered(self.mean.as_ref(), "with_gradients()")
+        self.gathered(self.mean.as_ref(), "gradients")
     }
 
     /// The mean of the squared gradients over the backward passes. If each pass is of one example, and the loss is
@@ -141,7 +141,7 @@ impl GradientStatistics {
     ///
     /// [`Error::Calibration`] if the configuration did not ask for it.
     pub fn mean_square<const D: usize>(&self) -> Result<Tensor<D>> {
-        self.gathered(self.mean_square.as_ref(), "with_squared_gradients()")
+        self.gathered(self.mean_square.as_ref(), "squared_gradients")
     }
 
     fn gathered<const D: usize>(

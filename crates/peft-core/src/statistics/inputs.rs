@@ -154,7 +154,7 @@ impl InputStatistics {
     ///
     /// [`Error::Calibration`] if the configuration did not ask for it.
     pub fn second_moment(&self) -> Result<Tensor<2>> {
-        self.gathered(self.second_moment.as_ref(), "with_second_moments()")
+        self.gathered(self.second_moment.as_ref(), "second_moments")
     }
 
     /// The mean of each feature, `[in]`.
@@ -163,7 +163,7 @@ impl InputStatistics {
     ///
     /// [`Error::Calibration`] if the configuration did not ask for it.
     pub fn mean(&self) -> Result<Tensor<1>> {
-        self.gathered(self.mean.as_ref(), "with_means()")
+        self.gathered(self.mean.as_ref(), "means")
     }
 
     /// The mean of the absolute value of each feature, `[in]`.
@@ -172,7 +172,7 @@ impl InputStatistics {
     ///
     /// [`Error::Calibration`] if the configuration did not ask for it.
     pub fn mean_abs(&self) -> Result<Tensor<1>> {
-        self.gathered(self.mean_abs.as_ref(), "with_means()")
+        self.gathered(self.mean_abs.as_ref(), "means")
     }
 
     /// The first inputs as they were, `[rows, in]`: as many as the configuration asked for, or fewer if the layer
@@ -182,7 +182,7 @@ impl InputStatistics {
     ///
     /// [`Error::Calibration`] if the configuration did not ask for them.
     pub fn samples(&self) -> Result<Tensor<2>> {
-        self.gathered(self.samples.as_ref(), "with_samples(rows)")
+        self.gathered(self.samples.as_ref(), "samples")
     }
 
     fn gathered<const D: usize>(

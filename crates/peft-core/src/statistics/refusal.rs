@@ -6,9 +6,7 @@ use crate::error::Error;
 pub(crate) fn not_gathered(place: &str, ask: &str) -> Error {
     Error::Calibration {
         place: place.to_string(),
-        reason: format!(
-            "this statistic was not gathered: ask for it by `CalibrationConfig::{ask}`"
-        ),
+        reason: format!("this statistic was not gathered: set `{ask}` of `CalibrationConfig`"),
     }
 }
 

@@ -2,11 +2,6 @@
 
 pub type Result<T> = std::result::Result<T, String>;
 
-#[macro_export]
-macro_rules! common_builders {
-    ($common:ident) => {};
-}
-
 /// As `peft_core::method`, and two of Burn's names.
 pub mod method {
     use crate::Result;
@@ -16,6 +11,8 @@ pub mod method {
 
     #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
     pub struct Common {
+        pub task_type: Option<String>,
+        pub modules_to_save: Option<Vec<String>>,
         #[serde(flatten)]
         pub unknown: serde_json::Map<String, Value>,
     }

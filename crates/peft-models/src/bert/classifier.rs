@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::tensor::{Bool, Device, Int, Tensor};
 use peft_core::KeyMapping;
+use peft_core::calibration::Calibration;
 use peft_core::nn::{AdaptedForward, ForwardContext};
 
 use super::{Bert, Pooling, pooling};
@@ -101,6 +102,21 @@ impl BertClassifier {
     /// As [`Bert::forward`] does.
     pub fn forward(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<2> {
         self.forward_in(ids, ForwardContext::new().with_padding(padding))
+    }
+
+    /// As [`Bert::key_values`], under the names of this model's layers.
+    ///
+    /// # Errors
+    ///
+    /// As `Bert::key_values`.
+    ///
+    /// # Panics
+    ///
+    /// As `Bert::key_values`.
+    pub fn key_values(&self, ids: &[u32]) -> peft_core::Result<Calibration> {
+        crate::key_values::of_text(self, ids, |model, ids| {
+            model.bert.forward(ids, None);
+        })
     }
 
     /// As [`forward`](Self::forward), with what adapters find in the context: see [`Bert::forward_in`].

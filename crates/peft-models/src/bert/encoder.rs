@@ -3,8 +3,8 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
-use peft_core::HiddenSite;
 use peft_core::nn::{AdaptedForward, ForwardContext, HiddenState, SiteContext};
+use peft_core::{HiddenSite, PromptSite};
 
 use super::attention::AttentionMask;
 use super::{BertAttention, BertConfig, BertResidual, HiddenAct};
@@ -19,6 +19,8 @@ pub struct BertEncoder {
 /// One layer: attention, then the feed-forward part, both post-norm.
 #[derive(Module, Debug)]
 pub struct BertLayer {
+    /// Where virtual tokens go in front of the stream before this layer.
+    pub prompt: PromptSite,
     /// Attention.
     pub attention: BertAttention,
     /// The first half of the feed-forward part.
@@ -54,14 +56,27 @@ impl BertEncoder {
     }
 
     /// Hidden states after the last layer, for embeddings `[batch, seq, hidden_size]`. Tokens that the context calls
-    /// padding are attended by none.
-    pub fn forward(&self, embedded: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
-        let mask = context
-            .padding()
-            .map(|padding| AttentionMask::new(padding, &embedded.device()));
-        self.layer.iter().fold(embedded, |hidden, layer| {
-            layer.forward(hidden, mask.as_ref(), context)
-        })
+    /// padding are attended by none. With them comes the context: prompts between layers make both longer.
+    pub fn forward(
+        &self,
+        embedded: Tensor<3>,
+        mut context: ForwardContext,
+    ) -> (Tensor<3>, ForwardContext) {
+        let device = embedded.device();
+        let mask_of = |context: &ForwardContext| {
+            let padding = context.padding();
+            padding.map(|padding| AttentionMask::new(padding, &device))
+        };
+        let mut mask = mask_of(&context);
+        let mut hidden = embedded;
+        for layer in &self.layer {
+            if layer.prompt.is_active() {
+                (hidden, context) = layer.prompt.add_prompt_in(hidden, context);
+                mask = mask_of(&context);
+            }
+            hidden = layer.forward(hidden, mask.as_ref(), &context);
+        }
+        (hidden, context)
     }
 }
 
@@ -69,6 +84,7 @@ impl BertLayer {
     fn new(config: &BertConfig, device: &Device) -> Self {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         Self {
+            prompt: PromptSite::of_stream(width),
             attention: BertAttention::new(config, device),
             intermediate: BertIntermediate {
                 dense: config.linear(width, inner, device),

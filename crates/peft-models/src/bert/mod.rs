@@ -12,8 +12,9 @@ mod tiny;
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};
-use peft_core::KeyMapping;
-use peft_core::nn::ForwardContext;
+use peft_core::calibration::Calibration;
+use peft_core::nn::{ForwardContext, HiddenState, SiteContext};
+use peft_core::{HiddenSite, KeyMapping};
 
 pub use attention::{BertAttention, BertSelfAttention};
 pub use classifier::BertClassifier;
@@ -32,7 +33,8 @@ const RENAMES: &[(&str, &str)] = &[("self_attention", "self"), ("layer_norm", "L
 /// The encoder: token ids to hidden states.
 ///
 /// Module paths, once renamed by [`names`](Self::names), are those of Hugging Face's `BertModel`.
-/// Adapter sites: [`BertEmbeddings::prompt`], in every layer [`BertSelfAttention::prefix`] and [`BertSelfAttention::heads_site`],
+/// Adapter sites: [`BertEmbeddings::prompt`], [`Bert::site`] behind the embeddings, in every layer [`BertLayer::prompt`],
+/// [`BertSelfAttention::prefix`] and [`BertSelfAttention::heads_site`],
 /// [`BertResidual::site`] behind the attention and behind the feed-forward part, and [`BertLayer::site`] behind it all.
 ///
 /// Dropout acts on autodiff devices only, as Burn's does; `model.valid()` is without it. For
@@ -42,6 +44,8 @@ const RENAMES: &[(&str, &str)] = &[("self_attention", "self"), ("layer_norm", "L
 pub struct Bert {
     /// Token, position and segment embeddings.
     pub embeddings: BertEmbeddings,
+    /// Where adapters act on the embeddings, before the first layer.
+    pub site: HiddenSite,
     /// The layers.
     pub encoder: BertEncoder,
     /// The projection of the first token; sentence encoders are often published without it.
@@ -80,6 +84,7 @@ impl BertConfig {
     fn build(&self, pooler: bool, device: &Device) -> Bert {
         Bert {
             embeddings: BertEmbeddings::new(self, device),
+            site: HiddenSite::new(HiddenState::EmbeddingOutput, self.hidden_size),
             encoder: BertEncoder::new(self, device),
             pooler: pooler.then(|| BertPooler::new(self, device)),
             names: KeyMapping::new(RENAMES),
@@ -107,6 +112,23 @@ impl Bert {
         self.forward_in(ids, ForwardContext::new().with_padding(padding))
     }
 
+    /// The keys and values of a text in every layer, of the model without its adapters: what a prefix or a cartridge may
+    /// start from. `ids` are the text's tokens, special ones included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Calibration`](peft_core::Error::Calibration) if there is no token, or if keys or values are not finite;
+    /// [`Error::Merged`](peft_core::Error::Merged).
+    ///
+    /// # Panics
+    ///
+    /// If there are more tokens than `max_position_embeddings`, or one that the model does not know.
+    pub fn key_values(&self, ids: &[u32]) -> peft_core::Result<Calibration> {
+        crate::key_values::of_text(self, ids, |model, ids| {
+            model.forward(ids, None);
+        })
+    }
+
     /// As [`forward`](Self::forward), with what adapters find in the context: routing, values of a method. The model
     /// adds positions and virtual tokens to it.
     ///
@@ -115,9 +137,13 @@ impl Bert {
     /// As `forward`.
     pub fn forward_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> BertOutput {
         let prefix = self.encoder.prefix_positions();
-        let (hidden, context) = self.embeddings.forward(ids, context, prefix);
+        let (mut hidden, context) = self.embeddings.forward(ids, context, prefix);
+        if self.site.is_active() {
+            hidden = self.site.forward(hidden, &SiteContext::new(&context));
+        }
+        let (hidden, context) = self.encoder.forward(hidden, context);
         BertOutput {
-            hidden: self.encoder.forward(hidden, &context),
+            hidden,
             virtual_tokens: context.virtual_tokens(),
             context,
         }

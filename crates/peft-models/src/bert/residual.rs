@@ -36,7 +36,7 @@ impl BertResidual {
             dense: config.linear(d_in, config.hidden_size, device),
             layer_norm: config.norm(device),
             dropout: DropoutConfig::new(config.hidden_dropout_prob).init(),
-            site: HiddenSite::new(state, config.hidden_size),
+            site: HiddenSite::new(state, config.hidden_size).with_optional_end(),
             epsilon: config.layer_norm_eps,
         }
     }
@@ -66,6 +66,9 @@ impl BertResidual {
         let norm = |hidden| self.norm((hidden, 0.0), None, context);
         let around = SiteContext::post_norm(context, residual.clone(), &norm);
         let hidden = self.site.forward(self.dropout.adapted(hidden), &around);
+        if self.site.is_end() {
+            return hidden;
+        }
         self.norm((hidden, 0.0), Some(residual), context)
     }
 

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use burn::tensor::DType;
 use peft_core::ops::quantized::QuantizedWeight;
 use peft_core::quantize::RawTensor;
 use safetensors::Dtype;
@@ -124,6 +125,22 @@ fn shape(parts: &BTreeMap<String, Part>, shards: &mut [Shard]) -> Result<Vec<usi
     Ok(state.shape)
 }
 
+/// What Burn calls a number format, if a part may have it.
+fn number_format(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::I64 => DType::I64,
+        Dtype::I32 => DType::I32,
+        Dtype::I16 => DType::I16,
+        Dtype::I8 => DType::I8,
+        Dtype::U8 => DType::U8,
+        _ => return None,
+    })
+}
+
 /// What `read` makes of a matrix that is stored in parts; nothing if it is not.
 pub(super) fn read(
     checkpoint: &mut Checkpoint,
@@ -136,8 +153,12 @@ pub(super) fn read(
     };
     let mut bytes = BTreeMap::new();
     for (name, part) in parts {
+        let Some(dtype) = number_format(part.dtype) else {
+            let reason = format!("`{name}` is stored as {}, which is not read", part.dtype);
+            return Err(checkpoint.packed_error(stored, reason));
+        };
         let stored = RawTensor {
-            dtype: part.dtype,
+            dtype,
             shape: part.shape.clone(),
             bytes: checkpoint.shards[part.values.shard].bytes(part.values)?,
         };

@@ -58,6 +58,9 @@ pub struct GenerateConfig {
     /// configuration. An empty list never ends it. A file may have a number in place of a list.
     #[serde(deserialize_with = "ids")]
     pub eos_token_id: Option<Vec<u32>>,
+    /// The task of the text, counted from 0, for adapters that have several. Default: none is told. Not a setting of
+    /// upstream's.
+    pub task: Option<usize>,
 }
 
 fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
@@ -83,6 +86,7 @@ impl Default for GenerateConfig {
             seed: 0,
             stop_strings: Vec::new(),
             eos_token_id: None,
+            task: None,
         }
     }
 }
@@ -92,6 +96,13 @@ impl GenerateConfig {
     #[must_use]
     pub fn with_max_new_tokens(mut self, tokens: usize) -> Self {
         self.max_new_tokens = tokens;
+        self
+    }
+
+    /// Sets the task of the text.
+    #[must_use]
+    pub fn with_task(mut self, task: usize) -> Self {
+        self.task = Some(task);
         self
     }
 

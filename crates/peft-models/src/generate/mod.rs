@@ -11,6 +11,7 @@ use std::borrow::Cow;
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
+use peft_core::nn::{ForwardContext, TaskIds};
 use peft_core::{Composition, PeftModule as _};
 
 use self::decode::Limits;
@@ -226,11 +227,16 @@ impl Llama {
         };
         let device = model.device();
         let mut cache = model.cache();
+        let context = match config.task {
+            Some(task) => ForwardContext::new().with_tasks(TaskIds::new([task])),
+            None => ForwardContext::new(),
+        };
         let logits = |ids: &[u32]| {
             let shape = [1, ids.len()];
             let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
             let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
-            let data = model.next_logits(ids, &mut cache).into_data();
+            let logits = model.next_logits_in(ids, context.clone(), &mut cache);
+            let data = logits.into_data();
             data.iter::<f64>().collect::<Vec<f64>>()
         };
         let limits = Limits {

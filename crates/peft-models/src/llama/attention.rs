@@ -42,6 +42,8 @@ pub(super) struct Positions {
     pub(super) mask: Option<Tensor<3>>,
     /// In the place of a mask.
     pub(super) segments: Option<Segments>,
+    /// How many rows have positions of their own; 1 where all have the same.
+    pub(super) rows: usize,
 }
 
 impl LlamaAttention {

@@ -82,12 +82,15 @@ impl LmBatch {
         }
     }
 
-    /// Positions of all tokens, row after row, with `prompt` virtual tokens in front of each row.
-    pub(super) fn positions(&self, prompt: usize) -> Vec<usize> {
+    /// Positions of all tokens, row after row, with `prompt` virtual tokens in front of each row. Padding before the
+    /// text does not count if `follows`: the text follows virtual tokens.
+    pub(super) fn positions(&self, prompt: usize, follows: bool) -> Vec<usize> {
+        let skips = follows && !self.padding.is_empty();
         let mut positions = Vec::with_capacity(self.rows * (prompt + self.length));
         for row in 0..self.rows {
             positions.extend(0..prompt);
             let mut next = prompt;
+            let mut before = skips;
             for at in row * self.length..(row + 1) * self.length {
                 if let Some(segments) = &self.segments
                     && at > row * self.length
@@ -96,7 +99,8 @@ impl LmBatch {
                     next = prompt;
                 }
                 positions.push(next);
-                next += 1;
+                before = before && self.padding[at];
+                next += usize::from(!before);
             }
         }
         positions

@@ -36,20 +36,22 @@ impl Llama {
         let device = self.device();
         let seeds = Seeds::new(&device, self.model.layers.len());
         // Below the lowest layer that is trained, nobody asks for a gradient, and nothing is kept.
-        let embeds = trains(&self.model.embed_tokens) || trains(&self.model.prompt);
+        let model = &self.model;
+        let embeds = trains(&model.embed_tokens) || trains(&model.prompt) || trains(&model.site);
         let lowest = self.model.layers.iter().position(trains);
         let lowest = if embeds { Some(0) } else { lowest };
         let lowest = lowest.unwrap_or(self.model.layers.len());
         // The same layers, of which nothing is tracked: dropout acts, and nothing is kept.
         let still = self.clone().map(&mut Untracked);
         seeds.set(0);
-        let (mut x, positions) = still.enter(batch);
+        let (mut x, mut positions) = still.enter(batch);
         let mut kept = Vec::new();
         for (index, layer) in still.model.layers.iter().enumerate() {
             if index >= lowest {
-                kept.push(x.clone());
+                kept.push((x.clone(), positions.clone()));
             }
             seeds.set(index + 1);
+            (x, positions) = still.before(layer, x, positions);
             x = layer.forward(x, &positions, None);
         }
         let mut sum = GradientsAccumulator::new();
@@ -60,12 +62,13 @@ impl Llama {
         let mut behind = x.grad_remove(&mut gradients);
         sum.accumulate(self, GradientsParams::from_grads(gradients, self));
         for (index, layer) in self.model.layers.iter().enumerate().skip(lowest).rev() {
-            let (Some(before), Some(g)) = (kept.pop(), behind.take()) else {
+            let (Some((before, positions)), Some(g)) = (kept.pop(), behind.take()) else {
                 break;
             };
             let x = before.detach().require_grad();
             seeds.set(index + 1);
-            let output = layer.forward(x.clone(), &positions, None);
+            let (entered, positions) = self.before(layer, x.clone(), positions);
+            let output = layer.forward(entered, &positions, None);
             let mut gradients = (output * Tensor::from_inner(g)).sum().backward();
             behind = x.grad_remove(&mut gradients);
             sum.accumulate(self, GradientsParams::from_grads(gradients, self));

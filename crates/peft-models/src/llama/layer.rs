@@ -3,10 +3,10 @@
 use burn::module::Module;
 use burn::nn::{Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
-use peft_core::HiddenSite;
 use peft_core::nn::{
     AdaptedForward, ForwardContext, HiddenState, SiteContext, adapted_norm, adapted_swiglu,
 };
+use peft_core::{HiddenSite, PromptSite};
 
 use super::LlamaConfig;
 use super::attention::{LlamaAttention, Positions};
@@ -15,6 +15,8 @@ use super::cache::LayerCache;
 /// One layer.
 #[derive(Module, Debug)]
 pub struct LlamaLayer {
+    /// Where virtual tokens go in front of the stream before this layer.
+    pub prompt: PromptSite,
     /// Normalisation before attention.
     pub input_layernorm: RmsNorm,
     /// Attention.
@@ -56,10 +58,12 @@ impl LlamaLayer {
         let (width, inside) = (config.hidden_size, config.intermediate_size);
         let linear = |d_in, d_out| config.linear(d_in, d_out, config.mlp_bias, device);
         Self {
+            prompt: PromptSite::of_stream(width),
             input_layernorm: config.norm(device),
             self_attn: LlamaAttention::new(config, device),
             attention_site: HiddenSite::new(HiddenState::AttentionOutput, width)
-                .with_name("self_attn"),
+                .with_name("self_attn")
+                .with_optional_end(),
             post_attention_layernorm: config.norm(device),
             mlp: LlamaMlp {
                 gate_proj: linear(width, inside),
@@ -67,7 +71,8 @@ impl LlamaLayer {
                 down_proj: linear(inside, width),
             },
             feed_forward_site: HiddenSite::new(HiddenState::FeedForwardOutput, width)
-                .with_name("mlp"),
+                .with_name("mlp")
+                .with_optional_end(),
             site: HiddenSite::new(HiddenState::BlockOutput, width),
         }
     }
@@ -106,5 +111,6 @@ fn add(
     }
     let sublayer_input = norm.adapted_in(x.clone(), context);
     let around = SiteContext::pre_norm(context, sublayer_input, x.clone());
-    x + site.forward(output, &around)
+    let output = site.forward(output, &around);
+    if site.is_end() { output } else { x + output }
 }

@@ -16,9 +16,12 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use peft_core::nn::{AdaptedForward, ForwardContext, adapted_cross_entropy};
+use peft_core::calibration::Calibration;
+use peft_core::nn::{
+    AdaptedForward, ForwardContext, HiddenState, SiteContext, adapted_cross_entropy,
+};
 use peft_core::ops::Rotary;
-use peft_core::{KeyMapping, PromptSite, TiedHead};
+use peft_core::{HiddenSite, KeyMapping, PromptSite, TiedHead};
 use serde_json::Value;
 
 pub use attention::LlamaAttention;
@@ -36,8 +39,9 @@ const RENAMES: &[(&str, &str)] = &[("tied_head", "lm_head")];
 
 /// A causal language model: token ids to logits of what follows each.
 ///
-/// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`], and in
-/// every layer [`LlamaAttention::prefix`], [`LlamaAttention::heads_site`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
+/// Module paths are those of Hugging Face's `LlamaForCausalLM`. Adapter sites: [`LlamaModel::prompt`],
+/// [`LlamaModel::site`] behind the embeddings, and in every layer [`LlamaLayer::prompt`], [`LlamaAttention::prefix`],
+/// [`LlamaAttention::heads_site`], [`LlamaLayer::attention_site`] and [`LlamaLayer::feed_forward_site`].
 ///
 /// Weights may be quantized ([`quantize::QuantizedModule::pack_weights`](peft_core::quantize::QuantizedModule::pack_weights), or while loading:
 /// [`LlamaLoader::with_quantizer`]): QLoRA is LoRA on such a model.
@@ -65,6 +69,8 @@ pub struct LlamaModel {
     pub embed_tokens: Embedding,
     /// Where virtual tokens go in front of the embeddings.
     pub prompt: PromptSite,
+    /// Where adapters act on the embeddings, before the first layer. What can be undone is undone in front of the head.
+    pub site: HiddenSite,
     /// The layers.
     pub layers: Vec<LlamaLayer>,
     /// Normalisation of the last hidden states.
@@ -89,6 +95,7 @@ impl LlamaConfig {
             model: LlamaModel {
                 embed_tokens: self.embedding(device),
                 prompt: PromptSite::new(self.hidden_size).with_name("embed_tokens"),
+                site: HiddenSite::new(HiddenState::EmbeddingOutput, self.hidden_size),
                 layers: layers.collect(),
                 norm: self.norm(device),
             },
@@ -116,7 +123,8 @@ impl Llama {
     ///
     /// `padding`, `[batch, seq]`, is true where a token only fills up its row, at the end or the beginning;
     /// such positions are attended by none. As upstream without `position_ids`, positions count from the
-    /// row's beginning.
+    /// row's beginning. Where adapters have virtual tokens, padding at the beginning does not count: the text follows
+    /// them as it does without padding. `padding` is read from the device then.
     ///
     /// # Panics
     ///
@@ -149,17 +157,41 @@ impl Llama {
         context: ForwardContext,
     ) -> (Tensor<3>, ForwardContext) {
         let [rows, length] = ids.dims();
+        let places = self.places(length, context.padding());
         let (x, context) = self.embed(ids, context);
         let count = x.dims()[1];
         let padding = context.padding();
         let mask = padding.map(|padding| hidden(padding.reshape([rows, 1, count])));
-        let prefix = self.prefix_positions();
-        let positions = (prefix..prefix + count).collect();
-        let positions = self.positions((positions, 1), mask, context, &x.device());
+        let positions = self.positions(places, mask, context, &x.device());
         debug_assert_eq!(count, length + self.model.prompt.virtual_tokens());
-        let x = self.through_layers(x, &positions);
-        let x = self.model.norm.adapted_in(x, &positions.context);
+        let (x, positions) = self.through_layers(x, positions);
+        let x = self.leave_stream(x, &positions.context);
         (x, positions.context)
+    }
+
+    /// The keys and values of a text in every layer, of the model without its adapters: what a prefix or a cartridge may
+    /// start from. `ids` are the text's tokens, special ones included.
+    ///
+    /// ```no_run
+    /// # use peft_core::{calibration::Calibrate as _, method::Method};
+    /// # fn f(llama: &peft_models::Llama, ids: &[u32], cartridge: &dyn Method) -> peft_core::Result<()> {
+    /// let text = llama.key_values(ids)?;
+    /// let model = llama.attach_with("mine", cartridge, &text)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Calibration`](peft_core::Error::Calibration) if there is no token, or if keys or values are not finite;
+    /// [`Error::Merged`](peft_core::Error::Merged).
+    ///
+    /// # Panics
+    ///
+    /// If there are more tokens than `max_position_embeddings`, or one that the model does not know.
+    pub fn key_values(&self, ids: &[u32]) -> peft_core::Result<Calibration> {
+        crate::key_values::of_text(self, ids, |model, ids| {
+            model.next_logits(ids, &mut model.cache());
+        })
     }
 
     /// An empty cache.
@@ -174,13 +206,28 @@ impl Llama {
     ///
     /// If there are more positions than `max_position_embeddings`.
     pub fn next_logits(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
+        self.next_logits_in(ids, ForwardContext::new(), cache)
+    }
+
+    /// As [`next_logits`](Self::next_logits), with what adapters find in the context: the tasks of the rows, say. It is the
+    /// same for each piece of a text. Padding is not known here.
+    ///
+    /// # Panics
+    ///
+    /// As `next_logits`.
+    pub fn next_logits_in(
+        &self,
+        ids: Tensor<2, Int>,
+        context: ForwardContext,
+        cache: &mut KvCache,
+    ) -> Tensor<2> {
         let rows = ids.dims()[0];
-        let context = ForwardContext::new();
+        let context = context.with_cached_tokens(cache.length);
         let (mut x, context) = if cache.is_empty() {
             self.embed(ids, context)
         } else {
             let x = self.model.embed_tokens.adapted_in(ids, &context);
-            (x, context)
+            (self.enter_stream(x, &context), context)
         };
         let count = x.dims()[1];
         let first = if cache.is_empty() {
@@ -190,14 +237,19 @@ impl Llama {
         };
         let last = first + count;
         let positions = (first..last).collect();
-        let positions = self.positions((positions, 1), None, context, &x.device());
+        let mut positions = self.positions((positions, 1), None, context, &x.device());
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
+            // Those of the text's first part are in the cache.
+            if cache.is_empty() {
+                (x, positions) = self.before(layer, x, positions);
+            }
             x = layer.forward(x, &positions, Some(cache));
         }
         cache.length = last;
         let context = &positions.context;
-        let x = x.slice_dim(1, count - 1..count);
-        let x = self.model.norm.adapted_in(x, context);
+        let length = x.dims()[1];
+        let x = x.slice_dim(1, length - 1..length);
+        let x = self.leave_stream(x, context);
         self.logits(x, context)
             .reshape([rows, self.config.vocab_size])
     }
@@ -210,7 +262,7 @@ impl Llama {
     /// If the batch does not fit the model.
     pub fn loss(&self, batch: &LmBatch) -> Tensor<1> {
         let (x, positions) = self.enter(batch);
-        let x = self.through_layers(x, &positions);
+        let (x, positions) = self.through_layers(x, positions);
         self.head_loss(x, batch, &positions.context)
     }
 
@@ -224,7 +276,8 @@ impl Llama {
         let (x, context) = self.embed(ids, batch.context(&device));
         let prompt = self.model.prompt.virtual_tokens();
         let prefix = self.prefix_positions();
-        let positions = batch.positions(prompt).into_iter();
+        let positions = batch.positions(prompt, self.begins_with_virtual_tokens());
+        let positions = positions.into_iter();
         let positions = positions.map(|position| prefix + position).collect();
         let positions = Positions {
             segments: batch.visible(),
@@ -246,9 +299,59 @@ impl Llama {
         prefixes.max().unwrap_or(0)
     }
 
+    /// Whether virtual tokens are in front of the text, or of its keys and values, whether they take positions or not.
+    fn begins_with_virtual_tokens(&self) -> bool {
+        let layers = &mut self.model.layers.iter();
+        self.model.prompt.is_active()
+            || layers.any(|layer| {
+                let attention = &layer.self_attn;
+                attention.prefix.virtual_tokens() > 0 || attention.heads_site.is_active()
+            })
+    }
+
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
         let words = self.model.embed_tokens.adapted_in(ids, &context);
-        self.model.prompt.add_prompt_in(words, context)
+        let (x, context) = self.model.prompt.add_prompt_in(words, context);
+        (self.enter_stream(x, &context), context)
+    }
+
+    /// Embeddings as the adapters behind them leave them.
+    fn enter_stream(&self, x: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        if !self.model.site.is_active() {
+            return x;
+        }
+        self.model.site.forward(x, &SiteContext::new(context))
+    }
+
+    /// The normalised stream as the head sees it: what the adapters behind the embeddings did is undone.
+    fn leave_stream(&self, x: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        let x = self.model.norm.adapted_in(x, context);
+        if !self.model.site.is_active() {
+            return x;
+        }
+        self.model.site.inverse(x, &SiteContext::new(context))
+    }
+
+    /// Positions of virtual tokens and `length` tokens, and of how many rows they are: of one where all have the same.
+    fn places(&self, length: usize, padding: Option<Tensor<2, Bool>>) -> (Vec<usize>, usize) {
+        let (prompt, prefix) = (self.model.prompt.virtual_tokens(), self.prefix_positions());
+        let same = || ((prefix..prefix + prompt + length).collect(), 1);
+        // Without virtual tokens it is the distances that matter, and padding shifts all of a row.
+        let Some(padding) = padding.filter(|_| self.begins_with_virtual_tokens()) else {
+            return same();
+        };
+        let padding: Vec<bool> = padding.into_data().iter().collect();
+        let rows = padding.chunks(length.max(1));
+        if rows.clone().all(|row| !row.starts_with(&[true])) {
+            return same();
+        }
+        let count = rows.len();
+        let positions = rows.flat_map(|row| {
+            let first = row.iter().take_while(|padded| **padded).count();
+            let text = (0..length).map(move |at| prefix + prompt + at.saturating_sub(first));
+            (prefix..prefix + prompt).chain(text)
+        });
+        (positions.collect(), count)
     }
 
     /// `positions` are those of `rows` rows.
@@ -272,14 +375,48 @@ impl Llama {
             context: context.with_positions(rows, positions),
             mask,
             segments: None,
+            rows,
         }
     }
 
-    fn through_layers(&self, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
-        self.model
-            .layers
-            .iter()
-            .fold(x, |x, layer| layer.forward(x, positions, None))
+    /// The stream after the last layer, and where it is: prompts between layers make it longer.
+    fn through_layers(&self, x: Tensor<3>, positions: Positions) -> (Tensor<3>, Positions) {
+        let layers = self.model.layers.iter();
+        layers.fold((x, positions), |(x, positions), layer| {
+            let (x, positions) = self.before(layer, x, positions);
+            (layer.forward(x, &positions, None), positions)
+        })
+    }
+
+    /// What goes into a layer, with the prompts in front of it. They are not rotated: their position is 0.
+    fn before(
+        &self,
+        layer: &LlamaLayer,
+        x: Tensor<3>,
+        positions: Positions,
+    ) -> (Tensor<3>, Positions) {
+        if !layer.prompt.is_active() {
+            return (x, positions);
+        }
+        let Positions {
+            context,
+            mask,
+            segments,
+            rows,
+            ..
+        } = positions;
+        let device = x.device();
+        let (x, context) = layer.prompt.add_prompt_in(x, context);
+        let [batch, count, _] = x.dims();
+        let mask = mask.and(context.padding());
+        let mask = mask.map(|padding| hidden(padding.reshape([batch, 1, count])));
+        let known = |row| context.positions(row).into_iter().flatten().copied();
+        let values = (0..rows).flat_map(known).collect();
+        let positions = Positions {
+            segments,
+            ..self.positions((values, rows), mask, context, &device)
+        };
+        (x, positions)
     }
 
     /// Logits of normalised hidden states.
@@ -296,9 +433,7 @@ impl Llama {
         let [rows, count, width] = x.dims();
         let x = x.slice_dim(1, count - batch.length..count);
         let x = self
-            .model
-            .norm
-            .adapted_in(x, context)
+            .leave_stream(x, context)
             .reshape([rows * batch.length, width]);
         match (&self.lm_head, &self.tied_head) {
             (Some(head), _) => adapted_cross_entropy(head, x, &batch.targets, context),

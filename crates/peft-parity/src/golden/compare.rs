@@ -22,7 +22,11 @@ pub(super) fn worst(distances: impl IntoIterator<Item = f32>) -> f32 {
 }
 
 /// What upstream calls something that it trains, where the checkpoint has another name for it.
-const RENAMED: &[(&str, &str)] = &[("prompt_encoder.embedding.weight", "prompt_embeddings")];
+const RENAMED: &[(&str, &str)] = &[
+    ("prompt_encoder.embedding.weight", "prompt_embeddings"),
+    ("prompt_encoder.prefix_task_cols", "prefix_task_cols"),
+    ("prompt_encoder.prefix_task_rows", "prefix_task_rows"),
+];
 
 /// Largest difference of those that `keys` has, over the largest that it has.
 pub(super) fn farthest_of_gradients(

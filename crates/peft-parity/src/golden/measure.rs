@@ -9,7 +9,7 @@ use peft_core::method::MethodInfo;
 use peft_core::nn::{ForwardContext, Routing, TaskIds};
 use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, checkpoint};
-use peft_models::{Bert, Llama};
+use peft_models::{Bert, BertClassifier, Llama};
 use serde_json::Value;
 
 use super::case::{
@@ -19,7 +19,7 @@ use super::compare::{farthest, farthest_of_gradients, worst};
 use super::composed::{self, is_composed};
 use super::rounding::{DRAWS, LastBit};
 use super::routed::XLoraCase;
-use super::{Measured, Problem, Rounding, Tensors, shared, tolerance};
+use super::{Measured, Problem, Rounding, Tensors, lost, shared, tolerance};
 
 /// Puts the gradient of every adapter parameter in its place, so that the adapter's tensors are gradients under
 /// upstream's keys.
@@ -63,21 +63,25 @@ pub fn measure(
     let problem = Problem::new(&path);
     let text = fs::read_to_string(&path).map_err(|error| problem(&error))?;
     let config: Value = serde_json::from_str(&text).map_err(|error| problem(&error))?;
-    // Hidden states and logits of tokens are measured; a classifier's are another model's.
-    if let Some(head) = config["architectures"][0].as_str()
-        && head.contains("Classification")
-    {
-        return Err(Problem::Unsupported(format!("a base that is a {head}")));
+    let autodiff = device.clone().autodiff();
+    match config["architectures"][0].as_str() {
+        Some("BertForSequenceClassification") => {
+            let bert = BertClassifier::load(base, &autodiff).map_err(|error| problem(&error))?;
+            let run = |bert: &BertClassifier, ids, context| bert.forward_in(ids, context);
+            return measure_model(&bert, "bert_seq_cls", [run, run], case, methods, device);
+        }
+        Some(head) if head.contains("Classification") => {
+            return Err(Problem::Unsupported(format!("a base that is a {head}")));
+        }
+        _ => {}
     }
     match config["model_type"].as_str() {
         Some("bert") => {
-            let autodiff = device.clone().autodiff();
             let bert = Bert::load(base, &autodiff).map_err(|error| problem(&error))?;
             let run = |bert: &Bert, ids, context| bert.forward_in(ids, context).hidden;
             measure_model(&bert, "bert", [run, run], case, methods, device)
         }
         Some("llama" | "mistral" | "qwen2") => {
-            let autodiff = device.clone().autodiff();
             let llama = Llama::load(base, &autodiff).map_err(|error| problem(&error))?;
             let run = [Llama::forward_in, Llama::hidden_in];
             measure_model(&llama, "llama", run, case, methods, device)
@@ -115,12 +119,12 @@ struct Loaded<'a, M, F> {
     routing: Option<Routing>,
 }
 
-impl<M, F> Loaded<'_, M, F>
+impl<const D: usize, M, F> Loaded<'_, M, F>
 where
     M: PeftModule + ModuleDisplay,
-    F: Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<3>,
+    F: Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<D>,
 {
-    fn run(&self, model: &M, device: &Device) -> Tensor<3> {
+    fn run(&self, model: &M, device: &Device) -> Tensor<D> {
         let (ids, context) = self.inputs(device);
         (self.forward)(model, ids, context)
     }
@@ -146,6 +150,10 @@ where
         values: &Values,
         methods: &[&MethodInfo],
     ) -> Result<Measured, Problem> {
+        if D != 3 {
+            let what = "X-LoRA on a model that gives no states of tokens";
+            return Err(Problem::Unsupported(what.into()));
+        }
         let loaded = XLoraCase::load(&self.model, case, methods)?;
         let run = |autodiff: bool| {
             let device = if autodiff {
@@ -154,7 +162,11 @@ where
                 self.device.clone()
             };
             let (ids, context) = self.inputs(&device);
-            let first = |model: &M, context| hidden(model, ids.clone(), context);
+            let first = |model: &M, context| {
+                let states = hidden(model, ids.clone(), context);
+                let dims = states.dims();
+                states.reshape([dims[0], dims[1], dims[D - 1]])
+            };
             let second = |model: &M, context| (self.forward)(model, ids.clone(), context);
             loaded.run(autodiff, context, first, second)
         };
@@ -173,6 +185,7 @@ where
             gradients: gradients.transpose()?,
             trainable: loaded.trainable(),
             expected: values.trainable,
+            lost: 0,
             rounding: None,
         })
     }
@@ -245,10 +258,10 @@ impl Values {
     }
 }
 
-fn measure_model<M: PeftModule + ModuleDisplay>(
+fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
     base: &M,
     kind: &str,
-    [forward, hidden]: [impl Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<3>; 2],
+    [forward, hidden]: [impl Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<D>; 2],
     case: &Path,
     methods: &[&MethodInfo],
     device: &Device,
@@ -279,11 +292,22 @@ fn measure_model<M: PeftModule + ModuleDisplay>(
             gradients: None,
             trainable: loaded.model.counts().trainable,
             expected: values.trainable,
+            lost: 0,
             rounding: None,
         });
     }
     let dir = upstream_gradients(case)?;
-    loaded.model = base.load_adapter(&loaded.name, dir.path(), methods)?;
+    let place = (dir.path(), loaded.name.as_str());
+    let output = |model: &M| loaded.output(model);
+    let found = lost::found(base, place, methods, output, &unmerged)?;
+    let mut lost = 0;
+    loaded.model = match found {
+        Some((model, count)) => {
+            lost = count;
+            model
+        }
+        None => base.load_adapter(&loaded.name, dir.path(), methods)?,
+    };
     let mut output = farthest(&loaded.output(&loaded.model), &unmerged, "output")?;
     if let Some(model) = as_trained(base, dir.path(), &loaded.name, methods)? {
         let trained = farthest(&loaded.output(&model), &unmerged, "output as trained")?;
@@ -298,6 +322,7 @@ fn measure_model<M: PeftModule + ModuleDisplay>(
         gradients: None,
         trainable: loaded.model.counts().trainable,
         expected: values.trainable.map(|count| count.saturating_sub(twice)),
+        lost,
         rounding: None,
     };
     if let Some(merged) = values.io.get("merged") {

@@ -15,6 +15,7 @@
 mod case;
 mod compare;
 mod composed;
+mod lost;
 mod measure;
 mod rounding;
 mod routed;
@@ -28,7 +29,7 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use peft_core::method::MethodInfo;
 
-pub use case::{UPSTREAM_MERGES_WRONG, is_case, peft_type};
+pub use case::{SAYS_LESS, UPSTREAM_MERGES_WRONG, is_case, peft_type};
 pub use measure::measure;
 pub use rounding::Rounding;
 pub use tolerance::{EXCUSED_BY_ROUNDING, MOST_EXCUSED, ROUNDINGS, Tolerance, tolerance};
@@ -46,6 +47,9 @@ pub struct Measured {
     pub gradients: Option<f32>,
     /// Elements that are trained here.
     pub trainable: usize,
+    /// How many numbers upstream's file lacks, which were found from its outputs: what all adapters share, in a model
+    /// without a head.
+    pub lost: usize,
     /// Elements that upstream trains; not known of several adapters.
     pub expected: Option<usize>,
     /// What rounding does to this case; measured where something is beyond [`tolerance()`].

@@ -97,13 +97,13 @@ impl<M: PeftModule + ModuleDisplay> XLoraCase<M> {
     }
 
     /// The output for a context, by the model's hidden states and its output.
-    pub(super) fn run(
+    pub(super) fn run<const D: usize>(
         &self,
         autodiff: bool,
         context: ForwardContext,
         hidden: impl FnOnce(&M, ForwardContext) -> Tensor<3>,
-        output: impl FnOnce(&M, ForwardContext) -> Tensor<3>,
-    ) -> Tensor<3> {
+        output: impl FnOnce(&M, ForwardContext) -> Tensor<D>,
+    ) -> Tensor<D> {
         if autodiff {
             self.xlora.forward(context, hidden, output)
         } else {
@@ -112,7 +112,7 @@ impl<M: PeftModule + ModuleDisplay> XLoraCase<M> {
     }
 
     /// The classifier's gradients of mean(output²), by upstream's keys.
-    pub(super) fn gradients(&self, output: Tensor<3>) -> Tensors {
+    pub(super) fn gradients<const D: usize>(&self, output: Tensor<D>) -> Tensors {
         let gradients = (output.clone() * output).mean().backward();
         let mut xlora = self.xlora.clone();
         xlora.classifier = xlora.classifier.map(&mut GradientsAsValues {

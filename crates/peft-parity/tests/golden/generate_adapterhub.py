@@ -5,6 +5,9 @@ usage: generate_adapterhub.py OUT 11 [CASE ...]   (adapters 1.3.0, transformers 
 Writes OUT/CASE for each case: adapter_config.json, adapter.safetensors (the library's own file is a pickle),
 io.safetensors and, for one adapter, grads.safetensors (of mean(output^2), by the names of the file). The base is that of
 crates/peft-models/tests/golden/bert/base.
+
+Of a model without a head the library forgets `shared_parameters` when it saves: it looks for a name with a dot in front.
+They are added here, under the name that the library gives them.
 """
 import os
 import sys
@@ -13,7 +16,7 @@ import adapters
 import adapters.composition as composition
 import torch
 from adapters import (
-    AdapterPlusConfig, CompacterConfig, CompacterPlusPlusConfig, DiReftConfig, DoRAConfig, DoubleSeqBnConfig, IA3Config,
+    AdapterPlusConfig, BnConfig, CompacterConfig, CompacterPlusPlusConfig, DiReftConfig, DoRAConfig, DoubleSeqBnConfig, IA3Config,
     LoRAConfig, LoReftConfig, MAMConfig, NoReftConfig, ParBnConfig, PrefixTuningConfig, PromptTuningConfig, SeqBnConfig,
     SeqBnInvConfig, UniPELTConfig,
 )
@@ -28,7 +31,33 @@ CASES = {
     "par_bn": ParBnConfig(**FACTOR),
     "scaled_par_bn": ParBnConfig(scaling="learned", **FACTOR),
     "seq_bn_inv": SeqBnInvConfig(inv_adapter_reduction_factor=2, **FACTOR),
-    "adapter_plus": AdapterPlusConfig(original_ln_after=True, residual_before_ln=True, **FACTOR),
+    # Stochastic depth acts in training only, and would need torchvision.
+    "adapter_plus": AdapterPlusConfig(
+        original_ln_after=True, residual_before_ln=True, stochastic_depth=0.0, **FACTOR
+    ),
+    "adapter_plus_end": AdapterPlusConfig(stochastic_depth=0.0, **FACTOR),
+    # Every switch that fits into one adapter.
+    "bn_norms": BnConfig(
+        mh_adapter=True, output_adapter=True, reduction_factor={"0": 8, "default": 4}, non_linearity="leakyrelu",
+        original_ln_before=True, residual_before_ln="post_add", ln_before=True, ln_after=True,
+        adapter_residual_before_ln=True, use_gating=True, scaling="learned",
+    ),
+    "bn_residuals": BnConfig(
+        mh_adapter=True, output_adapter=True, reduction_factor=4, non_linearity="gelu_new", original_ln_before=True,
+        residual_before_ln=False, ln_after=True, init_weights="houlsby", scaling="channel", leave_out=[0],
+    ),
+    "bn_parallel": BnConfig(
+        mh_adapter=True, output_adapter=True, reduction_factor=4, non_linearity="quick_gelu", is_parallel=True,
+        original_ln_before=False, original_ln_after=False, ln_before=True, ln_after=True, use_gating=True,
+        scaling=0.7, init_weights="mam_adapter",
+    ),
+    "phm_own": SeqBnConfig(
+        phm_layer=True, phm_dim=2, shared_phm_rule=False, factorized_phm_rule=True, factorized_phm_W=False,
+        phm_bias=False, ln_before=True, **FACTOR,
+    ),
+    "phm_shared": DoubleSeqBnConfig(
+        phm_layer=True, phm_rank=2, factorized_phm_rule=True, shared_W_phm=True, non_linearity="tanh", **FACTOR,
+    ),
     "compacter": CompacterConfig(phm_dim=4, **FACTOR),
     "compacter_pp": CompacterPlusPlusConfig(phm_dim=4, **FACTOR),
     "prefix_tuning": PrefixTuningConfig(**PREFIX),
@@ -44,9 +73,18 @@ CASES = {
     "loreft": LoReftConfig(prefix_positions=2, r=2),
     "noreft": NoReftConfig(prefix_positions=2, r=2),
     "direft": DiReftConfig(prefix_positions=2, r=2),
+    # Of the shortest text one token is among the first and among the last ones.
+    "loreft_tied": LoReftConfig(prefix_positions=3, suffix_positions=3, r=3, tied_weights=True, layers=[1]),
+    "noreft_both": NoReftConfig(prefix_positions=3, suffix_positions=3, r=2, non_linearity="relu"),
+    "direft_suffix": DiReftConfig(prefix_positions=0, suffix_positions=2, r=1),
     "mam": MAMConfig(PrefixTuningConfig(**PREFIX), ParBnConfig(**FACTOR)),
     "unipelt": UniPELTConfig(PrefixTuningConfig(**PREFIX), SeqBnConfig(**FACTOR), LoRAConfig(r=4, use_gating=True)),
 }
+# Those of which the merged model's output is written, too.
+MERGED = ["lora", "lora_everywhere"]
+# The library's unmerged DoRA multiplies a layer's bias, too, with magnitude over norm; its merged one does not, as the
+# paper. So the merged model's output is written, and no gradients.
+MERGED_ONLY = ["dora"]
 COMPOSED = {
     "composition_stack": composition.Stack("a", "b"),
     "composition_average": composition.Average("a", "b", weights=[0.3, 0.7]),
@@ -81,19 +119,19 @@ def inputs(seed):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def perturb(model, seed):
+def perturb(model, seed, std=0.05):
     generator = torch.Generator().manual_seed(seed + 1234)
     for _, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * std)
 
 
-def plain_tensors(folder):
-    """The pickled file as safetensors; its keys."""
+def plain_tensors(folder, shared=()):
+    """The pickled file as safetensors, with what the library forgets; its keys."""
     for file in os.listdir(folder):
         if file.startswith("pytorch_") and file.endswith(".bin"):
             tensors = torch.load(f"{folder}/{file}", map_location="cpu", weights_only=True)
-            tensors = {key: tensor.clone().contiguous() for key, tensor in tensors.items()}
+            tensors = {key: tensor.clone().contiguous() for key, tensor in {**tensors, **dict(shared)}.items()}
             save_file(tensors, f"{folder}/adapter.safetensors")
             os.remove(f"{folder}/{file}")
             return set(tensors)
@@ -109,20 +147,33 @@ def write_case(folder, name, config, seed):
     torch.manual_seed(seed + 5)
     model.add_adapter(name, config=config)
     model.train_adapter(name)
-    perturb(model, seed)
+    # Products of small factors would change nothing.
+    perturb(model, seed, 0.3 if name.startswith("phm") else 0.05)
     model.eval()
     found = output(model, batch)
     (found**2).mean().backward()
-    # A parameter may have several names in the file, of which one is listed here.
-    grads = {key: p.grad for key, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    # A parameter may have several names in the file: the shortest is listed.
+    names = {}
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.grad is not None and len(key) < len(names.get(id(parameter), (key + " ",))[0]):
+            names[id(parameter)] = key, parameter.grad
+    grads = dict(names.values())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     os.makedirs(folder, exist_ok=True)
     model.save_adapter(folder, name)
-    keys = plain_tensors(folder)
+    shared = f"shared_parameters.{name}."
+    keys = plain_tensors(folder, {key: p.detach() for key, p in model.named_parameters() if key.startswith(shared)})
     grads = {key: grad.clone().contiguous() for key, grad in grads.items() if key in keys}
     io = {**batch, "output": found.detach().contiguous()}
+    if name in MERGED + MERGED_ONLY:
+        model.merge_adapter(name)
+        with torch.no_grad():
+            io["merged"] = output(model, batch).contiguous()
+    if name in MERGED_ONLY:
+        io["output"], grads = io.pop("merged"), {}
     save_file(io, f"{folder}/io.safetensors", metadata={"trainable": str(trainable)})
-    save_file(grads, f"{folder}/grads.safetensors")
+    if grads:
+        save_file(grads, f"{folder}/grads.safetensors")
 
 
 def write_composed(out, names, seed):

@@ -200,6 +200,8 @@ def of_bert():
             r=1, rank_pattern={"value": 3}, alpha=3, alpha_pattern={"key": 6}, decompose_both=True, decompose_factor=8,
             target_modules=every, init_weights="lycoris",
         ),
+        "road_2": RoadConfig(variant="road_2", group_size=16, target_modules=every, init_weights=False),
+        "road_4": RoadConfig(variant="road_4", group_size=4, target_modules=every, init_weights=False),
         "miss_bat": MissConfig(r=8, target_modules=every, init_weights="bat"),
         "miss_mini": MissConfig(r=6, mini_r=8, target_modules=every, init_weights="mini"),
         "miss_remainder": MissConfig(r=5, bias="all", target_modules=every, init_weights=False),

@@ -4,6 +4,7 @@
 //! The checkpoints lie in the crates of the methods, in `tests/golden`; the bases are those of `peft-models`. `README.md`
 //! says which program wrote them.
 
+mod adapterhub;
 mod additive;
 mod compositions;
 mod mixtures;
@@ -14,4 +15,6 @@ mod task_heads;
 
 /// Paths from this crate, which is where cargo runs its tests.
 const BERT: &str = "../peft-models/tests/golden/bert/base";
+/// The table is the head, too.
+const LLAMA_TIED: &str = "../peft-reparameterization/tests/golden/llama_tied/base";
 const LLAMA: &str = "../peft-models/tests/golden/llama/base";

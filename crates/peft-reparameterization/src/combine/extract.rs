@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
-use peft_core::method::{ALL_LINEAR, LayerKind, LayoutParam};
+use peft_core::method::{LayerKind, LayoutParam};
 use peft_core::{Error, PeftModule, Result, Selection, Targets};
 
+use crate::combine_error::CombineError;
 use crate::lora::config::LORA;
 use crate::lora::fixed_factors::{Kind, LoraFromFactors, factored, plain};
 
@@ -30,7 +31,7 @@ pub struct Extracted {
 ///
 /// # Errors
 ///
-/// [`Error::Combine`] for a layer that `tuned` lacks or has in another shape, or that is not finite; and
+/// [`CombineError`] in [`Error::Method`] for a layer that `tuned` lacks or has in another shape, or that is not finite; and
 /// what [`PeftModule::attach`] refuses.
 pub fn extract_lora<M: PeftModule>(
     base: &M,
@@ -49,12 +50,9 @@ pub fn extract_lora<M: PeftModule>(
     };
     let mut factors = BTreeMap::new();
     let mut report = Vec::new();
-    let all = Selection::from(ALL_LINEAR);
+    let all = Selection::from("all-linear");
     for layer in targets.select(&before, LORA.title, &all, true)? {
-        let refuse = |reason: &str| Error::Combine {
-            adapter: layer.name.clone(),
-            reason: reason.into(),
-        };
+        let refuse = |reason: &str| CombineError::refuse(&layer.name, reason);
         let weight = before
             .param(layer, "weight")
             .ok_or_else(|| refuse("the layer has no weight"))?;

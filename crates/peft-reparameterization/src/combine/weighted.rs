@@ -7,6 +7,7 @@ use peft_core::method::{Init, LayoutParam, TrainedBias};
 use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule, Result};
 
+use crate::combine_error::CombineError;
 use crate::lora::config::{LORA, LoraConfig};
 use crate::lora::fixed_factors::{Factors, Kind, LoraFromFactors, bias_of, factored, plain};
 use crate::lora::state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
@@ -174,10 +175,7 @@ struct Adapter {
 
 impl Adapter {
     fn of<M: PeftModule>(model: &M, name: &str, weight: f64) -> Result<Self> {
-        let refuse = |reason: &str| Error::Combine {
-            adapter: name.into(),
-            reason: reason.into(),
-        };
+        let refuse = |reason: &str| CombineError::refuse(name, reason);
         let mut json = model.adapter_config(name)?;
         if json["peft_type"] != LORA.peft_type {
             return Err(refuse("it is none of LoRA's; only such adapters can be"));
@@ -293,7 +291,7 @@ impl Adapter {
 ///
 /// # Errors
 ///
-/// [`Error::Combine`] where the operation has no meaning: adapters of other methods, DoRA, modules saved
+/// [`CombineError`] in [`Error::Method`] where the operation has no meaning: adapters of other methods, DoRA, modules saved
 /// whole, factors of unequal rank to be combined as such; [`Error::Config`] for a density that is not in
 /// (0, 1] or a rank of 0; and what [`PeftModule::attach`] refuses.
 pub fn add_weighted_adapter<M: PeftModule>(
@@ -303,10 +301,8 @@ pub fn add_weighted_adapter<M: PeftModule>(
     combination: CombinationType,
 ) -> Result<M> {
     let Some((first, _)) = adapters.first() else {
-        return Err(Error::Combine {
-            adapter: name.into(),
-            reason: "there is nothing to combine; name at least one adapter".into(),
-        });
+        let reason = "there is nothing to combine; name at least one adapter";
+        return Err(CombineError::refuse(name, reason));
     };
     let rule = match combination {
         CombinationType::Cat => MergeMethod::Sum,
@@ -429,12 +425,9 @@ fn by_factors(
         } else {
             continue;
         };
-        return Err(Error::Combine {
-            adapter: adapter.name.clone(),
-            reason: format!(
-                "{reason}; combine the changes (Svd), or put the factors side by side (Cat)"
-            ),
-        });
+        let reason =
+            format!("{reason}; combine the changes (Svd), or put the factors side by side (Cat)");
+        return Err(CombineError::refuse(&adapter.name, reason));
     }
     if rest.is_empty() {
         // One adapter is itself, whatever the rule would make of one half of it.
@@ -476,10 +469,9 @@ fn by_change(
     let largest = parts.iter().map(|part| part.1.rank()).max().unwrap_or(1);
     let change = rule.apply(&changes, &weights, init);
     let factors = factored(parts[0].1.kind, change, rank.unwrap_or(largest));
-    factors
-        .map(|(factors, _)| factors)
-        .ok_or_else(|| Error::Combine {
-            adapter: parts[0].0.name.clone(),
-            reason: format!("at `{layer}` the change has no singular values; is it finite?"),
-        })
+    let refuse = || {
+        let reason = format!("at `{layer}` the change has no singular values; is it finite?");
+        CombineError::refuse(&parts[0].0.name, reason)
+    };
+    factors.map(|(factors, _)| factors).ok_or_else(refuse)
 }

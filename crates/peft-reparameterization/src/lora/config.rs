@@ -6,6 +6,8 @@ use peft_core::Targets;
 use peft_core::method::{Bias, ByLayer, Common, method_config};
 use serde::{Deserialize, Serialize};
 
+use crate::lora::adapterhub::AdapterHubLora;
+
 /// Initial values of the factors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -71,6 +73,7 @@ impl From<&str> for InitLora {
 #[method_config(
     LORA, peft_type = "LORA", title = "LoRA", family = Reparameterization, identity_at_init, mergeable, new(r),
     reference = "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, section 4.1",
+    parse = LoraConfig::PARSE, recognises = LoraConfig::RECOGNISES, to_json = LoraConfig::json,
     unsupported("use_qalora", "use_bdlora", "layer_replication", "target_parameters", "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "fan_in_fan_out")
 )]
 pub struct LoraConfig {
@@ -105,6 +108,14 @@ pub struct LoraConfig {
     /// is a setting of the optimizer.
     #[field(skip_false)]
     pub freeze_a: bool,
+    /// A trained gate in [0, 1] for each text and layer, in place of the scale (UniPELT). Default: false. Only with
+    /// `adapterhub`.
+    #[field(skip_false)]
+    pub use_gating: bool,
+    /// Writes files in AdapterHub's layout, and adapts the layers that these fields of its name, in place of
+    /// `target_modules`. Default: none, Hugging Face PEFT's layout.
+    #[field(skip)]
+    pub adapterhub: Option<AdapterHubLora>,
     /// Initial values. Default: `true`.
     pub init_lora_weights: InitLora,
     /// Other ranks for some layers: the key is a regular expression for the end of the name.

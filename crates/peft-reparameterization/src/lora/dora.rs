@@ -3,15 +3,26 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::device::is_cpu;
-use peft_core::method::{Adapter, BaseLinear};
+use peft_core::method::{Adapter, BaseLinear, CheckpointKey};
 use peft_core::ops::{LowRank, column_norms};
 
 /// The trained length of each output's weights: those of `W' = m ⊙ (W + s·AB) / ‖W + s·AB‖`.
-#[derive(Module, Adapter, Debug)]
+#[derive(Module, Debug)]
 pub struct Magnitude<const D: usize> {
     /// m: `[out]`, for convolutions `[1, out, 1, 1]`.
-    #[tensor("lora_magnitude_vector")]
     pub value: Param<Tensor<D>>,
+}
+
+impl<const D: usize> Adapter for Magnitude<D> {
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        let key = CheckpointKey::layer("value", "lora_magnitude_vector");
+        if D > 1 {
+            return vec![key];
+        }
+        // AdapterHub has a linear layer of one input there.
+        let upright = CheckpointKey::layer("value", "loras.{adapter}.m.weight").upright();
+        vec![key.in_adapterhub(upright)]
+    }
 }
 
 impl<const D: usize> Magnitude<D> {

@@ -87,7 +87,11 @@ pub fn eva<M: PeftModule>(
     let adapted = adapted_layers(model, name, config)?;
     let layout = model.layout();
     let targets = Targets::new(only(adapted.iter(), &layout));
-    let wanted = CalibrationConfig::from(targets).with_second_moments();
+    let wanted = CalibrationConfig {
+        targets,
+        second_moments: true,
+        ..CalibrationConfig::default()
+    };
     let calibrator = model.disable_adapters()?.calibrate(&wanted)?;
     look(&calibrator.model().valid());
     let calibration = calibrator.finish()?;

@@ -9,6 +9,7 @@ use peft_core::method::{Common, Layout, LayoutParam, Method, MethodConfig, Metho
 use peft_core::{Error, Result, Selection};
 use serde_json::Value;
 
+use crate::combine_error::CombineError;
 use crate::lora::config::{LORA, LoraConfig};
 use crate::lora::init::on_device;
 use crate::lora::state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
@@ -265,15 +266,12 @@ impl Method for LoraFromFactors {
 pub(crate) fn bias_of<'a>(layout: &'a Layout, layer: &str) -> Result<&'a LayoutParam> {
     let found = layout.layers.iter().find(|found| found.name == layer);
     let found = found.ok_or_else(|| missing(layer))?;
-    layout.param(found, "bias").ok_or_else(|| Error::Combine {
-        adapter: layer.into(),
-        reason: "the layer has no bias to add to, and the adapters give theirs one".into(),
+    layout.param(found, "bias").ok_or_else(|| {
+        let reason = "the layer has no bias to add to, and the adapters give theirs one";
+        CombineError::refuse(layer, reason)
     })
 }
 
 pub(crate) fn missing(layer: &str) -> Error {
-    Error::Combine {
-        adapter: layer.into(),
-        reason: "this model has no such layer".into(),
-    }
+    CombineError::refuse(layer, "this model has no such layer")
 }

@@ -12,10 +12,14 @@ use peft_core::{Error, Result};
 
 use crate::lora::config::{LORA, LoraConfig};
 use crate::lora::dora::{Magnitude, norms_of_rows};
+use crate::lora::gated::GatedLoraLinear;
 use crate::lora::init::{Size, Start, orthogonal};
 use crate::lora::state::{
     Follower, InitialFactors, LoraBias, LoraConv2d, LoraEmbedding, LoraLinear,
 };
+
+/// Standard deviation of a gate's weights in the beginning, as AdapterHub has it.
+const GATE_STD: f64 = 0.02;
 
 impl LoraConfig {
     /// Initial values of both factors: A of `fan_in` inputs.
@@ -92,6 +96,19 @@ impl LoraConfig {
                 Self::draw(start, plan.init(), size, shapes, d_in, like)
             }
         };
+        if self.use_gating {
+            let init = plan.init();
+            let state = GatedLoraLinear {
+                lora_a: self.factor_a(lora_a),
+                lora_b,
+                gate: init.normal([d_in, 1], GATE_STD, like),
+                // As torch's linear layers.
+                gate_bias: init.kaiming_uniform([1], d_in, like),
+                dropout: DropoutConfig::new(self.lora_dropout).init(),
+            };
+            plan.adapt_weight(param, state);
+            return;
+        }
         let mut state = LoraLinear {
             lora_a: self.factor_a(lora_a),
             lora_b,
@@ -235,6 +252,7 @@ impl Method for LoraConfig {
                 "false: PiSSA and OLoRA train both factors",
             );
         }
+        self.check_layout()?;
         if self.lora_bias && (self.bias != Bias::None || self.use_dora) {
             return refuse("lora_bias", &true, "false with `bias` or `use_dora`");
         }
@@ -253,7 +271,14 @@ impl Method for LoraConfig {
                 expected,
             ));
         }
-        let targets = layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV2D)?;
+        self.check_start(plan)?;
+        let targets = match &self.adapterhub {
+            None => layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV2D)?,
+            Some(fields) => {
+                let projections = fields.projections();
+                projections.select(layout, plan, (self.info(), "loras"))?
+            }
+        };
         let targets = targets.iter().map(|target| (target.layer, target.weight));
         let targets = targets.collect();
         let size = |layer: &Layer| {

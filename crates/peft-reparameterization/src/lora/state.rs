@@ -17,10 +17,10 @@ use crate::lora::dora::{self, Magnitude};
 #[derive(Module, Adapter, Debug)]
 pub struct LoraLinear {
     /// Down-projection A, `[in, r]`.
-    #[tensor("lora_A.weight", transposed)]
+    #[tensor("lora_A.weight", transposed, adapterhub = "loras.{adapter}.lora_A")]
     pub lora_a: Param<Tensor<2>>,
     /// Up-projection B, `[r, out]`.
-    #[tensor("lora_B.weight", transposed)]
+    #[tensor("lora_B.weight", transposed, adapterhub = "loras.{adapter}.lora_B")]
     pub lora_b: Param<Tensor<2>>,
     /// s: alpha / r, or alpha / sqrt(r).
     pub scale: f64,

@@ -1,13 +1,7 @@
 //! LoHa: the change of a weight is the elementwise product of two low-rank matrices.
 
-use burn::module::{Module, Param};
-use burn::tensor::Tensor;
-use peft_core::method::{
-    Adapter, BaseLinear, ByLayer, Common, LinearMethod, Plan, TargetLayer, WeightAdapter,
-    method_config,
-};
-use peft_core::ops::{self, LowRank};
-use peft_core::{Error, Result, Targets};
+use peft_core::method::prelude::*;
+use peft_core::ops;
 
 use crate::lycoris::change_dropout::ChangeDropout;
 
@@ -94,24 +88,22 @@ impl WeightAdapter for LohaLinear {
     reference = "Hyeon-Woo et al. 2021, FedPara, proposition 1; Yeh et al. 2023, LyCORIS, section 3.2"
 )]
 pub struct LohaConfig {
-    /// Rank of each of the two matrices. Default: 8. At least 1, at most the layer's smaller side.
+    /// Rank of each of the two matrices, at most the layer's smaller side.
     #[field(default = 8, at_least = 1)]
     pub r: usize,
-    /// Scaling numerator: the change is scaled by alpha / r. Default: 8.
+    /// Scaling numerator: the change is scaled by alpha / r.
     #[field(default = 8.0, finite)]
     pub alpha: f64,
-    /// Probability, in [0, 1), that an output feature of the change is dropped in training; the
-    /// others grow by the inverse of the share that stayed. Default: 0. On the activation side only.
+    /// Probability that an output feature of the change is dropped in training, on the activation side only. The others
+    /// grow by the inverse of the share that stayed.
     #[field(probability)]
     pub rank_dropout: f64,
-    /// Probability, in [0, 1), that the whole change of a layer is dropped in a pass in training.
-    /// Default: 0. On the activation side only.
+    /// Probability that the whole change of a layer is dropped in a pass in training, on the activation side only.
     #[field(probability)]
     pub module_dropout: f64,
-    /// Another form for convolutions, which are not adapted here: no effect. Default: false.
+    /// Another form for convolutions, which are not adapted here: no effect.
     pub use_effective_conv2d: bool,
     /// Whether a fresh adapter changes nothing: A₂ is zero. Else all four are random, for tests.
-    /// Default: true.
     #[field(default = true)]
     pub init_weights: bool,
     /// Other ranks for some layers: the key is a regular expression for the end of the name.
@@ -120,9 +112,7 @@ pub struct LohaConfig {
     /// Other alphas for some layers.
     #[field(finite)]
     pub alpha_pattern: ByLayer<f64>,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 

@@ -1,14 +1,9 @@
 //! LoKr: the change of a weight is a Kronecker product; KronA is the form with two whole factors.
 
-use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor};
-use peft_core::method::{
-    Adapter, BaseLinear, ByLayer, CheckpointKey, Common, Init, LinearMethod, Plan, TargetLayer,
-    WeightAdapter, method_config,
-};
-use peft_core::{Error, Result, Targets};
+use peft_core::method::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::init_name;
 use crate::lycoris::change_dropout::ChangeDropout;
 
 /// One factor of a Kronecker product: a matrix, or the product of two of rank r.
@@ -192,38 +187,31 @@ const LYCORIS: &str = "lycoris";
     reference = "Yeh et al. 2023, LyCORIS, section 3.2; Edalati et al. 2022, KronA"
 )]
 pub struct LokrConfig {
-    /// Rank of a factor that is a product. K₂ is a whole matrix where r is at least half of its
-    /// larger side. Default: 8. At least 1.
+    /// Rank of a factor that is a product. K₂ is a whole matrix where r is at least half of its larger side.
     #[field(default = 8, at_least = 1)]
     pub r: usize,
     /// Scaling numerator: the change is scaled by alpha / r, also where both factors are whole.
-    /// Default: 8.
     #[field(default = 8.0, finite)]
     pub alpha: f64,
-    /// Probability, in [0, 1), that an output feature of the change is dropped in training.
-    /// Default: 0. On the activation side only.
+    /// Probability that an output feature of the change is dropped in training, on the activation side only.
     #[field(probability)]
     pub rank_dropout: f64,
-    /// Probability, in [0, 1), that the whole change of a layer is dropped in a pass in training.
-    /// Default: 0. On the activation side only.
+    /// Probability that the whole change of a layer is dropped in a pass in training, on the activation side only.
     #[field(probability)]
     pub module_dropout: f64,
-    /// Another form for convolutions, which are not adapted here: no effect. Default: false.
+    /// Another form for convolutions, which are not adapted here: no effect.
     pub use_effective_conv2d: bool,
     /// Whether K₁ is a product of rank r too, where r is below half of its larger side.
-    /// Default: false.
     pub decompose_both: bool,
     /// How many of a layer's features, in and out, are K₁'s, where that divides them. Else it is the
     /// largest divisor that is neither above this nor above the square root; -1 is no bound.
-    /// Default: -1.
     #[field(default = -1, any)]
     pub decompose_factor: i64,
     /// Whether the features that `rank_dropout` leaves grow by the inverse of the share that stayed.
-    /// Default: false.
     pub rank_dropout_scale: bool,
     /// KronA's shapes: both factors are whole whatever r is, and K₂ has the sides of K₁ the other way
     /// round, as `[16, 24]` and `[24, 16]` of `[384, 384]`. Not one of upstream's fields, and written
-    /// only if it is true. Default: false.
+    /// only if it is true.
     #[field(skip_false)]
     pub krona: bool,
     /// Initial values. Default: `true`.
@@ -234,9 +222,7 @@ pub struct LokrConfig {
     /// Other alphas for some layers.
     #[field(finite)]
     pub alpha_pattern: ByLayer<f64>,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 
@@ -275,13 +261,10 @@ impl LinearMethod for LokrConfig {
     type State = LokrLinear;
 
     fn check(&self) -> Result<()> {
-        if let InitLokr::Named(name) = &self.init_weights
-            && name != LYCORIS
-        {
-            let expected = "true, false or \"lycoris\"";
-            return Err(Error::config(LOKR.title, "init_weights", name, expected));
+        match &self.init_weights {
+            InitLokr::Named(name) => init_name::check(&LOKR, name, &[LYCORIS]),
+            InitLokr::Default(_) => Ok(()),
         }
-        Ok(())
     }
 
     fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<LokrLinear> {

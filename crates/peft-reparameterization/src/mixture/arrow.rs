@@ -8,6 +8,7 @@ use peft_core::nn::{RoutedPlace, Router, Routing};
 use peft_core::state::AdapterState as _;
 use peft_core::{Composition, Error, PeftModule, Result};
 
+use crate::combine_error::CombineError;
 use crate::lora::fixed_factors::plain;
 use crate::lora::state::LoraLinear;
 use crate::math::linalg::{qr, svd};
@@ -90,7 +91,7 @@ const ARROW: &str = "Arrow";
 ///
 /// # Errors
 ///
-/// [`Error::UnknownAdapter`]; [`Error::Combine`] for an adapter that is more than LoRA on linear layers, or on other
+/// [`Error::UnknownAdapter`]; [`CombineError`] in [`Error::Method`] for an adapter that is more than LoRA on linear layers, or on other
 /// layers than the others, or that holds NaN; [`Error::Config`].
 pub fn arrow<M: PeftModule>(
     model: &M,
@@ -103,10 +104,7 @@ pub fn arrow<M: PeftModule>(
         let states = linear_states(model, expert)?;
         let found = states.len();
         for (layer, state) in states {
-            let refuse = |reason: String| Error::Combine {
-                adapter: expert.to_string(),
-                reason,
-            };
+            let refuse = |reason: String| CombineError::refuse(*expert, reason);
             let prototype = prototype(&state);
             let prototype =
                 prototype.ok_or_else(|| refuse(format!("at `{layer}` it is not finite")))?;
@@ -118,10 +116,8 @@ pub fn arrow<M: PeftModule>(
             }
         }
         if found != prototypes.len() {
-            return Err(Error::Combine {
-                adapter: expert.to_string(),
-                reason: format!("it changes other layers than `{}`", experts[0]),
-            });
+            let reason = format!("it changes other layers than `{}`", experts[0]);
+            return Err(CombineError::refuse(*expert, reason));
         }
     }
     let names = experts.iter().map(ToString::to_string);
@@ -144,7 +140,7 @@ pub fn arrow<M: PeftModule>(
 ///
 /// # Errors
 ///
-/// [`Error::UnknownAdapter`], [`Error::Merged`]; [`Error::Combine`] for an adapter that is more than LoRA on linear
+/// [`Error::UnknownAdapter`], [`Error::Merged`]; [`CombineError`] in [`Error::Method`] for an adapter that is more than LoRA on linear
 /// layers, or whose factors have other shapes than those of the first general one.
 pub fn gen_know_sub<M: PeftModule>(model: &M, tasks: &[&str], general: &[&str]) -> Result<M> {
     let mut mean: HashMap<String, (Tensor<2>, Tensor<2>)> = HashMap::new();
@@ -205,13 +201,11 @@ fn same_shapes(
     if found == [a, b] {
         return Ok(());
     }
-    Err(Error::Combine {
-        adapter: adapter.into(),
-        reason: format!(
-            "at `{layer}` its factors have shapes {found:?}, those of the general adapters {:?}",
-            [a, b]
-        ),
-    })
+    let reason = format!(
+        "at `{layer}` its factors have shapes {found:?}, those of the general adapters {:?}",
+        [a, b]
+    );
+    Err(CombineError::refuse(adapter, reason))
 }
 
 /// The states of an adapter that is LoRA on linear layers and nothing else.
@@ -224,12 +218,11 @@ fn linear_states<M: PeftModule>(model: &M, adapter: &str) -> Result<Vec<(String,
     if tensors == 2 * states.len() && states.iter().all(plain) {
         return Ok(states);
     }
-    Err(Error::Combine {
-        adapter: adapter.into(),
-        reason: "only LoRA on linear layers is routed by its factors: no other method or layer, no DoRA, biases or \
-                 saved modules, no initial values that were taken out of the base"
-            .into(),
-    })
+    Err(CombineError::refuse(
+        adapter,
+        "only LoRA on linear layers is routed by its factors: no other method or layer, no DoRA, biases or \
+                 saved modules, no initial values that were taken out of the base",
+    ))
 }
 
 /// The direction of inputs, `[in]`, that the change `A B` answers to most: its first left singular vector, as the change

@@ -11,6 +11,7 @@ use peft_core::{Composition, Error, PeftModule, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::combine_error::CombineError;
 use crate::lora::state::{LoraConv2d, LoraEmbedding, LoraLinear};
 use crate::mixture::classifier::{Scalings, XLoraClassifier};
 
@@ -129,7 +130,7 @@ impl XLoraConfig {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`], [`Error::UnknownAdapter`]; [`Error::Combine`] for an expert that is no LoRA, or is one with
+    /// [`Error::Config`], [`Error::UnknownAdapter`]; [`CombineError`] in [`Error::Method`] for an expert that is no LoRA, or is one with
     /// DoRA.
     pub fn init<M: PeftModule + ModuleDisplay>(
         &self,
@@ -272,10 +273,7 @@ impl<M: PeftModule + ModuleDisplay> XLora<M> {
 fn expert_layers<M: PeftModule>(model: &M, experts: &[&str]) -> Result<Vec<String>> {
     let mut changed: Vec<String> = Vec::new();
     for expert in experts {
-        let refuse = |reason: &str| Error::Combine {
-            adapter: expert.to_string(),
-            reason: reason.into(),
-        };
+        let refuse = |reason: &str| CombineError::refuse(*expert, reason);
         let linear = model.adapter_states::<LoraLinear>(expert)?;
         let tables = model.adapter_states::<LoraEmbedding>(expert)?;
         let kernels = model.adapter_states::<LoraConv2d>(expert)?;

@@ -1,13 +1,7 @@
 //! BOFT: the inputs of a layer are rotated by a butterfly of blocks, and its outputs scaled.
 
-use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::Tensor;
-use peft_core::method::{
-    Adapter, BaseLinear, Bias, Common, LinearMethod, Plan, TargetLayer, WeightAdapter,
-    method_config,
-};
-use peft_core::{Error, Result, Targets};
+use peft_core::method::prelude::*;
 
 use crate::orthogonal::rotation::{cayley, drop_blocks, rotate_inputs, rotate_rows};
 
@@ -110,32 +104,29 @@ impl WeightAdapter for BoftLinear {
     unsupported("fan_in_fan_out")
 )]
 pub struct BoftConfig {
-    /// Features of a block; 0 where [`boft_block_num`](Self::boft_block_num) is given. Default: 4.
+    /// Features of a block; 0 where [`boft_block_num`](Self::boft_block_num) is given.
     #[field(default = 4, any)]
     pub boft_block_size: usize,
-    /// Blocks of a factor; 0 where [`boft_block_size`](Self::boft_block_size) is given. Default: 0.
+    /// Blocks of a factor; 0 where [`boft_block_size`](Self::boft_block_size) is given.
     #[field(any)]
     pub boft_block_num: usize,
-    /// Butterfly factors, m. Default: 1, rotations in blocks as in OFT. Each factor more doubles the
-    /// number of inputs that a rotated feature is made of. `size · 2^(m − 1)` must divide a layer's
-    /// inputs, and with two or more factors sizes of blocks are even.
+    /// Butterfly factors, m. One is rotations in blocks as in OFT. Each factor more doubles the number of inputs that a
+    /// rotated feature is made of. `size · 2^(m − 1)` must divide a layer's inputs, and with two or more factors sizes
+    /// of blocks are even.
     ///
     /// A file may hold one factor and say more here: upstream makes one where its CUDA extension cannot
     /// be built. Then it is one.
     #[field(default = 1, at_least = 1)]
     pub boft_n_butterfly_factor: usize,
-    /// Share of the blocks of one factor, drawn like these anew each time, that do nothing in a pass in
-    /// training, in [0, 1). Default: 0. Rounded down to whole blocks. On the activation side only.
+    /// Share of the blocks of one factor, drawn like these anew each time, that do nothing in a pass in training.
+    /// Rounded down to whole blocks. On the activation side only.
     #[field(probability)]
     pub boft_dropout: f64,
-    /// Biases to train. Default: none.
     pub bias: Bias,
-    /// Whether a fresh adapter changes nothing; else it is random, for tests. Default: true.
+    /// Whether a fresh adapter changes nothing; else it is random, for tests.
     #[field(default = true)]
     pub init_weights: bool,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 

@@ -1,13 +1,7 @@
 //! HRA: a weight is multiplied by a chain of Householder reflections.
 
-use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor, TensorData};
-use peft_core::method::{
-    Adapter, BaseLinear, Bias, Common, LinearMethod, Plan, TargetLayer, WeightAdapter,
-    method_config,
-};
-use peft_core::ops::{LowRank, add_low_rank};
-use peft_core::{Error, Result, Targets};
+use peft_core::method::prelude::*;
+use peft_core::ops::add_low_rank;
 
 /// `W' = H_r ⋯ H₁ W` with `H_i = I − 2 u_i u_iᵀ / ‖u_i‖²`.
 ///
@@ -121,23 +115,18 @@ impl WeightAdapter for HraLinear {
                  Householder Reflection Adaptation, section 3.1"
 )]
 pub struct HraConfig {
-    /// Number of reflections. Default: 8. At least 1, at most the layer's input features; even, if a
-    /// fresh adapter is to change nothing.
+    /// Number of reflections, at most the layer's input features; even, if a fresh adapter is to change nothing.
     #[field(default = 8, at_least = 1)]
     pub r: usize,
-    /// Whether the vectors are made orthogonal to one another in every pass. A fresh adapter then
-    /// does change outputs. Default: false.
+    /// Whether the vectors are made orthogonal to one another in every pass. A fresh adapter then does change outputs.
     #[field(rename = "apply_GS")]
     pub apply_gs: bool,
     /// Whether the reflections of a fresh adapter are equal in pairs, which cancel. Else all are
-    /// random, as they are with an odd `r` and with `apply_gs`. Default: true.
+    /// random, as they are with an odd `r` and with `apply_gs`.
     #[field(default = true)]
     pub init_weights: bool,
-    /// Biases to train. Default: none.
     pub bias: Bias,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 

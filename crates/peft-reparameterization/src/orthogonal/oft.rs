@@ -1,13 +1,7 @@
 //! OFT: the inputs of a layer are rotated, in blocks.
 
-use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{DType, Tensor};
-use peft_core::method::{
-    Adapter, BaseLinear, Bias, Common, LinearMethod, Plan, TargetLayer, WeightAdapter,
-    method_config,
-};
-use peft_core::{Error, Result, Targets};
+use peft_core::method::prelude::*;
 
 use crate::orthogonal::rotation::{
     Triangles, cayley, drop_blocks, neumann, rotate_inputs, rotate_rows,
@@ -94,39 +88,36 @@ impl WeightAdapter for OftLinear {
     unsupported("fan_in_fan_out")
 )]
 pub struct OftConfig {
-    /// Number of blocks; 0 where [`oft_block_size`](Self::oft_block_size) is given. Default: 0.
+    /// Number of blocks; 0 where [`oft_block_size`](Self::oft_block_size) is given.
     #[field(any)]
     pub r: usize,
-    /// Features of a block; 0 where [`r`](Self::r) is given. Default: 32. What does not divide a layer's
-    /// inputs is replaced by the divisor next to it, the lower one of two.
+    /// Features of a block; 0 where [`r`](Self::r) is given. What does not divide a layer's inputs is replaced by the
+    /// divisor next to it, the lower one of two.
     #[field(default = 32, any)]
     pub oft_block_size: usize,
-    /// Share of the blocks that do nothing in a pass in training, drawn anew each time, in [0, 1).
-    /// Default: 0. Rounded down to whole blocks. On the activation side only.
+    /// Share of the blocks that do nothing in a pass in training, drawn anew each time and rounded down to whole
+    /// blocks. On the activation side only.
     #[field(probability)]
     pub module_dropout: f64,
-    /// Biases to train. Default: none.
     pub bias: Bias,
-    /// Whether a fresh adapter changes nothing; else it is random, for tests. Default: true.
+    /// Whether a fresh adapter changes nothing; else it is random, for tests.
     #[field(default = true)]
     pub init_weights: bool,
-    /// COFT: rotations stay close to none. Default: false.
+    /// COFT: rotations stay close to none.
     pub coft: bool,
-    /// How close, for COFT: a bound of the matrices that rotations are made of, above 0. Default: 6e-5.
+    /// How close, for COFT: a bound of the matrices that rotations are made of, above 0.
     #[field(default = 6e-5, finite)]
     pub eps: f64,
-    /// Whether all blocks of a layer are one. Default: false.
+    /// Whether all blocks of a layer are one.
     pub block_share: bool,
     /// A series in place of an inverse, which makes rotations approximate and cheap (Qiu et al. 2025,
-    /// Orthogonal Finetuning Made Scalable). Default: true.
+    /// Orthogonal Finetuning Made Scalable).
     #[field(default = true)]
     pub use_cayley_neumann: bool,
-    /// Terms of the series, from 2 to 100. Default: 5.
+    /// Terms of the series, from 2 to 100.
     #[field(default = 5, any)]
     pub num_cayley_neumann_terms: usize,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 

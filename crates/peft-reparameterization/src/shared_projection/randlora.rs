@@ -1,16 +1,10 @@
 //! RandLoRA: a change of full rank, as a trained combination of frozen random bases that all layers
 //! share.
 
-use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{DType, Device, Tensor};
-use peft_core::method::{
-    Adapter, BaseLinear, Bias, Common, Layout, Method, Plan, Shared, WeightAdapter, adapt_each,
-    linear_targets, method_config,
-};
+use peft_core::method::prelude::*;
 use peft_core::nn::{AdaptedForward, dropout_rate};
-use peft_core::ops::{self, LowRank, add_low_rank};
-use peft_core::{Error, Result, Targets};
+use peft_core::ops::{self, add_low_rank};
 
 use crate::math::torch_random::TorchGenerator;
 use crate::shared_projection::projections::{corner, first_like, fits, lazy, widest};
@@ -96,37 +90,31 @@ impl WeightAdapter for RandLoraLinear {
                 section 3"
 )]
 pub struct RandLoraConfig {
-    /// Rank of a basis. Default: 32. At least 1. The smaller it is, the more bases there are, and
-    /// trained parameters.
+    /// Rank of a basis. The smaller it is, the more bases there are, and trained parameters.
     #[field(default = 32, at_least = 1)]
     pub r: usize,
-    /// Seed of the bases, for torch's generator. Default: 0.
+    /// Seed of the bases, for torch's generator.
     #[field(any)]
     pub projection_prng_key: i64,
-    /// Whether the bases are in the checkpoint. Default: true.
+    /// Whether the bases are in the checkpoint.
     #[field(default = true)]
     pub save_projection: bool,
-    /// Bases of -1, 0 and 1, a third of them not 0, over their standard deviation. Default: false.
+    /// Bases of -1, 0 and 1, a third of them not 0, over their standard deviation.
     pub sparse: bool,
     /// The same with 1 / √m not 0, m being the smaller side of the widest layer. Goes before `sparse`.
-    /// Default: false.
     pub very_sparse: bool,
-    /// Dropout probability on the layers' input, in [0, 1). Default: 0. It acts on the activation side
-    /// only.
+    /// Dropout probability on the layers' input, on the activation side only.
     #[field(probability)]
     pub randlora_dropout: f64,
-    /// Scaling numerator. Default: 640.
+    /// Scaling numerator.
     #[field(default = 640.0, finite)]
     pub randlora_alpha: f64,
-    /// Biases to train. Default: none.
     pub bias: Bias,
-    /// Initial values. Default: true, Λ zero and Γ 1 / m. False: Λ normal and Γ 1 / M, so that the
+    /// Initial values. True: Λ zero and Γ 1 / m. False: Λ normal and Γ 1 / M, so that the
     /// fresh adapter does change outputs; for tests.
     #[field(default = true)]
     pub init_weights: bool,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 

@@ -1,15 +1,8 @@
 //! VB-LoRA: low-rank factors put together from the vectors of one bank that all layers share.
 
-use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
-use peft_core::method::{
-    Adapter, Bias, Common, Layout, LowRankAdapter, Method, MethodConfig as _, Plan, Shared,
-    adapt_each, linear_targets, method_config,
-};
-use peft_core::ops::LowRank;
-use peft_core::{Error, Result, Targets};
+use peft_core::method::prelude::*;
 
 use crate::shared_projection::projections::{first_like, fits};
 
@@ -75,35 +68,31 @@ impl LowRankAdapter for VbLoraLinear {
                 section 3"
 )]
 pub struct VbLoraConfig {
-    /// Rank. Default: 4. At least 1.
+    /// Rank.
     #[field(default = 4, at_least = 1)]
     pub r: usize,
-    /// Number h of vectors in the bank. Default: 256. At least 1.
+    /// Number h of vectors in the bank.
     #[field(default = 256, at_least = 1)]
     pub num_vectors: usize,
-    /// Their length b. Default: 256. It must divide both widths of every adapted layer.
+    /// Their length b. It must divide both widths of every adapted layer.
     #[field(default = 256, at_least = 1)]
     pub vector_length: usize,
-    /// Number k of vectors that are mixed. Default: 2. From 1 to `num_vectors`.
+    /// Number k of vectors that are mixed, at most `num_vectors`.
     #[field(default = 2, at_least = 1)]
     pub topk: usize,
-    /// Whether the checkpoint holds the chosen logits only. Default: false. True is not supported.
+    /// Whether the checkpoint holds the chosen logits only. True is not supported.
     pub save_only_topk_weights: bool,
-    /// Dropout probability on the factors' input, in [0, 1). Default: 0. It acts on the activation
-    /// side only.
+    /// Dropout probability on the factors' input, on the activation side only.
     #[field(probability)]
     pub vblora_dropout: f64,
-    /// The vectors start uniform within this bound of zero. Default: 0.02. With 0 nothing would train.
+    /// The vectors start uniform within this bound of zero. With 0 nothing would train.
     #[field(default = 0.02, at_least = 0.0)]
     pub init_vector_bank_bound: f64,
-    /// The logits start normal with this standard deviation. Default: 0.1.
+    /// The logits start normal with this standard deviation.
     #[field(default = 0.1, at_least = 0.0)]
     pub init_logits_std: f64,
-    /// Biases to train. Default: none.
     pub bias: Bias,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 
@@ -173,7 +162,6 @@ mod tests {
     use burn::tensor::{Device, TensorData};
 
     use super::*;
-    use peft_core::method::WeightAdapter as _;
 
     /// Rank 1, a layer of 2 × 2, vectors of 2: one piece each.
     fn state(topk: usize, device: &Device) -> VbLoraLinear {

@@ -1,15 +1,8 @@
 //! VeRA: two frozen random projections that all layers share, scaled by trained vectors.
 
-use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{DType, Device, Tensor};
 use peft_core::checkpoint::transposed;
-use peft_core::method::{
-    Adapter, Bias, Common, Layout, LowRankAdapter, Method, Plan, Shared, adapt_each,
-    linear_targets, method_config,
-};
-use peft_core::ops::LowRank;
-use peft_core::{Error, Result, Targets};
+use peft_core::method::prelude::*;
 
 use crate::math::torch_random::TorchGenerator;
 use crate::shared_projection::projections::{corner, first_like, fits, lazy, widest};
@@ -59,31 +52,27 @@ impl LowRankAdapter for VeraLinear {
     reference = "Kopiczko et al. 2024, VeRA: Vector-based Random Matrix Adaptation, section 3.1"
 )]
 pub struct VeraConfig {
-    /// Rank of the projections. Default: 256. At least 1; it may exceed a layer's width.
+    /// Rank of the projections. It may exceed a layer's width.
     #[field(default = 256, at_least = 1)]
     pub r: usize,
-    /// Seed of the projections, for torch's generator. Default: 0.
+    /// Seed of the projections, for torch's generator.
     #[field(any)]
     pub projection_prng_key: i64,
-    /// Whether the projections are in the checkpoint. Default: true.
+    /// Whether the projections are in the checkpoint.
     #[field(default = true)]
     pub save_projection: bool,
-    /// Dropout probability on the projections' input, in [0, 1). Default: 0. It acts on the
-    /// activation side only.
+    /// Dropout probability on the projections' input, on the activation side only.
     #[field(probability)]
     pub vera_dropout: f64,
-    /// Initial value of d. Default: 0.1.
+    /// Initial value of d.
     #[field(default = 0.1, finite)]
     pub d_initial: f64,
-    /// Biases to train. Default: none.
     pub bias: Bias,
-    /// Initial values. Default: true, d at `d_initial` and b zero. False: d normal and b one, so that
-    /// the fresh adapter does change outputs; for tests.
+    /// Initial values. True: d at `d_initial` and b zero. False: d normal and b one, so that the fresh adapter does
+    /// change outputs; for tests.
     #[field(default = true)]
     pub init_weights: bool,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 
@@ -165,7 +154,6 @@ mod tests {
     use super::*;
     use crate::shared_projection::projections::tests::golden;
     use burn::tensor::{Shape, TensorData};
-    use peft_core::method::WeightAdapter as _;
 
     #[test]
     fn the_key_gives_upstreams_projections() {

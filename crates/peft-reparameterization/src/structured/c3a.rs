@@ -1,13 +1,10 @@
 //! C3A: the change of a weight is a matrix of circulant blocks.
 
-use burn::module::{Module, Param};
-use burn::tensor::Tensor;
-use peft_core::method::{
-    Adapter, BaseLinear, Bias, ByLayer, Common, LinearMethod, Plan, TargetLayer, WeightAdapter,
-    method_config,
-};
-use peft_core::{Error, Result, Targets, ops};
+use peft_core::method::prelude::*;
+use peft_core::ops;
 use serde::{Deserialize, Serialize};
+
+use crate::init_name;
 
 /// `W' = W + C / in`: every block of C, of b inputs and b outputs, is circulant.
 ///
@@ -100,8 +97,7 @@ const GAUSSIAN: &str = "gaussian";
     reference = "Chen et al. 2024, Parameter-Efficient Fine-Tuning via Circular Convolution, section 3"
 )]
 pub struct C3aConfig {
-    /// Features of a block, b. Default: 256. A divisor of the layer's inputs and outputs; the larger, the
-    /// fewer parameters.
+    /// Features of a block, b: a divisor of the layer's inputs and outputs. The larger, the fewer parameters.
     #[field(default = 256, at_least = 1)]
     pub block_size: usize,
     /// Other sizes for some layers: the key is a regular expression for the end of the name.
@@ -109,16 +105,12 @@ pub struct C3aConfig {
     pub block_size_pattern: ByLayer<usize>,
     /// Initial values. Default: `"xavier_uniform"`, with which a fresh adapter does change outputs.
     pub init_weights: InitC3a,
-    /// Biases to train. Default: none.
     pub bias: Bias,
-    /// Computes the gradient of the layers' inputs as Hugging Face PEFT 0.21 does, to repeat its runs. It is
-    /// not the gradient of what the layer computes: kernels are run through in the other direction.
-    /// Default: false. Not a field of upstream's.
+    /// Computes the gradient of the layers' inputs as Hugging Face PEFT 0.21 does, to repeat its runs. It is not the
+    /// gradient of what the layer computes: kernels are run through in the other direction. Not a field of upstream's.
     #[field(skip_false)]
     pub upstream_gradient: bool,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 
@@ -126,13 +118,10 @@ impl LinearMethod for C3aConfig {
     type State = C3aLinear;
 
     fn check(&self) -> Result<()> {
-        if let InitC3a::Named(name) = &self.init_weights
-            && ![XAVIER, KAIMING, GAUSSIAN].contains(&name.as_str())
-        {
-            let expected = "true, false, \"xavier_uniform\", \"kaiming_uniform\" or \"gaussian\"";
-            return Err(Error::config(C3A.title, "init_weights", name, expected));
+        match &self.init_weights {
+            InitC3a::Named(name) => init_name::check(&C3A, name, &[XAVIER, KAIMING, GAUSSIAN]),
+            InitC3a::Default(_) => Ok(()),
         }
-        Ok(())
     }
 
     fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<C3aLinear> {

@@ -3,13 +3,8 @@
 use std::collections::BTreeSet;
 use std::f64::consts::TAU;
 
-use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
-use peft_core::method::{
-    Adapter, Bias, ByLayer, Common, LinearMethod, Plan, TargetLayer, WeightAdapter, method_config,
-};
-use peft_core::ops::LowRank;
-use peft_core::{Error, Result, Targets};
+use burn::tensor::IndexingUpdateOp;
+use peft_core::method::prelude::*;
 
 use crate::math::torch_random::TorchGenerator;
 
@@ -169,27 +164,22 @@ impl WeightAdapter for FourierFtLinear {
     unsupported("fan_in_fan_out")
 )]
 pub struct FourierFtConfig {
-    /// Frequencies of a layer's change, n. Default: 1000. At least 1, at most the layer's inputs times its
-    /// outputs.
+    /// Frequencies of a layer's change, n: at most the layer's inputs times its outputs.
     #[field(default = 1000, at_least = 1)]
     pub n_frequency: usize,
-    /// Other numbers of frequencies for some layers: the key is a regular expression for the end of the
-    /// name.
+    /// Other numbers of frequencies for some layers: the key is a regular expression for the end of the name.
     #[field(at_least = 1)]
     pub n_frequency_pattern: ByLayer<usize>,
-    /// What the change is multiplied by. Default: 150.
+    /// What the change is multiplied by.
     #[field(default = 150.0, finite)]
     pub scaling: f64,
-    /// Seed of the frequencies; they are not in the file. Default: 777. Layers of one shape have the same.
+    /// Seed of the frequencies; they are not in the file. Layers of one shape have the same.
     #[field(default = 777, any)]
     pub random_loc_seed: i64,
-    /// Whether a fresh adapter changes nothing; else its coefficients are standard normal. Default: false.
+    /// Whether a fresh adapter changes nothing; else its coefficients are standard normal.
     pub init_weights: bool,
-    /// Biases to train. Default: none.
     pub bias: Bias,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 

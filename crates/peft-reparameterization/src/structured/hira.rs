@@ -1,17 +1,11 @@
 //! HiRA: a low-rank factor for every weight, multiplied with the weight.
 
-use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::module::{conv2d, embedding};
-use burn::tensor::{Int, Tensor};
-use peft_core::method::{
-    Adapter, BaseConv2d, BaseEmbedding, BaseLinear, ByLayer, Common, Init,
-    LINEAR_EMBEDDING_AND_CONV2D, LayerKind, Layout, LayoutParam, Method, MethodConfig as _, Plan,
-    WeightAdapter, layer_targets, method_config,
-};
+use peft_core::method::LINEAR_EMBEDDING_AND_CONV2D;
+use peft_core::method::prelude::*;
 use peft_core::nn::{AdaptedForward, dropout_rate};
 use peft_core::ops::linear;
-use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Deserializer};
 
 use crate::lora::config::InitLora;
@@ -135,12 +129,10 @@ impl WeightAdapter for HiraConv2d {
     reference = "Huang et al. 2025, HiRA: Parameter-Efficient Hadamard High-Rank Adaptation, section 3"
 )]
 pub struct HiraConfig {
-    /// Rank of the factors. Default: 32. At least 1, at most the layer's smaller side. The change of
-    /// the weight has any rank.
+    /// Rank of the factors, at most the layer's smaller side. The change of the weight has any rank.
     #[field(default = 32, at_least = 1)]
     pub r: usize,
-    /// Dropout probability on the change's input, in [0, 1). Default: 0. It acts on the activation side
-    /// only, and not on embeddings.
+    /// Dropout probability on the change's input, on the activation side only, and not on embeddings.
     #[field(probability)]
     pub hira_dropout: f64,
     /// Initial values. Default: `true`: A Kaiming-uniform with a = sqrt(5), B zero (embeddings: A zero, B
@@ -151,9 +143,7 @@ pub struct HiraConfig {
     /// Other ranks for some layers: the key is a regular expression for the end of the name.
     #[field(at_least = 1)]
     pub rank_pattern: ByLayer<usize>,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 

@@ -1,15 +1,11 @@
 //! MiSS: the rows of a weight, r at a time, all change by the same small matrix.
 
-use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::Tensor;
-use peft_core::method::{
-    Adapter, BaseLinear, Bias, Common, Layout, Method, MethodConfig as _, Plan, TargetLayer,
-    WeightAdapter, adapt_each, linear_targets, method_config,
-};
+use peft_core::method::prelude::*;
 use peft_core::nn::AdaptedForward;
-use peft_core::{Error, Result, Targets};
 use serde::{Deserialize, Serialize};
+
+use crate::init_name;
 
 /// `W' = W + E D`: row i changes by row `i mod r` of D, whose columns repeat where there are fewer than
 /// the layer's.
@@ -135,24 +131,20 @@ const MINI: &str = "mini";
                 Shard-Sharing Structure"
 )]
 pub struct MissConfig {
-    /// Rows of D. Default: 64. At least 1, at most the layer's input features; for `bat` a divisor of
-    /// both the layer's sides.
+    /// Rows of D, at most the layer's input features; for `bat` a divisor of both the layer's sides.
     #[field(default = 64, at_least = 1)]
     pub r: usize,
-    /// Dropout probability on the layer's input where the change is computed, in [0, 1). Default: 0.
-    /// On the activation side only, and not for `bat`, as upstream.
+    /// Dropout probability on the layer's input where the change is computed, on the activation side only. Not for
+    /// `bat`, as upstream.
     #[field(probability)]
     pub miss_dropout: f64,
-    /// Columns of D for `mini`: a divisor of the layer's output features. Default: 1.
+    /// Columns of D for `mini`: a divisor of the layer's output features.
     #[field(default = 1, any)]
     pub mini_r: usize,
     /// Variant and initial values. Default: `true`.
     pub init_weights: InitMiss,
-    /// Biases to train. Default: none.
     pub bias: Bias,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 
@@ -210,11 +202,8 @@ fn refusal(target: &TargetLayer<'_>, field: &'static str, value: usize, expected
 impl Method for MissConfig {
     fn validate(&self) -> Result<()> {
         self.check_fields()?;
-        if let InitMiss::Named(name) = &self.init_weights
-            && ![BAT, MINI].contains(&name.as_str())
-        {
-            let expected = "true, false, \"bat\" or \"mini\"";
-            return Err(Error::config(MISS.title, "init_weights", name, expected));
+        if let InitMiss::Named(name) = &self.init_weights {
+            init_name::check(&MISS, name, &[BAT, MINI])?;
         }
         if self.mini_r == 0 && self.init_weights.is(MINI) {
             let expected = "at least 1";

@@ -1,12 +1,7 @@
 //! Intrinsic dimension: all weights move in one subspace of few dimensions.
 
-use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use peft_core::method::{
-    Adapter, Common, LINEAR_EMBEDDING_AND_CONV2D, Layout, LayoutParam, Method, Plan, Shared,
-    WeightAdapter, adapt_each, layer_targets, method_config,
-};
-use peft_core::{Error, Result, Targets};
+use peft_core::method::LINEAR_EMBEDDING_AND_CONV2D;
+use peft_core::method::prelude::*;
 
 /// Random numbers that are the same everywhere and forever: Vigna's splitmix64. They are a part of every
 /// saved adapter's meaning.
@@ -159,19 +154,16 @@ impl WeightAdapter for Said {
     reference = "Aghajanyan et al. 2020, Intrinsic Dimensionality Explains the Effectiveness of Language Model Fine-Tuning, section 3"
 )]
 pub struct SaidConfig {
-    /// m, the number of dimensions in which all weights move. Default: 1,000. At least 1, at most the
-    /// elements of the largest adapted weight.
+    /// m, the number of dimensions in which all weights move: at most the elements of the largest adapted weight.
     #[field(default = 1000, at_least = 1)]
     pub intrinsic_dimension: usize,
-    /// Trains a factor λ for each weight besides (SAID); otherwise it is 1 (DID). Default: true.
+    /// Trains a factor λ for each weight besides (SAID); otherwise it is 1 (DID).
     #[field(default = true)]
     pub structure_aware: bool,
-    /// Seed of the random subspace. Default: 0.
+    /// Seed of the random subspace.
     #[field(any)]
     pub seed: u64,
-    /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
-    /// Fields that every method has.
     pub common: Common,
 }
 

@@ -1,0 +1,149 @@
+//! The projections of a bottleneck: linear layers, or sums of Kronecker products.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Tensor};
+use peft_core::method::{CheckpointKey, Init};
+use peft_core::ops::linear;
+
+use super::fields::BottleneckInit;
+use super::phm::Phm;
+
+/// A linear layer.
+#[derive(Module, Debug)]
+pub struct Dense {
+    /// `[in, out]`.
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`.
+    pub bias: Param<Tensor<1>>,
+}
+
+impl Dense {
+    /// With normally distributed weights and no bias, as `init_weights = "bert"` has every linear layer.
+    pub(crate) fn normal(shape: [usize; 2], init: &mut Init, like: (&Device, DType)) -> Self {
+        Self {
+            weight: init.normal(shape, 0.02, like),
+            bias: init.zeros([shape[1]], like),
+        }
+    }
+
+    /// Of a bottleneck's Down, or of its Up.
+    pub(crate) fn of_bottleneck(
+        shape: [usize; 2],
+        how: BottleneckInit,
+        is_up: bool,
+        init: &mut Init,
+        like: (&Device, DType),
+    ) -> Self {
+        let weight = match how {
+            BottleneckInit::Bert => return Self::normal(shape, init, like),
+            BottleneckInit::MamAdapter if is_up => init.zeros(shape, like),
+            BottleneckInit::MamAdapter => init.kaiming_uniform(shape, shape[0], like),
+            BottleneckInit::Houlsby => init.truncated_normal(shape, (0.01, 0.02), like),
+        };
+        Self {
+            weight,
+            bias: init.zeros([shape[1]], like),
+        }
+    }
+
+    pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        linear(x, self.weight.val(), Some(self.bias.val()), None)
+    }
+
+    /// The same, with a weight that stays 0 where it is 0.
+    pub(crate) fn sparse_forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let weight = self.weight.val();
+        if !weight.is_autodiff() {
+            return self.forward(x);
+        }
+        let kept = weight.clone().detach().not_equal_elem(0.0).float();
+        let weight = weight.clone() * kept.cast(weight.dtype());
+        linear(x, weight, Some(self.bias.val()), None)
+    }
+
+    /// The tensors, of the layer `key` in the file and the field `field` of the state.
+    pub(crate) fn tensors(field: &str, key: &str) -> Vec<CheckpointKey> {
+        let tensor =
+            |of: &str| CheckpointKey::layer(&format!("{field}.{of}"), &format!("{key}.{of}"));
+        vec![tensor("weight").transposed(), tensor("bias")]
+    }
+}
+
+/// Down or Up.
+#[derive(Module, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a model has few of them, and Burn's modules are not boxed"
+)]
+pub enum Projection {
+    /// A linear layer.
+    Dense(Dense),
+    /// A sum of Kronecker products.
+    Phm(Phm),
+}
+
+impl Projection {
+    pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Dense(dense) => dense.forward(x),
+            Self::Phm(phm) => phm.forward(x),
+        }
+    }
+
+    pub(crate) fn tensors(&self, field: &str, key: &str) -> Vec<CheckpointKey> {
+        match self {
+            Self::Dense(_) => Dense::tensors(&format!("{field}.Dense"), key),
+            Self::Phm(phm) => phm.tensors(&format!("{field}.Phm"), key),
+        }
+    }
+}
+
+/// The key of what is no layer's: in AdapterHub's files `<module>.<list>.<adapter>.<key>`, where the module is the model
+/// itself if its name is empty.
+pub(crate) fn listed(
+    field: &str,
+    (module, list): (&str, &str),
+    key: &str,
+    transposed: bool,
+) -> CheckpointKey {
+    let list = if module.is_empty() {
+        list.to_string()
+    } else {
+        format!("{module}.{list}")
+    };
+    let in_file = CheckpointKey::root("", &format!("{list}.{{adapter}}.{key}"));
+    let in_memory = CheckpointKey::named(field, &format!("{list}.{key}"));
+    if transposed {
+        in_memory.transposed().in_adapterhub(in_file.transposed())
+    } else {
+        in_memory.in_adapterhub(in_file)
+    }
+}
+
+/// `width / factor` rounded down as Python's `//` does, which is exact where the quotient of floats is not; at least 1.
+pub(crate) fn inner_width(width: usize, factor: f64) -> usize {
+    let width = width as f64;
+    let quotient = (width - width % factor) / factor;
+    (quotient.round() as usize).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::inner_width;
+
+    #[test]
+    fn widths_are_rounded_as_python_does() {
+        for (width, factor, expected) in [
+            (384, 16.0, 24),
+            (384, 96.0, 4),
+            (32, 5.0, 6),
+            (32, 64.0, 1),
+            (32, 0.5, 64),
+            // 1 / 0.1 is 10 in floats, and 10 · 0.1 is more than 1.
+            (1, 0.1, 9),
+            (384, 0.1, 3839),
+        ] {
+            assert_eq!(inner_width(width, factor), expected, "{width} / {factor}");
+        }
+    }
+}

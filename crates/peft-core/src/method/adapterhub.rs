@@ -1,0 +1,209 @@
+//! Configurations in AdapterHub's layout, and the layers that they name.
+//!
+//! `adapter_config.json` has the method's fields in an object `config` there, beside `name`, `version` and what the model
+//! was; `architecture` among the fields says which method it is. There is no `peft_type`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::layout::model_layout::{Layer, LayerKind, Layout};
+use crate::method::contract::{Common, MethodInfo};
+use crate::method::linear::TargetLayer;
+use crate::method::plan::Plan;
+use crate::upstream::{ADAPTERHUB_VERSION, CONFIG_FILE, PROJECTIONS, Projection};
+
+/// The method's fields in a configuration of AdapterHub's layout; `None` in another layout.
+pub fn adapterhub_fields(json: &Value) -> Option<&Map<String, Value>> {
+    if json.get("peft_type").is_some() {
+        return None;
+    }
+    json.get("config")?.as_object()
+}
+
+/// The `architecture` of AdapterHub's that a configuration is of; bottlenecks have none. `None` in another layout.
+pub fn architecture(json: &Value) -> Option<Option<&str>> {
+    let fields = adapterhub_fields(json)?;
+    Some(fields.get("architecture").and_then(Value::as_str))
+}
+
+/// Reads a configuration of AdapterHub's layout: the method's fields as a `C`, and what is beside them as [`Common`],
+/// where it is kept. `None` in another layout.
+///
+/// # Errors
+///
+/// [`Error::Checkpoint`] naming the field that does not fit.
+pub fn read_adapterhub<C: for<'de> Deserialize<'de>>(json: &Value) -> Result<Option<(C, Common)>> {
+    let Some(fields) = adapterhub_fields(json) else {
+        return Ok(None);
+    };
+    let wrong = |error: serde_json::Error| Error::Checkpoint {
+        path: Path::new(CONFIG_FILE).into(),
+        reason: error.to_string(),
+    };
+    let config = serde_json::from_value(Value::Object(fields.clone())).map_err(wrong)?;
+    let mut common: Common = serde_json::from_value(json.clone()).map_err(wrong)?;
+    common.unknown.remove("config");
+    // Written with the name that the adapter has then.
+    common.unknown.remove("name");
+    Ok(Some((config, common)))
+}
+
+/// The content of `adapter_config.json` in AdapterHub's layout, of the method's `fields`.
+pub fn adapterhub_json<C: Serialize>(common: &Common, fields: &C) -> Value {
+    let mut json = serde_json::to_value(common).expect("a configuration is plain data");
+    let beside = json!({
+        "model_class": null,
+        "model_name": null,
+        "model_type": null,
+        "version": ADAPTERHUB_VERSION,
+    });
+    if let (Some(outer), Value::Object(beside)) = (json.as_object_mut(), beside) {
+        for (field, value) in beside {
+            outer.entry(field).or_insert(value);
+        }
+        let fields = serde_json::to_value(fields).expect("a configuration is plain data");
+        outer.insert("config".into(), fields);
+    }
+    json
+}
+
+/// What a layer is, by the end of its name.
+fn projection(name: &str) -> Option<Projection> {
+    let is = |end: &str| {
+        let before = name.strip_suffix(end);
+        before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    };
+    // The first that fits: `attention.output.dense` is none, `output.dense` is one.
+    let found = PROJECTIONS.iter().find(|(end, _)| is(end));
+    found.and_then(|(_, projection)| *projection)
+}
+
+/// The first number among the segments of a name: the block's index.
+pub(crate) fn block(name: &str) -> Option<usize> {
+    name.split('.').find_map(|segment| segment.parse().ok())
+}
+
+/// Linear layers of a model's blocks, as AdapterHub's configurations choose them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Projections {
+    /// Attention's: `q`, `k`, `v`, some of them.
+    pub attention: Vec<String>,
+    /// Whether what AdapterHub calls the intermediate layer of feed-forward is among them.
+    pub intermediate: bool,
+    /// Whether what AdapterHub calls the output layer of feed-forward is among them.
+    pub output: bool,
+    /// Indices of blocks of which none is.
+    pub leave_out: Vec<usize>,
+}
+
+impl Projections {
+    /// Refuses names of attention's matrices that AdapterHub has no layer for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`].
+    pub fn check(&self, info: &MethodInfo) -> Result<()> {
+        let known = |name: &&String| ["q", "k", "v"].contains(&name.as_str());
+        match self.attention.iter().find(|name| !known(name)) {
+            None => Ok(()),
+            Some(name) => {
+                let expected = "q, k and v, some of them";
+                Err(Error::config(info.title, "attn_matrices", name, expected))
+            }
+        }
+    }
+
+    fn contains(&self, layer: &Layer) -> bool {
+        if layer.kind != LayerKind::Linear
+            || block(&layer.name).is_none_or(|block| self.leave_out.contains(&block))
+        {
+            return false;
+        }
+        let attention = |matrix: &str| self.attention.iter().any(|other| other == matrix);
+        match projection(&layer.name) {
+            None => false,
+            Some(Projection::Query) => attention("q"),
+            Some(Projection::Key) => attention("k"),
+            Some(Projection::Value) => attention("v"),
+            Some(Projection::Intermediate) => self.intermediate,
+            Some(Projection::Output) => self.output,
+        }
+    }
+
+    /// The layers. While a file is loaded, they are those that have tensors in the list `list` of modules there
+    /// (`<layer>.<list>.<adapter>`): AdapterHub calls the same layer otherwise in some models.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] where the model has none of them.
+    pub fn select<'a>(
+        &self,
+        layout: &'a Layout,
+        plan: &Plan,
+        (info, list): (&MethodInfo, &str),
+    ) -> Result<Vec<TargetLayer<'a>>> {
+        let mut found = Vec::new();
+        for layer in &layout.layers {
+            let stored = || plan.has_stored_below(&format!("{}.{list}.", layer.name));
+            let is_chosen = if plan.is_new() {
+                self.contains(layer)
+            } else {
+                layer.kind == LayerKind::Linear && stored()
+            };
+            if let Some(weight) = layout.param(layer, "weight").filter(|_| is_chosen)
+                && !plan.is_saved(weight)
+            {
+                found.push(TargetLayer::new(layout, (layer, weight)));
+            }
+        }
+        if found.is_empty() {
+            let expected = format!(
+                "projections that the model has, by names as `query`, `q_proj`, `intermediate.dense`, `up_proj`, \
+                 `output.dense`, `down_proj`, in blocks that are not left out; it has {}",
+                layout.listing()
+            );
+            return Err(Error::config(info.title, "attn_matrices", self, expected));
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_known_by_the_end_of_their_names() {
+        let of = |name: &str| projection(&format!("encoder.layer.3.{name}"));
+        assert_eq!(of("attention.self.query"), Some(Projection::Query));
+        assert_eq!(of("self_attn.k_proj"), Some(Projection::Key));
+        assert_eq!(of("intermediate.dense"), Some(Projection::Intermediate));
+        assert_eq!(of("output.dense"), Some(Projection::Output));
+        assert_eq!(of("attention.output.dense"), None);
+        assert_eq!(of("prequery"), None);
+        assert_eq!(block("encoder.layer.3.output"), Some(3));
+    }
+
+    #[test]
+    fn what_is_beside_the_fields_is_kept() {
+        type Fields = Map<String, Value>;
+
+        let file = json!({
+            "config": {"architecture": "a", "field": 3},
+            "model_type": "bert", "version": "adapters.1.2.0", "name": "a",
+        });
+        assert_eq!(architecture(&file), Some(Some("a")));
+        let (fields, common) = read_adapterhub::<Fields>(&file).unwrap().unwrap();
+        assert_eq!(fields["field"], 3);
+        let written = adapterhub_json(&common, &fields);
+        assert_eq!(written["version"], "adapters.1.2.0");
+        assert_eq!(written["model_type"], "bert");
+        assert_eq!(written["config"], file["config"]);
+        assert!(written.get("name").is_none());
+        let other = json!({"peft_type": "X", "config": {}});
+        assert!(read_adapterhub::<Fields>(&other).unwrap().is_none());
+    }
+}

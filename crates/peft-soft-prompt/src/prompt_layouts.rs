@@ -1,0 +1,102 @@
+//! Prompt tuning's configuration in the layouts of Hugging Face PEFT and AdapterHub.
+
+use peft_core::method::{
+    Method, Value, adapterhub_json, architecture, config_from_json, config_to_json, read_adapterhub,
+};
+use peft_core::{Error, Result};
+use serde::Deserialize;
+
+use crate::prompt_adapterhub::AdapterHubPrompt;
+use crate::prompt_tuning::{PROMPT_TUNING, PromptInit, PromptTuningConfig};
+
+/// AdapterHub's fields.
+#[derive(Deserialize)]
+struct Fields {
+    prompt_length: usize,
+    #[serde(flatten)]
+    rest: AdapterHubPrompt,
+}
+
+fn recognises(json: &Value) -> bool {
+    architecture(json) == Some(Some("prompt_tuning"))
+}
+
+/// Reads both layouts.
+fn parse(json: &Value) -> Result<Box<dyn Method>> {
+    let Some((fields, common)) = read_adapterhub::<Fields>(json)? else {
+        return config_from_json::<PromptTuningConfig>(json);
+    };
+    let config = PromptTuningConfig {
+        num_virtual_tokens: fields.prompt_length,
+        adapterhub: Some(fields.rest),
+        common,
+        ..PromptTuningConfig::default()
+    };
+    config.validate()?;
+    Ok(Box::new(config))
+}
+
+impl PromptTuningConfig {
+    pub(crate) const RECOGNISES: fn(&Value) -> bool = recognises;
+    pub(crate) const PARSE: fn(&Value) -> Result<Box<dyn Method>> = parse;
+
+    /// The layout that the configuration is in.
+    pub(crate) fn json(&self) -> Value {
+        let Some(fields) = &self.adapterhub else {
+            // Upstream wants the tokenizer beside a text; trained values need neither.
+            let stored = self.clone().with_prompt_tuning_init(PromptInit::Random);
+            return config_to_json(&stored, &PROMPT_TUNING);
+        };
+        let mut fields = fields.clone();
+        let length = self.num_virtual_tokens.into();
+        fields.rest.insert("prompt_length".into(), length);
+        adapterhub_json(&self.common, &fields)
+    }
+
+    /// Refuses virtual tokens that are not in front.
+    pub(crate) fn check_layout(&self) -> Result<()> {
+        match &self.adapterhub {
+            Some(fields) if fields.combine != "prefix" => {
+                let expected = "\"prefix\": virtual tokens are in front of the text here";
+                let title = PROMPT_TUNING.title;
+                Err(Error::config(title, "combine", &fields.combine, expected))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use peft_core::method::MethodConfig as _;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_read_is_written_back() {
+        let file = json!({
+            "config": {
+                "architecture": "prompt_tuning", "combine": "prefix", "init_weights_seed": 4,
+                "prompt_init": "from_string", "prompt_init_text": "a text", "prompt_length": 5,
+            },
+            "hidden_size": 32, "model_class": "BertModel", "version": "adapters.1.3.0",
+        });
+        assert!(recognises(&file));
+        let written = parse(&file).unwrap().to_json();
+        for (field, value) in file.as_object().unwrap() {
+            assert_eq!(&written[field], value, "{field}");
+        }
+        let mut behind = file;
+        behind["config"]["combine"] = "prefix_after_bos".into();
+        assert!(matches!(parse(&behind), Err(Error::Config { .. })));
+    }
+
+    #[test]
+    fn a_new_one_has_all_fields() {
+        let config = PromptTuningConfig::new(7).with_adapterhub(AdapterHubPrompt::default());
+        let json = config.to_json();
+        assert_eq!(json["config"]["prompt_length"], 7);
+        assert_eq!(json["version"], "adapters.1.3.0");
+        assert_eq!(parse(&json).unwrap().to_json(), json);
+    }
+}
