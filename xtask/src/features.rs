@@ -1,7 +1,7 @@
 //! The one set of features that everything is built with.
 
 /// The crates whose features choose the backend.
-pub(crate) const BACKEND_CRATES: [&str; 14] = [
+pub(crate) const BACKEND_CRATES: [&str; 15] = [
     "peft-ops",
     "peft-bench",
     "peft-core",
@@ -9,6 +9,7 @@ pub(crate) const BACKEND_CRATES: [&str; 14] = [
     "peft-selective",
     "peft-reparameterization",
     "peft-soft-prompt",
+    "peft-hybrid",
     "peft-models",
     "peft-quantization",
     "peft-train",

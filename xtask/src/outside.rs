@@ -19,12 +19,13 @@ serde_json = { version = \"1\", features = [\"unbounded_depth\"] }
 ";
 
 /// Crates that are built once more for the crate outside, and need not be fast there. The operations stay fast.
-const SMALL: [&str; 11] = [
+const SMALL: [&str; 12] = [
     "peft",
     "peft-additive",
     "peft-compare",
     "peft-conformance",
     "peft-core",
+    "peft-hybrid",
     "peft-models",
     "peft-quantization",
     "peft-reparameterization",

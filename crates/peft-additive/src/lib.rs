@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 
-mod adapterhub;
 mod beft;
 mod bottleneck;
 mod fusion;
@@ -19,7 +18,7 @@ pub use bottleneck::{
     Scaling, Seen, Skip, consistency_loss, drop_adapters,
 };
 pub use fusion::{ADAPTER_FUSION, AdapterFusion, AdapterFusionConfig, FusionProjection};
-pub use ia3::{IA3, Ia3, Ia3Config};
+pub use ia3::{AdapterHubIa3, IA3, Ia3, Ia3Config};
 pub use reft::{DIREFT, LOREFT, NOREFT, OrthogonalProjection, Reft, ReftConfig, ReftUnit};
 pub use road::{ROAD, Road, RoadConfig, RoadVariant};
 

@@ -354,3 +354,63 @@ fn beft_without_targets_needs_a_projection_of_values() {
     let refused = model.attach("a", &BeftConfig::new()).unwrap_err();
     assert!(refused.to_string().contains("v_proj"), "{refused}");
 }
+
+/// A model of a kind that upstream knows.
+#[derive(burn::module::Module, Debug)]
+struct Known {
+    key: burn::nn::Linear,
+    value: burn::nn::Linear,
+    query: burn::nn::Linear,
+    output: Output,
+    names: peft_core::KeyMapping,
+}
+
+/// What its feed-forward ends with.
+#[derive(burn::module::Module, Debug)]
+struct Output {
+    dense: burn::nn::Linear,
+}
+
+#[test]
+fn ia3_without_targets_takes_those_of_the_kind_of_model() {
+    use burn::nn::LinearConfig;
+    use peft_core::{KeyMapping, PeftModule};
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let linear = |inputs, outputs| LinearConfig::new(inputs, outputs).init(device);
+    let model = Known {
+        key: linear(4, 5),
+        value: linear(4, 3),
+        query: linear(4, 6),
+        output: Output {
+            dense: linear(7, 8),
+        },
+        names: KeyMapping::new(&[]).with_model_type("bert"),
+    };
+    let trained = |model: &Known, config: &Ia3Config| {
+        let model = model.attach("a", config).unwrap();
+        model.counts().adapter_trainable()
+    };
+    let default = Ia3Config::new();
+    assert_eq!(trained(&model, &default), 5 + 3 + 7);
+    let outputs = Ia3Config::new().with_feedforward_modules(Vec::<String>::new());
+    assert_eq!(trained(&model, &outputs), 5 + 3 + 8);
+    let named = Ia3Config::new().with_targets(["query", "output.dense"]);
+    assert_eq!(trained(&model, &named), 6 + 7);
+    let unknown = Known {
+        names: KeyMapping::new(&[]),
+        ..model.clone()
+    };
+    assert_eq!(trained(&unknown, &default), 5 + 3 + 6 + 8);
+    let dir = tempfile::tempdir().unwrap();
+    let adapted = model.attach("a", &default).unwrap();
+    adapted.save_adapter("a", dir.path()).unwrap();
+    let saved = std::fs::read_to_string(dir.path().join("adapter_config.json")).unwrap();
+    let saved: serde_json::Value = serde_json::from_str(&saved).unwrap();
+    assert_eq!(
+        saved["feedforward_modules"],
+        serde_json::json!(["output.dense"])
+    );
+    let known = serde_json::json!(["key", "value", "output.dense"]);
+    assert_eq!(saved["target_modules"], known);
+    model.load_adapter("b", dir.path(), METHODS).unwrap();
+}

@@ -57,6 +57,15 @@ pub(crate) enum Projection {
     Output,
 }
 
+/// What AdapterHub's library called its lists of modules before version 1.0, and calls them now.
+pub(crate) const ADAPTERHUB_RENAMED: &[(&str, &str)] = &[
+    ("attention_text_task_adapters", "adapters"),
+    ("attention_text_lang_adapters", "adapters"),
+    ("layer_text_task_adapters", "adapters"),
+    ("layer_text_lang_adapters", "adapters"),
+    ("invertible_lang_adapters", "invertible_adapters"),
+];
+
 /// First segments of keys of AdapterHub's files that are in no module of the model's.
 pub(crate) const ADAPTERHUB_ROOTS: &[&str] = &[
     "prompt_tuning",

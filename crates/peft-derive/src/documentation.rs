@@ -108,7 +108,7 @@ mod tests {
             " Default: 8; at least 1.",
             " Default: 0; in [0, 1).",
             " Default: -2.",
-            " Default: `true`.",
+            " Default: true.",
             " Default: none; at least 1.",
             " Default: none; at least 1.",
             " Default: `\"zeros\"`.",

@@ -139,12 +139,13 @@ fn row(
             trainable: Some(measured.trainable),
             expected: measured.expected,
             rounding: measured.rounding.map(|all| (all.output, all.gradients)),
-            reason: (measured.lost > 0).then(|| {
-                format!(
+            reason: match measured.counted {
+                _ if measured.lost > 0 => Some(format!(
                     "upstream's file lacks {} numbers that all adapters share; these were found from its output",
                     measured.lost
-                )
-            }),
+                )),
+                counted => counted.map(|counted| counted.to_string()),
+            },
             ..blank
         },
         Err(problem) => Row {

@@ -30,8 +30,11 @@ const BASE: &str = "../peft-models/tests/golden/bert/base";
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     let folders = [
         "../peft-reparameterization/tests/golden",
+        "../peft-reparameterization/tests/golden/adapterhub",
         "../peft-soft-prompt/tests/golden",
+        "../peft-soft-prompt/tests/golden/adapterhub",
         "../peft-additive/tests/golden",
+        "../peft-hybrid/tests/golden",
     ];
     let mut cases = Vec::new();
     for folder in folders {

@@ -1,8 +1,8 @@
-//! What is written here, Hugging Face PEFT reads: adapters are trained for a few steps, saved, loaded by
-//! Python, and outputs compared.
+//! What is written here, Hugging Face PEFT and AdapterHub's `adapters` read: adapters are trained for a few steps, saved,
+//! loaded by Python, and outputs compared.
 //!
-//! Runs where `PEFT_PYTHON` names a Python with `torch`, `transformers` and `peft`; elsewhere the test says that
-//! it did nothing.
+//! Runs where `PEFT_PYTHON` names a Python with `torch`, `transformers` and `peft`, and where `PEFT_ADAPTERS_PYTHON` names one
+//! with `torch`, `transformers` and `adapters`; elsewhere the tests say that they did nothing.
 
 mod common;
 
@@ -12,15 +12,19 @@ use burn::module::Module as _;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Int, Tensor};
 use common::python::{Python, write_io};
-use peft::additive::{BeftConfig, Ia3Config, RoadConfig, RoadVariant};
+use peft::additive::{BeftConfig, BottleneckConfig, Ia3Config, RoadConfig, RoadVariant};
 use peft::core::PeftModule as _;
 use peft::core::method::Method;
+use peft::hybrid::UnionConfig;
 use peft::reparameterization::{
-    AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LilyConfig,
-    LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, VbLoraConfig,
-    VeraConfig,
+    AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig,
+    HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig,
+    RandLoraConfig, VbLoraConfig, VeraConfig,
 };
-use peft::soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
+use peft::selective::{LnTuningConfig, ShiraConfig, TrainableTokensConfig};
+use peft::soft_prompt::{
+    AdapterHubPrompt, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig,
+};
 use peft_models::Bert;
 
 const BASE: &str = "../peft-models/tests/golden/bert/base";
@@ -31,6 +35,7 @@ type Cases = Vec<(&'static str, Box<dyn Method>)>;
 fn cases() -> Cases {
     let mut cases = lora_cases();
     cases.extend(other_weight_cases());
+    cases.extend(selective_cases());
     cases.extend(prompt_cases());
     cases
 }
@@ -150,6 +155,14 @@ fn other_weight_cases() -> Cases {
             ),
         ),
         (
+            "vblora-chosen",
+            Box::new(
+                VbLoraConfig::new(4, 20, 8)
+                    .with_save_only_topk_weights(true)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
             "ia3",
             Box::new(
                 Ia3Config::new()
@@ -157,6 +170,7 @@ fn other_weight_cases() -> Cases {
                     .with_feedforward_modules(["output.dense"]),
             ),
         ),
+        ("ia3-default", Box::new(Ia3Config::new())),
         (
             "road",
             Box::new(RoadConfig::new().with_group_size(8).with_targets(TARGETS)),
@@ -171,6 +185,21 @@ fn other_weight_cases() -> Cases {
             ),
         ),
         ("beft", Box::new(BeftConfig::new())),
+    ]
+}
+
+fn selective_cases() -> Cases {
+    vec![
+        ("ln-tuning", Box::new(LnTuningConfig::new())),
+        (
+            "ln-tuning-some",
+            Box::new(LnTuningConfig::new().with_targets(["output.LayerNorm"])),
+        ),
+        (
+            "trainable-tokens",
+            Box::new(TrainableTokensConfig::new([1, 8, 15])),
+        ),
+        ("shira", Box::new(ShiraConfig::new(4).with_targets(TARGETS))),
     ]
 }
 
@@ -212,12 +241,43 @@ fn prompt_cases() -> Cases {
     ]
 }
 
-#[test]
-fn python_computes_what_we_computed() {
-    let Some(python) = Python::find() else {
-        return;
+/// Methods in AdapterHub's layout.
+fn adapterhub_cases() -> Cases {
+    let lora = |places| LoraConfig::new(4).with_alpha(6.0).with_adapterhub(places);
+    let everywhere = || AdapterHubLora {
+        attn_matrices: ["q", "k", "v"].map(String::from).into(),
+        intermediate_lora: true,
+        output_lora: true,
+        leave_out: vec![1],
+        ..AdapterHubLora::default()
     };
-    let dir = tempfile::tempdir().unwrap();
+    let prompt = || PromptTuningConfig::new(5).with_adapterhub(AdapterHubPrompt::default());
+    let gated = || lora(AdapterHubLora::default()).with_use_gating(true);
+    vec![
+        ("houlsby", Box::new(BottleneckConfig::houlsby())),
+        ("pfeiffer", Box::new(BottleneckConfig::pfeiffer())),
+        ("lora", Box::new(lora(AdapterHubLora::default()))),
+        ("lora-everywhere", Box::new(lora(everywhere()))),
+        ("lora-gated", Box::new(gated())),
+        (
+            "lora-dora",
+            Box::new(lora(everywhere()).with_alpha(4.0).with_use_dora(true)),
+        ),
+        ("prompt-tuning", Box::new(prompt())),
+        (
+            "union",
+            Box::new(
+                UnionConfig::new()
+                    .with(prompt())
+                    .with(BottleneckConfig::pfeiffer())
+                    .with(gated()),
+            ),
+        ),
+    ]
+}
+
+/// Trains each case for a few steps, and writes it with inputs and outputs.
+fn write(cases: &Cases, dir: &Path) {
     let device = peft::core::device::cpu_devices()[0].1.clone();
     let autodiff = device.clone().autodiff();
     let (rows, length) = (3, 9);
@@ -226,8 +286,7 @@ fn python_computes_what_we_computed() {
         .map(|i| i64::from(i % length < 9 - 2 * (i / length)))
         .collect();
     let shape = [rows as usize, length as usize];
-    let cases = cases();
-    for (name, method) in &cases {
+    for (name, method) in cases {
         autodiff.seed(11);
         let base = Bert::load(BASE, &autodiff).unwrap();
         let mut model = base.attach("trained", method.as_ref()).unwrap();
@@ -250,11 +309,33 @@ fn python_computes_what_we_computed() {
             moved > 1e-2,
             "{name}: training moved outputs by {moved} only"
         );
-        let case = dir.path().join(name);
+        let case = dir.join(name);
         model.save_adapter("trained", &case).unwrap();
         let inputs: [(&str, &[i64]); 2] = [("input_ids", &ids), ("attention_mask", &mask)];
         write_io(&case.join("io.safetensors"), &inputs, shape, &output);
     }
+}
+
+#[test]
+fn adapterhub_computes_what_we_computed() {
+    let modules = "torch, transformers and adapters";
+    let Some(python) = Python::named("PEFT_ADAPTERS_PYTHON", modules) else {
+        return;
+    };
+    let (dir, cases) = (tempfile::tempdir().unwrap(), adapterhub_cases());
+    write(&cases, dir.path());
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(BASE);
+    let answers = python.run("adapterhub_reads.py", &base, dir.path());
+    answers.check(cases.iter().map(|(name, _)| *name), "output", &[]);
+}
+
+#[test]
+fn python_computes_what_we_computed() {
+    let Some(python) = Python::find() else {
+        return;
+    };
+    let (dir, cases) = (tempfile::tempdir().unwrap(), cases());
+    write(&cases, dir.path());
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(BASE);
     let answers = python.run("python_reads.py", &base, dir.path());
     // Upstream misses the copies of RandLoRA's bases, which say nothing.

@@ -190,6 +190,14 @@ peft_conformance::conformance_suite!(
                 .with_modules_to_save(["classifier"])
         ),
         Case::new(
+            "vblora, chosen weights saved only",
+            VbLoraConfig::new(4, 20, 8)
+                .with_topk(3)
+                .with_init_vector_bank_bound(0.1)
+                .with_save_only_topk_weights(true)
+                .with_targets(["query", "dense"])
+        ),
+        Case::new(
             "loha",
             LohaConfig::new(4)
                 .with_alpha(64.0)

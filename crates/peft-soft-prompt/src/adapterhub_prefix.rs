@@ -14,6 +14,7 @@ use peft_core::{Error, Result};
 use serde_json::{Map, json};
 
 use crate::key_value::halves;
+use crate::model_name::model_of;
 use crate::prefix_encoder::{EncoderShape, PrefixActivation, PrefixEncoder};
 use crate::prefix_tuning::PREFIX_TUNING;
 
@@ -271,13 +272,6 @@ fn block(name: &str) -> Option<usize> {
     name.split('.').find_map(|segment| segment.parse().ok())
 }
 
-/// What comes before the layers in a name, with its dot: `bert.` of `bert.encoder.layer.0.attention.self`.
-fn model_of(name: &str) -> String {
-    let segments = name.split('.');
-    let before = segments.take_while(|segment| !matches!(*segment, "encoder" | "layers"));
-    before.fold(String::new(), |all, segment| all + segment + ".")
-}
-
 impl Method for AdapterHubPrefixConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         if layout.key_value_sites().next().is_none() {
@@ -333,10 +327,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pool_is_beside_the_layers() {
-        assert_eq!(model_of("encoder.layer.0.attention.self"), "");
-        assert_eq!(model_of("bert.encoder.layer.0.attention.self"), "bert.");
-        assert_eq!(model_of("model.layers.11.self_attn"), "model.");
+    fn a_block_is_known_by_the_first_number() {
         assert_eq!(block("bert.encoder.layer.4.attention.self"), Some(4));
+        assert_eq!(block("encoder"), None);
     }
 }

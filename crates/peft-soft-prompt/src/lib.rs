@@ -8,6 +8,7 @@ mod intrinsic_prompt;
 mod key_value;
 mod late_prompt;
 mod lookup;
+mod model_name;
 mod multitask_prompt_tuning;
 mod p_tuning;
 mod prefix_encoder;

@@ -53,9 +53,14 @@ impl PromptTuningConfig {
         adapterhub_json(&self.common, &fields)
     }
 
-    /// Refuses virtual tokens that are not in front.
+    /// Refuses virtual tokens that are not in front, and those that begin as a vocabulary's, which have no positions.
     pub(crate) fn check_layout(&self) -> Result<()> {
         match &self.adapterhub {
+            Some(_) if self.prompt_tuning_init != PromptInit::Random => {
+                let expected = "RANDOM in AdapterHub's layout";
+                let (title, value) = (PROMPT_TUNING.title, self.prompt_tuning_init);
+                Err(Error::config(title, "prompt_tuning_init", value, expected))
+            }
             Some(fields) if fields.combine != "prefix" => {
                 let expected = "\"prefix\": virtual tokens are in front of the text here";
                 let title = PROMPT_TUNING.title;

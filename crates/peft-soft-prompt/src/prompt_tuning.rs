@@ -4,24 +4,34 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::Result;
 use peft_core::method::{
-    Adapter, Common, Layout, Method, MethodConfig as _, Plan, PromptAdapter, method_config,
+    Adapter, CheckpointKey, Common, Layout, Method, MethodConfig as _, Plan, PromptAdapter,
+    SiteKind, method_config,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::model_name::model_of;
 use crate::prompt_adapterhub::AdapterHubPrompt;
 use crate::start::Start;
 use crate::trained_prompt::TrainedPrompt;
 use crate::vocabulary::only_site;
 
 /// The virtual tokens.
-#[derive(Module, Adapter, Debug)]
+#[derive(Module, Debug)]
 pub struct SoftPrompt {
     /// Their embeddings, `[virtual_tokens, d]`.
-    #[tensor(
-        root = "prompt_embeddings",
-        adapterhub = "prompt_tuning.prompt_tunings.{adapter}.prompt_embedding.weight"
-    )]
     pub embeddings: Param<Tensor<2>>,
+    /// In front of the key in AdapterHub's files: the name of the model without its head, with a dot.
+    #[module(skip)]
+    model: String,
+}
+
+impl Adapter for SoftPrompt {
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        let model = &self.model;
+        let key = "prompt_tuning.prompt_tunings.{adapter}.prompt_embedding.weight";
+        let adapterhub = CheckpointKey::root("embeddings", &format!("{model}{key}"));
+        vec![CheckpointKey::root("embeddings", "prompt_embeddings").in_adapterhub(adapterhub)]
+    }
 }
 
 impl PromptAdapter for SoftPrompt {
@@ -98,21 +108,38 @@ impl Method for PromptTuningConfig {
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let site = only_site(layout, &PROMPT_TUNING, self.num_virtual_tokens)?;
+        let tokens = self.num_virtual_tokens;
+        let site = if self.adapterhub.is_none() {
+            only_site(layout, &PROMPT_TUNING, tokens)?
+        } else {
+            // AdapterHub's prompts have no positions, and the embeddings' norm is not for them: they are in front of the
+            // first block.
+            let first = layout.stream_sites().next();
+            first.ok_or_else(|| layout.no_site(PROMPT_TUNING.title, SiteKind::Stream))?
+        };
         let start = Start {
             method: &PROMPT_TUNING,
             init: self.prompt_tuning_init,
             token_ids: &self.init_token_ids,
             source: self.source.as_ref(),
-            tokens: self.num_virtual_tokens,
+            tokens,
         };
-        let embeddings = start.draw(&site, layout, plan)?;
+        let embeddings = match (&self.adapterhub, &self.source) {
+            (Some(_), None) => {
+                let (device, dtype) = layout.like();
+                let shape = [tokens, site.width];
+                // As AdapterHub.
+                plan.init().uniform(shape, 0.5, (&device, dtype))
+            }
+            _ => start.draw(&site, layout, plan)?,
+        };
         let width = match &self.adapterhub {
             None => "token_dim",
             Some(_) => "hidden_size",
         };
         plan.set_config_field(width, site.width);
-        plan.add_prompt(site, SoftPrompt { embeddings });
+        let model = model_of(&site.name);
+        plan.add_prompt(site, SoftPrompt { embeddings, model });
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 pub use peft_additive as additive;
 pub use peft_core as core;
+pub use peft_hybrid as hybrid;
 pub use peft_quantization as quantization;
 pub use peft_reparameterization as reparameterization;
 pub use peft_selective as selective;
@@ -17,6 +18,7 @@ pub fn methods() -> Vec<&'static MethodInfo> {
         peft_additive::METHODS,
         peft_reparameterization::METHODS,
         peft_soft_prompt::METHODS,
+        peft_hybrid::METHODS,
     ]
     .concat()
 }

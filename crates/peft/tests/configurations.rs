@@ -16,6 +16,7 @@ fn needed(method: &str) -> Value {
         "cpt" => {
             json!({"cpt_token_ids": [3, 4], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 2]})
         }
+        "trainable-tokens" => json!({"token_indices": [3, 4]}),
         _ => json!({}),
     }
 }

@@ -2,17 +2,18 @@
 //! excluded.
 
 use peft::additive::{
-    AdapterFusionConfig, BeftConfig, BottleneckConfig, Ia3Config, InvertibleKind, ReftConfig,
-    RoadConfig, RoadVariant,
+    AdapterFusionConfig, AdapterHubIa3, BeftConfig, BottleneckConfig, Ia3Config, InvertibleKind,
+    ReftConfig, RoadConfig, RoadVariant,
 };
 use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
+use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
-    AdaLoraConfig, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LilyConfig,
-    LohaConfig, LokrConfig, LoraConfig, MissConfig, MtlLoraConfig, OftConfig, PolyConfig,
-    RandLoraConfig, SaidConfig, VbLoraConfig, VeraConfig,
+    AdaLoraConfig, AdapterHubLora, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig,
+    LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, MtlLoraConfig, OftConfig,
+    PolyConfig, RandLoraConfig, SaidConfig, VbLoraConfig, VeraConfig,
 };
-use peft::selective::BitFitConfig;
+use peft::selective::{BitFitConfig, LnTuningConfig, ShiraConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
     AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
     IntrinsicPromptConfig, LatePromptConfig, MultitaskPromptTuningConfig, PrefixTuningConfig,
@@ -42,7 +43,9 @@ fn counts_are_those_of_the_literature() {
         .with_targets(["key", "value", "output.dense"])
         .with_feedforward_modules(["output.dense"]);
     let lstm = PromptEncoderConfig::new(20).with_lstm(2);
-    let cases: [(&dyn Method, usize); 19] = [
+    let gated = LoraConfig::new(8).with_adapterhub(AdapterHubLora::default());
+    let gated = gated.with_use_gating(true);
+    let cases: [(&dyn Method, usize); 22] = [
         (&ia3, 16_128),
         (&LoraConfig::new(8).with_targets(["query", "value"]), 73_728),
         (&LoraConfig::new(8).with_excluded(["pooler.dense"]), 331_776),
@@ -65,6 +68,9 @@ fn counts_are_those_of_the_literature() {
         (&lstm.with_encoder_hidden_size(128), 1_093_760),
         (&PrefixTuningConfig::new(30), 138_240),
         (&PrefixTuningConfig::new(30).with_projection(512), 2_572_544),
+        (&mam(), 4_898_720),
+        (&unipelt(), 2_760_872),
+        (&gated, 73_728 + 12 * 385),
     ];
     for (method, expected) in cases {
         let counts = model.attach("a", method).unwrap().counts();
@@ -127,10 +133,13 @@ fn counts_of_prompts_inside_the_model_are_those_of_their_pages() {
 }
 
 #[test]
-fn counts_of_rotations_and_added_biases_are_those_of_their_pages() {
+fn counts_of_scales_rotations_and_added_biases_are_those_of_their_pages() {
     let model = minilm_l6();
     let road = || RoadConfig::new().with_targets(["query", "value"]);
-    let cases: [(&dyn Method, usize); 4] = [
+    let hub = Ia3Config::new().with_adapterhub(AdapterHubIa3::default());
+    let cases: [(&dyn Method, usize); 6] = [
+        (&hub, 13_824),
+        (&Ia3Config::new(), 16_128),
         (&road(), 4_608),
         (&road().with_variant(RoadVariant::Road2), 9_216),
         (&road().with_variant(RoadVariant::Road4), 18_432),
@@ -227,4 +236,26 @@ fn counts_of_mixtures_are_those_of_their_pages() {
     let fusion = AdapterFusionConfig::dynamic(["one", "two"]);
     let counts = model.attach("fusion", &fusion).unwrap().counts();
     assert_eq!(counts.adapter_trainable(), 6 * (3 * 384 * 384 + 2 * 384));
+}
+
+#[test]
+fn counts_of_the_selections_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let base = model.counts();
+    let rows: Vec<usize> = (0..10).collect();
+    let shira = |r| ShiraConfig::new(r).with_targets(["query", "value"]);
+    // Trained, and stored, indices included.
+    let cases: [(&dyn Method, usize, usize); 4] = [
+        (&LnTuningConfig::new(), 9_984, 9_984),
+        (&TrainableTokensConfig::new(rows), 3_840, 3_840),
+        (&shira(8), 73_728, 3 * 73_728),
+        (&shira(32), 294_912, 3 * 294_912),
+    ];
+    for (method, trained, stored) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), trained, "{method:?}");
+        assert_eq!(counts.changed, trained, "{method:?}");
+        assert_eq!(counts.stored, stored, "{method:?}");
+        assert_eq!(counts.total, base.total + trained, "{method:?}");
+    }
 }

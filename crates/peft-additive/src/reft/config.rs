@@ -4,7 +4,7 @@ use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device};
 use peft_core::method::{
     Common, Family, HiddenState, Layout, LayoutSite, Method, MethodConfig as _, MethodInfo, Plan,
-    SiteKind, method_config,
+    SiteKind, adapterhub_json, architecture, config_from_json, method_config, read_adapterhub,
 };
 use peft_core::{Error, Result};
 use serde::{Deserialize, Deserializer};
@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 use super::orthogonal::OrthogonalProjection;
 use super::state::{Reft, ReftUnit};
 use crate::Activation;
-use crate::adapterhub;
 
 /// Registration of LoReFT.
 pub static LOREFT: MethodInfo = MethodInfo {
@@ -24,7 +23,7 @@ pub static LOREFT: MethodInfo = MethodInfo {
     reference: "Wu et al. 2024, ReFT: Representation Finetuning for Language Models, section 3.2; AdapterHub's LoReftConfig",
     identity_at_init: false,
     mergeable: false,
-    parse: |json| adapterhub::parse(json, ReftConfig::loreft()),
+    parse: |json| parse(json, ReftConfig::loreft()),
     recognises: Some(|json| is_reft(json) && json["config"]["orthogonality"] == true),
 };
 
@@ -37,7 +36,7 @@ pub static NOREFT: MethodInfo = MethodInfo {
     reference: "AdapterHub's NoReftConfig: Wu et al. 2024, section 3.2, without orthogonality",
     identity_at_init: false,
     mergeable: false,
-    parse: |json| adapterhub::parse(json, ReftConfig::noreft()),
+    parse: |json| parse(json, ReftConfig::noreft()),
     recognises: Some(|json| {
         is_reft(json) && json["config"]["orthogonality"] != true && subtracts(json)
     }),
@@ -52,20 +51,41 @@ pub static DIREFT: MethodInfo = MethodInfo {
     reference: "Wu et al. 2024, ReFT: Representation Finetuning for Language Models, section 3.2; AdapterHub's DiReftConfig",
     identity_at_init: false,
     mergeable: false,
-    parse: |json| adapterhub::parse(json, ReftConfig::direft()),
+    parse: |json| parse(json, ReftConfig::direft()),
     recognises: Some(|json| {
         is_reft(json) && json["config"]["orthogonality"] != true && !subtracts(json)
     }),
 };
 
+/// Reads AdapterHub's layout, and a flat one over a preset.
+fn parse(json: &Value, preset: ReftConfig) -> Result<Box<dyn Method>> {
+    let Some((mut config, mut common)) = read_adapterhub::<ReftConfig>(json)? else {
+        let mut fields = serde_json::to_value(preset).expect("plain data");
+        if let (Some(fields), Some(given)) = (fields.as_object_mut(), json.as_object()) {
+            fields.extend(given.clone());
+        }
+        return config_from_json::<ReftConfig>(&fields);
+    };
+    config.subtract_projection = subtracts(json);
+    common.unknown.remove(SUBTRACTS);
+    // What is unknown inside of `config` goes back to there.
+    common.unknown.extend(config.common.unknown);
+    config.common = common;
+    config.validate()?;
+    Ok(Box::new(config))
+}
+
+/// The field that AdapterHub does not write.
+const SUBTRACTS: &str = "subtract_projection";
+
 /// Whether a configuration in AdapterHub's layout is of ReFT.
 fn is_reft(json: &Value) -> bool {
-    json["config"]["architecture"] == "reft"
+    architecture(json) == Some(Some("reft"))
 }
 
 /// What it says of `subtract_projection`, which AdapterHub never writes and takes for true.
 fn subtracts(json: &Value) -> bool {
-    json["subtract_projection"] != false && json["config"]["subtract_projection"] != false
+    json[SUBTRACTS] != false && json["config"][SUBTRACTS] != false
 }
 
 /// ReFT's configuration: LoReFT, NoReFT, DiReFT, and what is between them. Fields are called as in AdapterHub's
@@ -154,7 +174,7 @@ impl ReftConfig {
             None => json!("all"),
             Some(layers) => json!(layers),
         };
-        let config = json!({
+        let mut config = json!({
             "architecture": "reft",
             "dropout": self.dropout,
             "dtype": null,
@@ -168,12 +188,16 @@ impl ReftConfig {
             "suffix_positions": self.suffix_positions,
             "tied_weights": self.tied_weights,
         });
-        let mut json = adapterhub::json(&self.common, config);
-        if let Some(fields) = json.as_object_mut()
-            && !self.subtract_projection
-        {
+        let mut common = self.common.clone();
+        for (field, value) in config.as_object_mut().into_iter().flatten() {
+            if let Some(kept) = common.unknown.remove(field) {
+                *value = kept;
+            }
+        }
+        let mut json = adapterhub_json(&common, &config);
+        if !self.subtract_projection {
             // Outside of `config`, where AdapterHub reads past it.
-            fields.insert("subtract_projection".into(), false.into());
+            json[SUBTRACTS] = false.into();
         }
         json
     }

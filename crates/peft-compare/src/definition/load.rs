@@ -317,6 +317,7 @@ mod tests {
             "selective",
             "reparameterization",
             "soft-prompt",
+            "hybrid",
             "reference",
         ]
         .map(|family| format!("[family.{family}]\nlearning_rates = [1e-3]\n"))

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::TensorData;
 use peft_core::method::Method;
 use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, checkpoint};
@@ -38,13 +39,16 @@ pub(super) fn saved(fixture: &Fixture, method: &dyn Method) -> Verdict {
         let tensors = model.adapter_tensors(name).map_err(text)?;
         Ok(tensors.into_keys().collect())
     };
-    // Where other tensors are stored than were trained, those are what trains on: all of them, or as many as before,
-    // where a part is frozen.
+    // Where other tensors are stored than were trained, those are what trains on: all of them but integers, which never
+    // train, or as many as before, where a part is frozen.
+    let tensors = loaded.adapter_tensors("other").map_err(text)?;
+    let whole = tensors.values().filter(|data| !data.dtype().is_float());
+    let whole: usize = whole.map(TensorData::num_elements).sum();
     let kept = if keys(&loaded, "other")? == keys(&model, NAME)? {
         counts == before
     } else {
         let as_stored = counts.stored + counts.saved_modules;
-        let all = counts.trainable == as_stored;
+        let all = counts.trainable + whole == as_stored;
         counts.stored == before.stored && (all || counts == before)
     };
     ensure(kept, || {

@@ -66,7 +66,8 @@ pub(super) fn detached(fixture: &Fixture, method: &dyn Method) -> Verdict {
 }
 
 /// Guarantees: two active adapters act together, do not depend on the order of activation, and merge into what they
-/// compute (within 1e-4). A name that is taken is refused.
+/// compute (within 1e-4). Where an adapter is a copy that takes the place of what is below ([`Method::replaces`]), the last one
+/// alone shows, bit for bit. A name that is taken is refused.
 ///
 /// If it fails: `linear`, `embedding` or `conv2d` calls the base's tensor and not the layer below (`BaseLinear::forward`,
 /// `BaseLinear::weight`), so that one adapter hides the other.
@@ -82,7 +83,12 @@ pub(super) fn several(fixture: &Fixture, method: &dyn Method) -> Verdict {
         "the order of activation matters".into()
     })?;
     // Of two copies of one module only the last shows.
-    let replaces = both.counts().saved_modules == both.counts().trainable;
+    if method.replaces() {
+        ensure(outputs == only_b, || {
+            "the first adapter shows through the second, which takes its place".into()
+        })?;
+    }
+    let replaces = both.counts().saved_modules == both.counts().trainable || method.replaces();
     ensure(replaces || (outputs != only_a && outputs != only_b), || {
         "two adapters do what one does".into()
     })?;

@@ -1,6 +1,7 @@
 //! Files of adapters: names, layouts, strict reading.
 
 pub(crate) mod base_table;
+pub(crate) mod folder;
 pub(crate) mod heads;
 pub(crate) mod pickled;
 pub(crate) mod read;

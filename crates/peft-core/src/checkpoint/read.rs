@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use crate::adapter::checkpoint_key::Style;
-use crate::checkpoint::pickled::{self, pickled_file};
 use crate::error::{Result, io, wrong};
 use crate::files;
 use crate::method::adapterhub::adapterhub_fields;
@@ -63,45 +62,6 @@ pub(crate) fn config_name(dir: &Path) -> String {
     match others.as_slice() {
         [other] => other.clone(),
         _ => usual,
-    }
-}
-
-/// Where an adapter's tensors are to be read: under the name that its method gives the file, or the usual one.
-pub(crate) fn tensor_path(dir: &Path, config: &str, style: Style, method: &dyn Method) -> PathBuf {
-    let usual = files::readable(dir, config, style.file());
-    match method.file_names() {
-        None => usual,
-        Some(names) => {
-            let own = files::readable(dir, config, names.tensors);
-            if !own.exists() && usual.exists() {
-                usual
-            } else {
-                own
-            }
-        }
-    }
-}
-
-/// Reads the tensors of a folder, from its pickled file if it has no other; and says which file that was. `config` is the
-/// name of its configuration.
-pub(crate) fn read_folder(
-    dir: &Path,
-    config: &str,
-    style: Style,
-    method: &dyn Method,
-) -> Result<(PathBuf, BTreeMap<String, TensorData>)> {
-    let wanted = style.file();
-    let path = tensor_path(dir, config, style, method);
-    match pickled_file(dir).filter(|_| !path.exists()) {
-        None => {
-            let tensors = read_tensors(&path)?;
-            Ok((path, tensors))
-        }
-        Some(pickled) => {
-            let path = dir.join(pickled);
-            let tensors = pickled::read(&path, wanted)?;
-            Ok((path, tensors))
-        }
     }
 }
 

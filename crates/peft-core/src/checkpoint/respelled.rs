@@ -8,7 +8,7 @@ use crate::adapter::checkpoint_key::Style;
 use crate::checkpoint::tensors;
 use crate::layout::model_layout::Layout;
 use crate::method::plan::PlannedAdapter;
-use crate::upstream::{ADAPTERHUB_ROOTS, COMPILED, MODULES_TO_SAVE};
+use crate::upstream::{ADAPTERHUB_RENAMED, ADAPTERHUB_ROOTS, COMPILED, MODULES_TO_SAVE};
 
 type Tensors = BTreeMap<String, TensorData>;
 
@@ -32,7 +32,7 @@ pub(crate) fn of_compiled(tensors: Tensors) -> Result<Tensors, String> {
 }
 
 /// The tensors of a file in AdapterHub's layout as the model calls them, whichever of a bare model and one with a head it
-/// was saved from: `bert.encoder` for `encoder`, or the other way round.
+/// was saved from (`bert.encoder` for `encoder`, or the other way round), and by whichever version.
 pub(crate) fn of_base_model(tensors: Tensors, layout: &Layout) -> Tensors {
     let names = || layout.layers.iter().map(|layer| layer.name.as_str());
     let is_top = |segment: &str| names().any(|name| first(name) == segment);
@@ -42,13 +42,20 @@ pub(crate) fn of_base_model(tensors: Tensors, layout: &Layout) -> Tensors {
             (first(inner) == segment).then_some(outer)
         })
     };
+    // What the blocks are below, in a model with a head.
+    let outer = ["encoder", "layers"].into_iter().find_map(outer_of);
     let plain = |key: &str| {
         let (own, rest) = key.split_once('.')?;
         let next = first(rest);
-        if ADAPTERHUB_ROOTS.contains(&next) {
-            return Some(rest.to_string());
+        for of_model in [key, rest] {
+            if ADAPTERHUB_ROOTS.contains(&first(of_model)) {
+                return Some(match outer {
+                    Some(outer) => format!("{outer}.{of_model}"),
+                    None => of_model.to_string(),
+                });
+            }
         }
-        if is_top(own) || ADAPTERHUB_ROOTS.contains(&own) {
+        if is_top(own) {
             return None;
         }
         match outer_of(own) {
@@ -57,7 +64,15 @@ pub(crate) fn of_base_model(tensors: Tensors, layout: &Layout) -> Tensors {
             None => None,
         }
     };
-    let tensors = tensors.into_iter();
+    let tensors = tensors.into_iter().map(|(key, data)| {
+        let segments = key.split('.').map(|segment| {
+            let mut renamed = ADAPTERHUB_RENAMED.iter();
+            renamed
+                .find(|(old, _)| *old == segment)
+                .map_or(segment, |(_, new)| new)
+        });
+        (segments.collect::<Vec<_>>().join("."), data)
+    });
     tensors
         .map(|(key, data)| (plain(&key).unwrap_or(key), data))
         .collect()
@@ -209,6 +224,72 @@ mod tests {
         );
         let error = of_compiled(tensors(&["_orig_mod.a", "a"])).unwrap_err();
         assert!(error.contains("`a` twice"), "{error}");
+    }
+
+    #[test]
+    fn adapterhubs_files_of_models_with_and_without_a_head_are_one() {
+        let layer = |name: &str| crate::layout::model_layout::Layer {
+            name: name.into(),
+            kind: crate::layout::model_layout::LayerKind::Linear,
+            container: "Linear".into(),
+            params: Vec::new(),
+            head: false,
+        };
+        let layout = |names: &[&str]| Layout {
+            params: Vec::new(),
+            layers: names.iter().map(|name| layer(name)).collect(),
+            sites: Vec::new(),
+            model_type: None,
+        };
+        let bare = layout(&["embeddings.word_embeddings", "encoder.layer.0.output.dense"]);
+        let with_head = layout(&["bert.encoder.layer.0.output.dense", "classifier"]);
+        let llama = layout(&["model.layers.0.mlp.up_proj", "lm_head"]);
+        for (layout, given, expected) in [
+            (
+                &bare,
+                "bert.encoder.layer.0.output.adapters.a.x",
+                "encoder.layer.0.output.adapters.a.x",
+            ),
+            (
+                &bare,
+                "encoder.layer.0.output.adapters.a.x",
+                "encoder.layer.0.output.adapters.a.x",
+            ),
+            (
+                &bare,
+                "encoder.layer.0.output.layer_text_task_adapters.a.x",
+                "encoder.layer.0.output.adapters.a.x",
+            ),
+            (
+                &bare,
+                "bert.invertible_lang_adapters.a.x",
+                "invertible_adapters.a.x",
+            ),
+            (
+                &with_head,
+                "encoder.layer.0.output.dense.loras.a.x",
+                "bert.encoder.layer.0.output.dense.loras.a.x",
+            ),
+            (&with_head, "prompt_tuning.a.x", "bert.prompt_tuning.a.x"),
+            (
+                &with_head,
+                "bert.prompt_tuning.a.x",
+                "bert.prompt_tuning.a.x",
+            ),
+            (
+                &llama,
+                "layers.0.mlp.adapters.a.x",
+                "model.layers.0.mlp.adapters.a.x",
+            ),
+            (
+                &llama,
+                "model.layers.0.mlp.adapters.a.x",
+                "model.layers.0.mlp.adapters.a.x",
+            ),
+        ] {
+            let found = of_base_model(tensors(&[given]), layout);
+            assert_eq!(found.into_keys().collect::<Vec<_>>(), [expected], "{given}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Upstream's names for a model's modules.
 
+use std::borrow::Cow;
+
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
 };
@@ -28,6 +30,7 @@ use crate::slot;
 pub struct KeyMapping {
     renames: &'static [(&'static str, &'static str)],
     heads: &'static [&'static str],
+    model_type: Option<Cow<'static, str>>,
 }
 
 impl KeyMapping {
@@ -36,6 +39,7 @@ impl KeyMapping {
         Self {
             renames,
             heads: &[],
+            model_type: None,
         }
     }
 
@@ -45,6 +49,19 @@ impl KeyMapping {
     pub fn with_heads(mut self, heads: &'static [&'static str]) -> Self {
         self.heads = heads;
         self
+    }
+
+    /// What kind of model the struct that holds this is: `model_type` in Hugging Face's `config.json`, as in `bert`. Methods
+    /// whose default layers depend on it go by that. Default: not said.
+    #[must_use]
+    pub fn with_model_type(mut self, model_type: impl Into<Cow<'static, str>>) -> Self {
+        self.model_type = Some(model_type.into());
+        self
+    }
+
+    /// What kind of model it is.
+    pub fn model_type(&self) -> Option<&str> {
+        self.model_type.as_deref()
     }
 
     /// The upstream name of one segment.

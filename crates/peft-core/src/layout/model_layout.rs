@@ -196,6 +196,9 @@ pub struct Layout {
     pub layers: Vec<Layer>,
     /// All sites.
     pub sites: Vec<LayoutSite>,
+    /// What kind of model it is, as in `bert`; none where it does not say
+    /// ([`KeyMapping::with_model_type`](crate::KeyMapping::with_model_type)).
+    pub model_type: Option<String>,
 }
 
 impl Layout {
@@ -205,6 +208,10 @@ impl Layout {
             params: Vec::new(),
             layers: Vec::new(),
             sites: Vec::new(),
+            model_type: scan
+                .names
+                .iter()
+                .find_map(|(_, names)| names.model_type().map(str::to_string)),
         };
         let mut last_layer_path: Option<&[String]> = None;
         for param in &scan.params {

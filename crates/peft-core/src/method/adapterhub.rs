@@ -133,8 +133,17 @@ impl Projections {
         }
     }
 
-    /// The layers. While a file is loaded, they are those that have tensors in the list `list` of modules there
-    /// (`<layer>.<list>.<adapter>`): AdapterHub calls the same layer otherwise in some models.
+    /// The same with the layers of feed-forward called the other way round.
+    fn swapped(&self) -> Self {
+        Self {
+            intermediate: self.output,
+            output: self.intermediate,
+            ..self.clone()
+        }
+    }
+
+    /// The layers. `list` is the list of modules that their tensors are in, in a file: `<layer>.<list>.<adapter>`. While
+    /// one is loaded, it says which layer of feed-forward is which: AdapterHub does not call them alike in all models.
     ///
     /// # Errors
     ///
@@ -145,20 +154,21 @@ impl Projections {
         plan: &Plan,
         (info, list): (&MethodInfo, &str),
     ) -> Result<Vec<TargetLayer<'a>>> {
-        let mut found = Vec::new();
-        for layer in &layout.layers {
-            let stored = || plan.has_stored_below(&format!("{}.{list}.", layer.name));
-            let is_chosen = if plan.is_new() {
-                self.contains(layer)
-            } else {
-                layer.kind == LayerKind::Linear && stored()
-            };
-            if let Some(weight) = layout.param(layer, "weight").filter(|_| is_chosen)
-                && !plan.is_saved(weight)
-            {
-                found.push(TargetLayer::new(layout, (layer, weight)));
-            }
-        }
+        let layers = |chosen: &Self| -> Vec<&'a Layer> {
+            let all = layout.layers.iter();
+            all.filter(|layer| chosen.contains(layer)).collect()
+        };
+        let is_stored = |layer: &&Layer| plan.has_stored_below(&format!("{}.{list}.", layer.name));
+        let (as_named, swapped) = (layers(self), layers(&self.swapped()));
+        let is_swapped =
+            !plan.is_new() && !as_named.iter().all(is_stored) && swapped.iter().all(is_stored);
+        let chosen = if is_swapped { swapped } else { as_named };
+        let found = chosen.into_iter().filter_map(|layer| {
+            let weight = layout.param(layer, "weight")?;
+            let free = !plan.is_saved(weight);
+            free.then(|| TargetLayer::new(layout, (layer, weight)))
+        });
+        let found: Vec<_> = found.collect();
         if found.is_empty() {
             let expected = format!(
                 "projections that the model has, by names as `query`, `q_proj`, `intermediate.dense`, `up_proj`, \

@@ -26,6 +26,8 @@ pub enum Family {
     Reparameterization,
     /// Trained input or attention state.
     SoftPrompt,
+    /// Several methods of different families.
+    Hybrid,
     /// Not parameter-efficient: head only and full fine-tuning, to compare with.
     Reference,
 }
@@ -37,6 +39,7 @@ impl std::fmt::Display for Family {
             Self::Selective => "selective",
             Self::Reparameterization => "reparameterization",
             Self::SoftPrompt => "soft prompt",
+            Self::Hybrid => "hybrid",
             Self::Reference => "reference",
         })
     }
@@ -166,6 +169,12 @@ pub trait Method: MethodConfig {
     /// Whether a head that is the embedding table shall go on being it ([`TiedHead`](crate::TiedHead)): one saved copy
     /// then serves both. Default: no; the two are saved apart.
     fn ties_heads(&self) -> bool {
+        false
+    }
+
+    /// Whether its adapters are copies that take the place of what lies below them, so that of several active ones the last
+    /// alone shows. Default: no; changes add up.
+    fn replaces(&self) -> bool {
         false
     }
 

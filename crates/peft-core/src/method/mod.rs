@@ -46,6 +46,7 @@ pub use serde_json::Value;
 pub use targeting::{
     LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV2D, Target, refuse_unsupported, train_biases,
 };
+pub use trainable_tokens::TrainableTokens;
 
 /// Lists the tensors of a state in its checkpoint: the derive of [`Adapter`](trait@Adapter).
 pub use peft_derive::Adapter;

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 
+use burn::module::Param;
 use burn::tensor::Tensor;
 use serde_json::{Map, Value};
 
@@ -236,21 +237,36 @@ impl Plan {
     ///
     /// If the parameter is not of rank 2, or has no such row.
     pub fn train_tokens(&mut self, param: &LayoutParam, rows: &[usize], key: &str) {
+        let values = self.token_rows(param, rows);
+        let tokens = TrainableTokens::new(values, rows, key);
+        let tokens = AnyAdapter::weight(tokens, Role::TrainedTokens);
+        self.push(&param.path, tokens);
+    }
+
+    /// Copies of some rows of an embedding table `[rows, d]`, to be trained: `[count, d]`. While a file is loaded they have
+    /// a shape and no values.
+    ///
+    /// # Panics
+    ///
+    /// As [`train_tokens`](Self::train_tokens).
+    pub fn token_rows(&mut self, param: &LayoutParam, rows: &[usize]) -> Param<Tensor<2>> {
         let shape = param.shape();
         assert!(
             shape.len() == 2 && rows.iter().all(|row| *row < shape[0]),
             "{} has {shape:?}, and no row of {rows:?}",
             param.name
         );
-        let values = if self.strict {
+        if self.strict {
             TrainableTokens::of(param, rows)
         } else {
             let like = (&param.device(), param.dtype());
             self.init.zeros([rows.len(), shape[1]], like)
-        };
-        let tokens = TrainableTokens::new(values, rows, key);
-        let tokens = AnyAdapter::weight(tokens, Role::TrainedTokens);
-        self.push(&param.path, tokens);
+        }
+    }
+
+    /// Field paths of the parameters and sites that something is planned at so far, one for each state.
+    pub fn places(&self) -> impl Iterator<Item = &str> {
+        self.adapters.iter().map(|planned| planned.path.as_str())
     }
 
     /// Whether nothing is planned so far.

@@ -7,27 +7,42 @@ use burn::tensor::{Int, Tensor, TensorData};
 use crate::adapter::base::BaseEmbedding;
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{Adapter, WeightAdapter};
-use crate::layout::model_layout::LayoutParam;
+use crate::layout::model_layout::{Layer, LayoutParam};
 
-/// Trained copies of some rows of an embedding table ([`Plan::train_tokens`](crate::method::Plan::train_tokens)): new
-/// tokens, as a rule. The table below keeps its own.
+/// Trained copies of some rows of an embedding table: new tokens, as a rule. The table below keeps its own. A head that
+/// is the table follows them.
+///
+/// [`Plan::train_tokens`](crate::method::Plan::train_tokens) adds it beside what a method does; a method that is nothing
+/// else plans it with [`Plan::adapt_weight`](crate::method::Plan::adapt_weight).
 #[derive(Module, Debug)]
-pub(crate) struct TrainableTokens {
+pub struct TrainableTokens {
     /// The rows, `[count, d]`.
-    pub(crate) values: Param<Tensor<2>>,
+    pub values: Param<Tensor<2>>,
     #[module(skip)]
     indices: Vec<i64>,
     #[module(skip)]
     key: String,
+    /// Upstream's name of a tied head, where its file has the rows a second time.
+    #[module(skip)]
+    head: Option<String>,
 }
 
 impl TrainableTokens {
-    pub(crate) fn new(values: Param<Tensor<2>>, indices: &[usize], key: &str) -> Self {
+    /// `values` `[count, d]` in the place of the rows `indices`; `key` is their name below the layer in the checkpoint.
+    pub fn new(values: Param<Tensor<2>>, indices: &[usize], key: &str) -> Self {
         Self {
             values,
             indices: indices.iter().map(|index| *index as i64).collect(),
             key: key.into(),
+            head: None,
         }
+    }
+
+    /// The file has the rows below the tied head `head`, too.
+    #[must_use]
+    pub fn with_head(mut self, head: &Layer) -> Self {
+        self.head = Some(head.name.clone());
+        self
     }
 
     /// The rows as they are in the table.
@@ -48,7 +63,14 @@ impl TrainableTokens {
 
 impl Adapter for TrainableTokens {
     fn tensors(&self) -> Vec<CheckpointKey> {
-        vec![CheckpointKey::layer("values", &self.key).sparse()]
+        let rows = CheckpointKey::layer("values", &self.key).sparse();
+        vec![match &self.head {
+            Some(head) => {
+                let name = format!("{head}.{}", self.key);
+                rows.twin(CheckpointKey::named("values", &name))
+            }
+            None => rows,
+        }]
     }
 }
 

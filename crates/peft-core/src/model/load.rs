@@ -11,6 +11,7 @@ use crate::adapter::checkpoint_key::Style;
 use crate::adapter::init::Init;
 use crate::attached::view::Attached;
 use crate::checkpoint::base_table::is_base_table;
+use crate::checkpoint::folder::read_folder;
 use crate::checkpoint::tensors::fill;
 use crate::checkpoint::{heads, read, respelled};
 use crate::error::{Error, Result};
@@ -33,7 +34,7 @@ pub(crate) fn load<M: Module>(
     let config = read::read_config(dir)?;
     let method = read_method(&config, &dir.join(&config_name), methods)?;
     let style = Style::of(&config, method.as_ref());
-    let (path, tensors) = read::read_folder(dir, &config_name, style, method.as_ref())?;
+    let (path, tensors) = read_folder(dir, &config_name, style, method.as_ref())?;
     let adapter = Stored {
         key_name: config["name"].as_str().unwrap_or(name),
         method,

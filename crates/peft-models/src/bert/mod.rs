@@ -87,7 +87,7 @@ impl BertConfig {
             site: HiddenSite::new(HiddenState::EmbeddingOutput, self.hidden_size),
             encoder: BertEncoder::new(self, device),
             pooler: pooler.then(|| BertPooler::new(self, device)),
-            names: KeyMapping::new(RENAMES),
+            names: KeyMapping::new(RENAMES).with_model_type("bert"),
             config: self.clone(),
         }
     }

@@ -101,7 +101,9 @@ impl LlamaConfig {
             },
             lm_head: (!tied).then(|| self.linear(self.hidden_size, self.vocab_size, false, device)),
             tied_head: tied.then(|| TiedHead::new("model.embed_tokens")),
-            names: KeyMapping::new(RENAMES).with_heads(&["lm_head", "tied_head"]),
+            names: KeyMapping::new(RENAMES)
+                .with_heads(&["lm_head", "tied_head"])
+                .with_model_type(self.model_type.clone()),
             config: self.clone(),
             source: Arc::default(),
         }

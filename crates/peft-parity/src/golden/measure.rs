@@ -13,13 +13,13 @@ use peft_models::{Bert, BertClassifier, Llama};
 use serde_json::Value;
 
 use super::case::{
-    adapter_name, as_trained, expected_of_merged, peft_type, read, upstream_gradients,
+    adapter_name, as_trained, expected_of_merged, peft_type, read, right_rows, upstream_gradients,
 };
 use super::compare::{farthest, farthest_of_gradients, worst};
 use super::composed::{self, is_composed};
 use super::rounding::{DRAWS, LastBit};
 use super::routed::XLoraCase;
-use super::{Measured, Problem, Rounding, Tensors, lost, shared, tolerance};
+use super::{Measured, Problem, Rounding, Tensors, counted, lost, shared, tolerance};
 
 /// Puts the gradient of every adapter parameter in its place, so that the adapter's tensors are gradients under
 /// upstream's keys.
@@ -185,6 +185,7 @@ where
             gradients: gradients.transpose()?,
             trainable: loaded.trainable(),
             expected: values.trainable,
+            counted: None,
             lost: 0,
             rounding: None,
         })
@@ -292,6 +293,7 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
             gradients: None,
             trainable: loaded.model.counts().trainable,
             expected: values.trainable,
+            counted: None,
             lost: 0,
             rounding: None,
         });
@@ -308,7 +310,14 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
         }
         None => base.load_adapter(&loaded.name, dir.path(), methods)?,
     };
-    let mut output = farthest(&loaded.output(&loaded.model), &unmerged, "output")?;
+    let right = |data: &TensorData| right_rows(case, data, &loaded.mask);
+    let found = right(&loaded.output(&loaded.model));
+    if found.num_elements() == 0 {
+        return Err(Problem::new(case)(
+            &"no row says what is right: all are padded",
+        ));
+    }
+    let mut output = farthest(&found, &right(&unmerged), "output")?;
     if let Some(model) = as_trained(base, dir.path(), &loaded.name, methods)? {
         let trained = farthest(&loaded.output(&model), &unmerged, "output as trained")?;
         output = worst([output, trained]);
@@ -316,12 +325,17 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
     }
     let adapter = tensors(&loaded.model, &loaded.name)?;
     let twice = shared::counted_twice(&adapter);
+    let expected = values
+        .trainable
+        .map(|count| counted::trained(case, count.saturating_sub(twice), &adapter))
+        .transpose()?;
     let mut measured = Measured {
         output,
         merged: None,
         gradients: None,
         trainable: loaded.model.counts().trainable,
-        expected: values.trainable.map(|count| count.saturating_sub(twice)),
+        expected: expected.map(|(count, _)| count),
+        counted: expected.and_then(|(_, rule)| rule),
         lost,
         rounding: None,
     };

@@ -15,6 +15,7 @@
 mod case;
 mod compare;
 mod composed;
+mod counted;
 mod lost;
 mod measure;
 mod rounding;
@@ -29,7 +30,8 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use peft_core::method::MethodInfo;
 
-pub use case::{SAYS_LESS, UPSTREAM_MERGES_WRONG, is_case, peft_type};
+pub use case::{SAYS_LESS, UPSTREAM_MERGES_WRONG, UPSTREAM_SEES_PADDING, is_case, peft_type};
+pub use counted::Counted;
 pub use measure::measure;
 pub use rounding::Rounding;
 pub use tolerance::{EXCUSED_BY_ROUNDING, MOST_EXCUSED, ROUNDINGS, Tolerance, tolerance};
@@ -50,8 +52,10 @@ pub struct Measured {
     /// How many numbers upstream's file lacks, which were found from its outputs: what all adapters share, in a model
     /// without a head.
     pub lost: usize,
-    /// Elements that upstream trains; not known of several adapters.
+    /// Elements that upstream trains, in the form that the file holds; not known of several adapters.
     pub expected: Option<usize>,
+    /// What upstream's own count is of, where that is another form.
+    pub counted: Option<Counted>,
     /// What rounding does to this case; measured where something is beyond [`tolerance()`].
     pub rounding: Option<Rounding>,
 }

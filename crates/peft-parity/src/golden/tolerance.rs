@@ -79,6 +79,7 @@ mod tests {
             gradients: Some(gradients),
             trainable: 1,
             expected: Some(1),
+            counted: None,
             lost: 0,
             rounding: rounding.map(|rounding| Rounding {
                 output: rounding,

@@ -15,9 +15,14 @@ pub(crate) struct Python(OsString);
 impl Python {
     /// The one that `PEFT_PYTHON` names; where it names none, a line says that the test did nothing.
     pub(crate) fn find() -> Option<Self> {
-        let found = std::env::var_os("PEFT_PYTHON").map(Self);
+        Self::named("PEFT_PYTHON", "torch, transformers and peft")
+    }
+
+    /// The one with these modules that a variable names.
+    pub(crate) fn named(variable: &str, modules: &str) -> Option<Self> {
+        let found = std::env::var_os(variable).map(Self);
         if found.is_none() {
-            peft_testing::skip("PEFT_PYTHON names no Python with torch, transformers and peft");
+            peft_testing::skip(format!("{variable} names no Python with {modules}"));
         }
         found
     }

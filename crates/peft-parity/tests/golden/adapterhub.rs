@@ -20,7 +20,7 @@ fn cases() -> Vec<(std::path::PathBuf, &'static [&'static MethodInfo])> {
     let lora = LORA_CASES.iter().map(|case| Path::new(LORA).join(case));
     let lora = lora.map(|case| (case, peft_reparameterization::METHODS));
     let prompt = (
-        Path::new(PROMPT).join("prompt_tuning"),
+        Path::new(PROMPT).join("prompt_tuning_eager"),
         peft_soft_prompt::METHODS,
     );
     lora.chain([prompt]).collect()
@@ -38,7 +38,7 @@ fn prompt_tuning_computes_what_upstream_computes() {
     golden::check(
         Path::new(BERT),
         Path::new(PROMPT),
-        &["prompt_tuning"],
+        &["prompt_tuning_eager"],
         methods,
     );
 }
@@ -76,10 +76,23 @@ fn what_is_written_is_what_was_read() {
             tensors(&case.join(file)),
             "{name}"
         );
-        let mut theirs = config(&case);
-        // A whole number with a point in Python's file is one without.
-        theirs["config"]["dropout"] = config(dir.path())["config"]["dropout"].clone();
-        assert_eq!(config(dir.path()), theirs, "{name}");
+        let ours = config(dir.path());
+        for (field, value) in config(&case).as_object().unwrap() {
+            if field == "config" {
+                let written = ours[field].as_object().unwrap();
+                let fields = value.as_object().unwrap();
+                assert_eq!(written.len(), fields.len(), "{name}: {written:?}");
+                for (field, value) in fields {
+                    let written = &written[field];
+                    let same = value
+                        .as_f64()
+                        .map_or(written == value, |number| written.as_f64() == Some(number));
+                    assert!(same, "{name}, {field}: {written} for {value}");
+                }
+            } else {
+                assert_eq!(&ours[field], value, "{name}, {field}");
+            }
+        }
     }
 }
 
@@ -99,7 +112,6 @@ fn files_of_a_model_with_a_head_are_read() {
         let path = dir.path().join("adapter.safetensors");
         safetensors::serialize_to_file(below, None, &path).unwrap();
         let model = base.load_adapter("x", dir.path(), methods).unwrap();
-        model.save_adapter(name, dir.path()).unwrap_err();
         let again = tempfile::tempdir().unwrap();
         model.save_adapter("x", again.path()).unwrap();
         let written = tensors(&again.path().join("adapter.safetensors"));

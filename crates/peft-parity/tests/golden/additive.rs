@@ -75,7 +75,8 @@ fn a_rule_that_upstream_forgot_is_found_from_its_output() {
 
 #[test]
 fn ia3_is_upstreams_with_scaled_biases_and_without_biases() {
-    golden::check(Path::new(BERT), Path::new(CASES), &["ia3"], METHODS);
+    let cases = ["ia3", "adapterhub_ia3"];
+    golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
     let cases = Path::new(CASES).join("llama");
     golden::check(Path::new(LLAMA), &cases, &["ia3"], METHODS);
 }
@@ -89,11 +90,21 @@ fn road_is_upstreams_in_all_variants() {
 }
 
 #[test]
-fn beft_is_upstreams_with_and_without_biases() {
+fn beft_and_ia3_on_upstreams_default_layers_are_upstreams() {
     let cases = Path::new(CASES).join("bert_more");
-    golden::check(&cases.join("base"), &cases, &["beft"], METHODS);
+    golden::check(
+        &cases.join("base"),
+        &cases,
+        &["beft", "ia3_default"],
+        METHODS,
+    );
     let cases = Path::new(CASES).join("llama_more");
-    golden::check(Path::new(MORE_LLAMA), &cases, &["beft"], METHODS);
+    golden::check(
+        Path::new(MORE_LLAMA),
+        &cases,
+        &["beft", "ia3_default"],
+        METHODS,
+    );
 }
 
 #[test]

@@ -63,12 +63,13 @@ CASES = {
     "prefix_tuning": PrefixTuningConfig(**PREFIX),
     "prefix_tuning_flat": PrefixTuningConfig(prefix_length=4, flat=True),
     "prompt_tuning": PromptTuningConfig(prompt_length=5),
+    "prompt_tuning_eager": PromptTuningConfig(prompt_length=5),
     "lora": LoRAConfig(r=4, alpha=8),
     "lora_everywhere": LoRAConfig(
         r=3, alpha=7, attn_matrices=["q", "k", "v"], intermediate_lora=True, output_lora=True, leave_out=[1]
     ),
     "lora_gating": LoRAConfig(r=4, alpha=8, use_gating=True, intermediate_lora=True),
-    "dora": DoRAConfig(r=4, alpha=8, output_lora=True),
+    "dora": DoRAConfig(r=4, alpha=4, output_lora=True),
     "ia3": IA3Config(),
     "loreft": LoReftConfig(prefix_positions=2, r=2),
     "noreft": NoReftConfig(prefix_positions=2, r=2),
@@ -80,6 +81,8 @@ CASES = {
     "mam": MAMConfig(PrefixTuningConfig(**PREFIX), ParBnConfig(**FACTOR)),
     "unipelt": UniPELTConfig(PrefixTuningConfig(**PREFIX), SeqBnConfig(**FACTOR), LoRAConfig(r=4, use_gating=True)),
 }
+# With torch's scaled dot product, the library lets virtual tokens attend to padding; with its own attention it does not.
+EAGER = ["prompt_tuning_eager"]
 # Those of which the merged model's output is written, too.
 MERGED = ["lora", "lora_everywhere"]
 # The library's unmerged DoRA multiplies a layer's bias, too, with magnitude over norm; its merged one does not, as the
@@ -92,11 +95,12 @@ COMPOSED = {
 }
 
 
-def base(seed):
+def base(seed, attention="sdpa"):
     """As `bert` of generate_hf_peft.py."""
     config = BertConfig(
         vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        attn_implementation=attention,
     )
     torch.manual_seed(seed)
     model = BertModel(config).eval()
@@ -143,7 +147,7 @@ def output(model, batch):
 
 def write_case(folder, name, config, seed):
     batch = inputs(seed)
-    model = base(seed)
+    model = base(seed, "eager" if name in EAGER else "sdpa")
     torch.manual_seed(seed + 5)
     model.add_adapter(name, config=config)
     model.train_adapter(name)

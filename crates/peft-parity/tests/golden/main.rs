@@ -7,8 +7,10 @@
 mod adapterhub;
 mod additive;
 mod compositions;
+mod hybrid;
 mod mixtures;
 mod reparameterization;
+mod selective;
 mod soft_prompt;
 mod spellings;
 mod task_heads;

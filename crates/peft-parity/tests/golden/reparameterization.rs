@@ -7,7 +7,7 @@ use peft_models::Bert;
 use peft_parity::golden;
 use peft_reparameterization::METHODS;
 
-use crate::{BERT, LLAMA};
+use crate::{BERT, LLAMA, LLAMA_TIED};
 
 const CASES: &str = "../peft-reparameterization/tests/golden";
 
@@ -245,4 +245,58 @@ fn checkpoints_of_tied_heads_compute_what_upstream_computes() {
         ],
         METHODS,
     );
+}
+
+/// Upstream converts what such starts train to plain LoRA of twice the rank. Its count is of before.
+#[test]
+fn what_was_converted_to_plain_lora_is_plain_lora() {
+    let cases = Path::new(CASES).join("bert_more");
+    let base = Path::new("../peft-additive/tests/golden/bert_more/base");
+    let names = [
+        "lora_corda_kpm",
+        "lora_ga_arb2r_stable",
+        "lora_pissa_converted",
+    ];
+    golden::check(base, &cases, &names, METHODS);
+    let tied = Path::new(CASES).join("llama_tied");
+    golden::check(Path::new(LLAMA_TIED), &tied, &["lora_corda_kpm"], METHODS);
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    for name in names {
+        let measured = golden::measure(base, &cases.join(name), METHODS, device).unwrap();
+        assert_eq!(measured.counted, Some(golden::Counted::BeforeConversion));
+        assert_eq!(measured.trainable, 2048, "{name}");
+    }
+    // The rule is for what was converted, and for nothing else.
+    let plain = Path::new(CASES).join("lora_pissa");
+    let measured = golden::measure(Path::new(BERT), &plain, METHODS, device).unwrap();
+    assert_eq!(measured.counted, None);
+}
+
+#[test]
+fn chosen_vectors_are_upstreams_without_logits() {
+    let cases = Path::new(CASES).join("bert_more");
+    let base = Path::new("../peft-additive/tests/golden/bert_more/base");
+    golden::check(base, &cases, &["vblora_topk"], METHODS);
+    let tied = Path::new(CASES).join("llama_tied");
+    golden::check(Path::new(LLAMA_TIED), &tied, &["vblora_topk"], METHODS);
+
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let case = cases.join("vblora_topk");
+    let model = Bert::load(base, device)
+        .unwrap()
+        .load_adapter("a", &case, METHODS)
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter("a", dir.path()).unwrap();
+    let tensors = |dir: &Path| {
+        let bytes = std::fs::read(dir.join("adapter_model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut tensors: Vec<_> = file
+            .iter()
+            .map(|(key, view)| (key.to_string(), view.dtype(), view.data().to_vec()))
+            .collect();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        tensors
+    };
+    assert_eq!(tensors(dir.path()), tensors(&case));
 }

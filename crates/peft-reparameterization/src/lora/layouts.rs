@@ -40,9 +40,14 @@ fn parse(json: &Value) -> Result<Box<dyn Method>> {
     let Some((fields, common)) = read_adapterhub::<Fields>(json)? else {
         return config_from_json::<LoraConfig>(json);
     };
+    // Before version 1.1 AdapterHub's scale was 1, whatever its alpha said.
+    let alpha = match json["version"].as_str().and_then(version) {
+        Some(version) if version < (1, 1) => fields.r as f64,
+        _ => fields.alpha,
+    };
     let config = LoraConfig {
         r: fields.r,
-        lora_alpha: fields.alpha,
+        lora_alpha: alpha,
         lora_dropout: fields.dropout,
         use_gating: fields.use_gating,
         use_dora: fields.use_dora,
@@ -52,6 +57,13 @@ fn parse(json: &Value) -> Result<Box<dyn Method>> {
     };
     config.validate()?;
     Ok(Box::new(config))
+}
+
+/// The first two numbers of a version of `adapters`.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.strip_prefix("adapters.")?.split('.');
+    let mut next = || numbers.next()?.parse().ok();
+    Some((next()?, next()?))
 }
 
 /// A whole number as Python writes it.
@@ -141,7 +153,7 @@ mod tests {
         json!({
             "config": {
                 "alpha": 7, "architecture": "lora", "attn_matrices": ["q", "v"], "composition_mode": "add",
-                "dropout": 0.0, "dtype": null, "init_weights": "bert", "init_weights_seed": 3,
+                "dropout": 0, "dtype": null, "init_weights": "bert", "init_weights_seed": 3,
                 "intermediate_lora": true, "leave_out": [1], "output_lora": false, "r": 4, "selfattn_lora": true,
                 "use_dora": false, "use_gating": true, "vera_b": null, "vera_d": null,
             },
@@ -157,6 +169,16 @@ mod tests {
         written["name"] = "a".into();
         for (field, value) in file().as_object().unwrap() {
             assert_eq!(&written[field], value, "{field}");
+        }
+    }
+
+    #[test]
+    fn the_scale_of_old_files_is_one() {
+        for (version, alpha) in [("adapters.1.0.1", 4), ("adapters.1.1.0", 7), ("3.2.1", 7)] {
+            let mut old = file();
+            old["version"] = version.into();
+            let read = parse(&old).unwrap().to_json();
+            assert_eq!(read["config"]["alpha"], alpha, "{version}");
         }
     }
 

@@ -19,6 +19,7 @@ fn layout() -> Layout {
             layer("encoder.layer.10.query", LayerKind::Linear, false),
             layer("classifier", LayerKind::Linear, true),
         ],
+        model_type: None,
     }
 }
 

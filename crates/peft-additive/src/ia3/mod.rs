@@ -1,0 +1,146 @@
+//! IA³: keys, values and what flows inside of the feed-forward blocks are scaled, feature by feature.
+
+mod adapterhub;
+mod defaults;
+
+use peft_core::method::prelude::*;
+
+pub use adapterhub::AdapterHubIa3;
+
+/// `y = l ∘ (x W + b)`, or `y = (l ∘ x) W + b` in feed-forward blocks; on the layer's weight, and on its bias where
+/// that is scaled, too.
+#[derive(Module, Adapter, Debug)]
+pub struct Ia3 {
+    /// l, `[out, 1]`; in feed-forward blocks `[1, in]`. One parameter of weight and bias.
+    #[tensor("ia3_l", adapterhub = "loras.{adapter}.lora_B")]
+    pub ia3_l: Shared<2>,
+}
+
+impl WeightAdapter for Ia3 {
+    fn compose<const D: usize>(&self, value: Tensor<D>) -> Tensor<D> {
+        let [outputs, inputs] = self.ia3_l.val().dims();
+        let mut shape = [1; D];
+        // Of a bias, one axis is both.
+        shape[0] = inputs;
+        shape[D - 1] = outputs;
+        value * self.ia3_l.val().reshape(shape)
+    }
+
+    fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
+        let l = self.ia3_l.val();
+        match l.dims() {
+            [1, _] => base.forward(input * l),
+            // The bias is scaled by its own state.
+            _ => base.with_bias(base.product(input) * l.transpose()),
+        }
+    }
+
+    fn keeps_weight(&self) -> bool {
+        false
+    }
+}
+
+/// IA³'s configuration. Fields are called and behave as in Hugging Face PEFT's `IA3Config`.
+#[method_config(
+    IA3, peft_type = "IA3", title = "IA3", family = Additive, identity_at_init, mergeable, new(),
+    reference = "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context \
+                 Learning, section 3.3",
+    unsupported("fan_in_fan_out"), to_json = Ia3Config::json, parse = Ia3Config::PARSE, recognises = Ia3Config::RECOGNISES
+)]
+pub struct Ia3Config {
+    /// Those of the layers whose inputs are scaled, not their outputs: as a rule the second layer of each
+    /// feed-forward block. Default: upstream's for the kind of model, none where the kind is not known. An empty list is none.
+    pub feedforward_modules: Option<Selection>,
+    /// Whether a fresh adapter changes nothing; else l is standard normal, for tests.
+    #[field(default = true)]
+    pub init_ia3_weights: bool,
+    /// Writes files in AdapterHub's layout, and adapts the layers that these fields of its name, in place of
+    /// `target_modules` and `feedforward_modules`. Default: none, Hugging Face PEFT's layout.
+    #[field(skip)]
+    pub adapterhub: Option<AdapterHubIa3>,
+    /// Layers to adapt. Default: upstream's for the kind of model
+    /// ([`Layout::model_type`](peft_core::method::Layout::model_type)), `all-linear` where the kind is not known.
+    pub targets: Targets,
+    pub common: Common,
+}
+
+impl Ia3Config {
+    /// The configuration with upstream's layers for this kind of model, where it names none. A file says which they are.
+    fn with_defaults(&self, layout: &Layout, plan: &mut Plan) -> Self {
+        let mut config = self.clone();
+        let known = defaults::of(layout.model_type.as_deref());
+        let Some((targets, feedforward)) = known.filter(|_| plan.is_new()) else {
+            return config;
+        };
+        let unnamed = config.targets.target_modules.is_none();
+        if unnamed {
+            note(plan, "target_modules", &targets);
+            config.targets.target_modules = Some(targets);
+        }
+        // Of layers that the user names, those that are upstream's.
+        if config.feedforward_modules.is_none() {
+            note(plan, "feedforward_modules", &feedforward);
+            config.feedforward_modules = Some(feedforward);
+        }
+        config
+    }
+
+    fn on_layer(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<Ia3> {
+        let inside = match &self.feedforward_modules {
+            Some(modules) => modules.matches(target.layer)?,
+            None => false,
+        };
+        let (d_in, d_out, init) = (target.d_in, target.d_out, plan.init());
+        let shape = if inside { [1, d_in] } else { [d_out, 1] };
+        let l = if self.init_ia3_weights {
+            init.ones(shape, target.like())
+        } else {
+            init.normal(shape, 1.0, target.like())
+        };
+        let bias = target.bias.filter(|_| !inside);
+        let handles = Shared::new(l, 1 + usize::from(bias.is_some()));
+        let mut states = handles.map(|ia3_l| Ia3 { ia3_l });
+        // The weight comes first in the layer.
+        let on_weight = states.next().expect("a handle for each place");
+        if let (Some(bias), Some(on_bias)) = (bias, states.next()) {
+            plan.adapt_weight(bias, on_bias);
+        }
+        Ok(on_weight)
+    }
+}
+
+/// Writes a selection into the configuration's file.
+fn note(plan: &mut Plan, field: &str, selection: &Selection) {
+    let selection = serde_json::to_value(selection).expect("plain data");
+    plan.set_config_field(field, selection);
+}
+
+impl Method for Ia3Config {
+    fn validate(&self) -> Result<()> {
+        self.check_fields()?;
+        self.check_layout()?;
+        let (targets, inside) = (&self.targets.target_modules, &self.feedforward_modules);
+        if let (Some(Selection::Names(targets)), Some(Selection::Names(inside))) = (targets, inside)
+            && let Some(other) = inside.iter().find(|name| !targets.contains(name))
+        {
+            let (field, expected) = ("feedforward_modules", "names of target_modules only");
+            return Err(Error::config(IA3.title, field, other, expected));
+        }
+        Ok(())
+    }
+
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        if let Some(fields) = &self.adapterhub {
+            let projections = fields.projections();
+            let targets = projections.select(layout, plan, (self.info(), "loras"))?;
+            return adapt_each(self, &targets, layout, plan, |target, plan| {
+                self.on_layer(target, plan)
+            });
+        }
+        let config = self.with_defaults(layout, plan);
+        let targets = linear_targets(&config, layout, plan)?;
+        adapt_each(&config, &targets, layout, plan, |target, plan| {
+            config.on_layer(target, plan)
+        })
+    }
+}

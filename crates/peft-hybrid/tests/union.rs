@@ -1,0 +1,145 @@
+//! What a union is, beyond what the conformance suite asks of every method.
+
+use peft_additive::{Bottleneck, BottleneckConfig};
+use peft_conformance::{Fixture, TinyTransformer};
+use peft_core::method::{Method, MethodConfig as _};
+use peft_core::state::AdapterState as _;
+use peft_core::{Error, PeftModule};
+use peft_hybrid::{METHODS, UnionConfig};
+use peft_reparameterization::{AdaLoraConfig, AdapterHubLora, LoraConfig, LoraLinear};
+use peft_selective::HeadOnlyConfig;
+
+fn lora() -> LoraConfig {
+    LoraConfig::new(2).with_adapterhub(AdapterHubLora::default())
+}
+
+fn fixture() -> Fixture {
+    let (_, device) = peft_core::device::cpu_devices().remove(0);
+    Fixture::new(&device)
+}
+
+/// A model with a union on it, every state of which is another than at first.
+fn trained(fixture: &Fixture, union: &UnionConfig) -> TinyTransformer {
+    fixture.trained("u", union).unwrap()
+}
+
+#[test]
+fn a_union_is_its_methods_one_on_the_other() {
+    let fixture = fixture();
+    let (bottleneck, lora) = (BottleneckConfig::pfeiffer(), lora());
+    let union = UnionConfig::new()
+        .with(bottleneck.clone())
+        .with(lora.clone());
+    let model = trained(&fixture, &union);
+    let apart = fixture.base.attach("b", &bottleneck).unwrap();
+    let apart = apart.attach("l", &lora).unwrap();
+    let apart = apart.activate(&["b", "l"]).unwrap();
+    let of_bottleneck = model.adapter_states::<Bottleneck>("u").unwrap();
+    let of_lora = model.adapter_states::<LoraLinear>("u").unwrap();
+    assert!(!of_bottleneck.is_empty() && !of_lora.is_empty());
+    let mut states = of_bottleneck.into_iter();
+    let apart = apart.edit_adapter::<Bottleneck>("b", |_, state| {
+        *state = states.next().unwrap().1;
+    });
+    let mut states = of_lora.into_iter();
+    let apart = apart.unwrap().edit_adapter::<LoraLinear>("l", |_, state| {
+        *state = states.next().unwrap().1;
+    });
+    let apart = apart.unwrap();
+    assert_eq!(
+        fixture.outputs(&apart).unwrap(),
+        fixture.outputs(&model).unwrap()
+    );
+    assert_eq!(apart.counts().trainable, model.counts().trainable);
+}
+
+#[test]
+fn the_file_has_adapterhubs_layout() {
+    let fixture = fixture();
+    let union = UnionConfig::new()
+        .with(BottleneckConfig::pfeiffer())
+        .with(lora());
+    let model = trained(&fixture, &union);
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter("u", dir.path()).unwrap();
+    let json = peft_core::checkpoint::read_config(dir.path()).unwrap();
+    assert_eq!(json["config"]["architecture"], "union");
+    assert_eq!(json["config"]["configs"][1]["architecture"], "lora");
+    assert_eq!(json["config"]["configs"][1]["r"], 2);
+    assert_eq!(json["name"], "u");
+    let bytes = std::fs::read(dir.path().join("adapter.safetensors")).unwrap();
+    let file = String::from_utf8_lossy(&bytes);
+    for key in [
+        "encoder.layer.0.attention.self.query.loras.u.lora_A",
+        "encoder.layer.0.output.adapters.u.adapter_up.weight",
+    ] {
+        assert!(file.contains(key), "{key}");
+    }
+    let again = fixture.base.load_adapter("v", dir.path(), METHODS).unwrap();
+    let outputs = |model| fixture.outputs(model).unwrap();
+    assert_eq!(outputs(&again), outputs(&model));
+}
+
+#[test]
+fn what_training_decides_is_written_where_it_belongs() {
+    let fixture = fixture();
+    let adalora = AdaLoraConfig::new(2, 4)
+        .with_targets(["query"])
+        .with_tinit(1)
+        .with_tfinal(2)
+        .with_delta_t(1);
+    let union = UnionConfig::new().with(lora_on_values()).with(adalora);
+    let mut model = fixture.base.attach("u", &union).unwrap();
+    let mut hooks = model.training_hooks(7).unwrap();
+    assert!(hooks.penalty(&model).unwrap().is_some());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for _ in 0..3 {
+        model = hooks.after_step(model).unwrap();
+    }
+    hooks.save(file.path()).unwrap();
+    let resumed = peft_core::TrainingHooks::resume(&model, 7, file.path()).unwrap();
+    assert_eq!(resumed.step(), 3);
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter("u", dir.path()).unwrap();
+    let json = peft_core::checkpoint::read_config(dir.path()).unwrap();
+    let configs = &json["config"]["configs"];
+    assert_eq!(configs[1]["peft_type"], "ADALORA");
+    assert!(configs[1]["rank_pattern"].is_object(), "{configs}");
+    fixture.base.load_adapter("v", dir.path(), METHODS).unwrap();
+}
+
+fn lora_on_values() -> LoraConfig {
+    LoraConfig::new(2).with_targets(["value"])
+}
+
+#[test]
+fn what_is_no_union_is_refused() {
+    let fixture = fixture();
+    let wrong: [(UnionConfig, &str); 5] = [
+        (UnionConfig::new(), "at least one"),
+        (UnionConfig::new().with(UnionConfig::default()), "Union"),
+        (UnionConfig::new().with(HeadOnlyConfig::new()), "Head only"),
+        (
+            UnionConfig::new().with(lora().with_modules_to_save(["classifier"])),
+            "modules_to_save",
+        ),
+        (UnionConfig::new().with(LoraConfig::new(0)), "LoRA"),
+    ];
+    for (union, word) in wrong {
+        let error = union.validate().unwrap_err();
+        assert!(error.to_string().contains(word), "{word}: {error}");
+    }
+    let twice = UnionConfig::new()
+        .with(lora())
+        .with(LoraConfig::new(4).with_targets(["query"]));
+    let error = fixture.base.attach("u", &twice).unwrap_err();
+    assert!(matches!(error, Error::Config { .. }), "{error}");
+}
+
+#[test]
+fn what_is_read_is_written_back() {
+    let union = UnionConfig::default();
+    let json = union.to_json();
+    let again = (METHODS[0].parse)(&json).unwrap();
+    assert_eq!(again.to_json(), json);
+}

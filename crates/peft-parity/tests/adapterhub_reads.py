@@ -1,0 +1,41 @@
+"""Loads adapters with AdapterHub's `adapters` and says how far its outputs are from those in io.safetensors.
+
+Usage: adapterhub_reads.py BASE CASES. Prints one JSON object: the largest difference of the outputs, or an error, by case.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import adapters
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, logging
+
+logging.set_verbosity_error()
+
+
+@torch.no_grad()
+def check(base, case):
+    io = load_file(case / "io.safetensors")
+    model = AutoModel.from_pretrained(base, attn_implementation="eager").eval()
+    adapters.init(model)
+    missed = {}
+    name = model.load_adapter(str(case), set_active=True, use_safetensors=True, loading_info=missed)
+    if "dora" in case.name:
+        # The unmerged model multiplies biases, too, with the magnitudes.
+        model.merge_adapter(name)
+    output = model(input_ids=io["input_ids"], attention_mask=io["attention_mask"])
+    distance = (output.last_hidden_state - io["output"]).abs().max().item()
+    # Names of one module below another count as missing where the file has it once.
+    missing = [key for key in missed.get("missing_keys", []) if ".pool." not in key]
+    return {"output": distance, "warnings": missing + missed.get("unexpected_keys", [])}
+
+
+results = {}
+for case in sorted(Path(sys.argv[2]).iterdir()):
+    try:
+        results[case.name] = check(sys.argv[1], case)
+    except Exception as error:
+        results[case.name] = {"error": f"{type(error).__name__}: {error}"}
+print(json.dumps(results))
