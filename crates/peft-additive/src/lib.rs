@@ -2,6 +2,7 @@
 
 mod beft;
 mod bottleneck;
+mod fusion;
 mod ia3;
 mod ladder;
 mod reft;
@@ -17,6 +18,7 @@ pub use bottleneck::{
     Projection, Pruning, ReductionFactor, Residual, ResidualBeforeLn, RuleInit, SPARSE_ADAPTER,
     Scaling, Seen, Skip, consistency_loss, drop_adapters,
 };
+pub use fusion::{ADAPTER_FUSION, AdapterFusion, AdapterFusionConfig, FusionProjection};
 pub use ia3::{AdapterHubIa3, IA3, Ia3, Ia3Config};
 pub use ladder::{LST, LstConfig, LstInit, Rung, SideBlock, SideInput, SideOutput};
 pub use reft::{DIREFT, LOREFT, NOREFT, OrthogonalProjection, Reft, ReftConfig, ReftUnit};
@@ -39,4 +41,5 @@ pub const METHODS: &[&MethodInfo] = &[
     &NOREFT,
     &DIREFT,
     &LST,
+    &ADAPTER_FUSION,
 ];

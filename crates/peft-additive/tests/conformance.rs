@@ -1,9 +1,9 @@
 //! The conformance suite, on the methods of this crate.
 
 use peft_additive::{
-    Activation, BeftConfig, BottleneckConfig, BottleneckInit, ExpertSharing, HypercomplexInit,
-    Ia3Config, InvertibleKind, LstConfig, LstInit, METHODS, Pruning, ReftConfig, ResidualBeforeLn,
-    RoadConfig, RoadVariant, RuleInit, Scaling,
+    Activation, AdapterFusionConfig, BeftConfig, BottleneckConfig, BottleneckInit, ExpertSharing,
+    HypercomplexInit, Ia3Config, InvertibleKind, LstConfig, LstInit, METHODS, Pruning, ReftConfig,
+    ResidualBeforeLn, RoadConfig, RoadVariant, RuleInit, Scaling,
 };
 
 peft_conformance::conformance_suite!(
@@ -25,6 +25,32 @@ peft_conformance::conformance_suite!(
                 .with_dropout(0.1)
                 .with_modules_to_save(["classifier"])
         ),
+        Case::new("fusion", AdapterFusionConfig::dynamic(["one", "two"]))
+            .beside(
+                "one",
+                BottleneckConfig::pfeiffer().with_reduction_factor(8.0)
+            )
+            .beside(
+                "two",
+                BottleneckConfig::houlsby().with_reduction_factor(4.0)
+            ),
+        Case::new(
+            "fusion of the states before the norm, with temperature, dropout and a head",
+            AdapterFusionConfig::dynamic(["one"])
+                .with_adapter_names(["one".to_string(), "three".to_string()])
+                .with_query_before_ln(true)
+                .with_residual_before(true)
+                .with_temperature(true)
+                .with_value_initialized(false)
+                .with_dropout_prob(0.1)
+                .with_modules_to_save(["classifier"])
+        )
+        .beside(
+            "one",
+            BottleneckConfig::houlsby().with_reduction_factor(8.0)
+        )
+        .beside("two", BottleneckConfig::houlsby())
+        .beside("three", BottleneckConfig::pfeiffer().with_leave_out([0])),
         Case::new(
             "houlsby with everything",
             BottleneckConfig::houlsby()

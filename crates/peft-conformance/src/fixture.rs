@@ -6,6 +6,8 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
 use peft_core::PeftModule;
 use peft_core::method::{LayoutParam, Method};
+use peft_core::nn::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
+use peft_core::state::AdapterState as _;
 
 use crate::TinyTransformer;
 
@@ -14,9 +16,14 @@ use crate::TinyTransformer;
 pub struct Fixture {
     /// The device, without autodiff.
     pub device: Device,
-    /// The model, on the device's autodiff side.
+    /// The model, on the device's autodiff side. Adapters of the case's that are not tested are on it.
     pub base: TinyTransformer,
+    /// Those, by name.
+    beside: Beside,
 }
+
+/// Adapters that are on the model before the tested one.
+type Beside = Vec<(&'static str, Box<dyn Method>)>;
 
 const ROWS: usize = 6;
 const TOKENS: usize = 9;
@@ -24,10 +31,63 @@ const TOKENS: usize = 9;
 impl Fixture {
     /// The same model and data on any device.
     pub fn new(device: &Device) -> Self {
+        Self::beside(device, &[])
+    }
+
+    /// The same with other adapters on the model, frozen and inactive.
+    ///
+    /// # Panics
+    ///
+    /// If one of them cannot be attached.
+    pub fn beside(device: &Device, beside: &[(&'static str, Box<dyn Method>)]) -> Self {
+        let bare = TinyTransformer::new(&device.clone().autodiff());
+        let base = beside.iter().fold(bare, |model, (name, method)| {
+            frozen(&model, name, method.as_ref())
+                .unwrap_or_else(|error| panic!("the adapter `{name}` of the case: {error}"))
+        });
+        let beside = beside.iter();
         Self {
             device: device.clone(),
-            base: TinyTransformer::new(&device.clone().autodiff()),
+            base,
+            beside: beside
+                .map(|(name, method)| (*name, method.boxed()))
+                .collect(),
         }
+    }
+
+    /// The same on another device.
+    #[must_use]
+    pub fn on(&self, device: &Device) -> Self {
+        Self::beside(device, &self.beside)
+    }
+
+    /// The same adapters on another base.
+    pub(crate) fn with_base(&self, base: TinyTransformer) -> Self {
+        let beside = self.beside.iter();
+        Self {
+            device: self.device.clone(),
+            base,
+            beside: beside
+                .map(|(name, method)| (*name, method.boxed()))
+                .collect(),
+        }
+    }
+
+    /// The names of adapters that are on a model, but for those that are on the base already.
+    pub(crate) fn names(&self, model: &TinyTransformer) -> Vec<String> {
+        let mut names = model.adapters();
+        names.retain(|name| self.beside.iter().all(|(other, _)| other != name));
+        names
+    }
+
+    /// How many elements the adapters on the base have.
+    ///
+    /// # Errors
+    ///
+    /// What `unload` refuses.
+    pub(crate) fn elements_beside(&self) -> Result<usize, String> {
+        let bare = self.base.unload().map_err(|error| error.to_string())?;
+        Ok(self.base.num_params() - bare.num_params())
     }
 
     /// Token ids, padding and labels of one batch with rows of unequal length.
@@ -97,6 +157,50 @@ impl Fixture {
             model = optimizer.step(rate, model, gradients);
         }
         (model, losses)
+    }
+}
+
+/// A model with an adapter whose values are the same in every call, frozen and inactive.
+fn frozen(
+    model: &TinyTransformer,
+    name: &str,
+    method: &dyn Method,
+) -> peft_core::Result<TinyTransformer> {
+    let model = model.attach(name, method)?;
+    let mut tensors = model.adapter_tensors(name)?;
+    for (at, data) in tensors.values_mut().enumerate() {
+        let count = data.num_elements();
+        let values = (0..count).map(|index| 0.3 * ((index * 7 + at * 13 + 1) as f32).sin());
+        *data = TensorData::new(values.collect::<Vec<f32>>(), data.shape());
+    }
+    let model = model.with_adapter_tensors(name, tensors)?;
+    model.map(&mut Freeze { inside: 0 }).disable_adapters()
+}
+
+/// Freezes the parameters of all adapters.
+struct Freeze {
+    inside: usize,
+}
+
+impl Freeze {
+    fn is_adapter(container: &str) -> bool {
+        container == ACTIVE_ADAPTER || container == INACTIVE_ADAPTER
+    }
+}
+
+impl ModuleMapper for Freeze {
+    fn enter_module(&mut self, _name: &str, container: &str) {
+        self.inside += usize::from(Self::is_adapter(container));
+    }
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.inside -= usize::from(Self::is_adapter(container));
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.inside > 0 {
+            param.set_require_grad(false)
+        } else {
+            param
+        }
     }
 }
 

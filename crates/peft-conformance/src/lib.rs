@@ -21,6 +21,8 @@ pub struct Case {
     pub name: &'static str,
     /// The configured method.
     pub method: Box<dyn Method>,
+    /// Adapters that are on the model before, frozen and inactive, by name.
+    pub beside: Vec<(&'static str, Box<dyn Method>)>,
 }
 
 impl Case {
@@ -29,7 +31,15 @@ impl Case {
         Self {
             name,
             method: Box::new(method),
+            beside: Vec::new(),
         }
+    }
+
+    /// Puts an adapter on the model before, frozen and inactive: for a method that works on what others compute.
+    #[must_use]
+    pub fn beside(mut self, name: &'static str, method: impl Method + 'static) -> Self {
+        self.beside.push((name, Box::new(method)));
+        self
     }
 }
 
@@ -63,7 +73,7 @@ pub fn run(test: &ConformanceTest, cases: &[Case]) {
                 // A backend has one generator for all threads. A test that has it to itself draws the same noise in
                 // every run.
                 let _alone = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
-                let fixture = Fixture::new(&device);
+                let fixture = Fixture::beside(&device, &case.beside);
                 device.seed(SEED);
                 (test.check)(&fixture, case.method.as_ref())
             };

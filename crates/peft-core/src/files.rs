@@ -309,6 +309,14 @@ fn pending(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!(".{name}{PENDING}"))
 }
 
+/// The name that a file of a folder has, or waits for.
+pub(crate) fn named(file: &str) -> &str {
+    let waiting = file
+        .strip_prefix('.')
+        .and_then(|name| name.strip_suffix(PENDING));
+    waiting.unwrap_or(file)
+}
+
 /// Names of the files that wait for theirs.
 fn waiting(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();

@@ -93,14 +93,21 @@ impl Range {
         if !whole {
             conditions.push(quote!(value.is_finite()));
         }
-        for (bound, sign) in [
-            (&self.at_least, quote!(>=)),
-            (&self.above, quote!(>)),
-            (&self.at_most, quote!(<=)),
-            (&self.below, quote!(<)),
-        ] {
-            if let Some(bound) = bound {
-                conditions.push(quote!(value #sign #bound));
+        // As one writes it by hand: linters look at what is generated, too.
+        if let (Some(low), Some(high)) = (&self.at_least, &self.at_most) {
+            conditions.push(quote!((#low..=#high).contains(&value)));
+        } else if let (Some(low), Some(high)) = (&self.at_least, &self.below) {
+            conditions.push(quote!((#low..#high).contains(&value)));
+        } else {
+            for (bound, sign) in [
+                (&self.at_least, quote!(>=)),
+                (&self.above, quote!(>)),
+                (&self.at_most, quote!(<=)),
+                (&self.below, quote!(<)),
+            ] {
+                if let Some(bound) = bound {
+                    conditions.push(quote!(value #sign #bound));
+                }
             }
         }
         Ok(Some((quote!(#(#conditions)&&*), self.words(whole))))

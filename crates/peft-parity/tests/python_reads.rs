@@ -18,8 +18,8 @@ use peft::core::method::Method;
 use peft::hybrid::UnionConfig;
 use peft::reparameterization::{
     AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig,
-    HraConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig,
-    VbLoraConfig, VeraConfig,
+    HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig,
+    RandLoraConfig, VbLoraConfig, VeraConfig,
 };
 use peft::selective::{LnTuningConfig, ShiraConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
@@ -35,6 +35,7 @@ type Cases = Vec<(&'static str, Box<dyn Method>)>;
 fn cases() -> Cases {
     let mut cases = lora_cases();
     cases.extend(other_weight_cases());
+    cases.extend(scaling_cases());
     cases.extend(selective_cases());
     cases.extend(prompt_cases());
     cases
@@ -146,6 +147,15 @@ fn other_weight_cases() -> Cases {
             Box::new(VbLoraConfig::new(4, 20, 8).with_targets(TARGETS)),
         ),
         (
+            "lily",
+            Box::new(
+                LilyConfig::new(4)
+                    .with_stride_a(2)
+                    .with_num_b(3)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
             "vblora-chosen",
             Box::new(
                 VbLoraConfig::new(4, 20, 8)
@@ -153,6 +163,11 @@ fn other_weight_cases() -> Cases {
                     .with_targets(TARGETS),
             ),
         ),
+    ]
+}
+
+fn scaling_cases() -> Cases {
+    vec![
         (
             "ia3",
             Box::new(

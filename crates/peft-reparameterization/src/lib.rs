@@ -7,6 +7,7 @@ mod init_name;
 mod lora;
 mod lycoris;
 mod math;
+mod mixture;
 mod orthogonal;
 mod shared_projection;
 mod structured;
@@ -29,6 +30,12 @@ pub use lora::state::{Follower, InitialFactors, LoraBias, LoraConv2d, LoraEmbedd
 pub use lycoris::change_dropout::ChangeDropout;
 pub use lycoris::loha::{LOHA, LohaConfig, LohaLinear};
 pub use lycoris::lokr::{InitLokr, KroneckerFactor, LOKR, LokrConfig, LokrLinear};
+pub use mixture::arrow::{ArrowConfig, arrow, gen_know_sub};
+pub use mixture::classifier::XLoraClassifier;
+pub use mixture::lily::{LILY, LilyConfig, LilyLinear};
+pub use mixture::mtl_lora::{MTL_LORA, MtlLoraConfig, MtlLoraLinear, TaskSpecificMatrix};
+pub use mixture::poly::{POLY, PolyConfig, PolyLinear};
+pub use mixture::xlora::{XLora, XLoraConfig};
 pub use orthogonal::boft::{BOFT, BoftConfig, BoftLinear};
 pub use orthogonal::hra::{HRA, HraConfig, HraLinear};
 pub use orthogonal::oft::{OFT, OftConfig, OftLinear};
@@ -45,5 +52,5 @@ pub use structured::said::{SAID, Said, SaidConfig};
 /// The methods of this crate.
 pub const METHODS: &[&MethodInfo] = &[
     &LORA, &ADALORA, &LOHA, &LOKR, &VERA, &RANDLORA, &VBLORA, &HIRA, &MISS, &OFT, &BOFT, &HRA,
-    &C3A, &FOURIERFT, &SAID,
+    &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA,
 ];

@@ -2,8 +2,9 @@
 
 use peft_reparameterization::{
     AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, InitC3a,
-    InitLokr, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, OftConfig, RandLoraConfig,
-    SaidConfig, VbLoraConfig, VeraConfig,
+    InitLokr, LilyConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MtlLoraConfig,
+    OftConfig, PolyConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix, VbLoraConfig,
+    VeraConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -83,6 +84,51 @@ peft_conformance::conformance_suite!(
                 .with_alpha(3.0)
                 .with_init_lora_weights("olora")
                 .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "lily, every two layers, names that overlap",
+            LilyConfig::new(4)
+                .with_stride_a(2)
+                .with_num_b(3)
+                .with_scaling(1.5)
+                .with_targets(["query", "dense", "output.dense"])
+        ),
+        Case::new(
+            "lily, all linear, with a head",
+            LilyConfig::new(2).with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "poly, two tasks, two splits",
+            PolyConfig::new(4, 2)
+                .with_n_skills(3)
+                .with_n_splits(2)
+                .with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "poly without noise, with a head",
+            PolyConfig::new(3, 4)
+                .with_deterministic_router(true)
+                .with_targets(["value", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "mtl-lora, two tasks",
+            MtlLoraConfig::new(4, 2)
+                .with_alpha(12.0)
+                .with_n_up_projection(3)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "mtl-lora with matrices, dropout, biases and a head",
+            MtlLoraConfig::new(3, 2)
+                .with_alpha(7.0)
+                .with_n_up_projection(2)
+                .with_weights_sharpness(0.5)
+                .with_task_specific_matrix_type(TaskSpecificMatrix::Linear)
+                .with_dropout(0.1)
+                .with_bias(Bias::Adapted)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
         ),
         Case::new(
             "vera, all linear",

@@ -406,3 +406,53 @@ fn layers_that_cannot_differ_between_rows_are_refused() {
             .is_ok()
     );
 }
+
+#[test]
+fn short_forms_are_those_of_adapterhub() {
+    let rows = |names: &[&str]| {
+        Composition::PerRow(names.iter().map(|name| Some(name.to_string())).collect())
+    };
+    let split = Composition::batch_split([("a", 2), ("b", 0), ("c", 1)]);
+    assert_eq!(split, rows(&["a", "a", "c"]));
+    assert_eq!(
+        Composition::parallel(["a", "b"], 2),
+        rows(&["a", "a", "b", "b"])
+    );
+    let average = Composition::average([("a", 1.0), ("b", 3.0)]);
+    let weights = vec![("a".to_string(), 0.25), ("b".to_string(), 0.75)];
+    assert_eq!(average, Composition::Weighted(weights));
+    let (_, device) = cpu_devices().remove(0);
+    let lora = LoraConfig::new(2).with_targets(["linear"]);
+    let model = attach(
+        &attach(&Block::new(&device.clone().autodiff()), "a", &lora, 0.0),
+        "b",
+        &lora,
+        5.0,
+    );
+    let none = Composition::average([("a", 1.0), ("b", -1.0)]);
+    assert!(matches!(
+        model.set_composition(&none),
+        Err(Error::Composition { .. })
+    ));
+}
+
+/// The batch holds its rows once for each adapter, and so does the output.
+#[test]
+fn parallel_adapters_have_an_output_each() {
+    let (_, device) = cpu_devices().remove(0);
+    let device = device.autodiff();
+    let (base, ids) = (bert(&device), ids(&device));
+    let method = BottleneckConfig::houlsby();
+    let model = attach(&attach(&base, "a", &method, 0.0), "b", &method, 5.0);
+    let rows = ids.dims()[0];
+    let parallel = model
+        .set_composition(&Composition::parallel(["a", "b"], rows))
+        .unwrap();
+    let outputs = parallel
+        .forward(ids.clone().repeat_dim(0, 2), None)
+        .chunk(2, 0);
+    for (name, output) in ["a", "b"].into_iter().zip(outputs) {
+        let alone = model.activate(&[name]).unwrap().forward(ids.clone(), None);
+        assert!(farthest(&data(output), &data(alone)) <= 2e-6, "{name}");
+    }
+}

@@ -10,6 +10,7 @@ const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/configurations.tx
 /// The fields that have no default.
 fn needed(method: &str) -> Value {
     match method {
+        "adapter-fusion" => json!({"adapter_names": ["one", "two"]}),
         "adaption-prompt" => json!({"adapter_len": 8, "adapter_layers": 2}),
         "cartridge" | "p-tuning" | "prefix-tuning" => json!({"num_virtual_tokens": 8}),
         "cpt" => {

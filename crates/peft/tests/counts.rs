@@ -2,16 +2,16 @@
 //! excluded.
 
 use peft::additive::{
-    AdapterHubIa3, BeftConfig, BottleneckConfig, Ia3Config, InvertibleKind, LstConfig, ReftConfig,
-    RoadConfig, RoadVariant,
+    AdapterFusionConfig, AdapterHubIa3, BeftConfig, BottleneckConfig, Ia3Config, InvertibleKind,
+    LstConfig, ReftConfig, RoadConfig, RoadVariant,
 };
 use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
 use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
     AdaLoraConfig, AdapterHubLora, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig,
-    LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, RandLoraConfig, SaidConfig,
-    VbLoraConfig, VeraConfig,
+    LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, MtlLoraConfig, OftConfig,
+    PolyConfig, RandLoraConfig, SaidConfig, VbLoraConfig, VeraConfig,
 };
 use peft::selective::{BitFitConfig, LnTuningConfig, ShiraConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
@@ -228,6 +228,28 @@ fn counts_of_the_reparameterizations_are_those_of_their_pages() {
         let counts = model.attach("a", method).unwrap().counts();
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
     }
+}
+
+#[test]
+fn counts_of_mixtures_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let qv = ["query", "value"];
+    let lily = LilyConfig::new(8).with_stride_a(2).with_targets(qv);
+    let poly = PolyConfig::new(8, 3).with_n_splits(2).with_targets(qv);
+    let mtl = MtlLoraConfig::new(8, 3)
+        .with_n_up_projection(3)
+        .with_targets(qv);
+    let cases: [(&dyn Method, usize); 3] = [(&lily, 30_912), (&poly, 295_200), (&mtl, 147_852)];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+    }
+    let pfeiffer = BottleneckConfig::pfeiffer();
+    let model = model.attach("one", &pfeiffer).unwrap();
+    let model = model.attach("two", &pfeiffer).unwrap();
+    let fusion = AdapterFusionConfig::dynamic(["one", "two"]);
+    let counts = model.attach("fusion", &fusion).unwrap().counts();
+    assert_eq!(counts.adapter_trainable(), 6 * (3 * 384 * 384 + 2 * 384));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::nn::Dropout;
 use burn::tensor::{DType, Device, Tensor, activation};
-use peft_core::method::{Adapter, CheckpointKey, HiddenAdapter, Init, SiteContext};
+use peft_core::method::{Adapter, CheckpointKey, HiddenAdapter, HiddenParts, Init, SiteContext};
 use peft_core::nn::{AdaptedForward as _, dropout_rate};
 use peft_core::ops::{dropout, layer_norm};
 
@@ -232,6 +232,22 @@ impl HiddenAdapter for Bottleneck {
             }
             Some(norm) => residual + norm.forward(change),
         }
+    }
+
+    fn parts(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> HiddenParts {
+        let placement = self.placement;
+        let (seen, kept) = placement.enter(hidden.clone(), context);
+        let as_a_whole = self.norm_after.is_some() && placement.residual_before_norm;
+        let added = if self.skip.is_on(&hidden) || as_a_whole {
+            self.forward(hidden, context) - kept.clone()
+        } else {
+            let change = self.change(seen.clone());
+            match &self.norm_after {
+                Some(norm) => norm.forward(change),
+                None => change,
+            }
+        };
+        HiddenParts { seen, kept, added }
     }
 
     fn is_end(&self) -> bool {

@@ -64,13 +64,20 @@ pub(super) fn saved(fixture: &Fixture, method: &dyn Method) -> Verdict {
     })
 }
 
+/// The only file of a folder whose name ends so.
+fn file_ending(dir: &Path, end: &str) -> Result<PathBuf, String> {
+    let entries = fs::read_dir(dir).map_err(|error| error.to_string())?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut found = paths.filter(|path| path.to_string_lossy().ends_with(end));
+    match (found.next(), found.next()) {
+        (Some(path), None) => Ok(path),
+        _ => Err(format!("not one file `*{end}` was written")),
+    }
+}
+
 /// The file of a saved adapter's tensors.
 fn tensor_file(dir: &Path) -> Result<PathBuf, String> {
-    [checkpoint::MODEL_FILE, checkpoint::ADAPTERHUB_FILE]
-        .into_iter()
-        .map(|name| dir.join(name))
-        .find(|path| path.exists())
-        .ok_or_else(|| "no tensor file was written".into())
+    file_ending(dir, ".safetensors")
 }
 
 /// The tensors of a saved adapter, by key, as bytes.
@@ -126,7 +133,12 @@ pub(super) fn damaged_files(fixture: &Fixture, method: &dyn Method) -> Verdict {
         .to_string_lossy()
         .into_owned();
     let good = fs::read(&path).map_err(|error| error.to_string())?;
-    let config_path = dir.path().join(checkpoint::CONFIG_FILE);
+    let config_path = file_ending(dir.path(), "_config.json")?;
+    let config_file = config_path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let config = fs::read(&config_path).map_err(|error| error.to_string())?;
     let state = |model: &TinyTransformer| -> Result<_, String> {
         Ok((
@@ -190,12 +202,9 @@ pub(super) fn damaged_files(fixture: &Fixture, method: &dyn Method) -> Verdict {
     refused("a tensor of integers", &[&file, &key, "I32"])?;
     write(&path, &good)?;
     write(&config_path, b"{\"peft_type\": \"NO_SUCH_METHOD\"}")?;
-    refused(
-        "an unknown method",
-        &[checkpoint::CONFIG_FILE, "NO_SUCH_METHOD"],
-    )?;
+    refused("an unknown method", &[&config_file, "NO_SUCH_METHOD"])?;
     write(&config_path, &config[..config.len() / 2])?;
-    refused("half a configuration", &[checkpoint::CONFIG_FILE, "JSON"])?;
+    refused("half a configuration", &[&config_file, "JSON"])?;
     fs::remove_file(&config_path).map_err(|error| error.to_string())?;
     refused(
         "a folder without a configuration",
@@ -261,7 +270,7 @@ pub(super) fn devices_agree(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let model = fixture.trained(NAME, method)?;
     model.save_adapter(NAME, dir.path()).map_err(text)?;
     for (name, device) in peft_core::device::cpu_devices() {
-        let there = Fixture::new(&device);
+        let there = fixture.on(&device);
         let loaded = there
             .base
             .load_adapter(NAME, dir.path(), &registered(method))

@@ -116,10 +116,7 @@ pub(super) fn quantized_base(fixture: &Fixture, method: &dyn Method) -> Verdict 
     let count = quantized.quantized_weights().len();
     ensure(count > 0, || "nothing was quantized".into())?;
     let base = fixture.outputs(&quantized)?;
-    let dense = Fixture {
-        device: fixture.device.clone(),
-        base: quantized.unpack_weights().map_err(text)?,
-    };
+    let dense = fixture.with_base(quantized.unpack_weights().map_err(text)?);
     ensure(dense.base.quantized_weights().is_empty(), || {
         "dequantized and quantized still".into()
     })?;

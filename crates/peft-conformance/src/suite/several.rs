@@ -16,7 +16,7 @@ pub(super) fn names(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let alone = fixture.outputs(&model)?;
     let both = model.attach("ab", method).map_err(text)?;
     let both = crate::perturb(both, "ab");
-    ensure(both.adapters() == ["a", "ab"], || {
+    ensure(fixture.names(&both) == ["a", "ab"], || {
         format!("adapters are {:?}", both.adapters())
     })?;
     let second = fixture.outputs(&both)?;
@@ -31,7 +31,7 @@ pub(super) fn names(fixture: &Fixture, method: &dyn Method) -> Verdict {
     ensure(fixture.outputs(&left)? == second, || {
         "detaching one changed the other".into()
     })?;
-    ensure(left.adapters() == ["ab"], || {
+    ensure(fixture.names(&left) == ["ab"], || {
         format!("adapters are {:?}", left.adapters())
     })
 }
@@ -42,14 +42,17 @@ pub(super) fn names(fixture: &Fixture, method: &dyn Method) -> Verdict {
 /// If it fails: the method changed the base when it was attached.
 pub(super) fn detached(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let model = fixture.trained(NAME, method)?;
-    for bare in [model.detach(NAME), model.unload()] {
-        let bare = bare.map_err(text)?;
+    let bases = [Ok(fixture.base.clone()), fixture.base.unload()];
+    for (bare, base) in [model.detach(NAME), model.unload()].into_iter().zip(bases) {
+        let (bare, base) = (bare.map_err(text)?, base.map_err(text)?);
         ensure(
             fixture.outputs(&bare)? == fixture.outputs(&fixture.base)?,
             || "outputs are not the base's".into(),
         )?;
-        ensure(bare.adapters().is_empty(), || "a name is left".into())?;
-        ensure(bare.num_params() == fixture.base.num_params(), || {
+        ensure(bare.adapters() == base.adapters(), || {
+            "a name is left".into()
+        })?;
+        ensure(bare.num_params() == base.num_params(), || {
             "a parameter is left".into()
         })?;
     }

@@ -171,12 +171,10 @@ pub(super) fn counts(fixture: &Fixture, method: &dyn Method) -> Verdict {
             counts.trainable, trainable.0
         )
     })?;
-    ensure(counts.total == model.num_params(), || {
-        format!(
-            "total {} counted, the model has {}",
-            counts.total,
-            model.num_params()
-        )
+    // Adapters that do not act do not count.
+    let elements = model.num_params() - fixture.elements_beside()?;
+    ensure(counts.total == elements, || {
+        format!("total {} counted, the model has {elements}", counts.total)
     })?;
     ensure(
         counts.trainable > 0 && counts.trainable < counts.total,

@@ -70,7 +70,7 @@ pub struct CheckpointKey {
     pub(crate) columns: Option<Columns>,
     pub(crate) rows: Option<Columns>,
     copy: Option<String>,
-    pub(crate) twin: Option<Box<CheckpointKey>>,
+    pub(crate) twins: Vec<CheckpointKey>,
     pub(crate) indices: Option<Indices>,
     sparse: bool,
 }
@@ -86,7 +86,7 @@ impl CheckpointKey {
             columns: None,
             rows: None,
             copy: None,
-            twin: None,
+            twins: Vec::new(),
             indices: None,
             sparse: false,
         }
@@ -180,10 +180,10 @@ impl CheckpointKey {
     }
 
     /// Upstream writes the same values under the key of `twin`, too, perhaps laid out otherwise: written here as well.
-    /// A file may lack it; where it is there, it must be equal.
+    /// A file may lack it; where it is there, it must be equal. There can be several.
     #[must_use]
     pub fn twin(mut self, twin: CheckpointKey) -> Self {
-        self.twin = Some(Box::new(twin));
+        self.twins.push(twin);
         self
     }
 
@@ -266,10 +266,10 @@ pub(crate) fn sparse_fields(specs: &[CheckpointKey]) -> HashSet<String> {
     sparse.map(|spec| spec.field.clone()).collect()
 }
 
-/// The fields whose values a file does not hold a second time, under the key of a twin.
-pub(crate) fn fields_without_twin(specs: &[CheckpointKey]) -> HashSet<String> {
-    let alone = specs.iter().filter(|spec| spec.twin.is_none());
-    alone.map(|spec| spec.field.clone()).collect()
+/// The fields whose values a file holds no more than `count` times besides, under the keys of twins.
+pub(crate) fn fields_with_twins_up_to(specs: &[CheckpointKey], count: usize) -> HashSet<String> {
+    let few = specs.iter().filter(|spec| spec.twins.len() <= count);
+    few.map(|spec| spec.field.clone()).collect()
 }
 
 /// A part of a tensor: elements from `from` on along an axis that has `of`.

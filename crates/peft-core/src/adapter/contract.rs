@@ -9,7 +9,7 @@ use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::forward_context::ForwardContext;
-use crate::adapter::site_context::SiteContext;
+use crate::adapter::site_context::{HiddenParts, SiteContext};
 
 /// State that a method adds to one place of a model.
 ///
@@ -105,6 +105,17 @@ pub trait WeightAdapter: Adapter {
 pub trait HiddenAdapter: Adapter {
     /// The new hidden state, `[batch, seq, d]` as `hidden` is.
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
+
+    /// [`forward`](Self::forward) in its parts, for methods that mix what several adapters add. Default: the adapter
+    /// sees the hidden state and keeps it, and adds the difference to what `forward` gives.
+    fn parts(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> HiddenParts {
+        let output = self.forward(hidden.clone(), context);
+        HiddenParts {
+            seen: hidden.clone(),
+            added: output - hidden.clone(),
+            kept: hidden,
+        }
+    }
 
     /// The hidden state that [`forward`](Self::forward) makes `hidden` of, where it can be inverted. A model with a
     /// site behind its embeddings undoes there, in front of its head, what the site did. Default: `hidden` itself, as

@@ -20,7 +20,7 @@ use crate::adapter::contract::{
 };
 use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::role::Role;
-use crate::adapter::site_context::SiteContext;
+use crate::adapter::site_context::{HiddenParts, SiteContext};
 
 /// A parameter on its way through the erased boundary.
 pub(crate) struct AnyParam {
@@ -310,6 +310,7 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
 
 pub(crate) trait ErasedHidden: ErasedModule {
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
+    fn parts(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> HiddenParts;
     fn inverse(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3>;
     fn is_end(&self) -> bool;
     fn boxed(&self) -> Box<dyn ErasedHidden>;
@@ -319,6 +320,9 @@ impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
         self.state().forward(hidden, context)
     }
+    fn parts(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> HiddenParts {
+        self.state().parts(hidden, context)
+    }
     fn inverse(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
         self.state().inverse(hidden, context)
     }
@@ -327,6 +331,24 @@ impl<A: HiddenAdapter> ErasedHidden for Typed<A> {
     }
     fn boxed(&self) -> Box<dyn ErasedHidden> {
         Box::new(self.clone())
+    }
+}
+
+/// Makes parameters constants.
+struct Freeze;
+
+impl ModuleMapper for Freeze {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.set_require_grad(false)
+    }
+}
+
+impl dyn ErasedHidden + '_ {
+    /// A copy to which no gradient flows.
+    pub(crate) fn frozen(&self) -> Box<dyn ErasedHidden> {
+        let mut copy = self.boxed();
+        copy.map(&mut FromDyn(&mut Freeze));
+        copy
     }
 }
 

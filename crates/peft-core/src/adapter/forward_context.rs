@@ -9,6 +9,7 @@ use burn::tensor::{Bool, Int, Tensor};
 use peft_ops::Segments;
 
 use crate::adapter::handed_on::{Lane, Memory, Pass};
+use crate::adapter::routing::Routing;
 use crate::adapter::task_ids::TaskIds;
 
 /// What the layers and sites of one forward pass share: where the tokens are, which of them are padding, which see which,
@@ -281,70 +282,5 @@ impl fmt::Debug for ForwardContext {
             .field("routing", &self.routing)
             .field("tasks", &self.tasks)
             .finish_non_exhaustive()
-    }
-}
-
-/// Weights of adapters, by row or by token of a batch: what a router decides (X-LoRA, Buehler and Buehler 2024; Poly,
-/// Ponti et al. 2022; mixtures of LoRA experts).
-///
-/// It acts on a model whose composition is [`Composition::Routed`](crate::Composition::Routed). Gradients flow into the
-/// weights.
-#[derive(Clone, Debug)]
-pub struct Routing {
-    names: Arc<[String]>,
-    /// `[batch, 1 or seq, adapters]`.
-    weights: Tensor<3>,
-}
-
-impl Routing {
-    /// `weights` `[batch, adapters]`, for all tokens of a row.
-    ///
-    /// # Panics
-    ///
-    /// If there is not one weight for each name.
-    pub fn per_row<S: Into<String>>(
-        names: impl IntoIterator<Item = S>,
-        weights: Tensor<2>,
-    ) -> Self {
-        Self::per_token(names, weights.unsqueeze_dim(1))
-    }
-
-    /// `weights` `[batch, seq, adapters]`. Virtual tokens in front of a row count.
-    ///
-    /// Layers that see one vector a row and no tokens, as a pooler or a head on a pooled state does, cannot use them: leave
-    /// such layers out of the adapters' targets, or give weights [per row](Self::per_row).
-    ///
-    /// # Panics
-    ///
-    /// If there is not one weight for each name.
-    pub fn per_token<S: Into<String>>(
-        names: impl IntoIterator<Item = S>,
-        weights: Tensor<3>,
-    ) -> Self {
-        let names: Arc<[String]> = names.into_iter().map(Into::into).collect();
-        let [_, _, count] = weights.dims();
-        assert_eq!(
-            names.len(),
-            count,
-            "weights of shape {:?} for the adapters {names:?}",
-            weights.dims()
-        );
-        Self { names, weights }
-    }
-
-    /// The names of the adapters, in the order of the weights.
-    pub fn names(&self) -> &[String] {
-        &self.names
-    }
-
-    /// The weights, `[batch, 1 or seq, adapters]`.
-    pub fn weights(&self) -> Tensor<3> {
-        self.weights.clone()
-    }
-
-    /// The weights of the adapter `name`, `[batch, 1 or seq, 1]`; none if the routing does not know it.
-    pub(crate) fn of(&self, name: &str) -> Option<Tensor<3>> {
-        let at = self.names.iter().position(|known| known == name)?;
-        Some(self.weights.clone().narrow(2, at, 1))
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod init;
 pub(crate) mod low_rank;
 pub(crate) mod quantized_base;
 pub(crate) mod role;
+pub(crate) mod routing;
 pub(crate) mod shared;
 pub(crate) mod site_context;
 pub(crate) mod site_type;

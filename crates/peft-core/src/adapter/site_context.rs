@@ -4,8 +4,20 @@ use burn::tensor::{Int, Tensor};
 
 use crate::adapter::forward_context::ForwardContext;
 
+/// What a [`HiddenAdapter`](crate::method::HiddenAdapter) does to a hidden state, in parts: its output is `kept + added`.
+/// Each is `[batch, seq, d]`.
+#[derive(Clone, Debug)]
+pub struct HiddenParts {
+    /// What the adapter reads: the hidden state, or that state after the model's residual and norm.
+    pub seen: Tensor<3>,
+    /// What of the state the output holds unchanged: the adapter's own residual.
+    pub kept: Tensor<3>,
+    /// What the adapter adds to it.
+    pub added: Tensor<3>,
+}
+
 /// Runs an attached adapter of the same site on a hidden state.
-pub(crate) type RunSibling<'a> = dyn Fn(&str, Tensor<3>) -> Option<Tensor<3>> + 'a;
+pub(crate) type RunSibling<'a> = dyn Fn(&str, Tensor<3>) -> Option<HiddenParts> + 'a;
 
 /// What a [`HiddenAdapter`](crate::method::HiddenAdapter) may use besides the hidden state itself.
 #[non_exhaustive]
@@ -69,9 +81,15 @@ impl<'a> SiteContext<'a> {
         }
     }
 
-    /// The output of another adapter of this site for `hidden` `[batch, seq, d]`, active or not: what a method that
-    /// fuses adapters (AdapterFusion, Pfeiffer et al. 2021) works on. `None` if there is no adapter of that name here.
+    /// The output of another adapter of this site for `hidden` `[batch, seq, d]`, active or not. `None` if there is no
+    /// adapter of that name here. Gradients reach `hidden` and not the other adapter, which is frozen.
     pub fn output_of(&self, adapter: &str, hidden: Tensor<3>) -> Option<Tensor<3>> {
+        let parts = self.parts_of(adapter, hidden)?;
+        Some(parts.kept + parts.added)
+    }
+
+    /// The same in its parts: what a method that fuses adapters works on.
+    pub fn parts_of(&self, adapter: &str, hidden: Tensor<3>) -> Option<HiddenParts> {
         self.siblings?(adapter, hidden)
     }
 

@@ -9,9 +9,12 @@ use crate::error::{Error, Result};
 /// | composition | output of a layer, from the outputs `fᵢ` with one adapter and `f` without | AdapterHub's name |
 /// |---|---|---|
 /// | `Stack` | each adapter sees the layer with those below it: changes of a weight add up | `Stack` |
-/// | `PerRow` | `fᵢ` of the row's own adapter | `BatchSplit` |
+/// | `PerRow` | `fᵢ` of the row's own adapter | `BatchSplit`, `Parallel` |
 /// | `Weighted` | `f + Σ wᵢ (fᵢ − f)`, one weight for an adapter | `Average` |
 /// | `Routed` | the same, one weight for an adapter and a row or token | |
+///
+/// [`batch_split`](Self::batch_split), [`parallel`](Self::parallel) and [`average`](Self::average) make those that
+/// AdapterHub calls so.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Composition {
@@ -26,6 +29,52 @@ pub enum Composition {
 }
 
 impl Composition {
+    /// Rows by counts: so many rows of the following batches have the first adapter, the next ones have the second,
+    /// and so on. AdapterHub's `BatchSplit`.
+    pub fn batch_split<S: Into<String>>(counts: impl IntoIterator<Item = (S, usize)>) -> Self {
+        let rows = counts.into_iter().flat_map(|(name, count)| {
+            let name = Some(name.into());
+            std::iter::repeat_n(name, count)
+        });
+        Self::PerRow(rows.collect())
+    }
+
+    /// One output of each of `rows` rows for every adapter: AdapterHub's `Parallel`. The batch holds the rows once for
+    /// each adapter, one copy behind the other, and so does the output.
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Int, Tensor};
+    /// use peft_core::Composition;
+    ///
+    /// let ids = Tensor::<2, Int>::from_data([[1, 2, 3], [4, 5, 6]], &Device::default());
+    /// let names = ["formal", "friendly"];
+    /// let composition = Composition::parallel(names, 2);
+    /// let ids = ids.repeat_dim(0, names.len());
+    /// // let outputs = model.set_composition(&composition)?.forward(ids).chunk(names.len(), 0);
+    /// # assert_eq!(ids.dims(), [4, 3]);
+    /// # assert_eq!(composition.names(), names);
+    /// ```
+    pub fn parallel<S: Into<String>>(names: impl IntoIterator<Item = S>, rows: usize) -> Self {
+        Self::batch_split(names.into_iter().map(|name| (name, rows)))
+    }
+
+    /// The weighted mean of what each layer and site gives with each of these adapters. Weights are divided by their
+    /// sum. AdapterHub's `Average` divides by the number of adapters once more, so that its mean of an adapter with
+    /// itself is half of that: not here.
+    ///
+    /// Weights whose sum is 0 have no mean: [`set_composition`](crate::PeftModule::set_composition) refuses them.
+    pub fn average<S: Into<String>>(weights: impl IntoIterator<Item = (S, f64)>) -> Self {
+        let weights = weights
+            .into_iter()
+            .map(|(name, weight)| (name.into(), weight));
+        let mut weights: Vec<(String, f64)> = weights.collect();
+        let sum: f64 = weights.iter().map(|(_, weight)| weight).sum();
+        for (_, weight) in &mut weights {
+            *weight /= sum;
+        }
+        Self::Weighted(weights)
+    }
+
     /// The adapters, in the order of the composition; each once.
     pub(crate) fn names(&self) -> Vec<&str> {
         let all: Vec<&str> = match self {
@@ -102,6 +151,8 @@ impl Composition {
 /// A composition as it is at one place: the adapters by their index there.
 #[derive(Clone, Debug)]
 pub(crate) struct Mixture {
+    /// Upstream's name of the layer or site.
+    pub(crate) place: Arc<str>,
     pub(crate) composition: Arc<Composition>,
     pub(crate) parts: Parts,
 }
@@ -117,8 +168,12 @@ pub(crate) enum Parts {
 }
 
 impl Mixture {
-    /// The composition at a place with these adapters; none for adapters one on the other.
-    pub(crate) fn new(composition: &Arc<Composition>, entries: &[&str]) -> Option<Self> {
+    /// The composition at the place called `place`, with these adapters; none for adapters one on the other.
+    pub(crate) fn new(
+        composition: &Arc<Composition>,
+        entries: &[&str],
+        place: &str,
+    ) -> Option<Self> {
         let at = |name: &str| entries.iter().position(|entry| *entry == name);
         let parts = match composition.as_ref() {
             Composition::Stack(_) => return None,
@@ -137,6 +192,7 @@ impl Mixture {
             }
         };
         Some(Self {
+            place: place.into(),
             composition: composition.clone(),
             parts,
         })

@@ -121,18 +121,22 @@ impl Stack {
         matches!(parts, Some(Parts::PerRow(_) | Parts::Routed(_)))
     }
 
-    /// The composition as it is here.
-    pub(crate) fn mixture_of(&self, composition: &Arc<Composition>) -> Option<Mixture> {
+    /// The composition as it is here, at the place called `place`.
+    pub(crate) fn mixture_of(
+        &self,
+        composition: &Arc<Composition>,
+        place: &str,
+    ) -> Option<Mixture> {
         let names: Vec<&str> = self
             .entries
             .iter()
             .map(|entry| entry.name.as_str())
             .collect();
-        Mixture::new(composition, &names)
+        Mixture::new(composition, &names, place)
     }
 
-    /// Composes the adapters otherwise.
-    pub(crate) fn set_composition(&mut self, composition: &Arc<Composition>) {
+    /// Composes the adapters otherwise; the place is called `place`.
+    pub(crate) fn set_composition(&mut self, composition: &Arc<Composition>, place: &str) {
         let stacked = match composition.as_ref() {
             Composition::Stack(names) => names.as_slice(),
             _ => &[],
@@ -140,7 +144,7 @@ impl Stack {
         for entry in &mut self.entries {
             entry.active = stacked.contains(&entry.name);
         }
-        self.mixture = self.mixture_of(composition);
+        self.mixture = self.mixture_of(composition, place);
     }
 
     /// The place with the adapter at this index alone, or with none.

@@ -57,6 +57,20 @@ impl Attached {
         self.stacks.extend(stacks);
     }
 
+    /// All stacks, changed by what is told the names of their places: for
+    /// [`place`](crate::attached::traversal::place).
+    pub(crate) fn changed_by_name(
+        &self,
+        change: impl Fn(&mut Stack, &str),
+    ) -> HashMap<String, Stack> {
+        let changed = |(path, stack): (&String, &Stack)| {
+            let mut stack = stack.clone();
+            change(&mut stack, &self.layout.place_name(path));
+            (path.clone(), stack)
+        };
+        self.stacks.iter().map(changed).collect()
+    }
+
     /// All stacks, changed: for [`place`](crate::attached::traversal::place).
     pub(crate) fn changed(&self, change: impl Fn(&Stack) -> Stack) -> HashMap<String, Stack> {
         let stacks = self.stacks.iter();

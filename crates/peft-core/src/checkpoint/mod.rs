@@ -12,6 +12,6 @@ pub(crate) mod transpose;
 pub(crate) mod write;
 
 pub use crate::upstream::{ADAPTERHUB_FILE, CONFIG_FILE, MODEL_FILE};
-pub use read::read_config;
+pub use read::{read_config, read_tensors};
 pub use transpose::transposed;
 pub use write::{TensorSource, stage_file, write_tensors};

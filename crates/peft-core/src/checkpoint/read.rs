@@ -44,13 +44,35 @@ impl Style {
     }
 }
 
-/// Reads a configuration file.
+/// The name of a folder's configuration: the usual one, or the only one of the form `adapter_…_config.json` where a
+/// method has one of its own.
+pub(crate) fn config_name(dir: &Path) -> String {
+    let usual = CONFIG_FILE.to_string();
+    if files::readable(dir, CONFIG_FILE, CONFIG_FILE).exists() {
+        return usual;
+    }
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut others: Vec<String> = names
+        .map(|name| files::named(&name).to_string())
+        .filter(|name| name.starts_with("adapter_") && name.ends_with("_config.json"))
+        .collect();
+    others.sort();
+    others.dedup();
+    match others.as_slice() {
+        [other] => other.clone(),
+        _ => usual,
+    }
+}
+
+/// Reads a folder's configuration file.
 ///
 /// # Errors
 ///
 /// [`Error::Io`](crate::Error::Io), and [`Error::Checkpoint`](crate::Error::Checkpoint) if it is no JSON object of a plausible size.
 pub fn read_config(dir: &Path) -> Result<Value> {
-    let path = files::readable(dir, CONFIG_FILE, CONFIG_FILE);
+    let name = config_name(dir);
+    let path = files::readable(dir, &name, &name);
     let size = fs::metadata(&path).map_err(io(&path))?.len();
     if size > MOST_CONFIG_BYTES {
         return Err(wrong(
@@ -67,8 +89,12 @@ pub fn read_config(dir: &Path) -> Result<Value> {
     Ok(config)
 }
 
-/// Reads the tensors of a checkpoint, checking all that can be checked without a model.
-pub(crate) fn read_tensors(path: &Path) -> Result<BTreeMap<String, TensorData>> {
+/// Reads the tensors of a safetensors file, checking all that can be checked without a model.
+///
+/// # Errors
+///
+/// [`Error::Io`](crate::Error::Io), and [`Error::Checkpoint`](crate::Error::Checkpoint) for a damaged file, a number format that no adapter has, NaN and infinity.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, TensorData>> {
     let bytes = fs::read(path).map_err(io(path))?;
     parse_tensors(path, &bytes)
 }

@@ -181,8 +181,8 @@ impl Runs {
     }
 }
 
-/// By field, for every parameter of an adapter's state: where it is, and where its twin is.
-pub(crate) type Specs = HashMap<String, (Stored, Option<Stored>)>;
+/// By field, for every parameter of an adapter's state: where it is, and where its twins are.
+pub(crate) type Specs = HashMap<String, (Stored, Vec<Stored>)>;
 
 pub(crate) fn specs_by_field(
     adapter: &dyn ErasedModule,
@@ -203,8 +203,8 @@ pub(crate) fn specs_by_field(
         .into_iter()
         .map(|spec| {
             let own = spec.of(style);
-            let twin = own.twin.as_deref().map(stored);
-            (spec.field.clone(), (stored(own), twin))
+            let twins = own.twins.iter().map(stored).collect();
+            (spec.field.clone(), (stored(own), twins))
         })
         .collect()
 }

@@ -18,12 +18,12 @@ fn equal(a: &TensorData, b: &TensorData) -> bool {
     a.iter::<f64>().eq(b.iter::<f64>())
 }
 
-/// Where the parameter at `path` of a state is stored, and where its twin is.
+/// Where the parameter at `path` of a state is stored, and where its twins are.
 ///
 /// # Panics
 ///
 /// If [`refuse_unlisted`] was not asked first.
-fn stored<'a>(specs: &'a Specs, path: &[String]) -> &'a (Stored, Option<Stored>) {
+fn stored<'a>(specs: &'a Specs, path: &[String]) -> &'a (Stored, Vec<Stored>) {
     let field = path.join(".");
     specs
         .get(&field)
@@ -124,8 +124,8 @@ impl ModuleVisitor for Export<'_> {
 impl Export<'_> {
     /// Puts the value of the parameter at the current path where it belongs.
     fn put(&mut self, value: impl Fn() -> TensorData) {
-        let (stored, twin) = stored(self.specs, &self.path);
-        for stored in [Some(stored), twin.as_ref()].into_iter().flatten() {
+        let (stored, twins) = stored(self.specs, &self.path);
+        for stored in std::iter::once(stored).chain(twins) {
             let Some(key) = &stored.key else { continue };
             let before = self.out.remove(key);
             let whole = stored.put(before, value());
@@ -220,7 +220,7 @@ impl Fill<'_> {
         is_kind: impl Fn(&TensorData) -> bool,
         kind: &str,
     ) -> Option<(String, TensorData)> {
-        let (stored, twin) = stored(self.specs, &self.path);
+        let (stored, twins) = stored(self.specs, &self.path);
         let key = stored.key.as_ref()?;
         match self.value(key, stored, shape, is_kind, kind) {
             Err(problem) => {
@@ -228,10 +228,11 @@ impl Fill<'_> {
                 None
             }
             Ok(data) => {
-                if let Some(twin) = twin
-                    && let Some(twin_key) = &twin.key
-                    && let Some(twin_data) = self.tensors.get(twin_key)
-                {
+                for twin in twins {
+                    let Some(twin_key) = &twin.key else { continue };
+                    let Some(twin_data) = self.tensors.get(twin_key) else {
+                        continue;
+                    };
                     if twin_data.shape().to_vec() != twin.shape(shape)
                         || !equal(&twin.value(twin_data, shape), &data)
                     {

@@ -10,14 +10,14 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 
-use crate::adapter::checkpoint_key::Style;
 use crate::checkpoint::heads::Head;
 use crate::checkpoint::transpose::transpose;
 use crate::error::{Result, wrong};
 use crate::files::{self, Files, Problem};
 use crate::layout::model_layout::LayoutParam;
 use crate::layout::quantizer::RawTensor;
-use crate::upstream::{CONFIG_FILE, HEAD_CONFIG_FILE, HEAD_FILE};
+use crate::method::contract::FileNames;
+use crate::upstream::{HEAD_CONFIG_FILE, HEAD_FILE};
 
 /// Upstream's headers end at a multiple of so many bytes.
 const ALIGNMENT: usize = 8;
@@ -203,19 +203,19 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Res
 /// Writes a checkpoint folder: its files, those of a head too, change together.
 pub(crate) fn write_folder(
     dir: &Path,
-    style: Style,
+    names: FileNames,
     config: &Value,
     tensors: &BTreeMap<String, TensorData>,
     head: Option<&Head>,
 ) -> Result<()> {
     let text = serde_json::to_string_pretty(config).expect("JSON values serialize");
     let mut files = Files::new(dir)?;
-    stage_file(&mut files, style.file(), all(tensors))?;
+    stage_file(&mut files, names.tensors, all(tensors))?;
     if let Some((config, tensors)) = head.map(Head::files) {
         stage_file(&mut files, HEAD_FILE, all(tensors))?;
         files.stage(HEAD_CONFIG_FILE, |file| file.write_all(config.as_bytes()))?;
     }
-    files.stage(CONFIG_FILE, |file| file.write_all(text.as_bytes()))?;
+    files.stage(names.config, |file| file.write_all(text.as_bytes()))?;
     files.commit()
 }
 

@@ -116,6 +116,16 @@ pub trait MethodConfig: std::fmt::Debug + Send + Sync {
     fn boxed(&self) -> Box<dyn Method>;
 }
 
+/// Names of the two files of an adapter's folder, for a method whose upstream gives them others than `adapter_config.json`
+/// and `adapter_model.safetensors` or `adapter.safetensors`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileNames {
+    /// The configuration: `adapter_…_config.json`, by which a folder without the usual file is recognised.
+    pub config: &'static str,
+    /// The tensors: a safetensors file.
+    pub tensors: &'static str,
+}
+
 /// A configured method.
 ///
 /// Implemented by a method's `XConfig`. [`plan`](Self::plan) says which adapters go where;
@@ -149,6 +159,11 @@ pub trait Method: MethodConfig {
     /// prompts are.
     fn is_prompt_learning(&self) -> bool {
         self.info().family == Family::SoftPrompt
+    }
+
+    /// The names of the adapter's files, where upstream has others than the usual ones. Default: the usual ones.
+    fn file_names(&self) -> Option<FileNames> {
+        None
     }
 
     /// Whether a head that is the embedding table shall go on being it ([`TiedHead`](crate::TiedHead)): one saved copy

@@ -22,7 +22,7 @@ pub use crate::adapter::contract::{
 pub use crate::adapter::init::Init;
 pub use crate::adapter::low_rank::LowRankAdapter;
 pub use crate::adapter::shared::Shared;
-pub use crate::adapter::site_context::SiteContext;
+pub use crate::adapter::site_context::{HiddenParts, SiteContext};
 pub use crate::adapter::site_type::{HiddenState, SiteKind};
 pub use crate::layout::model_layout::{
     Layer, LayerKind, Layout, LayoutParam, LayoutSite, TypedSite,
@@ -34,7 +34,7 @@ pub use adapterhub::{
 pub use bias::Bias;
 pub use by_layer::{ByLayer, LayerValue, read_by_layer};
 pub use contract::{
-    Common, Family, Method, MethodConfig, MethodInfo, check_field, config_from_json,
+    Common, Family, FileNames, Method, MethodConfig, MethodInfo, check_field, config_from_json,
     config_to_json, upstream_json,
 };
 pub use hooks::{MethodHooks, States};

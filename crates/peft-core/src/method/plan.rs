@@ -15,7 +15,7 @@ use crate::adapter::erased::AnyAdapter;
 use crate::adapter::init::Init;
 use crate::adapter::role::Role;
 use crate::adapter::site_type::{Attention, Hidden, KeyValue, Prompt};
-use crate::layout::model_layout::{Layer, Layout, LayoutParam, TypedSite};
+use crate::layout::model_layout::{Layer, Layout, LayoutParam, LayoutSite, TypedSite};
 use crate::method::module_to_save::ModuleToSave;
 use crate::method::trainable_tokens::TrainableTokens;
 use crate::statistics::calibration::Calibration;
@@ -39,6 +39,8 @@ pub struct Plan {
     pub(crate) stored: HashMap<String, Vec<usize>>,
     /// What the user gathered for the method.
     pub(crate) calibration: Option<Calibration>,
+    /// Names of the adapters that are on the model, by field path of their places.
+    pub(crate) others: HashMap<String, Vec<String>>,
     init: Init,
     strict: bool,
     /// What layers have in common, by its key.
@@ -65,6 +67,7 @@ impl Plan {
             notes: Map::new(),
             stored: HashMap::new(),
             calibration: None,
+            others: HashMap::new(),
             init,
             strict,
             common: Vec::new(),
@@ -104,6 +107,21 @@ impl Plan {
     /// where there are none: the adapter was attached without them, or comes from a file.
     pub fn calibration(&self) -> Option<&Calibration> {
         self.calibration.as_ref()
+    }
+
+    /// The adapters that are at a site already, in the order of attachment: for a method that works on what they
+    /// compute ([`SiteContext::parts_of`](crate::nn::SiteContext::parts_of)).
+    pub fn adapters_at(&self, site: &LayoutSite) -> &[String] {
+        self.others.get(&site.path).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether the file that is being loaded holds a tensor whose key begins with `name` and a dot.
+    pub fn is_stored(&self, name: &str) -> bool {
+        let below = |key: &str| {
+            key.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('.'))
+        };
+        self.stored.keys().any(|key| below(key))
     }
 
     /// Shape of the tensor `key` below `layer` in the file that is being loaded: for what upstream decided

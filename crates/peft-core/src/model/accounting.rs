@@ -6,7 +6,7 @@ use std::fmt;
 use burn::module::{ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor};
 
-use crate::adapter::checkpoint_key::{fields_without_twin, sparse_fields, unsaved_fields};
+use crate::adapter::checkpoint_key::{fields_with_twins_up_to, sparse_fields, unsaved_fields};
 use crate::adapter::erased::{AnyAdapter, FromDyn};
 use crate::adapter::role::Role;
 use crate::adapter::trainable::is_trainable;
@@ -272,15 +272,22 @@ fn count_entry(entry: &Entry, counts: &mut Counts) -> Tally {
     tally
 }
 
-/// What a file holds of the adapter a second time, under the keys of twins.
+/// What a file holds of the adapter more than once, under the keys of twins.
 fn twins(adapter: &AnyAdapter) -> Tally {
     let stored = adapter.module().stored();
-    let mut twins = Tally {
-        unsaved: fields_without_twin(&stored.tensors()),
-        ..Tally::default()
-    };
-    stored.visit(&mut FromDyn(&mut twins));
-    twins
+    let specs = stored.tensors();
+    let most = specs.iter().map(|spec| spec.twins.len()).max();
+    let mut sum = Tally::default();
+    for count in 0..most.unwrap_or(0) {
+        let mut twins = Tally {
+            unsaved: fields_with_twins_up_to(&specs, count),
+            ..Tally::default()
+        };
+        stored.visit(&mut FromDyn(&mut twins));
+        sum.stored += twins.stored;
+        sum.bytes += twins.bytes;
+    }
+    sum
 }
 
 /// See [`PeftModule::summary`](crate::PeftModule::summary).

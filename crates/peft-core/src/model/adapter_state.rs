@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::adapter::contract::Adapter;
 use crate::attached::traversal;
 use crate::error::Result;
-use crate::model::states;
+use crate::model::{average, states};
 
 /// The configuration, states and tensors of the adapters on a model: for analysis, for starting from computed values,
 /// for exchange between processes. Every Burn module has it, beside [`PeftModule`](crate::PeftModule).
@@ -70,6 +70,30 @@ pub trait AdapterState: Module {
         tensors: BTreeMap<String, TensorData>,
     ) -> Result<Self> {
         states::with_adapter_tensors(self, name, tensors)
+    }
+
+    /// Makes the weighted mean of adapters that are on the model into a new one, called `name`, and attaches it: of every
+    /// tensor of their files. Weights are divided by their sum.
+    ///
+    /// The adapters must be of one method, with configurations that say the same about their tensors: rank and scale, for
+    /// example, not dropout. It is a mean of parameters, not of what the adapters compute. The mean of two factors is not
+    /// the mean of their products: `peft_reparameterization::add_weighted_adapter` combines the changes of LoRA adapters.
+    ///
+    /// ```no_run
+    /// # use peft_core::{PeftModule, state::AdapterState};
+    /// # fn f<M: PeftModule>(model: &M) -> peft_core::Result<M> {
+    /// model.average_adapters("soup", &[("seed-1", 1.0), ("seed-2", 1.0), ("seed-3", 2.0)])
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged);
+    /// [`Error::Tensors`](crate::Error::Tensors) for adapters that have no mean, with the field or tensor in which they
+    /// differ; and what [`PeftModule::attach`](crate::PeftModule::attach) refuses.
+    #[doc(alias = "average_adapter")]
+    fn average_adapters(&self, name: &str, weights: &[(&str, f64)]) -> Result<Self> {
+        average::average(self, name, weights)
     }
 }
 

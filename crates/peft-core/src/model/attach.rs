@@ -55,6 +55,11 @@ pub(crate) fn check_attachable<M: Module>(model: &M, name: &str) -> Result<Attac
 /// Plans what is saved whole, then what the method adds, and checks that it can be carried out.
 pub(crate) fn fill_plan(plan: &mut Plan, method: &dyn Method, attached: &Attached) -> Result<()> {
     let layout = &attached.layout;
+    let others = attached.stacks().map(|(path, stack)| {
+        let names = stack.entries.iter().map(|entry| entry.name.clone());
+        (path.to_string(), names.collect())
+    });
+    plan.others = others.collect();
     save_modules(plan, method, layout)?;
     method.plan(layout, plan)?;
     plan.sort(layout);

@@ -20,11 +20,8 @@ pub(crate) fn compose<M: Module>(model: &M, composition: &Composition) -> Result
     composition.check()?;
     check_places(&attached, composition)?;
     let composition = Arc::new(composition.clone());
-    let stacks = attached.changed(|stack| {
-        let mut stack = stack.clone();
-        stack.set_composition(&composition);
-        stack
-    });
+    let stacks =
+        attached.changed_by_name(|stack, place| stack.set_composition(&composition, place));
     Ok(traversal::place(model, stacks))
 }
 

@@ -20,7 +20,6 @@ use crate::method::adapterhub::architecture;
 use crate::method::contract::{Method, MethodInfo};
 use crate::method::plan::Plan;
 use crate::model::attach::{check_attachable, fill_plan, install};
-use crate::upstream::CONFIG_FILE;
 
 type Tensors = BTreeMap<String, TensorData>;
 
@@ -31,12 +30,61 @@ pub(crate) fn load<M: Module>(
     dir: &Path,
     methods: &[&MethodInfo],
 ) -> Result<M> {
+    let config_name = read::config_name(dir);
     let config = read::read_config(dir)?;
-    let mut method = read_method(&config, &dir.join(CONFIG_FILE), methods)?;
+    let method = read_method(&config, &dir.join(&config_name), methods)?;
     let style = Style::of(&config, method.as_ref());
-    let (path, tensors) = read_folder(dir, style)?;
+    let (path, tensors) = read_folder(dir, &config_name, style, method.as_ref())?;
+    let adapter = Stored {
+        key_name: config["name"].as_str().unwrap_or(name),
+        method,
+        style,
+        tensors,
+    };
+    install_stored(
+        model,
+        name,
+        adapter,
+        Source {
+            dir: Some(dir),
+            path: &path,
+        },
+    )
+}
+
+/// An adapter as a file holds it.
+pub(crate) struct Stored<'a> {
+    /// The adapter's name in the keys.
+    pub(crate) key_name: &'a str,
+    pub(crate) method: Box<dyn Method>,
+    pub(crate) style: Style,
+    pub(crate) tensors: Tensors,
+}
+
+/// Where an adapter comes from.
+pub(crate) struct Source<'a> {
+    /// The folder, which may have a head beside the adapter; none of what comes from memory.
+    pub(crate) dir: Option<&'a Path>,
+    /// What errors of its tensors are said of.
+    pub(crate) path: &'a Path,
+}
+
+/// Puts an adapter on the model.
+pub(crate) fn install_stored<M: Module>(
+    model: &M,
+    name: &str,
+    adapter: Stored<'_>,
+    source: Source<'_>,
+) -> Result<M> {
+    let Stored {
+        key_name,
+        mut method,
+        style,
+        tensors,
+    } = adapter;
+    let Source { dir, path } = source;
     let wrong = |reason| Error::Checkpoint {
-        path: path.clone(),
+        path: path.into(),
         reason,
     };
     let mut tensors = respelled::of_compiled(tensors).map_err(wrong)?;
@@ -44,13 +92,13 @@ pub(crate) fn load<M: Module>(
     let layout = &attached.layout;
     if style == Style::AdapterHub {
         tensors = respelled::of_base_model(tensors, layout);
-        if let Some(head) = heads::read(dir, layout)? {
+        let head = dir.map(|dir| heads::read(dir, layout)).transpose()?;
+        if let Some(head) = head.flatten() {
             head.add_to(method.common_mut(), &mut tensors);
         }
     }
-    let stored_name = config["name"].as_str().unwrap_or(name);
     let mut plan = planned(method.as_ref(), &attached, &tensors)?;
-    let renames = respelled::renames(&tensors, &plan.adapters, layout, style, stored_name);
+    let renames = respelled::renames(&tensors, &plan.adapters, layout, style, key_name);
     let renames = renames.map_err(wrong)?;
     if !renames.is_empty() {
         for (key, expected) in renames {
@@ -60,7 +108,7 @@ pub(crate) fn load<M: Module>(
         // A method may go by the shapes that the file has.
         plan = planned(method.as_ref(), &attached, &tensors)?;
     }
-    let used = fill_all(&mut plan, layout, style, stored_name, &mut tensors).map_err(wrong)?;
+    let used = fill_all(&mut plan, layout, style, key_name, &mut tensors).map_err(wrong)?;
     refuse_unused(layout, &tensors, &used).map_err(wrong)?;
     Ok(install(model, &attached, name, method.as_ref(), plan))
 }

@@ -3,6 +3,7 @@
 pub mod accounting;
 pub(crate) mod adapter_state;
 pub(crate) mod attach;
+pub(crate) mod average;
 pub(crate) mod calibration;
 pub(crate) mod compose;
 pub(crate) mod load;

@@ -1,8 +1,10 @@
 //! Writing an adapter, or a model, to files.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::Module;
+use burn::tensor::TensorData;
 use serde_json::Value;
 
 use crate::adapter::checkpoint_key::Style;
@@ -12,11 +14,43 @@ use crate::attached::view::Attached;
 use crate::checkpoint::heads::{self, Head};
 use crate::checkpoint::write::{TensorSource, write_file, write_folder};
 use crate::error::{Result, wrong};
+use crate::method::contract::{FileNames, Method};
 use crate::model::states::{self, Form};
+use crate::upstream::CONFIG_FILE;
 
 /// See [`PeftModule::save_adapter`](crate::PeftModule::save_adapter).
 pub(crate) fn save_adapter<M: Module>(model: &M, name: &str, dir: &Path) -> Result<()> {
-    let mut attached = traversal::gather(model);
+    let Saved {
+        mut config,
+        method,
+        style,
+        mut tensors,
+    } = saved(traversal::gather(model), name, name)?;
+    let head = Head::take(&mut config, &mut tensors);
+    if style == Style::AdapterHub
+        && head.is_none()
+        && let Some(other) = heads::file(dir)
+    {
+        let reason = "the folder has the head of another adapter, which would be read as this one's: save to another folder";
+        return Err(wrong(&other, reason));
+    }
+    let names = method.file_names().unwrap_or(FileNames {
+        config: CONFIG_FILE,
+        tensors: style.file(),
+    });
+    write_folder(dir, names, &config, &tensors, head.as_ref())
+}
+
+/// An adapter as its files hold it.
+pub(crate) struct Saved {
+    pub(crate) config: Value,
+    pub(crate) method: Box<dyn Method>,
+    pub(crate) style: Style,
+    pub(crate) tensors: BTreeMap<String, TensorData>,
+}
+
+/// The adapter called `name`, as it is saved; where keys hold an adapter's name, they hold `key_name`.
+pub(crate) fn saved(mut attached: Attached, name: &str, key_name: &str) -> Result<Saved> {
     let origin = attached.origin(name)?;
     let mut final_states = states::of(&attached, name)?;
     let decided = origin.method.finalize(&mut final_states)?;
@@ -39,16 +73,12 @@ pub(crate) fn save_adapter<M: Module>(model: &M, name: &str, dir: &Path) -> Resu
     {
         fields.insert("name".into(), name.into());
     }
-    let mut tensors = states::exported(&attached, name, style, Form::Stored);
-    let head = Head::take(&mut config, &mut tensors);
-    if style == Style::AdapterHub
-        && head.is_none()
-        && let Some(other) = heads::file(dir)
-    {
-        let reason = "the folder has the head of another adapter, which would be read as this one's: save to another folder";
-        return Err(wrong(&other, reason));
-    }
-    write_folder(dir, style, &config, &tensors, head.as_ref())
+    Ok(Saved {
+        tensors: states::exported(&attached, name, (style, key_name), Form::Stored),
+        config,
+        method: origin.method.boxed(),
+        style,
+    })
 }
 
 /// See [`PeftModule::save_model`](crate::PeftModule::save_model).

@@ -64,11 +64,11 @@ pub(crate) enum Form {
     Trained,
 }
 
-/// The adapter's tensors by checkpoint key.
+/// The adapter's tensors by checkpoint key; where keys hold an adapter's name, they hold `key_name`.
 pub(crate) fn exported(
     attached: &Attached,
     name: &str,
-    style: Style,
+    (style, key_name): (Style, &str),
     form: Form,
 ) -> BTreeMap<String, TensorData> {
     let mut tensors = BTreeMap::new();
@@ -77,7 +77,7 @@ pub(crate) fn exported(
         let adapter = entry.adapter.module();
         let stored = (form == Form::Stored).then(|| adapter.stored());
         let state = stored.as_deref().unwrap_or(adapter);
-        export(state, style, &place, name, &mut tensors);
+        export(state, style, &place, key_name, &mut tensors);
     }
     tensors
 }
@@ -113,7 +113,7 @@ pub(crate) fn adapter_tensors<M: Module>(
 ) -> Result<BTreeMap<String, TensorData>> {
     let attached = traversal::gather(model);
     let style = in_memory(&attached, name)?;
-    Ok(exported(&attached, name, style, Form::Trained))
+    Ok(exported(&attached, name, (style, name), Form::Trained))
 }
 
 /// See [`AdapterState::with_adapter_tensors`](crate::state::AdapterState::with_adapter_tensors).

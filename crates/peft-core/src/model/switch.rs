@@ -24,11 +24,9 @@ pub(crate) fn detach<M: Module>(model: &M, name: &str) -> Result<M> {
     let composition = attached.composition().without(name);
     check_places(&attached, &composition)?;
     let composition = Arc::new(composition);
-    let mut kept = attached.changed(|stack| {
-        let mut stack = stack.clone();
+    let mut kept = attached.changed_by_name(|stack, place| {
         stack.entries.retain(|entry| entry.name != name);
-        stack.mixture = stack.mixture_of(&composition);
-        stack
+        stack.mixture = stack.mixture_of(&composition, place);
     });
     kept.retain(|_, stack| !stack.entries.is_empty());
     Ok(traversal::place(&unload(model)?, kept))
@@ -59,7 +57,7 @@ pub(crate) fn swap_adapter<M: Module>(
         // Where the adapter is new, it stays outermost.
         let order = |entry: &Entry| position(entry).unwrap_or(usize::MAX);
         stack.entries.sort_by_key(order);
-        stack.set_composition(&shared);
+        stack.set_composition(&shared, &attached.layout.place_name(path));
         stacks.insert(path.to_string(), stack);
     }
     Ok(traversal::place(&new, stacks))

@@ -6,6 +6,7 @@ use peft_ops::Weight;
 
 use crate::adapter::base::BaseLinear as _;
 use crate::adapter::forward_context::ForwardContext;
+use crate::adapter::routing::Routing;
 use crate::attached::composition::{Mixture, Parts};
 use crate::attached::stack::Stack;
 use crate::nn::base_layer::LinearBelow;
@@ -53,9 +54,7 @@ fn logits_of_rows(
     // Each row of the batch has as many positions.
     let rows = match &mixture.parts {
         Parts::PerRow(rows) => rows.count(),
-        Parts::Routed(_) => context
-            .routing()
-            .map_or(1, |routing| routing.weights().dims()[0]),
+        Parts::Routed(_) => context.routing().and_then(Routing::rows).unwrap_or(1),
         Parts::Weighted(_) => 1,
     };
     let logits = head(hidden.reshape([rows as isize, -1, d as isize]));

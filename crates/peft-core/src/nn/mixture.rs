@@ -1,10 +1,13 @@
 //! Layers whose rows or tokens have adapters of their own.
 
+use std::any::Any;
+
 use burn::tensor::kind::Basic;
 use burn::tensor::{DType, Int, Tensor};
 use peft_ops::LowRank;
 
-use crate::adapter::forward_context::{ForwardContext, Routing};
+use crate::adapter::forward_context::ForwardContext;
+use crate::adapter::routing::RoutedPlace;
 use crate::attached::composition::{Mixture, Parts, PerRow};
 use crate::attached::stack::Stack;
 use crate::nn::place::Place;
@@ -14,7 +17,7 @@ use crate::nn::place::Place;
 ///
 /// Where each row has its adapter, the layer runs once for each adapter, on its rows; otherwise once without adapters
 /// and once with each, on all.
-pub(crate) fn mix<K: Basic, const D: usize, const E: usize>(
+pub(crate) fn mix<K: Basic + 'static, const D: usize, const E: usize>(
     stack: &Stack,
     mixture: &Mixture,
     input: Tensor<D, K>,
@@ -37,9 +40,9 @@ pub(crate) fn mix<K: Basic, const D: usize, const E: usize>(
             .map(|(entry, weight)| (*entry, Factor::Same(*weight)))
             .collect(),
         Parts::Routed(entries) => {
-            let routing = routing(context);
+            let weights = Weights::at(&mixture.place, input_of(&input), context);
             let weight = |entry: &usize| {
-                let weight = weight(routing, &stack.entries[*entry].name);
+                let weight = weights.of(&stack.entries[*entry].name);
                 (*entry, Factor::Varied(Box::new(weight)))
             };
             entries.iter().map(weight).collect()
@@ -74,36 +77,62 @@ impl Factor {
     }
 }
 
-/// The weights that the forward pass brings.
-pub(crate) fn routing(context: &ForwardContext) -> &Routing {
-    context.routing().expect(
-        "the model's adapters are composed by routing, and this layer was called without weights: give them with \
-         `ForwardContext::with_routing`, and call the model's layers with `adapted_in`",
-    )
+/// The weights that the forward pass brings, at one place.
+pub(crate) struct Weights<'a> {
+    names: &'a [String],
+    /// `[batch, 1 or seq, adapters]`.
+    weights: Tensor<3>,
 }
 
-/// The weight of an adapter, `[batch, 1 or seq, 1]`.
-pub(crate) fn weight(routing: &Routing, name: &str) -> Tensor<3> {
-    routing.of(name).unwrap_or_else(|| {
-        panic!(
-            "the routing has weights for {:?}, and none for the adapter `{name}`",
-            routing.names()
-        )
-    })
+impl<'a> Weights<'a> {
+    /// Those at the place called `name`; `input` is what goes into it.
+    pub(crate) fn at(name: &str, input: Option<Tensor<3>>, context: &'a ForwardContext) -> Self {
+        let routing = context.routing().expect(
+            "the model's adapters are composed by routing, and this layer was called without weights: give them with \
+             `ForwardContext::with_routing`, and call the model's layers with `adapted_in`",
+        );
+        Self {
+            names: routing.names(),
+            weights: routing.weights(&RoutedPlace::new(name, input)),
+        }
+    }
+
+    /// The weight of an adapter, `[batch, 1 or seq, 1]`.
+    pub(crate) fn of(&self, name: &str) -> Tensor<3> {
+        let at = self.names.iter().position(|known| known == name);
+        let at = at.unwrap_or_else(|| {
+            panic!(
+                "the routing has weights for {:?}, and none for the adapter `{name}`",
+                self.names
+            )
+        });
+        self.weights.clone().narrow(2, at, 1)
+    }
 }
 
-/// `[batch, 1 or seq, features]` as it is multiplied with or added to a tensor of `dims`, whose first axis is the
+/// What goes into a layer as `[batch, seq, features]`, if it is of floats and such.
+fn input_of<K: Basic + 'static, const D: usize>(input: &Tensor<D, K>) -> Option<Tensor<3>> {
+    let input: &dyn Any = input;
+    if let Some(rows) = input.downcast_ref::<Tensor<2>>() {
+        return Some(rows.clone().unsqueeze_dim(1));
+    }
+    input.downcast_ref::<Tensor<3>>().cloned()
+}
+
+/// `[1 or batch, 1 or seq, features]` as it is multiplied with or added to a tensor of `dims`, whose first axis is the
 /// batch, or batch and tokens together.
 pub(crate) fn spread<const E: usize>(values: Tensor<3>, dims: [usize; E]) -> Tensor<E> {
     let [batch, seq, features] = values.dims();
     let mut shape = [1; E];
-    shape[0] = dims[0];
+    shape[0] = batch;
     shape[E - 1] = features;
+    let same_rows = batch == 1 || dims[0] == batch;
     let fits = match E {
         2 => {
             let tokens = dims[0] / batch;
             let fits = tokens * batch == dims[0] && (seq == 1 || seq == tokens);
             if fits {
+                shape[0] = dims[0];
                 let values = values.expand([batch, tokens, features]);
                 return values.reshape(shape);
             }
@@ -111,9 +140,9 @@ pub(crate) fn spread<const E: usize>(values: Tensor<3>, dims: [usize; E]) -> Ten
         }
         3 => {
             shape[1] = seq;
-            dims[0] == batch && (seq == 1 || seq == dims[1])
+            same_rows && (seq == 1 || seq == dims[1])
         }
-        _ => dims[0] == batch && seq == 1,
+        _ => same_rows && seq == 1,
     };
     assert!(
         fits,
@@ -182,7 +211,10 @@ pub(crate) fn linear<const D: usize>(
             added_by_rows(place, rows, &input)
         }
         Parts::Weighted(_) => None,
-        Parts::Routed(entries) => added_by_weights(place, entries, &input, context),
+        Parts::Routed(entries) => {
+            let weights = || Weights::at(&mixture.place, input_of(&input), context);
+            added_by_weights(place, entries, &input, weights)
+        }
     };
     if let Some(added) = added {
         let weight = place.weight();
@@ -247,21 +279,21 @@ fn added_by_rows<const D: usize>(
 
 /// What adapters add whose weights the forward pass brings: `(w ∘ x A) B`.
 #[expect(clippy::option_option, reason = "as `added_by_rows`")]
-fn added_by_weights<const D: usize>(
+fn added_by_weights<'a, const D: usize>(
     place: &Place<'_>,
     entries: &[usize],
     input: &Tensor<D>,
-    context: &ForwardContext,
+    weights: impl FnOnce() -> Weights<'a>,
 ) -> Option<Option<Tensor<D>>> {
     let factors = entries.iter().map(|entry| low_rank(place, *entry));
     let factors: Vec<LowRank> = factors.collect::<Option<_>>()?;
-    let routing = routing(context);
+    let routed = weights();
     let (mut downs, mut ups, mut weights) = (Vec::new(), Vec::new(), Vec::new());
     for (entry, factors) in entries.iter().zip(factors) {
         let LowRank {
             down, up, scale, ..
         } = factors.cast(input.dtype());
-        let weight = weight(routing, &place.stack.entries[*entry].name);
+        let weight = routed.of(&place.stack.entries[*entry].name);
         weights.push(weight.repeat_dim(2, down.dims()[1]));
         downs.push(down);
         ups.push(up * scale);

@@ -13,10 +13,11 @@ pub(crate) mod tied_head;
 pub(crate) mod vector;
 
 pub use crate::adapter::attention_context::{AttentionContext, PrefixContext};
-pub use crate::adapter::forward_context::{ForwardContext, Routing};
+pub use crate::adapter::forward_context::ForwardContext;
 pub use crate::adapter::handed_on::{Lane, Memory};
 pub use crate::adapter::low_rank::dropout_rate;
-pub use crate::adapter::site_context::SiteContext;
+pub use crate::adapter::routing::{RoutedPlace, Router, Routing};
+pub use crate::adapter::site_context::{HiddenParts, SiteContext};
 pub use crate::adapter::site_type::{
     Attention, Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType,
 };

@@ -128,7 +128,7 @@ impl Site<Hidden> {
         let run = |stack: &Stack, hidden: Tensor<3>, context: &SiteContext<'_>| {
             let sibling = |name: &str, hidden: Tensor<3>| {
                 let adapter = self.stack.entry(name)?.adapter.hidden_adapter();
-                Some(adapter.forward(hidden, context))
+                Some(adapter.frozen().parts(hidden, context))
             };
             through(stack, hidden, &context.with_siblings(&sibling))
         };

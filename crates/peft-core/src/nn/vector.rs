@@ -7,7 +7,7 @@ use crate::adapter::any_tensor::AnyTensor;
 use crate::adapter::forward_context::ForwardContext;
 use crate::attached::composition::Parts;
 use crate::attached::stack::Stack;
-use crate::nn::mixture::{routing, spread, weight};
+use crate::nn::mixture::{Weights, spread};
 
 /// A vector of a layer: a bias, or a normalisation's factors.
 pub(crate) enum Vector {
@@ -36,10 +36,10 @@ impl Vector {
             }
             Parts::Weighted(_) => Self::Same(param.val()),
             Parts::Routed(entries) => {
-                let routing = routing(context);
+                let weights = Weights::at(&mixture.place, None, context);
                 let start: Tensor<3> = of(None).unsqueeze();
                 let sum = entries.iter().fold(start.clone(), |sum, entry| {
-                    let weight = weight(routing, &stack.entries[*entry].name);
+                    let weight = weights.of(&stack.entries[*entry].name);
                     let change = of(Some(*entry)).unsqueeze::<3>() - start.clone();
                     sum + weight.cast(change.dtype()) * change
                 });

@@ -142,6 +142,22 @@ impl Llama {
     ///
     /// As `forward`.
     pub fn forward_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> Tensor<3> {
+        let (x, context) = self.last_states(ids, context);
+        self.logits(x, &context)
+    }
+
+    /// The hidden states that the head sees, `[batch, virtual tokens + seq, hidden_size]`: what a router goes by, or a
+    /// probe. Arguments and panics are those of [`forward_in`](Self::forward_in).
+    pub fn hidden_in(&self, ids: Tensor<2, Int>, context: ForwardContext) -> Tensor<3> {
+        self.last_states(ids, context).0
+    }
+
+    /// The normalised states after the last layer, and what flowed with the forward pass.
+    fn last_states(
+        &self,
+        ids: Tensor<2, Int>,
+        context: ForwardContext,
+    ) -> (Tensor<3>, ForwardContext) {
         let [rows, length] = ids.dims();
         let places = self.places(length, context.padding());
         let (x, context) = self.embed(ids, context);
@@ -151,8 +167,8 @@ impl Llama {
         let positions = self.positions(places, mask, context, &x.device());
         debug_assert_eq!(count, length + self.model.prompt.virtual_tokens());
         let (x, positions) = self.through_layers(x, positions);
-        let context = &positions.context;
-        self.logits(self.leave_stream(x, context), context)
+        let x = self.leave_stream(x, &positions.context);
+        (x, positions.context)
     }
 
     /// The keys and values of a text in every layer, of the model without its adapters: what a prefix or a cartridge may

@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use peft_core::method::MethodInfo;
+use peft_core::nn::Routing;
 use peft_core::{Composition, PeftModule, checkpoint};
 
 use super::case::{name, read};
-use super::{Problem, upstream_average};
+use super::{Problem, routed, upstream_average};
 
-/// AdapterHub's file for what its fusion layers are.
-const FUSION_CONFIG: &str = "adapter_fusion_config.json";
+/// The folder of AdapterHub's fusion layers.
+const FUSION: &str = "fusion";
 
 /// The weights of `composition_average`, as the script that writes the cases has them: no file of AdapterHub's holds
 /// any.
@@ -34,8 +35,21 @@ pub(super) fn is_composed(folder: &Path) -> bool {
         && !parts(folder).is_empty()
 }
 
-/// The model with a case's adapters, composed as the case's name says.
+/// The model with a case's adapters, composed as the case says, and the routing that its forward pass needs.
 pub(super) fn load<M: PeftModule>(
+    base: &M,
+    case: &Path,
+    methods: &[&MethodInfo],
+) -> Result<(M, Option<Routing>), Problem> {
+    if routed::is_arrow(case) {
+        let (model, routing) = routed::load_arrow(base, case, &parts(case), methods)?;
+        return Ok((model, Some(routing)));
+    }
+    Ok((load_composed(base, case, methods)?, None))
+}
+
+/// The model with a case's adapters, composed as the case's name says.
+fn load_composed<M: PeftModule>(
     base: &M,
     case: &Path,
     methods: &[&MethodInfo],
@@ -56,11 +70,7 @@ pub(super) fn load<M: PeftModule>(
             let weights = AVERAGE.len();
             Err(problem(&format!("an average has {weights} adapters here")))
         }
-        "composition_fuse" => {
-            let fusion = case.join("fusion").join(FUSION_CONFIG);
-            let fusion = fusion.display();
-            Err(Problem::Unsupported(format!("AdapterFusion ({fusion})")))
-        }
+        "composition_fuse" => Ok(model.load_adapter(FUSION, case.join(FUSION), methods)?),
         other => Err(Problem::Unsupported(format!("composition `{other}`"))),
     }
 }

@@ -3,28 +3,29 @@
 use std::fs;
 use std::path::Path;
 
-use burn::module::{ModuleMapper, Param};
+use burn::module::{ModuleDisplay, ModuleMapper, Param};
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use peft_core::method::MethodInfo;
-use peft_core::nn::{ForwardContext, TaskIds};
+use peft_core::nn::{ForwardContext, Routing, TaskIds};
 use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, checkpoint};
 use peft_models::{Bert, BertClassifier, Llama};
 use serde_json::Value;
 
 use super::case::{
-    adapter_name, as_trained, expected_of_merged, read, right_rows, upstream_gradients,
+    adapter_name, as_trained, expected_of_merged, peft_type, read, right_rows, upstream_gradients,
 };
 use super::compare::{farthest, farthest_of_gradients, worst};
 use super::composed::{self, is_composed};
 use super::rounding::{DRAWS, LastBit};
+use super::routed::XLoraCase;
 use super::{Measured, Problem, Rounding, Tensors, counted, lost, shared, tolerance};
 
 /// Puts the gradient of every adapter parameter in its place, so that the adapter's tensors are gradients under
 /// upstream's keys.
-struct GradientsAsValues<'a> {
-    gradients: &'a Gradients,
-    inside: usize,
+pub(super) struct GradientsAsValues<'a> {
+    pub(super) gradients: &'a Gradients,
+    pub(super) inside: usize,
 }
 
 impl ModuleMapper for GradientsAsValues<'_> {
@@ -67,7 +68,7 @@ pub fn measure(
         Some("BertForSequenceClassification") => {
             let bert = BertClassifier::load(base, &autodiff).map_err(|error| problem(&error))?;
             let run = |bert: &BertClassifier, ids, context| bert.forward_in(ids, context);
-            return measure_model(&bert, "bert_seq_cls", run, case, methods, device);
+            return measure_model(&bert, "bert_seq_cls", [run, run], case, methods, device);
         }
         Some(head) if head.contains("Classification") => {
             return Err(Problem::Unsupported(format!("a base that is a {head}")));
@@ -78,11 +79,11 @@ pub fn measure(
         Some("bert") => {
             let bert = Bert::load(base, &autodiff).map_err(|error| problem(&error))?;
             let run = |bert: &Bert, ids, context| bert.forward_in(ids, context).hidden;
-            measure_model(&bert, "bert", run, case, methods, device)
+            measure_model(&bert, "bert", [run, run], case, methods, device)
         }
         Some("llama" | "mistral" | "qwen2") => {
             let llama = Llama::load(base, &autodiff).map_err(|error| problem(&error))?;
-            let run = |llama: &Llama, ids, context| llama.forward_in(ids, context);
+            let run = [Llama::forward_in, Llama::hidden_in];
             measure_model(&llama, "llama", run, case, methods, device)
         }
         other => Err(Problem::Unsupported(format!(
@@ -115,20 +116,79 @@ struct Loaded<'a, M, F> {
     ids: TensorData,
     mask: TensorData,
     tasks: Option<TaskIds>,
+    routing: Option<Routing>,
 }
 
-impl<const D: usize, M: PeftModule, F: Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<D>>
-    Loaded<'_, M, F>
+impl<const D: usize, M, F> Loaded<'_, M, F>
+where
+    M: PeftModule + ModuleDisplay,
+    F: Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<D>,
 {
     fn run(&self, model: &M, device: &Device) -> Tensor<D> {
+        let (ids, context) = self.inputs(device);
+        (self.forward)(model, ids, context)
+    }
+
+    fn inputs(&self, device: &Device) -> (Tensor<2, Int>, ForwardContext) {
         let ids = Tensor::<2, Int>::from_data(self.ids.clone(), device);
         let mask = Tensor::<2, Int>::from_data(self.mask.clone(), device);
-        let context = ForwardContext::new().with_padding(Some(mask.equal_elem(0)));
-        let context = match &self.tasks {
-            Some(tasks) => context.with_tasks(tasks.clone()),
-            None => context,
+        let mut context = ForwardContext::new().with_padding(Some(mask.equal_elem(0)));
+        if let Some(tasks) = &self.tasks {
+            context = context.with_tasks(tasks.clone());
+        }
+        if let Some(routing) = &self.routing {
+            context = context.with_routing(routing.clone());
+        }
+        (ids, context)
+    }
+
+    /// An X-LoRA case; `hidden` gives a model's last hidden states.
+    fn xlora(
+        &self,
+        case: &Path,
+        hidden: &F,
+        values: &Values,
+        methods: &[&MethodInfo],
+    ) -> Result<Measured, Problem> {
+        if D != 3 {
+            let what = "X-LoRA on a model that gives no states of tokens";
+            return Err(Problem::Unsupported(what.into()));
+        }
+        let loaded = XLoraCase::load(&self.model, case, methods)?;
+        let run = |autodiff: bool| {
+            let device = if autodiff {
+                self.device.clone().autodiff()
+            } else {
+                self.device.clone()
+            };
+            let (ids, context) = self.inputs(&device);
+            let first = |model: &M, context| {
+                let states = hidden(model, ids.clone(), context);
+                let dims = states.dims();
+                states.reshape([dims[0], dims[1], dims[D - 1]])
+            };
+            let second = |model: &M, context| (self.forward)(model, ids.clone(), context);
+            loaded.run(autodiff, context, first, second)
         };
-        (self.forward)(model, ids, context)
+        let output = farthest(
+            &run(false).into_data(),
+            &values.known(case, "output")?,
+            "output",
+        )?;
+        let gradients = values
+            .grads
+            .as_ref()
+            .map(|theirs| farthest_of_gradients(&loaded.gradients(run(true)), theirs, theirs));
+        Ok(Measured {
+            output,
+            merged: None,
+            gradients: gradients.transpose()?,
+            trainable: loaded.trainable(),
+            expected: values.trainable,
+            counted: None,
+            lost: 0,
+            rounding: None,
+        })
     }
 
     fn output(&self, model: &M) -> TensorData {
@@ -199,10 +259,10 @@ impl Values {
     }
 }
 
-fn measure_model<M: PeftModule, const D: usize>(
+fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
     base: &M,
     kind: &str,
-    forward: impl Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<D>,
+    [forward, hidden]: [impl Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<D>; 2],
     case: &Path,
     methods: &[&MethodInfo],
     device: &Device,
@@ -219,10 +279,14 @@ fn measure_model<M: PeftModule, const D: usize>(
             let ids: Vec<usize> = ids.iter::<u64>().map(|id| id as usize).collect();
             TaskIds::new(ids)
         }),
+        routing: None,
     };
+    if peft_type(case) == "XLORA" {
+        return loaded.xlora(case, &hidden, &values, methods);
+    }
     let unmerged = values.known(case, "output")?;
     if is_composed(case) {
-        loaded.model = composed::load(base, case, methods)?;
+        (loaded.model, loaded.routing) = composed::load(base, case, methods)?;
         return Ok(Measured {
             output: farthest(&loaded.output(&loaded.model), &unmerged, "output")?,
             merged: None,

@@ -8,7 +8,8 @@
 //!
 //! A case of several adapters is a folder with `io.safetensors` and one sub-folder for each checkpoint. Its name says how
 //! they are composed: `composition_stack`, `composition_average` (weights 0.3 and 0.7), `composition_fuse`. No
-//! `trainable` is needed there. An average is computed as `adapters` 1.3 does, which divides the weighted mean of n adapters by n
+//! `trainable` is needed there. With `arrow.json` in it, it is one of Arrow's. X-LoRA's experts are sub-folders of a
+//! case whose `encoder.safetensors` is the classifier. An average is computed as `adapters` 1.3 does, which divides the weighted mean of n adapters by n
 //! once more; [`Composition::Weighted`](peft_core::Composition::Weighted) does not.
 
 mod case;
@@ -18,6 +19,7 @@ mod counted;
 mod lost;
 mod measure;
 mod rounding;
+mod routed;
 mod shared;
 mod tolerance;
 mod upstream_average;

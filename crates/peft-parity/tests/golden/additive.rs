@@ -37,7 +37,11 @@ const BOTTLENECKS: &[&str] = &[
 #[test]
 fn checkpoints_compute_what_upstream_computes() {
     golden::check(Path::new(BERT), Path::new(CASES), BOTTLENECKS, METHODS);
-    let composed = ["composition_stack", "composition_average"];
+    let composed = [
+        "composition_stack",
+        "composition_average",
+        "composition_fuse",
+    ];
     golden::check(Path::new(BERT), Path::new(CASES), &composed, METHODS);
 }
 

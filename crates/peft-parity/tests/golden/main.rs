@@ -6,7 +6,9 @@
 
 mod adapterhub;
 mod additive;
+mod compositions;
 mod hybrid;
+mod mixtures;
 mod reparameterization;
 mod selective;
 mod soft_prompt;
