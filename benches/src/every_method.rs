@@ -7,6 +7,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use peft::additive::BottleneckConfig;
 use peft::core::PeftModule;
 use peft::core::method::{Method, MethodInfo};
 use peft_models::{KvCache, Llama, LlamaConfig};
@@ -226,11 +227,17 @@ fn of<S: Subject>(
     all
 }
 
-/// The base with a method: with its defaults, or as the comparison has it where these do not fit the model.
+/// The base with a method: with its defaults, or as the comparison has it where these do not fit the model. What a method
+/// fuses are adapters after feed-forward.
 fn attached<M: PeftModule>(info: &MethodInfo, base: &M) -> Result<(M, bool), Failure> {
     let with = |json: &Value| -> Result<M, Failure> {
         let method: Box<dyn Method> = (info.parse)(json)?;
-        Ok(base.attach("bench", method.as_ref())?)
+        let mut model = base.clone();
+        for name in json["adapter_names"].as_array().into_iter().flatten() {
+            let name = name.as_str().unwrap_or_default();
+            model = model.attach(name, &BottleneckConfig::pfeiffer())?;
+        }
+        Ok(model.attach("bench", method.as_ref())?)
     };
     let refused = match with(&json!({})) {
         Ok(model) => return Ok((model, true)),

@@ -1,9 +1,9 @@
 //! The conformance suite, on the methods of this crate.
 
 use peft_additive::{
-    Activation, AdapterFusionConfig, BeftConfig, BottleneckConfig, BottleneckInit, ExpertSharing,
-    HypercomplexInit, Ia3Config, InvertibleKind, LstConfig, LstInit, METHODS, Pruning, ReftConfig,
-    ResidualBeforeLn, RoadConfig, RoadVariant, RuleInit, Scaling,
+    Activation, AdapterFusionConfig, AdapterHubIa3, BeftConfig, BottleneckConfig, BottleneckInit,
+    ExpertSharing, HypercomplexInit, Ia3Config, InvertibleKind, LstConfig, LstInit, METHODS,
+    Pruning, ReftConfig, ResidualBeforeLn, RoadConfig, RoadVariant, RuleInit, Scaling,
 };
 
 peft_conformance::conformance_suite!(
@@ -166,6 +166,13 @@ peft_conformance::conformance_suite!(
             Ia3Config::new()
                 .with_targets(["key", "value", "intermediate.dense", "output.dense"])
                 .with_feedforward_modules(["output.dense"])
+        ),
+        Case::new(
+            "ia3, AdapterHub's layout",
+            Ia3Config::new()
+                .with_init_ia3_weights(true)
+                .with_adapterhub(AdapterHubIa3::default())
+                .with_modules_to_save(["classifier"])
         ),
         Case::new(
             "ia3, with a head",

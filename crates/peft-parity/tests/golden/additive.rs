@@ -137,10 +137,15 @@ fn same(a: &Value, b: &Value) -> bool {
 fn what_is_written_has_upstreams_names_and_fields() {
     let (_, device) = &peft_core::device::cpu_devices()[0];
     let base = Bert::load(BERT, device).unwrap();
-    let reft = ["loreft", "noreft", "direft"];
-    for case in BOTTLENECKS.iter().chain(&reft) {
+    let others = ["loreft", "noreft", "direft", "adapterhub_ia3"];
+    for case in BOTTLENECKS.iter().chain(&others) {
         let case = Path::new(CASES).join(case);
-        let name = case.file_name().unwrap().to_str().unwrap();
+        let read = |dir: &Path| {
+            let text = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();
+            serde_json::from_str::<Value>(&text).unwrap()
+        };
+        let theirs = read(&case);
+        let name = theirs["name"].as_str().unwrap();
         let model = base.load_adapter(name, &case, METHODS).unwrap();
         let dir = tempfile::tempdir().unwrap();
         model.save_adapter(name, dir.path()).unwrap();
@@ -152,11 +157,7 @@ fn what_is_written_has_upstreams_names_and_fields() {
             keys
         };
         assert_eq!(keys(dir.path()), keys(&case));
-        let read = |dir: &Path| {
-            let text = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();
-            serde_json::from_str::<Value>(&text).unwrap()
-        };
-        let (theirs, ours) = (read(&case), read(dir.path()));
+        let ours = read(dir.path());
         for (field, value) in theirs["config"].as_object().unwrap() {
             let written = &ours["config"][field];
             let same = same(written, value);
