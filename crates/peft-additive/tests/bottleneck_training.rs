@@ -1,15 +1,18 @@
 //! Bottleneck adapters that are trained otherwise than they are used: AdapterDrop, SparseAdapter, AdaMix.
 
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Tensor, TensorData, Tolerance};
 use peft_additive::{
-    Bottleneck, BottleneckConfig, ExpertSharing, Projection, Pruning, consistency_loss,
+    Bottleneck, BottleneckConfig, ExpertSharing, Ia3Config, Projection, Pruning, consistency_loss,
     drop_adapters,
 };
 use peft_conformance::{Fixture, TinyTransformer};
 use peft_core::device::cpu_devices;
+use peft_core::nn::HiddenState;
 use peft_core::state::AdapterState as _;
-use peft_core::{PeftModule, TrainingHooks};
+use peft_core::{Error, HiddenSite, PeftModule, TrainingHooks};
 
 fn config() -> BottleneckConfig {
     BottleneckConfig::houlsby().with_reduction_factor(4.0)
@@ -167,6 +170,114 @@ fn a_step_leaves_out_first_blocks_and_a_resumed_training_the_same() {
     let refused = fixture.base.attach("a", &all).unwrap();
     let refused = refused.training_hooks(steps).unwrap_err().to_string();
     assert!(refused.contains("adapter_drop"), "{refused}");
+}
+
+/// The loss of a model with the adapter of `model`, but without anything that a training has told it.
+fn plain_loss(fixture: &Fixture, config: &BottleneckConfig, model: &TinyTransformer) -> f32 {
+    let plain = fixture.base.attach("a", config).unwrap();
+    let tensors = model.adapter_tensors("a").unwrap();
+    let plain = plain.with_adapter_tensors("a", tensors).unwrap();
+    fixture.loss(&plain).into_scalar::<f32>()
+}
+
+#[test]
+fn what_a_training_draws_is_of_its_own_model_and_goes_with_its_hooks() {
+    let (_, device) = cpu_devices().remove(0);
+    let fixture = Fixture::new(&device);
+    let mut left_out = 0;
+    for seed in 0..4 {
+        let config = config().with_adapter_drop(1).with_init_weights_seed(seed);
+        let original = fixture.trained("a", &config).unwrap();
+        let full = plain_loss(&fixture, &config, &original);
+        let steps = 6;
+        let mut hooks = original.training_hooks(steps).unwrap();
+        let mut model = original.clone();
+        // The training ends early.
+        for _ in 0..steps - 1 {
+            let found = fixture.loss(&original).into_scalar::<f32>();
+            assert!((found - full).abs() < 1e-6, "seed {seed}: {found}, {full}");
+            (model, _) = train(&fixture, model, &mut hooks, 1);
+            let found = fixture.loss(&model).into_scalar::<f32>();
+            let before = model.clone();
+            if (found - plain_loss(&fixture, &config, &model)).abs() > 1e-6 {
+                left_out += 1;
+                // A copy is free of it once the step is done.
+                (model, _) = train(&fixture, model, &mut hooks, 1);
+                let found = fixture.loss(&before).into_scalar::<f32>();
+                let full = plain_loss(&fixture, &config, &before);
+                assert!((found - full).abs() < 1e-6, "seed {seed}: {found}, {full}");
+                break;
+            }
+        }
+        drop(hooks);
+        let found = fixture.loss(&model).into_scalar::<f32>();
+        let full = plain_loss(&fixture, &config, &model);
+        assert!((found - full).abs() < 1e-6, "seed {seed}: {found}, {full}");
+        // Nor does what a resumed training is told outlive it.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hooks.safetensors");
+        let mut hooks = original.training_hooks(steps).unwrap();
+        let (model, _) = train(&fixture, original.clone(), &mut hooks, 2);
+        hooks.save(&file).unwrap();
+        drop(hooks);
+        drop(TrainingHooks::resume(&model, steps, &file).unwrap());
+        let found = fixture.loss(&model).into_scalar::<f32>();
+        let full = plain_loss(&fixture, &config, &model);
+        assert!((found - full).abs() < 1e-6, "seed {seed}: {found}, {full}");
+    }
+    assert!(left_out > 0);
+}
+
+#[test]
+fn snip_keeps_the_same_weights_where_blocks_are_left_out_later() {
+    let (_, device) = cpu_devices().remove(0);
+    let fixture = Fixture::new(&device);
+    for seed in 0..6 {
+        let config = config().with_sparsity(0.9).with_init_weights_seed(seed);
+        let masks = [config.clone(), config.with_adapter_drop(1)].map(|config| {
+            let model = fixture.base.attach("a", &config).unwrap();
+            let mut hooks = model.training_hooks(4).unwrap();
+            let (model, _) = train(&fixture, model, &mut hooks, 4);
+            zeros(&weights(&model))
+        });
+        assert!(masks[0] == masks[1], "seed {seed}");
+        // 4 sites, 2 matrices of 32 · 8.
+        assert_eq!(masks[0].iter().filter(|pruned| **pruned).count(), 1843);
+    }
+}
+
+/// A model of one block, which has no number.
+#[derive(Module, Debug)]
+struct OneBlock {
+    layer: Linear,
+    site: HiddenSite,
+}
+
+#[test]
+fn adapters_are_dropped_from_blocks_of_bottleneck_adapters_only() {
+    let (_, device) = cpu_devices().remove(0);
+    let fixture = Fixture::new(&device);
+    let ia3 = Ia3Config::new().with_targets(["key"]);
+    let ia3 = fixture.base.attach("a", &ia3).unwrap();
+    let refused = drop_adapters(&ia3, "a", 1).unwrap_err();
+    assert!(matches!(refused, Error::Config { .. }));
+    assert!(refused.to_string().contains("`name` is"), "{refused}");
+    assert!(drop_adapters(&ia3, "a", 0).is_ok());
+    let model = fixture.base.attach("a", &config()).unwrap();
+    assert!(matches!(
+        drop_adapters(&model, "b", 1),
+        Err(Error::UnknownAdapter { .. })
+    ));
+    let one = OneBlock {
+        layer: LinearConfig::new(8, 8).init(&device),
+        site: HiddenSite::new(HiddenState::FeedForwardOutput, 8),
+    };
+    let pfeiffer = BottleneckConfig::pfeiffer().with_reduction_factor(4.0);
+    let one = one.attach("a", &pfeiffer).unwrap();
+    let refused = drop_adapters(&one, "a", 2).unwrap_err();
+    assert!(matches!(refused, Error::Config { .. }));
+    assert!(refused.to_string().contains("`blocks` is 2"), "{refused}");
+    assert!(drop_adapters(&one, "a", 0).is_ok());
 }
 
 #[test]

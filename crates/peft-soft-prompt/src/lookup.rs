@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use peft_core::{Error, PeftModule, Result};
 
 use crate::prompt_tuning::PROMPT_TUNING;
@@ -40,6 +40,9 @@ pub struct PromptLookup {
 
 /// How many virtual tokens are compared with the whole table at once: this many times the vocabulary are in memory.
 const AT_ONCE: usize = 32;
+
+/// How many more tokens than asked for have their distances computed again: those first ones are rounded.
+const MORE: usize = 32;
 
 impl TrainedPrompt {
     /// The `count` tokens of the model's vocabulary that each virtual token is nearest to.
@@ -99,7 +102,7 @@ impl TrainedPrompt {
         let mut lists = Vec::with_capacity(tokens);
         for from in (0..tokens).step_by(AT_ONCE) {
             let some = prompt.clone().narrow(0, from, AT_ONCE.min(tokens - from));
-            lists.extend(nearest(some, &rows, count, nearness));
+            lists.extend(nearest(&some, &rows, count, nearness));
         }
         Ok(PromptLookup {
             nearness,
@@ -108,39 +111,58 @@ impl TrainedPrompt {
     }
 }
 
+/// The distances of some rows of the table `[vocabulary, d]` from a token `[1, d]`: from differences, which keep their
+/// digits where vectors are long and near each other.
+fn distances(token: &Tensor<2>, table: &Tensor<2>, ids: &[u32]) -> Vec<f64> {
+    let rows: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
+    let rows = TensorData::new(rows, [ids.len()]);
+    let rows = Tensor::<1, Int>::from_data(rows, &table.device());
+    let differences = table.clone().select(0, rows) - token.clone();
+    let distances = differences.square().sum_dim(1).sqrt();
+    distances.into_data().iter().collect()
+}
+
 /// The nearest `count` rows of the table `[vocabulary, d]` for each of `tokens` `[tokens, d]`.
 fn nearest(
-    tokens: Tensor<2>,
+    tokens: &Tensor<2>,
     table: &Tensor<2>,
     count: usize,
     nearness: Nearness,
 ) -> Vec<Vec<NearToken>> {
     let products = tokens.clone().matmul(table.clone().transpose());
     let squares = |rows: &Tensor<2>| rows.clone().square().sum_dim(1);
-    let (ours, theirs) = (squares(&tokens), squares(table).transpose());
+    let (ours, theirs) = (squares(tokens), squares(table).transpose());
     let values = match nearness {
         // A vector of zeros is near nothing.
         Nearness::Cosine => products / (ours * theirs).sqrt().clamp_min(f32::MIN_POSITIVE),
-        Nearness::Euclidean => (ours + theirs - products * 2.0).clamp_min(0.0).sqrt(),
+        // Squares, and rounded as the long vectors are: good enough to leave out the far ones.
+        Nearness::Euclidean => ours + theirs - products * 2.0,
     };
     let vocabulary = values.dims()[1];
     let values: Vec<f64> = values.into_data().iter().collect();
-    let list = |values: &[f64]| {
-        let mut order: Vec<u32> = (0..vocabulary as u32).collect();
-        order.sort_by(|a, b| {
-            let (a, b) = (values[*a as usize], values[*b as usize]);
-            match nearness {
-                Nearness::Cosine => b.total_cmp(&a),
-                Nearness::Euclidean => a.total_cmp(&b),
-            }
+    let order = |near: &mut Vec<NearToken>, count: usize| {
+        near.sort_by(|a, b| match nearness {
+            Nearness::Cosine => b.value.total_cmp(&a.value),
+            Nearness::Euclidean => a.value.total_cmp(&b.value),
         });
-        let near = order.into_iter().take(count).map(|id| NearToken {
-            id,
-            value: values[id as usize],
-        });
-        near.collect()
+        near.truncate(count);
     };
-    values.chunks(vocabulary).map(list).collect()
+    let list = |(at, values): (usize, &[f64])| {
+        let all = (0_u32..).zip(values);
+        let mut near: Vec<NearToken> = all.map(|(id, &value)| NearToken { id, value }).collect();
+        if nearness == Nearness::Euclidean {
+            order(&mut near, count + MORE);
+            let ids: Vec<u32> = near.iter().map(|token| token.id).collect();
+            let token = tokens.clone().narrow(0, at, 1);
+            let found = distances(&token, table, &ids);
+            for (token, value) in near.iter_mut().zip(found) {
+                token.value = value;
+            }
+        }
+        order(&mut near, count);
+        near
+    };
+    values.chunks(vocabulary).enumerate().map(list).collect()
 }
 
 impl PromptLookup {

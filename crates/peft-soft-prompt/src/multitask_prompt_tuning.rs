@@ -54,6 +54,10 @@ impl PromptAdapter for TaskPrompts {
         self.embeddings.lazy_shape()[0]
     }
 
+    fn num_tasks(&self) -> Option<usize> {
+        Some(self.tasks())
+    }
+
     /// The prompt that the tasks share, which no row has by itself.
     fn prompt(&self) -> Tensor<2> {
         self.embeddings.val()

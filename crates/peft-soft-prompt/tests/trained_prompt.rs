@@ -204,6 +204,31 @@ fn the_nearest_words_are_those_of_the_table() {
     }
 }
 
+/// Embeddings that are long, and near each other beside that: squares of lengths would leave few digits of a distance.
+#[test]
+fn distances_of_long_vectors_keep_their_digits() {
+    for (name, device) in cpu_devices() {
+        let mut base = TinyTransformer::new(&device);
+        let table = &mut base.embeddings.word_embeddings.weight;
+        *table = table.clone().map(|table| table + 100.0);
+        let values: Vec<f64> = table.val().into_data().iter().collect();
+        let rows: Vec<Vec<f64>> = values.chunks(32).map(<[f64]>::to_vec).collect();
+        let config = PromptTuningConfig::new(2).with_text("good film", [17, 60]);
+        let model = base.attach("p", &config).unwrap();
+        let prompt = TrainedPrompt::of(&model, "p").unwrap();
+        let found = prompt.nearest_tokens(&model, 5, Nearness::Euclidean);
+        for (near, id) in found.unwrap().tokens.iter().zip([17, 60]) {
+            assert_eq!((near[0].id, near[0].value.to_bits()), (id, 0), "{name}");
+            let expected = expected_near(&rows[id as usize], &rows, Nearness::Euclidean, 5);
+            for (near, (id, value)) in near.iter().zip(&expected) {
+                assert_eq!(near.id as usize, *id, "{name}");
+                let distance = (near.value - value).abs();
+                assert!(distance < 1e-5, "{name}: {}, {value}", near.value);
+            }
+        }
+    }
+}
+
 #[test]
 fn names_stand_where_ids_have_them() {
     let (_, device) = cpu_devices().remove(0);

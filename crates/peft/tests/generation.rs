@@ -4,7 +4,9 @@ use burn::tensor::{Int, Tensor, TensorData};
 use peft::core::method::Method;
 use peft::core::{Composition, PeftModule as _};
 use peft::reparameterization::LoraConfig;
-use peft::soft_prompt::{PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig};
+use peft::soft_prompt::{
+    MultitaskPromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig,
+};
 use peft_models::{GenerateConfig, GenerateError, Llama};
 
 #[test]
@@ -74,4 +76,44 @@ fn a_text_is_generated_with_one_row_only() {
         alone.generate_ids(&[1, 5, 7], &config).unwrap(),
         model.generate_ids(&[1, 5, 7], &config).unwrap()
     );
+}
+
+/// A task that the adapter does not have, or none where it has several, is an error that says how many there are.
+#[test]
+fn a_text_of_a_task_needs_one_that_the_adapter_has() {
+    let (_, device) = peft::core::device::cpu_devices().remove(0);
+    let base = Llama::tiny(&device);
+    let config = GenerateConfig::default()
+        .with_max_new_tokens(3)
+        .with_eos_token_id([]);
+    let generate = |tasks: usize, task: Option<usize>| {
+        let method = MultitaskPromptTuningConfig::new(2, tasks);
+        let model = base.attach("mine", &method).unwrap();
+        let mut config = config.clone();
+        config.task = task;
+        model.generate_ids(&[1, 5, 7], &config)
+    };
+    for task in [None, Some(3)] {
+        let error = generate(3, task).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                GenerateError::Setting {
+                    setting: "task",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        let error = error.to_string();
+        assert!(error.contains("3 tasks, counted from 0"), "{error}");
+    }
+    assert!(generate(1, Some(1)).is_err());
+    for (tasks, task) in [(3, Some(2)), (1, None), (1, Some(0))] {
+        assert_eq!(generate(tasks, task).unwrap().len(), 3);
+    }
+    // Adapters without tasks do not mind one.
+    let model = base.attach("mine", &PromptTuningConfig::new(2)).unwrap();
+    let ids = model.generate_ids(&[1, 5, 7], &config.with_task(9));
+    assert_eq!(ids.unwrap().len(), 3);
 }

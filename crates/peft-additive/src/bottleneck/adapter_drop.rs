@@ -13,12 +13,13 @@ use peft_core::{Error, PeftModule, Result};
 use super::plan::block;
 use super::state::Bottleneck;
 
-/// Whether an adapter is left out. Copies of a state share what a training has drawn, until its next step.
+/// Whether an adapter is left out. Copies of a state share what a training has drawn for a step, until that step is done
+/// or the training's hooks are dropped.
 #[derive(Clone, Debug, Default)]
 pub struct Skip {
     /// In every forward pass.
     always: bool,
-    /// In forward passes with autodiff.
+    /// In forward passes with autodiff. The training's hooks hold it, too, and clear it.
     while_training: Arc<AtomicBool>,
 }
 
@@ -34,11 +35,28 @@ impl Skip {
 ///
 /// # Errors
 ///
-/// [`Error::UnknownAdapter`](peft_core::Error::UnknownAdapter), [`Error::Merged`](peft_core::Error::Merged).
+/// [`Error::UnknownAdapter`](peft_core::Error::UnknownAdapter), [`Error::Merged`](peft_core::Error::Merged); unless
+/// `blocks` is 0, [`Error::Config`](peft_core::Error::Config) if the adapter is no bottleneck adapter, or if the model's
+/// names do not tell the number of any block that has one.
 pub fn drop_adapters<M: PeftModule>(model: &M, name: &str, blocks: usize) -> Result<M> {
-    model.edit_adapter::<Bottleneck>(name, |place, state| {
+    let (mut is_bottleneck, mut has_numbers) = (false, false);
+    let dropped = model.edit_adapter::<Bottleneck>(name, |place, state| {
+        is_bottleneck = true;
+        has_numbers |= block(place).is_some();
         state.skip.always = is_below(place, blocks);
-    })
+    })?;
+    let title = "AdapterDrop";
+    if blocks == 0 || has_numbers {
+        Ok(dropped)
+    } else if is_bottleneck {
+        let expected = format!(
+            "0: the model's names do not tell the blocks of the adapter `{name}`, as `layer.3` would"
+        );
+        Err(Error::config(title, "blocks", blocks, expected))
+    } else {
+        let expected = "the name of a bottleneck adapter";
+        Err(Error::config(title, "name", name, expected))
+    }
 }
 
 fn is_below(place: &str, blocks: usize) -> bool {
@@ -53,9 +71,14 @@ pub(crate) struct AdapterDropSchedule {
     steps: usize,
     seed: u64,
     done: usize,
+    /// What the states of the training's model know of the next step.
+    told: Vec<Arc<AtomicBool>>,
 }
 
 impl AdapterDropSchedule {
+    /// The first step leaves out none: nothing is told to the states before it is done, as other copies of the model
+    /// have them, too.
+    ///
     /// # Errors
     ///
     /// [`Error::Config`] if a step could leave out all adapters, and there would be nothing to train.
@@ -70,19 +93,23 @@ impl AdapterDropSchedule {
             let expected = "so few that the last block keeps its adapter";
             return Err(Error::config(info.title, "adapter_drop", most, expected));
         }
-        let schedule = Self {
+        // What another training, which still holds its hooks, has drawn for the same model.
+        for (_, state) in states.of::<Bottleneck>() {
+            state.skip.while_training.store(false, Ordering::Relaxed);
+        }
+        Ok(Self {
             most,
             steps,
             seed,
             done: 0,
-        };
-        schedule.mark(states);
-        Ok(schedule)
+            told: Vec::new(),
+        })
     }
 
-    /// How many blocks go without adapters in a step; steps count from 1. None behind the last.
+    /// How many blocks go without adapters in a step; steps count from 1. None in the first, by whose gradients
+    /// SNIP prunes all adapters, and none behind the last.
     fn blocks(&self, step: usize) -> usize {
-        if step > self.steps {
+        if step <= 1 || step > self.steps {
             return 0;
         }
         // Vigna's splitmix64.
@@ -96,22 +123,29 @@ impl AdapterDropSchedule {
         (drawn >> 64) as usize
     }
 
-    /// Says to the states what was drawn for the next step.
-    fn mark(&self, states: &States) {
-        let blocks = self.blocks(self.done + 1);
-        for (place, state) in states.of::<Bottleneck>() {
-            let skip = &state.skip.while_training;
-            skip.store(is_below(place, blocks), Ordering::Relaxed);
+    /// Takes back what was drawn, in all copies of the model.
+    fn clear(&mut self) {
+        for skip in self.told.drain(..) {
+            skip.store(false, Ordering::Relaxed);
         }
+    }
+}
+
+impl Drop for AdapterDropSchedule {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
 impl MethodHooks for AdapterDropSchedule {
     fn after_step(&mut self, step: usize, states: &mut States) {
+        self.clear();
         self.done = step;
         let blocks = self.blocks(step + 1);
         states.edit::<Bottleneck>(|place, state| {
-            state.skip.while_training = Arc::new(AtomicBool::new(is_below(place, blocks)));
+            let skip = Arc::new(AtomicBool::new(is_below(place, blocks)));
+            state.skip.while_training = Arc::clone(&skip);
+            self.told.push(skip);
         });
     }
 
@@ -128,7 +162,12 @@ impl MethodHooks for AdapterDropSchedule {
         let done = tensors.remove("dropped_until");
         let done = done.and_then(|data| data.iter::<f32>().next());
         self.done = done.ok_or("tensor `dropped_until` is missing")? as usize;
-        self.mark(states);
+        let blocks = self.blocks(self.done + 1);
+        for (place, state) in states.of::<Bottleneck>() {
+            let skip = &state.skip.while_training;
+            skip.store(is_below(place, blocks), Ordering::Relaxed);
+            self.told.push(Arc::clone(skip));
+        }
         Ok(())
     }
 }

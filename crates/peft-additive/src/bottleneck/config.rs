@@ -101,7 +101,7 @@ pub struct BottleneckConfig {
     /// Probability of leaving out a text's adapter output while training, in [0, 1). Default: 0.
     #[field(probability)]
     pub stochastic_depth: f64,
-    /// While training, each step leaves out the adapters of the first blocks: how many blocks is drawn anew, from 0 to
+    /// While training, each step but the first leaves out the adapters of the first blocks: how many is drawn anew, from 0 to
     /// this. Default: none. Not a field of AdapterHub's, as the fields below.
     #[field(any)]
     pub adapter_drop: Option<usize>,

@@ -140,6 +140,13 @@ pub trait PromptAdapter: Adapter {
     /// The virtual tokens' embeddings, `[virtual_tokens, d]`.
     fn prompt(&self) -> Tensor<2>;
 
+    /// How many tasks it has prompts of, where the context has to say which task each row is of
+    /// ([`ForwardContext::tasks`]): ids are below it. With one task the context need not say. Default: `None`, as all rows
+    /// are alike.
+    fn num_tasks(&self) -> Option<usize> {
+        None
+    }
+
     /// Those of a batch of `rows` rows, `[rows, virtual_tokens, d]`, or `[1, virtual_tokens, d]` where all rows have the
     /// same. Default: [`prompt`](Self::prompt).
     fn prompts(&self, rows: usize, context: &ForwardContext) -> Tensor<3> {

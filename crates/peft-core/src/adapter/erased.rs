@@ -354,6 +354,7 @@ impl dyn ErasedHidden + '_ {
 
 pub(crate) trait ErasedPrompt: ErasedModule {
     fn virtual_tokens(&self) -> usize;
+    fn num_tasks(&self) -> Option<usize>;
     fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3>;
     fn boxed(&self) -> Box<dyn ErasedPrompt>;
 }
@@ -361,6 +362,9 @@ pub(crate) trait ErasedPrompt: ErasedModule {
 impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
     fn virtual_tokens(&self) -> usize {
         self.state().virtual_tokens()
+    }
+    fn num_tasks(&self) -> Option<usize> {
+        self.state().num_tasks()
     }
     fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3> {
         self.state().prompts_before(hidden, context)

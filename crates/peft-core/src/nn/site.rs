@@ -196,6 +196,14 @@ impl Site<Prompt> {
         virtual_tokens(&self.stack)
     }
 
+    /// The numbers of tasks of the active adapters that have prompts of several
+    /// ([`num_tasks`](crate::method::PromptAdapter::num_tasks)).
+    pub fn num_tasks(&self) -> Vec<usize> {
+        let used = self.stack.used();
+        let tasks = used.map(|entry| entry.adapter.prompt_adapter().num_tasks());
+        tasks.flatten().collect()
+    }
+
     /// Embeddings `[batch, seq, d]` and padding mask `[batch, seq]` (true where padded) with the
     /// active adapters' virtual tokens in front: both grow by [`virtual_tokens`](Self::virtual_tokens).
     pub fn add_prompt(

@@ -58,7 +58,8 @@ pub struct GenerateConfig {
     /// configuration. An empty list never ends it. A file may have a number in place of a list.
     #[serde(deserialize_with = "ids")]
     pub eos_token_id: Option<Vec<u32>>,
-    /// The task of the text, counted from 0, for adapters that have several. Default: none is told. Not a setting of
+    /// The task of the text, counted from 0, for adapters that have several: those need one, below the number of their
+    /// tasks. Default: none is told. Not a setting of
     /// upstream's.
     pub task: Option<usize>,
 }

@@ -81,7 +81,8 @@ impl Llama {
     ///
     /// # Errors
     ///
-    /// [`GenerateError::Setting`] for a configuration that is out of range; [`GenerateError::Rows`]; an error about the
+    /// [`GenerateError::Setting`] for a configuration that is out of range, or without the
+    /// [`task`](GenerateConfig::task) that an active adapter needs; [`GenerateError::Rows`]; an error about the
     /// prompt if it is empty (and the model has no BOS token), longer than the context, or has
     /// tokens beyond the model's vocabulary; [`GenerateError::NotFinite`] if the model computes NaN
     /// or infinity; [`GenerateError::Tokenizer`] if the tokenizer fails.
@@ -201,6 +202,23 @@ impl Llama {
         }
     }
 
+    /// Refuses a task that an active adapter does not have, and none where it has several.
+    fn check_task(&self, task: Option<usize>) -> Result<(), GenerateError> {
+        for tasks in self.num_tasks() {
+            let is_told = task.map_or(tasks == 1, |task| task < tasks);
+            if !is_told {
+                return Err(GenerateError::Setting {
+                    setting: "task",
+                    found: task.map_or("not given".to_string(), |task| task.to_string()),
+                    expected: format!(
+                        "below {tasks}: an active adapter has {tasks} tasks, counted from 0"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// The tokens behind `prompt`, and what ended them; `found` says of each whether it ends a stop
     /// string.
     fn tokens(
@@ -211,6 +229,7 @@ impl Llama {
         found: impl FnMut(u32) -> Result<bool, GenerateError>,
     ) -> Result<(Vec<u32>, StoppedBy), GenerateError> {
         config.check()?;
+        self.check_task(config.task)?;
         match self.composition() {
             Composition::PerRow(rows) if rows.len() != 1 => {
                 return Err(GenerateError::Rows { rows: rows.len() });

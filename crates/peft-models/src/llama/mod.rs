@@ -298,6 +298,11 @@ impl Llama {
         self.model.prompt.virtual_tokens() + self.prefix_positions()
     }
 
+    /// The numbers of tasks of the active adapters that have prompts of several.
+    pub(crate) fn num_tasks(&self) -> Vec<usize> {
+        self.model.prompt.num_tasks()
+    }
+
     /// How many of those have keys and values only: the most that a layer has.
     fn prefix_positions(&self) -> usize {
         let layers = self.model.layers.iter();
