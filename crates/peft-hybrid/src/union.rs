@@ -107,24 +107,31 @@ impl UnionConfig {
     }
 }
 
-/// The fields of a method, as AdapterHub's `configs` has them; whole where the method has another layout.
+/// The fields of a method, as AdapterHub's `configs` has them; whole where the method has another layout. What a method
+/// writes beside AdapterHub's fields goes among them: in a union there is no other place of its own.
 fn fields(method: &dyn Method) -> Value {
     let json = method.to_json();
-    match adapterhub_fields(&json) {
-        Some(fields) => Value::Object(fields.clone()),
-        None => json,
+    let Some(fields) = adapterhub_fields(&json) else {
+        return json;
+    };
+    let mut fields = fields.clone();
+    let plain = adapterhub_json(method.common(), &Map::new());
+    let beside = json.as_object().into_iter().flatten();
+    for (field, value) in beside.filter(|(field, _)| plain.get(field).is_none()) {
+        fields.insert(field.clone(), value.clone());
     }
+    Value::Object(fields)
 }
 
-/// Reads a method of a union.
-fn method(fields: &Value) -> Result<Box<dyn Method>> {
+/// Reads a method of a union that `version` of AdapterHub wrote.
+fn method(fields: &Value, version: &Value) -> Result<Box<dyn Method>> {
     if let Some(peft_type) = fields["peft_type"].as_str() {
         let Some(info) = known().find(|info| info.peft_type == peft_type) else {
             return UnionConfig::refuse(peft_type, "types of methods that are known here");
         };
         return (info.parse)(fields);
     }
-    let whole = json!({ "config": fields });
+    let whole = json!({ "config": fields, "version": version });
     let fits = |info: &&MethodInfo| info.recognises.is_some_and(|recognises| recognises(&whole));
     match known().find(fits) {
         Some(info) => (info.parse)(&whole),
@@ -155,7 +162,10 @@ fn parse(json: &Value) -> Result<Box<dyn Method>> {
     };
     let config = match fields.get("configs").and_then(Value::as_array) {
         Some(configs) => UnionConfig {
-            configs: configs.iter().map(method).collect::<Result<_>>()?,
+            configs: configs
+                .iter()
+                .map(|fields| method(fields, &json["version"]))
+                .collect::<Result<_>>()?,
             common,
         },
         None => UnionConfig {

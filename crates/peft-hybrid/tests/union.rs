@@ -1,11 +1,12 @@
 //! What a union is, beyond what the conformance suite asks of every method.
 
-use peft_additive::{Bottleneck, BottleneckConfig};
+use burn::optim::{AdamWConfig, GradientsParams};
+use peft_additive::{Bottleneck, BottleneckConfig, ReftConfig};
 use peft_conformance::{Fixture, TinyTransformer};
 use peft_core::method::{Method, MethodConfig as _};
 use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule};
-use peft_hybrid::{METHODS, UnionConfig};
+use peft_hybrid::{METHODS, UNION, UnionConfig};
 use peft_reparameterization::{AdaLoraConfig, AdapterHubLora, LoraConfig, LoraLinear};
 use peft_selective::HeadOnlyConfig;
 
@@ -83,7 +84,7 @@ fn the_file_has_adapterhubs_layout() {
 #[test]
 fn what_training_decides_is_written_where_it_belongs() {
     let fixture = fixture();
-    let adalora = AdaLoraConfig::new(2, 4)
+    let adalora = AdaLoraConfig::new(4, 2)
         .with_targets(["query"])
         .with_tinit(1)
         .with_tfinal(2)
@@ -91,14 +92,19 @@ fn what_training_decides_is_written_where_it_belongs() {
     let union = UnionConfig::new().with(lora_on_values()).with(adalora);
     let mut model = fixture.base.attach("u", &union).unwrap();
     let mut hooks = model.training_hooks(7).unwrap();
-    assert!(hooks.penalty(&model).unwrap().is_some());
     let file = tempfile::NamedTempFile::new().unwrap();
-    for _ in 0..3 {
+    let mut optimizer = AdamWConfig::new().init();
+    for _ in 0..7 {
+        let penalty = hooks.penalty(&model).unwrap().expect("AdaLoRA's");
+        let loss = fixture.loss(&model) + penalty;
+        let mut gradients = GradientsParams::from_grads(loss.backward(), &model);
+        hooks.before_step(&model, &mut gradients).unwrap();
+        model = optimizer.step(1e-2, model, gradients);
         model = hooks.after_step(model).unwrap();
     }
     hooks.save(file.path()).unwrap();
     let resumed = peft_core::TrainingHooks::resume(&model, 7, file.path()).unwrap();
-    assert_eq!(resumed.step(), 3);
+    assert_eq!(resumed.step(), 7);
     let dir = tempfile::tempdir().unwrap();
     model.save_adapter("u", dir.path()).unwrap();
     let json = peft_core::checkpoint::read_config(dir.path()).unwrap();
@@ -106,6 +112,33 @@ fn what_training_decides_is_written_where_it_belongs() {
     assert_eq!(configs[1]["peft_type"], "ADALORA");
     assert!(configs[1]["rank_pattern"].is_object(), "{configs}");
     fixture.base.load_adapter("v", dir.path(), METHODS).unwrap();
+}
+
+/// AdapterHub has no field for what DiReFT is, and ours is beside its fields.
+#[test]
+fn direft_is_direft_after_a_union_was_read() {
+    let fixture = fixture();
+    let direft = ReftConfig::direft().with_r(2);
+    let union = UnionConfig::new().with(direft).with(lora_on_values());
+    let model = trained(&fixture, &union);
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter("u", dir.path()).unwrap();
+    let read = fixture.base.load_adapter("v", dir.path(), METHODS).unwrap();
+    let outputs = |model| fixture.outputs(model).unwrap();
+    assert_eq!(outputs(&read), outputs(&model));
+}
+
+/// Before AdapterHub 1.1 LoRA's scale was 1, whatever alpha.
+#[test]
+fn a_unions_version_is_that_of_its_methods() {
+    let layout = |version: &str| {
+        let config = UnionConfig::new().with(lora());
+        let mut json = config.to_json();
+        json["version"] = version.into();
+        (UNION.parse)(&json).unwrap().to_json()
+    };
+    let (old, new) = (layout("adapters.1.0.1"), layout("adapters.1.3.0"));
+    assert_ne!(old["config"]["configs"][0], new["config"]["configs"][0]);
 }
 
 fn lora_on_values() -> LoraConfig {

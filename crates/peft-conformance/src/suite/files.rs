@@ -184,7 +184,7 @@ pub(super) fn damaged_files(fixture: &Fixture, method: &dyn Method) -> Verdict {
     refused("a tensor of another shape", &[&file, &key, "shape"])?;
     write(
         &path,
-        &transformed(&good, |tensors| tensors[0].key.push_str(".x"))?,
+        &transformed(&good, |tensors| tensors[0].key.push('x'))?,
     )?;
     refused("a tensor under another name", &[&file, &key, "missing"])?;
     let extra = Loose {

@@ -91,11 +91,11 @@ fn differing(first: &Saved, other: &Saved) -> Option<String> {
     let fields = a.keys().chain(b.keys());
     let mut unequal = fields.filter(|field| a.get(*field) != b.get(*field));
     unequal.next().map(|field| {
-        let said = |fields: &Map<String, Value>| {
+        let words = |fields: &Map<String, Value>| {
             let value = fields.get(field);
             value.map_or("missing".to_string(), Value::to_string)
         };
-        format!("`{field}` is {} there and {} here", said(&a), said(&b))
+        format!("`{field}` is {} there and {} here", words(&a), words(&b))
     })
 }
 
