@@ -9,6 +9,7 @@ use peft_core::{Error, PeftModule};
 use peft_hybrid::{METHODS, UNION, UnionConfig};
 use peft_reparameterization::{AdaLoraConfig, AdapterHubLora, LoraConfig, LoraLinear};
 use peft_selective::HeadOnlyConfig;
+use peft_soft_prompt::AdapterHubPrefixConfig;
 
 fn lora() -> LoraConfig {
     LoraConfig::new(2).with_adapterhub(AdapterHubLora::default())
@@ -167,6 +168,27 @@ fn what_is_no_union_is_refused() {
         .with(LoraConfig::new(4).with_targets(["query"]));
     let error = fixture.base.attach("u", &twice).unwrap_err();
     assert!(matches!(error, Error::Config { .. }), "{error}");
+}
+
+/// Blocks that one method leaves out are another's, and both have one tensor for the whole model.
+#[test]
+fn methods_that_write_one_tensor_are_refused_when_they_are_attached() {
+    let fixture = fixture();
+    let compacter = |left_out: usize| {
+        let compacter = BottleneckConfig::compacter().with_reduction_factor(8.0);
+        compacter.with_leave_out([left_out])
+    };
+    let prefix = |left_out: usize| {
+        let prefix = AdapterHubPrefixConfig::new().with_flat(true);
+        prefix.with_leave_out([left_out])
+    };
+    for union in [
+        UnionConfig::new().with(compacter(0)).with(compacter(1)),
+        UnionConfig::new().with(prefix(0)).with(prefix(1)),
+    ] {
+        let error = fixture.base.attach("u", &union).unwrap_err().to_string();
+        assert!(error.contains("would write the tensor"), "{error}");
+    }
 }
 
 #[test]

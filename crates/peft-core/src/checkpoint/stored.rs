@@ -118,6 +118,13 @@ impl Stored {
         }
     }
 
+    /// Which part of the file's tensor it is; none if all of it.
+    pub(crate) fn part(&self) -> Option<Part> {
+        let rows = self.rows.map(|rows| (true, rows));
+        let (is_rows, range) = rows.or(self.columns.map(|columns| (false, columns)))?;
+        Some(Part { is_rows, range })
+    }
+
     /// The file's tensor with a parameter's `value` in it; `before` is what other places left there.
     ///
     /// # Panics
@@ -156,6 +163,21 @@ impl Stored {
             bytes[runs.bytes(columns, run, dtype.size())].copy_from_slice(part);
         }
         TensorData::from_bytes_vec(bytes, whole, dtype)
+    }
+}
+
+/// Some rows or columns of a tensor.
+pub(crate) struct Part {
+    is_rows: bool,
+    range: Columns,
+}
+
+impl Part {
+    /// Whether it is of the same tensor, and begins elsewhere.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        self.is_rows == other.is_rows
+            && self.range.of == other.range.of
+            && self.range.from != other.range.from
     }
 }
 

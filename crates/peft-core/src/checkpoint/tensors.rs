@@ -1,6 +1,6 @@
 //! The tensors of an adapter's state, out of it and into it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor, TensorData};
@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use crate::adapter::checkpoint_key::{Style, field_names};
 use crate::adapter::erased::{AnyAdapter, ErasedModule, FromDyn};
 use crate::checkpoint::read::{FLOATS, INTEGERS};
-use crate::checkpoint::stored::{Specs, Stored, specs_by_field};
+use crate::checkpoint::stored::{Part, Specs, Stored, specs_by_field};
 use crate::error::{Error, Result};
 use crate::layout::model_layout::Layout;
 use crate::method::plan::PlannedAdapter;
@@ -76,6 +76,41 @@ pub(crate) fn refuse_unlisted(
                 place: layout.place_name(path),
                 field: field.clone(),
             });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses states of which two write one tensor of a file, or one part of it: one of them would be lost.
+pub(crate) fn refuse_written_twice(
+    method: &'static str,
+    style: Style,
+    layout: &Layout,
+    planned: &[PlannedAdapter],
+) -> Result<()> {
+    let mut written: HashMap<String, Vec<Option<Part>>> = HashMap::new();
+    for PlannedAdapter { path, adapter } in planned {
+        let (adapter, place) = (adapter.module(), layout.place_name(path));
+        let specs = specs_by_field(adapter, style, &place, method);
+        for field in fields(adapter) {
+            let (stored, _) = &specs[&field];
+            let Some(key) = &stored.key else { continue };
+            let part = stored.part();
+            let before = written.entry(key.clone()).or_default();
+            let apart = |other: &Option<Part>| match (other, &part) {
+                (Some(other), Some(part)) => other.is_beside(part),
+                _ => false,
+            };
+            if !before.iter().all(apart) {
+                return Err(Error::Tensors {
+                    adapter: method.into(),
+                    reason: format!(
+                        "two of its states would write the tensor `{key}` of a file, the second at `{place}`; adapt \
+                         these places by adapters of their own"
+                    ),
+                });
+            }
+            before.push(part);
         }
     }
     Ok(())

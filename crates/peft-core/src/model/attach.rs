@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use burn::module::Module;
 
+use crate::adapter::checkpoint_key::Style;
 use crate::adapter::init::Init;
 use crate::attached::stack::{AttachedMethod, Entry, Stack};
 use crate::attached::traversal::{self, Edits};
 use crate::attached::view::Attached;
-use crate::checkpoint::tensors::refuse_unlisted;
+use crate::checkpoint::tensors::{refuse_unlisted, refuse_written_twice};
 use crate::error::{Error, Result};
 use crate::method::contract::Method;
 use crate::method::plan::Plan;
@@ -63,7 +64,14 @@ pub(crate) fn fill_plan(plan: &mut Plan, method: &dyn Method, attached: &Attache
     save_modules(plan, method, layout)?;
     method.plan(layout, plan)?;
     plan.sort(layout);
-    refuse_unlisted(method.info().title, layout, &plan.adapters)?;
+    let title = method.info().title;
+    refuse_unlisted(title, layout, &plan.adapters)?;
+    for style in [
+        Style::of(&method.to_json(), method),
+        Style::upstream(method),
+    ] {
+        refuse_written_twice(title, style, layout, &plan.adapters)?;
+    }
     refuse_trained_quantized(attached, plan)
 }
 
