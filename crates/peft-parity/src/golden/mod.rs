@@ -17,6 +17,7 @@ mod compare;
 mod composed;
 mod counted;
 mod lost;
+mod gradients;
 mod measure;
 mod rounding;
 mod routed;

@@ -13,7 +13,7 @@ use peft_core::nn::{ForwardContext, Routing};
 use serde_json::Value;
 
 use super::case::name;
-use super::measure::GradientsAsValues;
+use super::gradients::GradientsAsValues;
 use super::{Problem, Tensors};
 
 /// The options of an Arrow case.
