@@ -7,6 +7,7 @@ use syn::parse::Parser as _;
 use syn::punctuated::Punctuated;
 use syn::{Error, Expr, Ident, ItemStruct, LitStr, Result, Token, parenthesized, parse_quote};
 
+use crate::documentation;
 use crate::field::{ConfigField, take};
 
 /// The arguments of `method_config`.
@@ -161,7 +162,10 @@ pub(crate) fn expand(arguments: TokenStream, mut item: ItemStruct) -> Result<Tok
     let mut wrong: Option<Error> = None;
     for field in &mut item.fields {
         match ConfigField::take(field) {
-            Ok(field) => fields.push(field),
+            Ok(found) => {
+                documentation::complete(&found, &mut field.attrs);
+                fields.push(found);
+            }
             Err(error) => match &mut wrong {
                 Some(errors) => errors.combine(error),
                 None => wrong = Some(error),

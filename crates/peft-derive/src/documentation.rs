@@ -70,7 +70,8 @@ mod tests {
     /// The documentation of the fields of a struct, after it was completed.
     fn completed(mut item: ItemStruct) -> Vec<Vec<String>> {
         let fields = item.fields.iter_mut().map(|field| {
-            ConfigField::take(field).unwrap_or_else(|error| panic!("{error}"));
+            let found = ConfigField::take(field).unwrap_or_else(|error| panic!("{error}"));
+            complete(&found, &mut field.attrs);
             field.attrs.iter().filter_map(line).collect()
         });
         fields.collect()

@@ -9,7 +9,6 @@ use syn::{
 };
 
 use crate::builders;
-use crate::documentation;
 use crate::range::{Number, Range};
 
 /// What kind of value a field holds.
@@ -83,7 +82,6 @@ impl ConfigField {
             found.flags.push("flatten".into());
         }
         found.check()?;
-        documentation::complete(&found, &mut field.attrs);
         field.attrs.extend(found.serde_attributes());
         Ok(found)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use peft_core::method::MethodInfo;
@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use super::compare::farthest;
-use super::{Problem, Tensors, composed};
+use super::{Problem, Tensors};
 
 /// Tensors and metadata of a file that says what upstream computes.
 pub(super) fn read(path: &Path) -> Result<(Tensors, BTreeMap<String, String>), Problem> {
@@ -183,16 +183,34 @@ pub(super) fn adapter_name(case: &Path) -> String {
     config["name"].as_str().unwrap_or("golden").to_string()
 }
 
+/// The sub-folders with a checkpoint, in alphabetic order.
+pub(super) fn parts(case: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(case).into_iter().flatten().flatten();
+    let mut parts: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join(checkpoint::CONFIG_FILE).exists())
+        .collect();
+    parts.sort();
+    parts
+}
+
+/// Whether a folder is a case of several adapters: values of outputs beside folders with checkpoints.
+pub(super) fn is_composed(folder: &Path) -> bool {
+    folder.join("io.safetensors").exists()
+        && !folder.join(checkpoint::CONFIG_FILE).exists()
+        && !parts(folder).is_empty()
+}
+
 /// Whether a folder is a case: of one adapter, or of several in its sub-folders.
 pub fn is_case(folder: &Path) -> bool {
-    folder.join(checkpoint::CONFIG_FILE).exists() || composed::is_composed(folder)
+    folder.join(checkpoint::CONFIG_FILE).exists() || is_composed(folder)
 }
 
 /// The `peft_type` of a case's checkpoint. For a checkpoint of AdapterHub's, its `architecture`, which is
 /// `bottleneck` where the file says none; the composition for a case of several adapters; empty where there is no
 /// checkpoint.
 pub fn peft_type(case: &Path) -> String {
-    if composed::is_composed(case) {
+    if is_composed(case) {
         return name(case).to_string();
     }
     let text = fs::read_to_string(case.join(checkpoint::CONFIG_FILE)).unwrap_or_default();

@@ -1,13 +1,12 @@
 //! Cases of several adapters that act together, one in each sub-folder.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use peft_core::method::MethodInfo;
 use peft_core::nn::Routing;
 use peft_core::{Composition, PeftModule, checkpoint};
 
-use super::case::{name, read};
+use super::case::{name, parts, read};
 use super::{Problem, routed, upstream_average};
 
 /// The folder of AdapterHub's fusion layers.
@@ -16,24 +15,6 @@ const FUSION: &str = "fusion";
 /// The weights of `composition_average`, as the script that writes the cases has them: no file of AdapterHub's holds
 /// any.
 const AVERAGE: [f64; 2] = [0.3, 0.7];
-
-/// The sub-folders with a checkpoint, in alphabetic order.
-fn parts(case: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(case).into_iter().flatten().flatten();
-    let mut parts: Vec<PathBuf> = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.join(checkpoint::CONFIG_FILE).exists())
-        .collect();
-    parts.sort();
-    parts
-}
-
-/// Whether a folder is a case of several adapters: values of outputs beside folders with checkpoints.
-pub(super) fn is_composed(folder: &Path) -> bool {
-    folder.join("io.safetensors").exists()
-        && !folder.join(checkpoint::CONFIG_FILE).exists()
-        && !parts(folder).is_empty()
-}
 
 /// The model with a case's adapters, composed as the case says, and the routing that its forward pass needs.
 pub(super) fn load<M: PeftModule>(

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use burn::module::{ModuleDisplay, ModuleMapper, Param};
-use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+use burn::module::ModuleDisplay;
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::method::MethodInfo;
 use peft_core::nn::{ForwardContext, Routing, TaskIds};
 use peft_core::state::AdapterState as _;
@@ -13,10 +13,11 @@ use peft_models::{Bert, BertClassifier, Llama};
 use serde_json::Value;
 
 use super::case::{
-    adapter_name, as_trained, expected_of_merged, peft_type, read, right_rows, upstream_gradients,
+    adapter_name, as_trained, expected_of_merged, is_composed, peft_type, read, right_rows,
+    upstream_gradients,
 };
 use super::compare::{farthest, farthest_of_gradients, worst};
-use super::composed::{self, is_composed};
+use super::composed;
 use super::gradients::GradientsAsValues;
 use super::rounding::{DRAWS, LastBit};
 use super::routed::XLoraCase;

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor};
 use peft_core::nn::{AdaptedForward, RoutedPlace, Router};
 
 use crate::mixture::top_k::largest;
-use crate::mixture::xlora::XLoraConfig;
+use crate::mixture::xlora_config::XLoraConfig;
 
 /// Linear layers with ReLU and dropout between them: `[batch, seq, d]` to `[batch, seq, layers or 1, experts]`.
 #[derive(Module, Debug)]

@@ -8,4 +8,5 @@ pub(crate) mod mtl_lora;
 pub(crate) mod poly;
 mod top_k;
 pub(crate) mod xlora;
+pub(crate) mod xlora_config;
 mod xlora_files;

@@ -12,7 +12,8 @@ use peft_core::method::MethodInfo;
 use peft_core::{Error, PeftModule, Result};
 
 use crate::mixture::classifier::XLoraClassifier;
-use crate::mixture::xlora::{XLora, XLoraConfig};
+use crate::mixture::xlora::XLora;
+use crate::mixture::xlora_config::XLoraConfig;
 
 /// Upstream's name of the method.
 const PEFT_TYPE: &str = "XLORA";
