@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use burn::module::{ModuleDisplay, ModuleMapper, Param};
-use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+use burn::module::ModuleDisplay;
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::method::MethodInfo;
 use peft_core::nn::{ForwardContext, Routing, TaskIds};
 use peft_core::state::AdapterState as _;
