@@ -5,29 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::TensorData;
 use peft_core::method::{MethodHooks, MethodInfo, States};
 use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule, Result};
 
-use super::plan::block;
+use super::block::block;
 use super::state::Bottleneck;
-
-/// Whether an adapter is left out. Copies of a state share what a training has drawn for a step, until that step is done
-/// or the training's hooks are dropped.
-#[derive(Clone, Debug, Default)]
-pub struct Skip {
-    /// In every forward pass.
-    always: bool,
-    /// In forward passes with autodiff. The training's hooks hold it, too, and clear it.
-    while_training: Arc<AtomicBool>,
-}
-
-impl Skip {
-    pub(crate) fn is_on(&self, hidden: &Tensor<3>) -> bool {
-        self.always || (hidden.is_autodiff() && self.while_training.load(Ordering::Relaxed))
-    }
-}
 
 /// Leaves out the adapters of the first `blocks` blocks of the adapter `name` from now on: faster, and after a training
 /// with `adapter_drop` hardly worse (Rücklé et al. 2021, section 3). With 0 all are there again. A saved adapter still

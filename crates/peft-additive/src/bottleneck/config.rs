@@ -1,15 +1,14 @@
-//! The configuration of bottleneck adapters, and its presets.
+//! The configuration of bottleneck adapters, its presets, and their registrations: it is several methods by the values of
+//! its fields.
 
-use peft_core::method::{Common, MethodConfig as _, MethodInfo, Value, method_config};
-use peft_core::{Error, Result};
+use peft_core::method::{Common, Family, MethodInfo, Value, method_config};
 
 use super::activation::Activation;
 use super::fields::{
     BottleneckInit, ExpertSharing, HypercomplexInit, InvertibleKind, Pruning, ReductionFactor,
     ResidualBeforeLn, RuleInit, Scaling,
 };
-use super::json::to_json;
-use super::registration::registration;
+use super::json::{self, parse};
 
 /// Configuration of bottleneck adapters. Fields are called as in AdapterHub's `BnConfig`. Their defaults are those of
 /// [`houlsby`](Self::houlsby); each preset says what it changes.
@@ -209,90 +208,155 @@ impl BottleneckConfig {
         self.inv_adapter_reduction_factor = Some(2.0);
         self
     }
+}
 
-    /// What no field's own range says.
-    pub(crate) fn check(&self) -> Result<()> {
-        self.check_fields()?;
-        let info = self.info();
-        self.reduction_factor.check(info)?;
-        let problem = if !(self.mh_adapter || self.output_adapter || self.inv_adapter.is_some()) {
-            Some((
-                "output_adapter",
-                Value::from(false),
-                "this or mh_adapter must be true",
-            ))
-        } else if let Scaling::Fixed(factor) = self.scaling
-            && !factor.is_finite()
-        {
-            let found = factor.to_string().into();
-            Some(("scaling", found, "a finite number, `learned` or `channel`"))
-        } else if self.residual_before_ln == ResidualBeforeLn::PostAdd
-            && !self.original_ln_before
-            && !self.is_parallel
-        {
-            let expected = "true or false without original_ln_before: nothing was added yet";
-            Some(("residual_before_ln", "post_add".into(), expected))
-        } else if self.inv_adapter.is_some() && self.inv_adapter_reduction_factor.is_none() {
-            let expected = "a number above 0 with inv_adapter";
-            Some(("inv_adapter_reduction_factor", Value::Null, expected))
-        } else {
-            self.phm_problem().or_else(|| self.training_problem())
-        };
-        if let Some((field, found, expected)) = problem {
-            return Err(Error::config(info.title, field, found, expected));
-        }
-        self.refuse_unknown(info)
-    }
+/// Registration of adapters after both sublayers.
+pub static HOULSBY: MethodInfo = MethodInfo {
+    name: "houlsby",
+    peft_type: "HOULSBY",
+    title: "Houlsby",
+    family: Family::Additive,
+    reference: "Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP, section 2.1; AdapterHub's double_seq_bn",
+    identity_at_init: false,
+    mergeable: false,
+    parse: |json| parse(json, BottleneckConfig::houlsby()),
+    recognises: Some(|json| is(json, &HOULSBY)),
+};
 
-    fn phm_problem(&self) -> Option<(&'static str, Value, &'static str)> {
-        if !self.phm_layer {
-            return None;
-        }
-        if self.init_weights != BottleneckInit::Bert {
-            let found = serde_json::to_value(self.init_weights).unwrap_or_default();
-            let expected = "`bert` with phm_layer, whose initial values hypercomplex_nonlinearity and phm_c_init say";
-            return Some(("init_weights", found, expected));
-        }
-        if self.shared_w_phm && matches!(self.reduction_factor, ReductionFactor::ByBlock(_)) {
-            let expected = "false where reduction_factor differs between blocks";
-            return Some(("shared_W_phm", true.into(), expected));
-        }
-        None
-    }
+/// Registration of adapters after feed-forward only.
+pub static PFEIFFER: MethodInfo = MethodInfo {
+    name: "pfeiffer",
+    peft_type: "PFEIFFER",
+    title: "Pfeiffer",
+    reference: "Pfeiffer et al. 2020, AdapterFusion, section 2.3 and appendix; AdapterHub's seq_bn",
+    parse: |json| parse(json, BottleneckConfig::pfeiffer()),
+    recognises: Some(|json| is(json, &PFEIFFER)),
+    ..HOULSBY
+};
 
-    fn training_problem(&self) -> Option<(&'static str, Value, &'static str)> {
-        if self.num_experts.is_some() && self.phm_layer {
-            return Some((
-                "num_experts",
-                self.num_experts.into(),
-                "none with phm_layer",
-            ));
-        }
-        self.sparsity?;
-        let problem = if self.phm_layer {
-            "none with phm_layer, which has few weights already"
-        } else if self.num_experts.is_some() {
-            "none with num_experts, whose average is not sparse"
-        } else if self.init_weights == BottleneckInit::MamAdapter {
-            "none with init_weights `mam_adapter`: a weight that is 0 counts as pruned"
-        } else {
-            return None;
-        };
-        Some(("sparsity", self.sparsity.into(), problem))
-    }
+/// Registration of adapters beside a sublayer.
+pub static PARALLEL: MethodInfo = MethodInfo {
+    name: "parallel",
+    peft_type: "PARALLEL",
+    title: "Parallel",
+    reference: "He et al. 2022, Towards a Unified View of Parameter-Efficient Transfer Learning, section 4; AdapterHub's par_bn",
+    identity_at_init: true,
+    parse: |json| parse(json, BottleneckConfig::parallel()),
+    recognises: Some(|json| is(json, &PARALLEL)),
+    ..HOULSBY
+};
 
-    /// Refuses a field of upstream's that would change the meaning of the tensors.
-    fn refuse_unknown(&self, info: &MethodInfo) -> Result<()> {
-        let unknown = &self.common.unknown;
-        let inner = unknown
-            .get("config")
-            .and_then(|config| config.get("cross_adapter"));
-        for value in [unknown.get("cross_adapter"), inner].into_iter().flatten() {
-            if !(value.is_null() || *value == false) {
-                let expected = "false: no model here has attention from a decoder to an encoder";
-                return Err(Error::config(info.title, "cross_adapter", value, expected));
-            }
-        }
-        Ok(())
+/// Registration of adapters with a scale for each feature.
+pub static ADAPTER_PLUS: MethodInfo = MethodInfo {
+    name: "adapter-plus",
+    peft_type: "ADAPTER_PLUS",
+    title: "AdapterPlus",
+    reference: "Steitz and Roth 2024, Adapters Strike Back, section 3; AdapterHub's AdapterPlusConfig",
+    parse: |json| parse(json, BottleneckConfig::adapter_plus()),
+    recognises: Some(|json| is(json, &ADAPTER_PLUS)),
+    ..HOULSBY
+};
+
+/// Registration of adapters after both sublayers whose projections are sums of Kronecker products.
+pub static COMPACTER: MethodInfo = MethodInfo {
+    name: "compacter",
+    peft_type: "COMPACTER",
+    title: "Compacter",
+    reference: "Karimi Mahabadi et al. 2021, Compacter: Efficient Low-Rank Hypercomplex Adapter Layers, section 3; AdapterHub's compacter",
+    parse: |json| parse(json, BottleneckConfig::compacter()),
+    recognises: Some(|json| is(json, &COMPACTER)),
+    ..HOULSBY
+};
+
+/// Registration of the same after feed-forward only.
+pub static COMPACTER_PLUS_PLUS: MethodInfo = MethodInfo {
+    name: "compacter-plus-plus",
+    peft_type: "COMPACTER_PLUS_PLUS",
+    title: "Compacter++",
+    reference: "Karimi Mahabadi et al. 2021, Compacter: Efficient Low-Rank Hypercomplex Adapter Layers, section 4.1; AdapterHub's compacter++",
+    parse: |json| parse(json, BottleneckConfig::compacter_plus_plus()),
+    recognises: Some(|json| is(json, &COMPACTER_PLUS_PLUS)),
+    ..HOULSBY
+};
+
+/// Registration of adapters with few weights that are not zero.
+pub static SPARSE_ADAPTER: MethodInfo = MethodInfo {
+    name: "sparse-adapter",
+    peft_type: "SPARSE_ADAPTER",
+    title: "SparseAdapter",
+    reference: "He et al. 2022, SparseAdapter: An Easy Approach for Improving the Parameter-Efficiency of Adapters, section 2",
+    parse: |json| parse(json, BottleneckConfig::sparse(0.8)),
+    recognises: Some(|json| is(json, &SPARSE_ADAPTER)),
+    ..HOULSBY
+};
+
+/// Registration of several adapters at each place, of which training takes one at random.
+pub static ADAMIX: MethodInfo = MethodInfo {
+    name: "adamix",
+    peft_type: "ADAMIX",
+    title: "AdaMix",
+    reference: "Wang et al. 2022, AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning, section 3",
+    parse: |json| parse(json, BottleneckConfig::adamix(4)),
+    recognises: Some(|json| is(json, &ADAMIX)),
+    ..HOULSBY
+};
+
+/// The method of a configuration, by whether it has these: Kronecker products, a place beside the sublayer, a factor for
+/// each feature, an adapter after attention.
+fn method([phm_layer, is_parallel, channel, mh_adapter]: [bool; 4]) -> &'static MethodInfo {
+    match (phm_layer, is_parallel, channel) {
+        (true, _, _) if mh_adapter => &COMPACTER,
+        (true, _, _) => &COMPACTER_PLUS_PLUS,
+        (false, true, _) => &PARALLEL,
+        (false, false, true) => &ADAPTER_PLUS,
+        (false, false, false) if mh_adapter => &HOULSBY,
+        (false, false, false) => &PFEIFFER,
     }
+}
+
+/// The method that a configuration is.
+fn registration(config: &BottleneckConfig) -> &'static MethodInfo {
+    if config.sparsity.is_some() {
+        return &SPARSE_ADAPTER;
+    }
+    if config.num_experts.is_some() {
+        return &ADAMIX;
+    }
+    let channel = config.scaling == Scaling::Channel;
+    method([
+        config.phm_layer,
+        config.is_parallel,
+        channel,
+        config.mh_adapter,
+    ])
+}
+
+/// Whether a configuration in AdapterHub's layout is of a bottleneck that is this method.
+fn is(json: &Value, info: &MethodInfo) -> bool {
+    let config = &json["config"];
+    let factor = &config["reduction_factor"];
+    if !(factor.is_number() || factor.is_object()) || !config["architecture"].is_null() {
+        return false;
+    }
+    let is_on = |field: &str| config[field] == true;
+    let found = if config["sparsity"].is_number() {
+        &SPARSE_ADAPTER
+    } else if config["num_experts"].is_number() {
+        &ADAMIX
+    } else {
+        method([
+            is_on("phm_layer"),
+            is_on("is_parallel"),
+            config["scaling"] == "channel",
+            is_on("mh_adapter"),
+        ])
+    };
+    found.name == info.name
+}
+
+/// In AdapterHub's layout.
+fn to_json(config: &BottleneckConfig) -> Value {
+    let mut plain = config.clone();
+    plain.common = Common::default();
+    json::to_json(&config.common, plain)
 }

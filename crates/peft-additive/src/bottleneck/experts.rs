@@ -7,8 +7,7 @@ use peft_core::method::{CheckpointKey, Init};
 use peft_core::ops::linear;
 
 use super::fields::{BottleneckInit, ExpertSharing};
-use super::projection::{Dense, Projection};
-use super::state::Bottleneck;
+use super::projection::Dense;
 
 /// What one more expert has of its own; the other projection is the first expert's.
 #[derive(Module, Debug)]
@@ -61,7 +60,7 @@ impl Mixed {
         linear(x, self.weight, Some(self.bias), None)
     }
 
-    fn into_dense(self) -> Dense {
+    pub(crate) fn into_dense(self) -> Dense {
         Dense {
             weight: Param::from_tensor(self.weight),
             bias: Param::from_tensor(self.bias),
@@ -120,24 +119,6 @@ pub(crate) fn mixed(down: &Dense, up: &Dense, experts: &[Expert]) -> [Mixed; 2] 
         mix(&std::iter::once(down).chain(downs).collect::<Vec<_>>()),
         mix(&std::iter::once(up).chain(ups).collect::<Vec<_>>()),
     ]
-}
-
-/// The adapter with the average of its experts, and no others.
-pub(crate) fn averaged(state: &Bottleneck) -> Bottleneck {
-    let (Projection::Dense(down), Projection::Dense(up)) = (&state.down, &state.up) else {
-        return state.clone();
-    };
-    if state.experts.is_empty() {
-        return state.clone();
-    }
-    let experts: Vec<Expert> = state.experts.iter().map(Module::valid).collect();
-    let [down, up] = mixed(&down.valid(), &up.valid(), &experts);
-    Bottleneck {
-        down: Projection::Dense(down.into_dense()),
-        up: Projection::Dense(up.into_dense()),
-        experts: Vec::new(),
-        ..state.clone()
-    }
 }
 
 /// How far two outputs are apart that come from two forward passes with experts of their own: half the Kullback-Leibler

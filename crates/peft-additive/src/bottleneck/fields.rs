@@ -6,7 +6,7 @@ use peft_core::method::MethodInfo;
 use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::projection::inner_width;
+use super::width::inner_width;
 
 /// The most features that a bottleneck may have.
 const MOST: usize = 1 << 20;

@@ -6,7 +6,9 @@ use peft_core::method::{Adapter, CheckpointKey, HiddenAdapter, Init, SiteContext
 
 use super::activation::Activation;
 use super::fields::InvertibleKind;
-use super::projection::{Dense, inner_width, listed};
+use super::keys::listed;
+use super::projection::Dense;
+use super::width::inner_width;
 
 /// The list of invertible adapters, in AdapterHub's models.
 const LIST: &str = "invertible_adapters";

@@ -2,15 +2,17 @@
 
 use peft_core::Result;
 use peft_core::method::{Common, Method, config_from_json};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-
-use super::config::BottleneckConfig;
 
 /// The object with the method's fields. What is in it and unknown here is kept under the same name.
 const CONFIG: &str = "config";
 
 /// Reads both AdapterHub's nested layout and a flat one, over a preset.
-pub(crate) fn parse(json: &Value, preset: BottleneckConfig) -> Result<Box<dyn Method>> {
+pub(crate) fn parse<C>(json: &Value, preset: C) -> Result<Box<dyn Method>>
+where
+    C: Method + Serialize + for<'de> Deserialize<'de> + 'static,
+{
     let mut fields = fields_of(preset);
     let mut given = json.as_object().cloned().unwrap_or_default();
     if let Some(Value::Object(config)) = given.remove(CONFIG) {
@@ -32,11 +34,11 @@ pub(crate) fn parse(json: &Value, preset: BottleneckConfig) -> Result<Box<dyn Me
         }
     }
     fields.extend(given);
-    config_from_json::<BottleneckConfig>(&Value::Object(fields))
+    config_from_json::<C>(&Value::Object(fields))
 }
 
 /// The fields by their keys.
-fn fields_of(config: BottleneckConfig) -> Map<String, Value> {
+fn fields_of(config: impl Serialize) -> Map<String, Value> {
     match serde_json::to_value(config) {
         Ok(Value::Object(fields)) => fields,
         _ => Map::new(),
@@ -57,11 +59,9 @@ fn leave_out_unused(fields: &mut Map<String, Value>) {
     }
 }
 
-/// Writes AdapterHub's layout.
-pub(crate) fn to_json(config: &BottleneckConfig) -> Value {
-    let mut json = serde_json::to_value(&config.common).expect("plain data");
-    let mut plain = config.clone();
-    plain.common = Common::default();
+/// Writes AdapterHub's layout, of the fields that every method has, and of a configuration in which those say nothing.
+pub(crate) fn to_json(common: &Common, plain: impl Serialize) -> Value {
+    let mut json = serde_json::to_value(common).expect("plain data");
     let mut fields = fields_of(plain);
     let outer = json.as_object_mut().expect("plain data");
     for field in outer.keys() {

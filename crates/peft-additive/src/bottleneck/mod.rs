@@ -2,22 +2,29 @@
 
 mod activation;
 mod adapter_drop;
+mod block;
+mod check;
 mod config;
 mod experts;
 mod fields;
 mod hooks;
 mod invertible;
 mod json;
+mod keys;
 mod phm;
 mod plan;
 mod projection;
-mod registration;
+mod skip;
 mod sparse;
 mod state;
+mod width;
 
 pub use activation::Activation;
-pub use adapter_drop::{Skip, drop_adapters};
-pub use config::BottleneckConfig;
+pub use adapter_drop::drop_adapters;
+pub use config::{
+    ADAMIX, ADAPTER_PLUS, BottleneckConfig, COMPACTER, COMPACTER_PLUS_PLUS, HOULSBY, PARALLEL,
+    PFEIFFER, SPARSE_ADAPTER,
+};
 pub use experts::{Expert, consistency_loss};
 pub use fields::{
     BottleneckInit, ExpertSharing, HypercomplexInit, InvertibleKind, Pruning, ReductionFactor,
@@ -26,8 +33,5 @@ pub use fields::{
 pub use invertible::{Coupling, Invertible};
 pub use phm::{Factors, Phm};
 pub use projection::{Dense, Projection};
-pub use registration::{
-    ADAMIX, ADAPTER_PLUS, COMPACTER, COMPACTER_PLUS_PLUS, HOULSBY, PARALLEL, PFEIFFER,
-    SPARSE_ADAPTER,
-};
+pub use skip::Skip;
 pub use state::{Bottleneck, Norm, Placement, Residual, Seen};

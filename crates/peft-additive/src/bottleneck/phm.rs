@@ -6,7 +6,7 @@ use peft_core::method::{CheckpointKey, Init, Plan, Shared};
 
 use super::config::BottleneckConfig;
 use super::fields::{HypercomplexInit, RuleInit};
-use super::projection::listed;
+use super::keys::listed;
 
 /// n matrices, as they are or as products of two factors each.
 #[derive(Module, Debug)]

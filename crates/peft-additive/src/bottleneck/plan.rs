@@ -8,7 +8,8 @@ use peft_core::method::{
 };
 use peft_core::{Error, Result};
 
-use super::adapter_drop::{AdapterDropSchedule, Skip};
+use super::adapter_drop::AdapterDropSchedule;
+use super::block::block;
 use super::config::BottleneckConfig;
 use super::experts::Expert;
 use super::fields::{BottleneckInit, Pruning, ResidualBeforeLn, Scaling};
@@ -16,13 +17,9 @@ use super::hooks::Several;
 use super::invertible::Invertible;
 use super::phm::PhmSource;
 use super::projection::{Dense, Projection};
+use super::skip::Skip;
 use super::sparse::{SnipSchedule, is_pruned, prune_fresh};
 use super::state::{Bottleneck, Norm, Placement, Residual, Seen};
-
-/// The first number among the segments of a name: the block's index.
-pub(super) fn block(name: &str) -> Option<usize> {
-    name.split('.').find_map(|segment| segment.parse().ok())
-}
 
 impl BottleneckConfig {
     fn states(&self) -> Vec<HiddenState> {

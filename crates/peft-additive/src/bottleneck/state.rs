@@ -8,9 +8,9 @@ use peft_core::nn::{AdaptedForward as _, dropout_rate};
 use peft_core::ops::{dropout, layer_norm};
 
 use super::activation::Activation;
-use super::adapter_drop::Skip;
-use super::experts::{self, Expert};
+use super::experts::{Expert, mixed};
 use super::projection::{Dense, Projection};
+use super::skip::Skip;
 
 /// What is added to the variance: torch's default.
 const EPSILON: f64 = 1e-5;
@@ -193,7 +193,7 @@ impl Bottleneck {
     fn through(&self, seen: Tensor<3>) -> Tensor<3> {
         match (&self.down, &self.up) {
             (Projection::Dense(down), Projection::Dense(up)) if !self.experts.is_empty() => {
-                let [down, up] = experts::mixed(down, up, &self.experts);
+                let [down, up] = mixed(down, up, &self.experts);
                 up.forward(self.activation.apply(down.forward(seen)))
             }
             (Projection::Dense(down), Projection::Dense(up)) if self.sparse => {
@@ -211,6 +211,24 @@ fn drop_rows(x: Tensor<3>, probability: f64) -> Tensor<3> {
     }
     let ones = Tensor::<3>::ones([x.dims()[0], 1, 1], (&x.device(), x.dtype()));
     x * dropout(ones, probability)
+}
+
+/// The adapter with the average of its experts, and no others.
+fn averaged(state: &Bottleneck) -> Bottleneck {
+    let (Projection::Dense(down), Projection::Dense(up)) = (&state.down, &state.up) else {
+        return state.clone();
+    };
+    if state.experts.is_empty() {
+        return state.clone();
+    }
+    let experts: Vec<Expert> = state.experts.iter().map(Module::valid).collect();
+    let [down, up] = mixed(&down.valid(), &up.valid(), &experts);
+    Bottleneck {
+        down: Projection::Dense(down.into_dense()),
+        up: Projection::Dense(up.into_dense()),
+        experts: Vec::new(),
+        ..state.clone()
+    }
 }
 
 impl HiddenAdapter for Bottleneck {
@@ -257,7 +275,7 @@ impl HiddenAdapter for Bottleneck {
 
 impl Adapter for Bottleneck {
     fn for_checkpoint(&self) -> Self {
-        experts::averaged(self)
+        averaged(self)
     }
 
     fn tensors(&self) -> Vec<CheckpointKey> {
