@@ -6,12 +6,12 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::{
     Adapter, CheckpointKey, Common, KeyValueAdapter, Layout, LayoutSite, Method, MethodInfo, Plan,
-    PrefixContext, Shared, SiteKind, Value, config_from_json, method_config,
+    PrefixContext, Shared, SiteKind, Value, method_config,
 };
 use peft_core::nn::AdaptedForward;
 use peft_core::ops::linear;
 use peft_core::{Error, Result};
-use serde_json::{Map, json};
+use serde_json::json;
 
 use crate::key_value::halves;
 use crate::model_name::model_of;
@@ -175,22 +175,6 @@ pub struct AdapterHubPrefixConfig {
     pub shared_gating: bool,
     /// Fields that every method has.
     pub common: Common,
-}
-
-/// Whether a configuration is one of AdapterHub's prefix tuning.
-pub(crate) fn is_prefix(json: &Value) -> bool {
-    json["config"]["architecture"] == "prefix_tuning"
-}
-
-/// Reads AdapterHub's nested layout.
-pub(crate) fn read(json: &Value) -> Result<Box<dyn Method>> {
-    let mut fields = Map::new();
-    let mut given = json.as_object().cloned().unwrap_or_default();
-    if let Some(Value::Object(config)) = given.remove("config") {
-        fields.extend(config);
-    }
-    fields.extend(given);
-    config_from_json::<AdapterHubPrefixConfig>(&Value::Object(fields))
 }
 
 impl AdapterHubPrefixConfig {

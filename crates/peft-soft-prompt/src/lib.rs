@@ -12,10 +12,13 @@ mod model_name;
 mod multitask_prompt_tuning;
 mod p_tuning;
 mod prefix_encoder;
+mod prefix_layouts;
 mod prefix_tuning;
 mod prompt_adapterhub;
 mod prompt_encoder;
+mod prompt_init;
 mod prompt_layouts;
+mod prompt_transfer;
 mod prompt_tuning;
 mod start;
 mod trained_prompt;
@@ -45,8 +48,10 @@ pub use prefix_encoder::{PrefixActivation, PrefixEncoder};
 pub use prefix_tuning::{PREFIX_TUNING, Prefix, PrefixForm, PrefixInit, PrefixTuningConfig};
 pub use prompt_adapterhub::AdapterHubPrompt;
 pub use prompt_encoder::{BiLstmLayer, LstmDirection, MlpLayer, PromptEncoder};
-pub use prompt_tuning::{PROMPT_TUNING, PromptInit, PromptTuningConfig, SoftPrompt};
-pub use trained_prompt::{Similarity, TrainedPrompt};
+pub use prompt_init::PromptInit;
+pub use prompt_transfer::Similarity;
+pub use prompt_tuning::{PROMPT_TUNING, PromptTuningConfig, SoftPrompt};
+pub use trained_prompt::TrainedPrompt;
 
 /// The methods of this crate.
 pub const METHODS: &[&MethodInfo] = &[

@@ -11,7 +11,7 @@ use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::prompt_tuning::PromptInit;
+use crate::prompt_init::PromptInit;
 use crate::start::Start;
 use crate::trained_prompt::TrainedPrompt;
 use crate::vocabulary::only_site;

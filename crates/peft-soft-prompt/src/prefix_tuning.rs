@@ -4,12 +4,11 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::method::{
     Adapter, CheckpointKey, Common, Family, KeyValueAdapter, Layout, Method, MethodConfig as _,
-    MethodInfo, Plan, config_from_json, method_config,
+    MethodInfo, Plan, method_config,
 };
 use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::adapterhub_prefix::{is_prefix, read};
 use crate::key_value::{alike_sites, halves, of_text, record};
 use crate::prefix_encoder::{EncoderShape, PrefixActivation, PrefixEncoder};
 
@@ -22,14 +21,8 @@ pub static PREFIX_TUNING: MethodInfo = MethodInfo {
     reference: "Li & Liang 2021, Prefix-Tuning: Optimizing Continuous Prompts for Generation, section 4",
     identity_at_init: false,
     mergeable: false,
-    parse: |json| {
-        if is_prefix(json) {
-            read(json)
-        } else {
-            config_from_json::<PrefixTuningConfig>(json)
-        }
-    },
-    recognises: Some(is_prefix),
+    parse: PrefixTuningConfig::PARSE,
+    recognises: Some(PrefixTuningConfig::RECOGNISES),
 };
 
 /// The prefix of one attention layer.

@@ -7,7 +7,8 @@ use peft_core::{Error, Result};
 use serde::Deserialize;
 
 use crate::prompt_adapterhub::AdapterHubPrompt;
-use crate::prompt_tuning::{PROMPT_TUNING, PromptInit, PromptTuningConfig};
+use crate::prompt_init::PromptInit;
+use crate::prompt_tuning::{PROMPT_TUNING, PromptTuningConfig};
 
 /// AdapterHub's fields.
 #[derive(Deserialize)]

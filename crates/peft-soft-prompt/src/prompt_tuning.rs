@@ -7,10 +7,10 @@ use peft_core::method::{
     Adapter, CheckpointKey, Common, Layout, Method, MethodConfig as _, Plan, PromptAdapter,
     SiteKind, method_config,
 };
-use serde::{Deserialize, Serialize};
 
 use crate::model_name::model_of;
 use crate::prompt_adapterhub::AdapterHubPrompt;
+use crate::prompt_init::PromptInit;
 use crate::start::Start;
 use crate::trained_prompt::TrainedPrompt;
 use crate::vocabulary::only_site;
@@ -42,20 +42,6 @@ impl PromptAdapter for SoftPrompt {
     fn prompt(&self) -> Tensor<2> {
         self.embeddings.val()
     }
-}
-
-/// Where the virtual tokens start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[non_exhaustive]
-pub enum PromptInit {
-    /// Normal with mean 0 and standard deviation 1, as torch initialises embeddings.
-    #[default]
-    Random,
-    /// The embeddings of tokens drawn from the vocabulary.
-    SampleVocab,
-    /// The embeddings of a text's tokens, repeated or cut to the number of virtual tokens.
-    Text,
 }
 
 /// Prompt tuning's configuration. Fields are called as in Hugging Face PEFT's

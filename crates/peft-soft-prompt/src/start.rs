@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use peft_core::method::{Layout, LayoutSite, MethodInfo, Plan};
 use peft_core::{Error, Result};
 
-use crate::prompt_tuning::PromptInit;
+use crate::prompt_init::PromptInit;
 use crate::trained_prompt::TrainedPrompt;
 use crate::vocabulary::{embeddings_of, table};
 

@@ -1,49 +1,15 @@
 //! The space that the prompts of several tasks have in common: an auto-encoder of them.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::optim::{AdamConfig, GradientsParams};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::Init;
 use peft_core::{Error, Result};
 
 use super::config::INTRINSIC_PROMPT;
+use super::decoder::{PromptDecoder, decoded};
 use crate::prompt_encoder::MlpLayer;
 use crate::trained_prompt::TrainedPrompt;
-
-/// What computes prompts from points of the space: `tanh(z W + b) W' + b'`, as numbers of the host.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PromptDecoder {
-    /// W and b, `[intrinsic_dim, h]` and `[h]`.
-    inner: [TensorData; 2],
-    /// W' and b', `[h, tokens · d]` and `[tokens · d]`.
-    outer: [TensorData; 2],
-    tokens: usize,
-}
-
-impl PromptDecoder {
-    /// How many virtual tokens it computes.
-    pub fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    /// Dimensions of the space, width inside, and `tokens · d`.
-    pub(super) fn widths(&self) -> [usize; 3] {
-        let [inner, outer] = [&self.inner, &self.outer].map(|layer| layer[0].shape());
-        [inner[0], inner[1], outer[1]]
-    }
-
-    pub(super) fn layers(&self, like: (&Device, DType)) -> [MlpLayer; 2] {
-        [&self.inner, &self.outer].map(|[weight, bias]| MlpLayer {
-            weight: Param::from_tensor(Tensor::from_data(weight.clone(), like)),
-            bias: Param::from_tensor(Tensor::from_data(bias.clone(), like)),
-        })
-    }
-}
-
-/// Prompts `[points, tokens · d]` of points `[points, intrinsic_dim]`.
-pub(super) fn decoded(points: Tensor<2>, inner: &MlpLayer, outer: &MlpLayer) -> Tensor<2> {
-    outer.forward(inner.forward(points).tanh())
-}
 
 /// How an auto-encoder is fitted.
 #[derive(Clone, Debug, PartialEq)]

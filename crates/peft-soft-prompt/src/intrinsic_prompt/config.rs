@@ -8,7 +8,7 @@ use peft_core::method::{
 };
 use peft_core::{Error, Result};
 
-use super::autoencoder::{PromptDecoder, decoded};
+use super::decoder::{PromptDecoder, decoded};
 use crate::prompt_encoder::MlpLayer;
 use crate::vocabulary::only_site;
 

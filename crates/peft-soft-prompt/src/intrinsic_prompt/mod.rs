@@ -2,6 +2,8 @@
 
 mod autoencoder;
 mod config;
+mod decoder;
 
-pub use autoencoder::{FitConfig, PromptAutoencoder, PromptDecoder};
+pub use autoencoder::{FitConfig, PromptAutoencoder};
 pub use config::{INTRINSIC_PROMPT, IntrinsicPrompt, IntrinsicPromptConfig};
+pub use decoder::PromptDecoder;
