@@ -151,6 +151,39 @@ fn a_head_that_does_not_fit_is_refused() {
     refused(error, &["pytorch_model_head.bin", "another folder"]);
 }
 
+/// Changes a JSON file.
+fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut json = json_of(path);
+    change(&mut json);
+    fs::write(path, json.to_string()).unwrap();
+}
+
+#[test]
+fn a_head_that_computes_something_else_is_refused() {
+    for (field, value, said) in [
+        ("use_pooler", json!(false), "`use_pooler` is false"),
+        ("use_pooler", Value::Null, "`use_pooler` is null"),
+        (
+            "head_type",
+            json!("question_answering"),
+            "`head_type` is \"question_answering\"",
+        ),
+        ("head_type", json!("tagging"), "`head_type` is \"tagging\""),
+    ] {
+        let dir = copied("flexible");
+        edit(&dir.path().join("head_config.json"), |head| {
+            head["config"][field] = value;
+        });
+        let error = classifier(3)
+            .load_adapter("b", dir.path(), &methods())
+            .map(|_| ())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(said), "no {said} in: {error}");
+        assert!(error.contains("head_config.json"), "{error}");
+    }
+}
+
 /// A folder of LoRA on one layer, with a pickled file of these bytes.
 fn lora(bytes: &[u8]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();

@@ -68,6 +68,7 @@ pub(crate) fn read(dir: &Path, layout: &Layout) -> Result<Option<Head>> {
              {HEAD_CONFIG_FILE} to have the adapter alone"
         ));
     }
+    refuse_other(&config, dir)?;
     let mut found = Head {
         config,
         tensors: Tensors::new(),
@@ -96,8 +97,38 @@ pub(crate) fn read(dir: &Path, layout: &Layout) -> Result<Option<Head>> {
     Ok(Some(found))
 }
 
+/// Where a head's configuration is.
+fn config_file(dir: &Path) -> PathBuf {
+    files::readable(dir, CONFIG_FILE, HEAD_CONFIG_FILE)
+}
+
+/// Refuses a head of AdapterHub's own model classes that computes something else than the heads here do: scores of
+/// classes from the pooled first state.
+fn refuse_other(config: &Value, dir: &Path) -> Result<()> {
+    let config = &config["config"];
+    if !config.is_object() {
+        return Ok(());
+    }
+    for (field, expected) in [
+        ("head_type", Value::from("classification")),
+        ("use_pooler", Value::from(true)),
+    ] {
+        let found = &config[field];
+        if *found != expected {
+            return Err(wrong(
+                &config_file(dir),
+                format!(
+                    "`{field}` is {found}, and only a head with `{field}` {expected} computes what a head computes \
+                     here; delete this file and the head's tensors to have the adapter alone"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn read_config(dir: &Path) -> Result<Value> {
-    let path = files::readable(dir, CONFIG_FILE, HEAD_CONFIG_FILE);
+    let path = config_file(dir);
     let text = fs::read_to_string(&path).map_err(io(&path))?;
     serde_json::from_str(&text).map_err(|error| wrong(&path, format!("no valid JSON: {error}")))
 }
