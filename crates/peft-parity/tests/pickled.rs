@@ -249,6 +249,32 @@ fn a_field_called_head_config_of_another_layout_is_kept() {
     assert!(!again.path().join("head_config.json").exists());
 }
 
+#[test]
+fn two_keys_for_one_tensor_are_refused() {
+    for file in ["adapter.safetensors", "model_head.safetensors"] {
+        let dir = saved_again("static", "a");
+        let path = dir.path().join(file);
+        let mut tensors = peft_core::checkpoint::read_tensors(&path).unwrap();
+        let (key, data) = tensors.first_key_value().unwrap();
+        let (key, data) = (key.clone(), data.clone());
+        // As a model without a head has it; as a model below another has it.
+        let other = match key.strip_prefix("bert.") {
+            Some(bare) => bare.to_string(),
+            None => format!("model.{key}"),
+        };
+        tensors.insert(other.clone(), data);
+        peft_core::checkpoint::write_tensors(&path, &tensors).unwrap();
+        let error = classifier(3)
+            .load_adapter("a", dir.path(), &methods())
+            .map(|_| ())
+            .unwrap_err()
+            .to_string();
+        for word in [file, &format!("`{key}`"), &format!("`{other}`")] {
+            assert!(error.contains(word), "no {word} in: {error}");
+        }
+    }
+}
+
 /// A folder of LoRA on one layer, with a pickled file of these bytes.
 fn lora(bytes: &[u8]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();

@@ -75,7 +75,8 @@ pub(crate) fn read(dir: &Path, layout: &Layout) -> Result<Option<Head>> {
         layers: BTreeSet::new(),
     };
     let own = found.own_name();
-    for (key, data) in of_base_model(tensors, layout) {
+    let tensors = of_base_model(tensors, layout).map_err(|reason| wrong(&path, reason))?;
+    for (key, data) in tensors {
         let field = own
             .as_ref()
             .and_then(|own| key.strip_prefix(&first_layer(own)));
