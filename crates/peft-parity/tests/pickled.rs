@@ -184,6 +184,97 @@ fn a_head_that_computes_something_else_is_refused() {
     }
 }
 
+/// A folder's adapter, loaded and saved: its tensors are in safetensors files.
+fn saved_again(folder: &str, name: &str) -> tempfile::TempDir {
+    let model = classifier(3)
+        .load_adapter(name, copied(folder).path(), &methods())
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter(name, dir.path()).unwrap();
+    dir
+}
+
+#[test]
+fn modules_saved_beside_a_head_stay_with_the_adapter() {
+    let dir = saved_again("flexible", "b");
+    let file = dir.path().join("adapter.safetensors");
+    let mut tensors = peft_core::checkpoint::read_tensors(&file).unwrap();
+    let pooler = "bert.pooler.dense";
+    for (field, shape) in [("weight", vec![32, 32]), ("bias", vec![32])] {
+        let values = vec![0.5_f32; shape.iter().product()];
+        tensors.insert(format!("{pooler}.{field}"), TensorData::new(values, shape));
+    }
+    peft_core::checkpoint::write_tensors(&file, &tensors).unwrap();
+    edit(&dir.path().join("adapter_config.json"), |config| {
+        config["modules_to_save"] = json!([pooler]);
+    });
+    let model = classifier(3)
+        .load_adapter("b", dir.path(), &methods())
+        .unwrap();
+    let again = tempfile::tempdir().unwrap();
+    model.save_adapter("b", again.path()).unwrap();
+    let config = json_of(&again.path().join("adapter_config.json"));
+    assert_eq!(config["modules_to_save"], json!([pooler]));
+    let keys = |name: &str| {
+        let tensors = peft_core::checkpoint::read_tensors(&again.path().join(name)).unwrap();
+        tensors.into_keys().collect::<Vec<_>>()
+    };
+    let found = keys("adapter.safetensors");
+    assert!(found.contains(&format!("{pooler}.weight")), "{found:?}");
+    assert_eq!(
+        keys("model_head.safetensors"),
+        ["heads.b.1.bias", "heads.b.1.weight"]
+    );
+}
+
+#[test]
+fn a_field_called_head_config_of_another_layout_is_kept() {
+    let method = peft::reparameterization::LoraConfig::new(2).with_modules_to_save(["classifier"]);
+    let model = classifier(3).attach("x", &method).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter("x", dir.path()).unwrap();
+    edit(&dir.path().join("adapter_config.json"), |config| {
+        config["head_config"] = json!({"of": "someone"});
+    });
+    let model = classifier(3)
+        .load_adapter("x", dir.path(), &methods())
+        .unwrap();
+    let again = tempfile::tempdir().unwrap();
+    model.save_adapter("x", again.path()).unwrap();
+    let json = |dir: &tempfile::TempDir| json_of(&dir.path().join("adapter_config.json"));
+    assert_eq!(json(&again), json(&dir));
+    let file = "adapter_model.safetensors";
+    let bytes = |dir: &tempfile::TempDir| fs::read(dir.path().join(file)).unwrap();
+    assert_eq!(bytes(&again), bytes(&dir));
+    assert!(!again.path().join("head_config.json").exists());
+}
+
+#[test]
+fn two_keys_for_one_tensor_are_refused() {
+    for file in ["adapter.safetensors", "model_head.safetensors"] {
+        let dir = saved_again("static", "a");
+        let path = dir.path().join(file);
+        let mut tensors = peft_core::checkpoint::read_tensors(&path).unwrap();
+        let (key, data) = tensors.first_key_value().unwrap();
+        let (key, data) = (key.clone(), data.clone());
+        // As a model without a head has it; as a model below another has it.
+        let other = match key.strip_prefix("bert.") {
+            Some(bare) => bare.to_string(),
+            None => format!("model.{key}"),
+        };
+        tensors.insert(other.clone(), data);
+        peft_core::checkpoint::write_tensors(&path, &tensors).unwrap();
+        let error = classifier(3)
+            .load_adapter("a", dir.path(), &methods())
+            .map(|_| ())
+            .unwrap_err()
+            .to_string();
+        for word in [file, &format!("`{key}`"), &format!("`{other}`")] {
+            assert!(error.contains(word), "no {word} in: {error}");
+        }
+    }
+}
+
 /// A folder of LoRA on one layer, with a pickled file of these bytes.
 fn lora(bytes: &[u8]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();

@@ -75,7 +75,8 @@ pub(crate) fn read(dir: &Path, layout: &Layout) -> Result<Option<Head>> {
         layers: BTreeSet::new(),
     };
     let own = found.own_name();
-    for (key, data) in of_base_model(tensors, layout) {
+    let tensors = of_base_model(tensors, layout).map_err(|reason| wrong(&path, reason))?;
+    for (key, data) in tensors {
         let field = own
             .as_ref()
             .and_then(|own| key.strip_prefix(&first_layer(own)));
@@ -153,19 +154,30 @@ impl Head {
         tensors.extend(self.tensors);
     }
 
-    /// The head of an adapter that had one when it was read: taken out of its configuration and its tensors.
-    pub(crate) fn take(config: &mut Value, tensors: &mut Tensors) -> Option<Self> {
+    /// The head of an adapter that had one when it was read: taken out of its configuration and its tensors. Other modules
+    /// that the adapter saves whole stay with it.
+    pub(crate) fn take(config: &mut Value, tensors: &mut Tensors, layout: &Layout) -> Option<Self> {
+        let modules = &config["modules_to_save"];
+        let modules: Vec<String> = serde_json::from_value(modules.clone()).unwrap_or_default();
+        let is_head = |module: &String| {
+            let mut layers = layout.layers.iter();
+            layers.any(|layer| layer.head && layer.name == *module)
+        };
+        let (layers, others): (Vec<_>, Vec<_>) = modules.into_iter().partition(is_head);
         let fields = config.as_object_mut()?;
+        if layers.is_empty() {
+            return None;
+        }
         let head = fields.remove(FIELD)?;
-        let modules = fields.insert("modules_to_save".into(), Value::Null);
-        let modules: Vec<String> = serde_json::from_value(modules?).unwrap_or_default();
+        let others = (!others.is_empty()).then_some(others);
+        fields.insert("modules_to_save".into(), others.into());
         let mut found = Self {
             config: head,
             tensors: Tensors::new(),
-            layers: BTreeSet::new(),
+            layers: layers.into_iter().collect(),
         };
         let own = found.own_name();
-        for module in modules {
+        for module in &found.layers {
             let below = format!("{module}.");
             let keys: Vec<String> = tensors
                 .keys()
@@ -180,7 +192,6 @@ impl Head {
                 let data = tensors.remove(&key);
                 found.tensors.extend(data.map(|data| (stored, data)));
             }
-            found.layers.insert(module);
         }
         Some(found)
     }

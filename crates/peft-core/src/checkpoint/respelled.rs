@@ -33,7 +33,11 @@ pub(crate) fn of_compiled(tensors: Tensors) -> Result<Tensors, String> {
 
 /// The tensors of a file in AdapterHub's layout as the model calls them, whichever of a bare model and one with a head it
 /// was saved from (`bert.encoder` for `encoder`, or the other way round), and by whichever version.
-pub(crate) fn of_base_model(tensors: Tensors, layout: &Layout) -> Tensors {
+///
+/// # Errors
+///
+/// Two keys that the model calls the same.
+pub(crate) fn of_base_model(tensors: Tensors, layout: &Layout) -> Result<Tensors, String> {
     let names = || layout.layers.iter().map(|layer| layer.name.as_str());
     let is_top = |segment: &str| names().any(|name| first(name) == segment);
     let outer_of = |segment: &str| {
@@ -64,18 +68,26 @@ pub(crate) fn of_base_model(tensors: Tensors, layout: &Layout) -> Tensors {
             None => None,
         }
     };
-    let tensors = tensors.into_iter().map(|(key, data)| {
+    // By the model's names, each with the file's key.
+    let mut found: BTreeMap<String, (String, TensorData)> = BTreeMap::new();
+    for (key, data) in tensors {
         let segments = key.split('.').map(|segment| {
             let mut renamed = ADAPTERHUB_RENAMED.iter();
             renamed
                 .find(|(old, _)| *old == segment)
                 .map_or(segment, |(_, new)| new)
         });
-        (segments.collect::<Vec<_>>().join("."), data)
-    });
-    tensors
-        .map(|(key, data)| (plain(&key).unwrap_or(key), data))
-        .collect()
+        let current = segments.collect::<Vec<_>>().join(".");
+        let name = plain(&current).unwrap_or(current);
+        if let Some((other, _)) = found.get(&name) {
+            return Err(format!(
+                "it holds `{name}` twice, as `{other}` and as `{key}`; keep one"
+            ));
+        }
+        found.insert(name, (key, data));
+    }
+    let named = found.into_iter().map(|(name, (_, data))| (name, data));
+    Ok(named.collect())
 }
 
 /// The first segment of a name.
@@ -287,7 +299,7 @@ mod tests {
                 "model.layers.0.mlp.adapters.a.x",
             ),
         ] {
-            let found = of_base_model(tensors(&[given]), layout);
+            let found = of_base_model(tensors(&[given]), layout).unwrap();
             assert_eq!(found.into_keys().collect::<Vec<_>>(), [expected], "{given}");
         }
     }

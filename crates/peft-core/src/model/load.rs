@@ -91,7 +91,7 @@ pub(crate) fn install_stored<M: Module>(
     let attached = check_attachable(model, name)?;
     let layout = &attached.layout;
     if style == Style::AdapterHub {
-        tensors = respelled::of_base_model(tensors, layout);
+        tensors = respelled::of_base_model(tensors, layout).map_err(wrong)?;
         let head = dir.map(|dir| heads::read(dir, layout)).transpose()?;
         if let Some(head) = head.flatten() {
             head.add_to(method.common_mut(), &mut tensors);

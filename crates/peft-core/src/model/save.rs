@@ -20,13 +20,18 @@ use crate::upstream::CONFIG_FILE;
 
 /// See [`PeftModule::save_adapter`](crate::PeftModule::save_adapter).
 pub(crate) fn save_adapter<M: Module>(model: &M, name: &str, dir: &Path) -> Result<()> {
+    let attached = traversal::gather(model);
+    let layout = attached.layout.clone();
     let Saved {
         mut config,
         method,
         style,
         mut tensors,
-    } = saved(traversal::gather(model), name, name)?;
-    let head = Head::take(&mut config, &mut tensors);
+    } = saved(attached, name, name)?;
+    let head = match style {
+        Style::AdapterHub => Head::take(&mut config, &mut tensors, &layout),
+        Style::HuggingFace | Style::HuggingFacePrompt => None,
+    };
     if style == Style::AdapterHub
         && head.is_none()
         && let Some(other) = heads::file(dir)
