@@ -118,11 +118,12 @@ impl Stored {
         }
     }
 
-    /// Which part of the file's tensor it is; none if all of it.
-    pub(crate) fn part(&self) -> Option<Part> {
-        let rows = self.rows.map(|rows| (true, rows));
-        let (is_rows, range) = rows.or(self.columns.map(|columns| (false, columns)))?;
-        Some(Part { is_rows, range })
+    /// Which part of the file's tensor it is.
+    pub(crate) fn part(&self) -> Part {
+        Part {
+            rows: self.rows,
+            columns: self.columns,
+        }
     }
 
     /// The file's tensor with a parameter's `value` in it; `before` is what other places left there.
@@ -166,18 +167,20 @@ impl Stored {
     }
 }
 
-/// Some rows or columns of a tensor.
+/// Some rows of some columns of a tensor; all of them where it says none.
 pub(crate) struct Part {
-    is_rows: bool,
-    range: Columns,
+    rows: Option<Columns>,
+    columns: Option<Columns>,
 }
 
 impl Part {
     /// Whether it is of the same tensor, and begins elsewhere.
     pub(crate) fn is_beside(&self, other: &Self) -> bool {
-        self.is_rows == other.is_rows
-            && self.range.of == other.range.of
-            && self.range.from != other.range.from
+        let apart = |a: Option<Columns>, b: Option<Columns>| match (a, b) {
+            (Some(a), Some(b)) => a.of == b.of && a.from != b.from,
+            _ => false,
+        };
+        apart(self.rows, other.rows) || apart(self.columns, other.columns)
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) fn refuse_written_twice(
     layout: &Layout,
     planned: &[PlannedAdapter],
 ) -> Result<()> {
-    let mut written: HashMap<String, Vec<Option<Part>>> = HashMap::new();
+    let mut written: HashMap<String, Vec<Part>> = HashMap::new();
     for PlannedAdapter { path, adapter } in planned {
         let (adapter, place) = (adapter.module(), layout.place_name(path));
         let specs = specs_by_field(adapter, style, &place, method);
@@ -97,11 +97,7 @@ pub(crate) fn refuse_written_twice(
             let Some(key) = &stored.key else { continue };
             let part = stored.part();
             let before = written.entry(key.clone()).or_default();
-            let apart = |other: &Option<Part>| match (other, &part) {
-                (Some(other), Some(part)) => other.is_beside(part),
-                _ => false,
-            };
-            if !before.iter().all(apart) {
+            if !before.iter().all(|other| other.is_beside(&part)) {
                 return Err(Error::Tensors {
                     adapter: method.into(),
                     reason: format!(
