@@ -145,7 +145,7 @@ fn it_is_attention_over_what_the_adapters_add() {
 
 /// Gradients of parameters, one behind the other: those of the fusion, and how many others have.
 struct Gradients<'a> {
-    gradients: &'a burn::tensor::Gradients,
+    of: &'a burn::tensor::Gradients,
     inside: bool,
     fusion: Vec<f32>,
     others: usize,
@@ -159,7 +159,7 @@ impl burn::module::ModuleVisitor for Gradients<'_> {
         self.inside &= name != "fusion";
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(gradient) = param.base().grad(self.gradients) else {
+        let Some(gradient) = param.base().grad(self.of) else {
             return;
         };
         if self.inside {
@@ -182,7 +182,7 @@ fn gradients_are_those_of_the_formula_and_reach_no_fused_adapter() {
         let of = |output: Tensor<3>| {
             let gradients = ((output - h.clone()) * x.clone()).sum().backward();
             let mut found = Gradients {
-                gradients: &gradients,
+                of: &gradients,
                 inside: false,
                 fusion: Vec::new(),
                 others: 0,
