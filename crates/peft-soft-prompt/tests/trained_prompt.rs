@@ -96,12 +96,8 @@ fn a_prompt_starts_from_another_ones_file() {
             let source = TrainedPrompt::of(&loaded, "source").unwrap();
             // That of the adapter in memory is the same, without the dropout.
             let other = TrainedPrompt::of(&trained, "source").unwrap();
-            let distance: f64 = source
-                .data()
-                .iter::<f64>()
-                .zip(other.data().iter::<f64>())
-                .map(|(a, b)| (a - b).abs())
-                .fold(0.0, f64::max);
+            let (found, expected) = (source.data().iter::<f64>(), other.data().iter::<f64>());
+            let distance = peft_testing::farthest(found, expected);
             assert!(distance < 1e-6, "{title} on {name}: {distance}");
 
             let config = PromptTuningConfig::new(3).with_source(source.clone());
