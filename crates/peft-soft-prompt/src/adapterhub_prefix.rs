@@ -129,8 +129,12 @@ impl KeyValueAdapter for AdapterHubPrefix {
         halves(&both).into()
     }
 
-    fn key_value_of(&self, rows: usize, context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>) {
-        let (key, value) = self.key_value();
+    fn key_value_of(
+        &self,
+        (key, value): (Tensor<2>, Tensor<2>),
+        rows: usize,
+        context: &PrefixContext<'_>,
+    ) -> (Tensor<3>, Tensor<3>) {
         let [key, value] = [key, value].map(|half| {
             let [tokens, width] = half.dims();
             let spread = half.unsqueeze::<3>().expand([rows, tokens, width]);

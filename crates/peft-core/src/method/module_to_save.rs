@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::module::embedding;
 use burn::tensor::{Int, Tensor};
 
-use crate::adapter::any_tensor::with_rank;
+use crate::adapter::any_tensor::{AnyTensor, with_rank};
 use crate::adapter::base::{BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{Adapter, WeightAdapter};
@@ -89,26 +89,25 @@ impl<const R: usize, const OF_MODULE: bool> Adapter for ModuleToSave<R, OF_MODUL
     }
 }
 
+impl<const R: usize, const OF_MODULE: bool> ModuleToSave<R, OF_MODULE> {
+    /// The copy, whose rank is R: no operation of the backend, which would bring a view into another order.
+    fn copy<const D: usize>(&self) -> Tensor<D> {
+        AnyTensor::new(self.value.val()).get()
+    }
+}
+
 impl<const R: usize, const OF_MODULE: bool> WeightAdapter for ModuleToSave<R, OF_MODULE> {
-    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        // The ranks are equal; the reshape only tells the compiler.
-        self.value.val().reshape(weight.shape())
+    fn compose<const D: usize>(&self, _weight: Tensor<D>) -> Tensor<D> {
+        self.copy()
     }
 
     // What lies below is not looked at: a quantized base stays quantized.
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
-        let shape: [usize; 2] = self.value.dims()[..]
-            .try_into()
-            .expect("the weight of a linear layer is a matrix");
-        let value: Tensor<2> = self.value.val().reshape(shape);
-        peft_ops::linear(input, value, base.bias(), None)
+        peft_ops::linear(input, self.copy::<2>(), base.bias(), None)
     }
 
     fn embedding(&self, ids: Tensor<2, Int>, _base: &dyn BaseEmbedding) -> Tensor<3> {
-        let shape: [usize; 2] = self.value.dims()[..]
-            .try_into()
-            .expect("a table is a matrix");
-        embedding(self.value.val().reshape(shape), ids)
+        embedding(self.copy(), ids)
     }
 
     fn keeps_weight(&self) -> bool {

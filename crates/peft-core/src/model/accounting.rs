@@ -313,7 +313,7 @@ pub(crate) fn summary(attached: &Attached) -> Summary {
         counts: count(attached),
         adapters,
         merged: attached.is_merged(),
-        kept_bytes: attached.stacks().map(|(_, stack)| stack.kept.bytes()).sum(),
+        kept_bytes: attached.stacks().map(|(_, stack)| stack.kept_bytes()).sum(),
     }
 }
 
