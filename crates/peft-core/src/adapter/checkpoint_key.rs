@@ -69,10 +69,19 @@ pub struct CheckpointKey {
     pub(crate) upright: bool,
     pub(crate) columns: Option<Columns>,
     pub(crate) rows: Option<Columns>,
-    copy: Option<String>,
+    copies: Vec<Copy>,
     pub(crate) twins: Vec<CheckpointKey>,
     pub(crate) indices: Option<Indices>,
     sparse: bool,
+}
+
+/// Where upstream writes a tensor once more.
+#[derive(Clone, Debug)]
+struct Copy {
+    /// The layer, if it is another than the state's.
+    layer: Option<String>,
+    /// The key below it.
+    key: String,
 }
 
 impl CheckpointKey {
@@ -85,7 +94,7 @@ impl CheckpointKey {
             upright: false,
             columns: None,
             rows: None,
-            copy: None,
+            copies: Vec::new(),
             twins: Vec::new(),
             indices: None,
             sparse: false,
@@ -175,7 +184,20 @@ impl CheckpointKey {
     /// is not written. Of a tensor that several states share, each state may name one.
     #[must_use]
     pub fn also(mut self, key: &str) -> Self {
-        self.copy = Some(key.into());
+        self.copies.push(Copy {
+            layer: None,
+            key: key.into(),
+        });
+        self
+    }
+
+    /// As [`also`](Self::also), below another layer, which has no state of its own.
+    #[must_use]
+    pub fn also_below(mut self, layer: &str, key: &str) -> Self {
+        self.copies.push(Copy {
+            layer: Some(layer.into()),
+            key: key.into(),
+        });
         self
     }
 
@@ -217,10 +239,14 @@ impl CheckpointKey {
         self
     }
 
-    /// The key of the copy.
-    pub(crate) fn copy(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
-        let key = Key::Layer(self.of(style).copy.clone()?);
-        Self::new("", key).key(style, layer, adapter)
+    /// The keys of the copies.
+    pub(crate) fn copies(&self, style: Style, layer: &str, adapter: &str) -> Vec<String> {
+        let copies = self.of(style).copies.iter();
+        let keys = copies.map(|copy| {
+            let layer = copy.layer.as_deref().unwrap_or(layer);
+            Self::layer("", &copy.key).key(style, layer, adapter)
+        });
+        keys.flatten().collect()
     }
 
     /// How many segments of the key lead to the layer, for a tensor of one.

@@ -327,11 +327,13 @@ pub(crate) fn fill(
         return Err(problem);
     }
     for spec in adapter.module().tensors() {
-        let (Some(key), Some(copy)) = (spec.key(style, layer, name), spec.copy(style, layer, name))
-        else {
+        let Some(key) = spec.key(style, layer, name) else {
             continue;
         };
-        if let Some(data) = tensors.get(&copy) {
+        for copy in spec.copies(style, layer, name) {
+            let Some(data) = tensors.get(&copy) else {
+                continue;
+            };
             if tensors.get(&key) != Some(data) {
                 return Err(format!(
                     "tensor `{copy}` is not the copy of `{key}` that it should be"
