@@ -21,12 +21,13 @@ pub use combine::weighted::{CombinationType, MergeMethod, TiesElectSign, add_wei
 pub use combine_error::CombineError;
 pub use lora::adapterhub::AdapterHubLora;
 pub use lora::config::{InitLora, LORA, LoraConfig, TrainableTokenIndices};
+pub use lora::conv::LoraConv2d;
 pub use lora::dora::Magnitude;
 pub use lora::eva::eva;
 pub use lora::gated::GatedLoraLinear;
 pub use lora::initial_factors::{cast_factors, init_from_factors};
 pub use lora::plus::{LoraPlus, lora_plus};
-pub use lora::state::{Follower, InitialFactors, LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
+pub use lora::state::{Follower, InitialFactors, LoraBias, LoraEmbedding, LoraLinear};
 pub use lycoris::change_dropout::ChangeDropout;
 pub use lycoris::loha::{LOHA, LohaConfig, LohaLinear};
 pub use lycoris::lokr::{InitLokr, KroneckerFactor, LOKR, LokrConfig, LokrLinear};
