@@ -70,7 +70,7 @@ enum Layer {
 ///
 /// Batches are normalised by running statistics on devices with autodiff, too.
 #[derive(Clone, Debug)]
-pub(super) struct Cnn {
+pub struct Cnn {
     layers: Vec<(String, Layer)>,
     names: KeyMapping,
 }
@@ -83,7 +83,11 @@ enum Flow {
 
 impl Cnn {
     /// The network of a folder with an `architecture.json` and a `model.safetensors`.
-    pub(super) fn load(dir: &Path, device: &Device) -> Result<Self, Problem> {
+    ///
+    /// # Errors
+    ///
+    /// [`Problem::Failed`] for files that do not describe one.
+    pub fn load(dir: &Path, device: &Device) -> Result<Self, Problem> {
         let path = dir.join(ARCHITECTURE_FILE);
         let problem = Problem::new(&path);
         let text = fs::read_to_string(&path).map_err(|error| problem(&error))?;
@@ -111,7 +115,7 @@ impl Cnn {
     }
 
     /// Logits `[batch, classes]` of `input` `[batch, channels, height, width]`.
-    pub(super) fn forward_in(&self, input: Tensor<4>, context: &ForwardContext) -> Tensor<2> {
+    pub fn forward_in(&self, input: Tensor<4>, context: &ForwardContext) -> Tensor<2> {
         let mut flow = Flow::Picture(input);
         for (_, layer) in &self.layers {
             flow = match (layer, flow) {

@@ -36,7 +36,7 @@ pub use case::{
     SAYS_LESS, UPSTREAM_IS_WRONG_UNMERGED, UPSTREAM_MERGES_WRONG, UPSTREAM_SEES_PADDING, is_case,
     peft_type,
 };
-pub use cnn::ARCHITECTURE_FILE;
+pub use cnn::{ARCHITECTURE_FILE, Cnn};
 pub use counted::Counted;
 pub use measure::measure;
 pub use rounding::Rounding;
