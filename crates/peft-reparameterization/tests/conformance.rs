@@ -65,6 +65,14 @@ peft_conformance::conformance_suite!(
                 .with_targets(["query", "lm_head", "convolution"])
         ),
         Case::new(
+            "dora of a convolution, with dropout",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_use_dora(true)
+                .with_lora_dropout(0.1)
+                .with_targets(["convolution", "value", "dense"])
+        ),
+        Case::new(
             "a table that its tied head follows",
             LoraConfig::new(3)
                 .with_alpha(6.0)
@@ -214,6 +222,39 @@ peft_conformance::conformance_suite!(
                 .with_alpha_pattern(r"layer\.1\..*", 20.0)
         ),
         Case::new(
+            "loha of a convolution",
+            LohaConfig::new(3)
+                .with_alpha(24.0)
+                .with_targets(["convolution", "query", "dense"])
+        ),
+        Case::new(
+            "loha of a convolution, with cores and dropouts",
+            LohaConfig::new(3)
+                .with_alpha(24.0)
+                .with_use_effective_conv2d(true)
+                .with_rank_dropout(0.1)
+                .with_module_dropout(0.1)
+                .with_rank_pattern("convolution", 5)
+                .with_targets(["convolution", "value", "dense"])
+        ),
+        Case::new(
+            "lokr of a convolution",
+            LokrConfig::new(1)
+                .with_alpha(3.0)
+                .with_decompose_factor(1)
+                .with_rank_dropout(0.1)
+                .with_targets(["convolution", "query", "dense"])
+        ),
+        Case::new(
+            "lokr of a convolution, with a core",
+            LokrConfig::new(1)
+                .with_alpha(3.0)
+                .with_decompose_factor(1)
+                .with_use_effective_conv2d(true)
+                .with_init_weights(InitLokr::Named("lycoris".into()))
+                .with_targets(["convolution", "value", "dense"])
+        ),
+        Case::new(
             "lokr",
             LokrConfig::new(4)
                 .with_alpha(16.0)
@@ -245,6 +286,10 @@ peft_conformance::conformance_suite!(
                 .with_targets(["value", "dense"])
                 .with_bias(Bias::All)
                 .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "hra of a convolution",
+            HraConfig::new(6).with_targets(["convolution", "query", "dense"])
         ),
         Case::new(
             "miss of a rank that divides no width",
@@ -286,6 +331,14 @@ peft_conformance::conformance_suite!(
                 .with_task_type("SEQ_CLS")
         ),
         Case::new(
+            "hira of a convolution, with dropout",
+            HiraConfig::new(4).with_hira_dropout(0.1).with_targets([
+                "convolution",
+                "value",
+                "dense"
+            ])
+        ),
+        Case::new(
             "said",
             SaidConfig::new(200).with_targets(["query", "key", "value", "dense"])
         ),
@@ -316,6 +369,20 @@ peft_conformance::conformance_suite!(
                 .with_module_dropout(0.5)
                 .with_bias(Bias::Adapted)
                 .with_targets(["dense"])
+        ),
+        Case::new(
+            "oft of a convolution and a table, with dropout",
+            OftConfig::new(4)
+                .with_module_dropout(0.4)
+                .with_bias(Bias::All)
+                .with_targets(["convolution", "word_embeddings", "query", "dense"])
+        ),
+        Case::new(
+            "boft of a convolution, with dropout",
+            BoftConfig::new(2)
+                .with_boft_n_butterfly_factor(2)
+                .with_boft_dropout(0.3)
+                .with_targets(["convolution", "query", "dense"])
         ),
         Case::new("boft", BoftConfig::new(4).with_targets(["query", "value"])),
         Case::new(

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use burn::tensor::TensorData;
+
 use crate::adapter::indices::Indices;
 use crate::upstream::{ADAPTERHUB_FILE, MODEL_FILE, PREFIX, PROMPT_PREFIX};
 
@@ -67,6 +69,8 @@ pub struct CheckpointKey {
     pub(crate) transposed: bool,
     /// Whether a vector is stored as a matrix of one column.
     pub(crate) upright: bool,
+    /// Another shape in the file.
+    pub(crate) shaped: Option<Vec<usize>>,
     pub(crate) columns: Option<Columns>,
     pub(crate) rows: Option<Columns>,
     copies: Vec<Copy>,
@@ -92,6 +96,7 @@ impl CheckpointKey {
             key,
             transposed: false,
             upright: false,
+            shaped: None,
             columns: None,
             rows: None,
             copies: Vec::new(),
@@ -160,6 +165,14 @@ impl CheckpointKey {
     #[must_use]
     pub fn upright(mut self) -> Self {
         self.upright = true;
+        self
+    }
+
+    /// Stored in another shape, of as many elements in the same order (in that of the transposed, behind
+    /// [`transposed`](Self::transposed)): a matrix as the kernel of a convolution, say. Not with columns or rows.
+    #[must_use]
+    pub fn shaped(mut self, shape: &[usize]) -> Self {
+        self.shaped = Some(shape.to_vec());
         self
     }
 
@@ -272,6 +285,35 @@ impl CheckpointKey {
                 format!("{}{layer}.{key}", style.prefix())
             }
         })
+    }
+}
+
+/// A tensor that a file holds beside a state's parameters, and that no adapter changes: a copy of what the model has. It
+/// is written with the state. A file may lack it.
+#[derive(Clone, Debug)]
+pub struct FileConstant {
+    pub(crate) key: CheckpointKey,
+    pub(crate) value: TensorData,
+    /// Whether a file in which it has other values is read, too.
+    pub(crate) any: bool,
+}
+
+impl FileConstant {
+    /// The tensor called `name` in the model, as [`CheckpointKey::named`] has it. A file in which it has other values is
+    /// refused.
+    pub fn named(name: &str, value: TensorData) -> Self {
+        Self {
+            key: CheckpointKey::named("", name),
+            value,
+            any: false,
+        }
+    }
+
+    /// A file may have any values there: they mean nothing here.
+    #[must_use]
+    pub fn or_any(mut self) -> Self {
+        self.any = true;
+        self
     }
 }
 

@@ -7,6 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::adapter::checkpoint_key::{Style, field_names};
 use crate::adapter::erased::{AnyAdapter, ErasedModule, FromDyn};
+use crate::checkpoint::base_table::same_values;
 use crate::checkpoint::read::{FLOATS, INTEGERS};
 use crate::checkpoint::stored::{Part, Specs, Stored, specs_by_field};
 use crate::error::{Error, Result};
@@ -180,6 +181,11 @@ pub(crate) fn export(
         out,
     };
     adapter.visit(&mut FromDyn(&mut export));
+    for constant in adapter.constants() {
+        if let Some(key) = constant.key.key(style, layer, name) {
+            out.insert(key, constant.value);
+        }
+    }
 }
 
 /// Writes read tensors into one adapter's state.
@@ -325,6 +331,21 @@ pub(crate) fn fill(
     adapter.module_mut().map(&mut FromDyn(&mut fill));
     if let Some(problem) = fill.problem {
         return Err(problem);
+    }
+    for constant in adapter.module().constants() {
+        let Some(key) = constant.key.key(style, layer, name) else {
+            continue;
+        };
+        let Some(found) = tensors.get(&key) else {
+            continue;
+        };
+        if !constant.any && !same_values(&constant.value, found) {
+            return Err(format!(
+                "tensor `{key}` has other values than the model: no adapter changes what it holds, and with the model's \
+                 own the outputs would be others. Load them into the model first"
+            ));
+        }
+        used.push(key);
     }
     for spec in adapter.module().tensors() {
         let Some(key) = spec.key(style, layer, name) else {

@@ -15,12 +15,13 @@ pub(crate) mod trainable_tokens;
 
 pub use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 pub use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
-pub use crate::adapter::checkpoint_key::CheckpointKey;
+pub use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
 pub use crate::adapter::contract::{
     Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
 pub use crate::adapter::init::Init;
 pub use crate::adapter::low_rank::LowRankAdapter;
+pub use crate::adapter::matrix_view::{from_matrix, matrix_of};
 pub use crate::adapter::shared::Shared;
 pub use crate::adapter::site_context::{HiddenParts, SiteContext};
 pub use crate::adapter::site_type::{HiddenState, SiteKind};
@@ -44,7 +45,8 @@ pub use peft_derive::method_config;
 pub use plan::Plan;
 pub use serde_json::Value;
 pub use targeting::{
-    LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV2D, Target, refuse_unsupported, train_biases,
+    LINEAR, LINEAR_AND_CONV, LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV,
+    LINEAR_EMBEDDING_AND_CONV2D, Target, refuse_unsupported, train_biases,
 };
 pub use trainable_tokens::TrainableTokens;
 

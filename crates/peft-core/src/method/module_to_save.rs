@@ -2,15 +2,16 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::module::embedding;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::adapter::any_tensor::{AnyTensor, with_rank};
 use crate::adapter::base::{BaseEmbedding, BaseLinear};
-use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
 use crate::adapter::contract::{Adapter, WeightAdapter};
 use crate::adapter::erased::AnyAdapter;
 use crate::adapter::role::Role;
 use crate::layout::model_layout::LayoutParam;
+use crate::upstream::BATCHES_SEEN;
 
 /// The copy of a bias that a method trains ([`Plan::train_bias`](crate::method::Plan::train_bias)).
 pub type TrainedBias = ModuleToSave<1, false>;
@@ -40,6 +41,16 @@ pub struct ModuleToSave<const R: usize, const OF_MODULE: bool> {
     /// Upstream's name of the weight of a tied head, if that follows this table.
     #[module(skip)]
     head: Option<String>,
+    /// The layer's running statistics, by the names that upstream has for its copies of them.
+    #[module(skip)]
+    beside: Vec<(String, AnyTensor)>,
+}
+
+/// A layer's running statistics under the names that they have beside `key`, the name of one of its parameters.
+fn beside(param: &LayoutParam, key: &str) -> Vec<(String, AnyTensor)> {
+    let module = key.rsplit_once('.').map_or("", |(module, _)| module);
+    let named = |(field, value): &(String, AnyTensor)| (format!("{module}.{field}"), value.clone());
+    param.beside.iter().map(named).collect()
 }
 
 impl ModuleToSave<1, true> {
@@ -56,6 +67,7 @@ impl ModuleToSave<1, true> {
                 key: param.name.clone(),
                 transposed,
                 head: head.map(|head| head.name.clone()),
+                beside: beside(param, &param.name),
             };
             AnyAdapter::weight(copy, Role::SavedModule)
         })
@@ -65,9 +77,11 @@ impl ModuleToSave<1, true> {
 impl ModuleToSave<1, false> {
     /// A copy of a bias, under another key than its name where a method says so.
     pub(crate) fn of_bias(param: &LayoutParam, key: Option<String>) -> Self {
+        let key = key.unwrap_or_else(|| param.name.clone());
         Self {
             value: Param::from_tensor(param.value::<1>().detach()),
-            key: key.unwrap_or_else(|| param.name.clone()),
+            beside: beside(param, &key),
+            key,
             transposed: false,
             head: None,
         }
@@ -86,6 +100,24 @@ impl<const R: usize, const OF_MODULE: bool> Adapter for ModuleToSave<R, OF_MODUL
         } else {
             spec
         }]
+    }
+
+    fn constants(&self) -> Vec<FileConstant> {
+        let statistics = self.beside.iter();
+        let mut constants: Vec<_> = statistics
+            .map(|(name, value)| FileConstant::named(name, value.to_data()))
+            .collect();
+        // Upstream's counter, which Burn does not have.
+        if let Some((module, _)) = self
+            .beside
+            .first()
+            .and_then(|(name, _)| name.rsplit_once('.'))
+        {
+            let none = TensorData::new(vec![0_i64], Vec::<usize>::new());
+            let name = format!("{module}.{BATCHES_SEEN}");
+            constants.push(FileConstant::named(&name, none).or_any());
+        }
+        constants
     }
 }
 

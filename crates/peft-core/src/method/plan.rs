@@ -178,7 +178,8 @@ impl Plan {
     }
 
     /// Trains a copy of a parameter in its place, as `modules_to_save` does; the base keeps its
-    /// value. Counted as a saved module. Other adapters planned there are dropped; nothing happens
+    /// value. Counted as a saved module. A running statistic ([`LayoutParam::is_buffer`]) is left alone: the copy of
+    /// its layer's parameters holds a copy of it in files, as upstream's do. Other adapters planned there are dropped; nothing happens
     /// where the parameter itself trains.
     pub fn save_param(&mut self, layout: &Layout, param: &LayoutParam) {
         self.save_copy(layout, param, None);
@@ -198,7 +199,8 @@ impl Plan {
     }
 
     fn save_copy(&mut self, layout: &Layout, param: &LayoutParam, head: Option<&LayoutParam>) {
-        if self.trained_in_place.contains(&param.path) || self.is_saved(param) {
+        if param.is_buffer() || self.trained_in_place.contains(&param.path) || self.is_saved(param)
+        {
             return;
         }
         self.adapters.retain(|planned| planned.path != param.path);
@@ -220,6 +222,9 @@ impl Plan {
         key: Option<String>,
         start: Option<Tensor<1>>,
     ) {
+        if param.is_buffer() {
+            return;
+        }
         let copy = ModuleToSave::of_bias(param, key);
         self.adapt_weight(
             param,
@@ -279,7 +284,7 @@ impl Plan {
     ///
     /// A tied head is trained with its table.
     pub fn train_in_place(&mut self, param: &LayoutParam) {
-        if param.is_tied() {
+        if param.is_tied() || param.is_buffer() {
             return;
         }
         self.adapters.retain(|planned| planned.path != param.path);

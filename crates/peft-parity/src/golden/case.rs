@@ -122,6 +122,15 @@ pub const UPSTREAM_MERGES_WRONG: &[(&str, &str)] = &[
     ("llama", "lora_weight_tying_targets"),
 ];
 
+/// Cases whose unmerged output is upstream's bug, and its gradients with it, so that its merged output says what is right,
+/// each with its kind of model: OFT on a kernel of more than one element rotates overlapping patches and adds them up.
+pub const UPSTREAM_IS_WRONG_UNMERGED: &[(&str, &str)] = &[("cnn", "oft_kernel3")];
+
+/// Whether a case is one of [`UPSTREAM_IS_WRONG_UNMERGED`].
+pub(super) fn is_wrong_unmerged(case: &Path, model: &str) -> bool {
+    UPSTREAM_IS_WRONG_UNMERGED.contains(&(model, name(case)))
+}
+
 /// Cases of AdapterHub's in which padded rows are upstream's bug: with torch's scaled dot product, its virtual tokens attend to
 /// padding, so that a text's output depends on how far it is padded. Rows without padding say what is right.
 pub const UPSTREAM_SEES_PADDING: &[&str] = &["prompt_tuning"];
