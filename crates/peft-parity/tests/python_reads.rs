@@ -322,6 +322,15 @@ fn write(cases: &Cases, dir: &Path) {
     }
 }
 
+/// README's table finds methods by these names.
+#[test]
+fn cases_are_called_after_their_methods() {
+    for (name, method) in cases().into_iter().chain(adapterhub_cases()) {
+        let found = peft_parity::methods::method_of(name);
+        assert_eq!(found, Some(method.info().name), "{name}");
+    }
+}
+
 #[test]
 fn adapterhub_computes_what_we_computed() {
     let modules = "torch, transformers and adapters";

@@ -3,6 +3,7 @@
 mod bitfit;
 mod ln_tuning;
 mod mask;
+mod partial;
 mod reference;
 mod shira;
 mod sparse;
@@ -14,6 +15,7 @@ use peft_core::method::MethodInfo;
 pub use bitfit::{BITFIT, BiasDelta, BitFitConfig};
 pub use ln_tuning::{LN_TUNING, LnTuningConfig};
 pub use mask::{MaskContext, MaskFn, largest};
+pub use partial::{PARTIAL, Part, PartialConfig};
 pub use reference::{FULL, FullConfig, HEAD_ONLY, HeadOnlyConfig};
 pub use shira::{SHIRA, ShiraConfig};
 pub use sparse::SparseDelta;
@@ -23,6 +25,7 @@ pub use trainable_tokens::{TRAINABLE_TOKENS, TrainableTokensConfig};
 pub const METHODS: &[&MethodInfo] = &[
     &BITFIT,
     &LN_TUNING,
+    &PARTIAL,
     &TRAINABLE_TOKENS,
     &SHIRA,
     &HEAD_ONLY,

@@ -2,8 +2,8 @@
 //! `reference.rs`.
 
 use peft_selective::{
-    BitFitConfig, HeadOnlyConfig, LnTuningConfig, METHODS, MaskFn, ShiraConfig,
-    TrainableTokensConfig,
+    BitFitConfig, HeadOnlyConfig, LnTuningConfig, METHODS, MaskFn, Part, PartialConfig,
+    ShiraConfig, TrainableTokensConfig,
 };
 
 const TOKENS: [usize; 9] = [3, 8, 9, 39, 41, 40, 70, 72, 71];
@@ -20,12 +20,27 @@ peft_conformance::conformance_suite!(
             "bitfit with a head",
             BitFitConfig::new().with_modules_to_save(["classifier"])
         ),
+        Case::new("bitfit of queries and mlps", BitFitConfig::query_and_mlp()),
         Case::new("LayerNorm tuning", LnTuningConfig::new()),
         Case::new(
             "LayerNorm tuning of some norms, with a head",
             LnTuningConfig::new()
                 .with_targets(["output.LayerNorm"])
                 .with_modules_to_save(["classifier"])
+        ),
+        Case::new("partial, all but heads", PartialConfig::new()),
+        Case::new(
+            "partial, the last block with a head",
+            PartialConfig::last(1).with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "partial, norms and attention of the first block",
+            PartialConfig::first(1).with_parts([Part::Norms, Part::Attention])
+        ),
+        Case::new("partial, embeddings", PartialConfig::embeddings()),
+        Case::new(
+            "partial, named layers of any kind",
+            PartialConfig::new().with_targets(["convolution", "query", "LayerNorm", "classifier"])
         ),
         // Tokens of the batch, and one of the head's labels.
         Case::new("trainable tokens", TrainableTokensConfig::new(TOKENS)),

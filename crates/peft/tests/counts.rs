@@ -13,7 +13,9 @@ use peft::reparameterization::{
     LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, MtlLoraConfig, OftConfig,
     PolyConfig, RandLoraConfig, SaidConfig, VbLoraConfig, VeraConfig,
 };
-use peft::selective::{BitFitConfig, LnTuningConfig, ShiraConfig, TrainableTokensConfig};
+use peft::selective::{
+    BitFitConfig, LnTuningConfig, PartialConfig, ShiraConfig, TrainableTokensConfig,
+};
 use peft::soft_prompt::{
     AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
     IntrinsicPromptConfig, LatePromptConfig, MultitaskPromptTuningConfig, PrefixTuningConfig,
@@ -249,7 +251,8 @@ fn counts_of_mixtures_are_those_of_their_pages() {
     let model = model.attach("two", &pfeiffer).unwrap();
     let fusion = AdapterFusionConfig::dynamic(["one", "two"]);
     let counts = model.attach("fusion", &fusion).unwrap().counts();
-    assert_eq!(counts.adapter_trainable(), 6 * (3 * 384 * 384 + 2 * 384));
+    assert_eq!(6 * (3 * 384 * 384 + 2 * 384), 2_658_816);
+    assert_eq!(counts.adapter_trainable(), 2_658_816);
 }
 
 #[test]
@@ -259,7 +262,13 @@ fn counts_of_the_selections_are_those_of_their_pages() {
     let rows: Vec<usize> = (0..10).collect();
     let shira = |r| ShiraConfig::new(r).with_targets(["query", "value"]);
     // Trained, and stored, indices included.
-    let cases: [(&dyn Method, usize, usize); 4] = [
+    let cases: [(&dyn Method, usize, usize); 10] = [
+        (&BitFitConfig::query_and_mlp(), 11_520, 11_520),
+        (&PartialConfig::last(2), 3_548_928, 3_548_928),
+        (&PartialConfig::first(1), 1_774_464, 1_774_464),
+        (&PartialConfig::attention(), 3_548_160, 3_548_160),
+        (&PartialConfig::embeddings(), 11_917_824, 11_917_824),
+        (&PartialConfig::new(), 22_713_216, 22_713_216),
         (&LnTuningConfig::new(), 9_984, 9_984),
         (&TrainableTokensConfig::new(rows), 3_840, 3_840),
         (&shira(8), 73_728, 3 * 73_728),

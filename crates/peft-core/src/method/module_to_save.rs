@@ -1,4 +1,4 @@
-//! A copy of a parameter, trained in its place: `modules_to_save` and biases.
+//! A copy of a parameter, trained in its place: `modules_to_save`, biases, and parameters that a method selects.
 
 use burn::module::{Module, Param};
 use burn::tensor::module::embedding;
@@ -75,6 +75,26 @@ impl ModuleToSave<1, true> {
 }
 
 impl ModuleToSave<1, false> {
+    /// A copy of `param`, of whatever rank it is, as the method's own; `head` is the weight of a tied head that follows
+    /// it.
+    pub(crate) fn of_param(
+        param: &LayoutParam,
+        transposed: bool,
+        head: Option<&LayoutParam>,
+    ) -> AnyAdapter {
+        with_rank!(param.shape().len(), R => {
+            let copy = ModuleToSave::<R, false> {
+                value: Param::from_tensor(param.value::<R>().detach()),
+                key: param.name.clone(),
+                transposed,
+                head: head.map(|head| head.name.clone()),
+            };
+            AnyAdapter::weight(copy, Role::Method)
+        })
+    }
+}
+
+impl ModuleToSave<1, false> {
     /// A copy of a bias, under another key than its name where a method says so.
     pub(crate) fn of_bias(param: &LayoutParam, key: Option<String>) -> Self {
         let key = key.unwrap_or_else(|| param.name.clone());
@@ -92,8 +112,9 @@ impl<const R: usize, const OF_MODULE: bool> Adapter for ModuleToSave<R, OF_MODUL
     fn tensors(&self) -> Vec<CheckpointKey> {
         let spec = CheckpointKey::named("value", &self.key);
         let spec = match &self.head {
-            Some(head) => spec.twin(CheckpointKey::named("value", head)),
-            None => spec,
+            // Upstream writes a saved table for the head, too.
+            Some(head) if OF_MODULE => spec.twin(CheckpointKey::named("value", head)),
+            _ => spec,
         };
         vec![if self.transposed {
             spec.transposed()

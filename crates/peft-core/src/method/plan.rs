@@ -188,10 +188,7 @@ impl Plan {
     /// As [`save_param`](Self::save_param), of a table whose tied head follows the copy, if `param` is such a table or
     /// the weight of its head.
     pub(crate) fn save_tied(&mut self, layout: &Layout, param: &LayoutParam) {
-        let pair = |(head, table): &(&LayoutParam, &LayoutParam)| {
-            head.path == param.path || table.path == param.path
-        };
-        let Some((head, table)) = layout.tied_weights().find(pair) else {
+        let Some((head, table)) = layout.tied_pair(param) else {
             return self.save_param(layout, param);
         };
         self.save_copy(layout, table, Some(head));
@@ -207,6 +204,23 @@ impl Plan {
         let copy = ModuleToSave::of_module(param, layout.is_transposed(param), head);
         self.push(&param.path, copy);
         self.saved.push(param.path.clone());
+    }
+
+    /// Trains a copy of a parameter of any rank in its place; the base keeps its value. Counted as the adapter's own. The
+    /// copy of a table whose head is that table serves the head, too, and so does that of such a head.
+    ///
+    /// Nothing happens where the parameter is trained already, as a copy or in place.
+    pub fn train_param(&mut self, layout: &Layout, param: &LayoutParam) {
+        let (param, head) = match layout.tied_pair(param) {
+            Some((head, table)) => (table, Some(head)),
+            None => (param, None),
+        };
+        let planned = |plan: &Self| plan.places().any(|place| place == param.path);
+        if self.trained_in_place.contains(&param.path) || planned(self) {
+            return;
+        }
+        let copy = ModuleToSave::of_param(param, layout.is_transposed(param), head);
+        self.push(&param.path, copy);
     }
 
     /// Trains a copy of a bias in its place; the base keeps its value. `key` is its name in the
