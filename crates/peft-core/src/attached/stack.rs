@@ -56,6 +56,8 @@ impl AttachedMethod {
 pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) active: bool,
+    /// Which part of its method planned it.
+    pub(crate) part: usize,
     pub(crate) adapter: AnyAdapter,
     pub(crate) origin: Arc<AttachedMethod>,
 }

@@ -65,7 +65,7 @@ pub(crate) fn refuse_unlisted(
     layout: &Layout,
     planned: &[PlannedAdapter],
 ) -> Result<()> {
-    for PlannedAdapter { path, adapter } in planned {
+    for PlannedAdapter { path, adapter, .. } in planned {
         let adapter = adapter.module();
         let listed = field_names(&adapter.tensors());
         if let Some(field) = fields(adapter)
@@ -90,7 +90,7 @@ pub(crate) fn refuse_written_twice(
     planned: &[PlannedAdapter],
 ) -> Result<()> {
     let mut written: HashMap<String, Vec<Part>> = HashMap::new();
-    for PlannedAdapter { path, adapter } in planned {
+    for PlannedAdapter { path, adapter, .. } in planned {
         let (adapter, place) = (adapter.module(), layout.place_name(path));
         let specs = specs_by_field(adapter, style, &place, method);
         for field in fields(adapter) {

@@ -25,6 +25,8 @@ use crate::statistics::calibration::Calibration;
 pub(crate) struct PlannedAdapter {
     /// Field path of a parameter or site.
     pub(crate) path: String,
+    /// Which part of the method planned it.
+    pub(crate) part: usize,
     pub(crate) adapter: AnyAdapter,
 }
 
@@ -43,6 +45,8 @@ pub struct Plan {
     pub(crate) others: HashMap<String, Vec<String>>,
     init: Init,
     strict: bool,
+    /// The part that plans now.
+    part: usize,
     /// What layers have in common, by its key.
     common: Vec<Box<dyn Any + Send>>,
 }
@@ -70,6 +74,7 @@ impl Plan {
             others: HashMap::new(),
             init,
             strict,
+            part: 0,
             common: Vec::new(),
         }
     }
@@ -146,6 +151,12 @@ impl Plan {
     /// besides, as upstream has it. What is planned for it all the same is dropped.
     pub fn is_saved(&self, param: &LayoutParam) -> bool {
         self.saved.contains(&param.path)
+    }
+
+    /// Says that what is planned from now on is of this part of the method, which is several in one:
+    /// [`States::of_part`](crate::method::States::of_part) has the states of one alone. A plan begins with part 0.
+    pub fn begin_part(&mut self, part: usize) {
+        self.part = part;
     }
 
     /// Puts `adapter` on a parameter.
@@ -321,6 +332,7 @@ impl Plan {
         }
         self.adapters.push(PlannedAdapter {
             path: path.to_string(),
+            part: self.part,
             adapter,
         });
     }
