@@ -88,6 +88,7 @@ impl ModuleToSave<1, false> {
                 key: param.name.clone(),
                 transposed,
                 head: head.map(|head| head.name.clone()),
+                beside: beside(param, &param.name),
             };
             AnyAdapter::weight(copy, Role::Method)
         })
