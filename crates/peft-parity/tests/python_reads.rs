@@ -18,8 +18,8 @@ use peft::core::method::Method;
 use peft::hybrid::UnionConfig;
 use peft::reparameterization::{
     AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig,
-    HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig,
-    RandLoraConfig, VbLoraConfig, VeraConfig,
+    HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, PveraConfig,
+    RandLoraConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig,
 };
 use peft::selective::{LnTuningConfig, ShiraConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
@@ -35,6 +35,7 @@ type Cases = Vec<(&'static str, Box<dyn Method>)>;
 fn cases() -> Cases {
     let mut cases = lora_cases();
     cases.extend(other_weight_cases());
+    cases.extend(random_projection_cases());
     cases.extend(scaling_cases());
     cases.extend(selective_cases());
     cases.extend(prompt_cases());
@@ -124,16 +125,6 @@ fn other_weight_cases() -> Cases {
         ),
         ("hra", Box::new(HraConfig::new(4).with_targets(TARGETS))),
         ("miss", Box::new(MissConfig::new(4).with_targets(TARGETS))),
-        ("vera", Box::new(VeraConfig::new(16).with_targets(TARGETS))),
-        (
-            "vera-unsaved",
-            Box::new(
-                VeraConfig::new(16)
-                    .with_projection_prng_key(5)
-                    .with_save_projection(false)
-                    .with_targets(TARGETS),
-            ),
-        ),
         (
             "randlora",
             Box::new(
@@ -160,6 +151,68 @@ fn other_weight_cases() -> Cases {
             Box::new(
                 VbLoraConfig::new(4, 20, 8)
                     .with_save_only_topk_weights(true)
+                    .with_targets(TARGETS),
+            ),
+        ),
+    ]
+}
+
+/// Whose frozen random numbers are in the file, or in the configuration's seed.
+fn random_projection_cases() -> Cases {
+    vec![
+        ("vera", Box::new(VeraConfig::new(16).with_targets(TARGETS))),
+        (
+            "vera-unsaved",
+            Box::new(
+                VeraConfig::new(16)
+                    .with_projection_prng_key(5)
+                    .with_save_projection(false)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "unilora",
+            Box::new(
+                UniLoraConfig::new(3, 50)
+                    .with_proj_seed(7)
+                    .with_init_theta_d_bound(0.5)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "unilora-saved",
+            Box::new(
+                UniLoraConfig::new(3, 50)
+                    .with_init_theta_d_bound(0.5)
+                    .with_save_indices(true)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "tinylora",
+            Box::new(TinyLoraConfig::new(9).with_r(4).with_targets(TARGETS)),
+        ),
+        (
+            "tinylora-unsaved",
+            Box::new(
+                TinyLoraConfig::new(9)
+                    .with_r(4)
+                    .with_weight_tying(0.6)
+                    .with_projection_seed(5)
+                    .with_save_projection(false)
+                    .with_targets(["word_embeddings", "query", "output.dense"]),
+            ),
+        ),
+        (
+            "pvera",
+            Box::new(PveraConfig::new(16).with_targets(TARGETS)),
+        ),
+        (
+            "pvera-unsaved",
+            Box::new(
+                PveraConfig::new(16)
+                    .with_projection_prng_key(5)
+                    .with_save_projection(false)
                     .with_targets(TARGETS),
             ),
         ),

@@ -43,7 +43,10 @@ pub use orthogonal::boft::{BOFT, BoftConfig, BoftLinear};
 pub use orthogonal::hra::{HRA, HraConfig, HraLinear};
 pub use orthogonal::oft::{OFT, OftConfig, OftEmbedding, OftLinear};
 pub use peft_core::method::Bias;
+pub use shared_projection::pvera::{PVERA, PveraConfig, PveraLinear};
 pub use shared_projection::randlora::{RANDLORA, RandLoraConfig, RandLoraLinear};
+pub use shared_projection::tinylora::{InitTinyLora, TINYLORA, TinyLora, TinyLoraConfig};
+pub use shared_projection::unilora::{UNILORA, UniLoraConfig, UniLoraLinear};
 pub use shared_projection::vblora::{VBLORA, VbLoraConfig, VbLoraLinear};
 pub use shared_projection::vera::{VERA, VeraConfig, VeraLinear};
 pub use structured::c3a::{C3A, C3aConfig, C3aLinear, InitC3a};
@@ -55,5 +58,5 @@ pub use structured::said::{SAID, Said, SaidConfig};
 /// The methods of this crate.
 pub const METHODS: &[&MethodInfo] = &[
     &LORA, &ADALORA, &LOHA, &LOKR, &VERA, &RANDLORA, &VBLORA, &HIRA, &MISS, &OFT, &BOFT, &HRA,
-    &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA,
+    &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA, &UNILORA, &TINYLORA, &PVERA,
 ];

@@ -3,8 +3,8 @@
 use peft_reparameterization::{
     AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, InitC3a,
     InitLokr, LilyConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MtlLoraConfig,
-    OftConfig, PolyConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix, VbLoraConfig,
-    VeraConfig,
+    OftConfig, PolyConfig, PveraConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix,
+    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -204,6 +204,56 @@ peft_conformance::conformance_suite!(
                 .with_init_vector_bank_bound(0.1)
                 .with_save_only_topk_weights(true)
                 .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "uni-lora, all linear",
+            UniLoraConfig::new(3, 100)
+                .with_init_theta_d_bound(0.8)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "uni-lora, indices in the file, normal, dropout, head, biases",
+            UniLoraConfig::new(4, 30)
+                .with_proj_seed(7)
+                .with_save_indices(true)
+                .with_init_weights(false)
+                .with_unilora_dropout(0.1)
+                .with_bias(Bias::Adapted)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "tinylora, all linear",
+            TinyLoraConfig::new(20)
+                .with_r(4)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "tinylora, one vector for two layers, a table, drawn again, dropout, biases, head",
+            TinyLoraConfig::new(30)
+                .with_r(5)
+                .with_weight_tying(0.5)
+                .with_save_projection(false)
+                .with_tinylora_dropout(0.1)
+                .with_bias(Bias::Adapted)
+                .with_targets(["word_embeddings", "value", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "pvera, all linear",
+            PveraConfig::new(12)
+                .with_d_initial(1.0)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "pvera, drawn from its key, dropout, head, biases",
+            PveraConfig::new(40)
+                .with_projection_prng_key(7)
+                .with_save_projection(false)
+                .with_pvera_dropout(0.1)
+                .with_targets(["query", "dense"])
+                .with_bias(Bias::Adapted)
+                .with_modules_to_save(["classifier"])
         ),
         Case::new(
             "loha",

@@ -11,7 +11,8 @@ use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
     AdaLoraConfig, AdapterHubLora, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig,
     LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, MtlLoraConfig, OftConfig,
-    PolyConfig, RandLoraConfig, SaidConfig, VbLoraConfig, VeraConfig,
+    PolyConfig, PveraConfig, RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig,
+    VbLoraConfig, VeraConfig,
 };
 use peft::selective::{
     BitFitConfig, LnTuningConfig, PartialConfig, ShiraConfig, TrainableTokensConfig,
@@ -229,6 +230,44 @@ fn counts_of_the_reparameterizations_are_those_of_their_pages() {
     for (method, expected) in cases {
         let counts = model.attach("a", method).unwrap().counts();
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+    }
+}
+
+/// What is fixed is held beside what is trained, and is in the file where the configuration says so. Integers count in
+/// files only.
+#[test]
+fn counts_of_shared_random_numbers_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let base = model.counts().total;
+    let qv = ["query", "value"];
+    let unilora = || UniLoraConfig::new(4, 4608).with_targets(qv);
+    // Trained, held, stored.
+    let tinylora = || TinyLoraConfig::new(64).with_targets(qv);
+    let pvera = || PveraConfig::new(256).with_targets(qv);
+    let cases: [(&dyn Method, usize, usize, usize); 7] = [
+        (&pvera(), 10_752, 305_664, 305_664),
+        (
+            &pvera().with_save_projection(false),
+            10_752,
+            305_664,
+            10_752,
+        ),
+        (&tinylora(), 768, 22_272, 22_272),
+        (&tinylora().with_save_projection(false), 768, 22_272, 19_200),
+        (
+            &tinylora().with_u(13).with_weight_tying(1.0),
+            13,
+            19_069,
+            19_069,
+        ),
+        (&unilora(), 4608, 41_472, 4608),
+        (&unilora().with_save_indices(true), 4608, 41_472, 78_336),
+    ];
+    for (method, trained, held, stored) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), trained, "{method:?}");
+        assert_eq!(counts.total, base + held, "{method:?}");
+        assert_eq!(counts.stored, stored, "{method:?}");
     }
 }
 

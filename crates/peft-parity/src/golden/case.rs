@@ -87,10 +87,11 @@ pub(super) fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Probl
     }
     let read = checkpoint::read_config(dir.path())?;
     let mut config = read.clone();
-    // Of C3A upstream's gradients are wrong; Poly's were computed without the noise that its training has.
+    // Of C3A upstream's gradients are wrong; Poly's and PVeRA's were computed without the noise that training has.
     match config["peft_type"].as_str() {
         Some("C3A") => config["upstream_gradient"] = true.into(),
         Some("POLY") => config["deterministic_router"] = true.into(),
+        Some("PVERA") => config["deterministic"] = true.into(),
         _ => {}
     }
     if let Some((_, field, value)) = SAYS_LESS

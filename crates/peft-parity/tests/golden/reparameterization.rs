@@ -300,3 +300,28 @@ fn chosen_vectors_are_upstreams_without_logits() {
     };
     assert_eq!(tensors(dir.path()), tensors(&case));
 }
+
+/// Random numbers that a file has, and those that it leaves to a seed.
+#[test]
+fn fixed_numbers_are_upstreams_in_a_file_or_drawn_again() {
+    let cases = Path::new(CASES).join("bert_more");
+    let base = Path::new("../peft-additive/tests/golden/bert_more/base");
+    golden::check(
+        base,
+        &cases,
+        &[
+            "unilora",
+            "unilora_seeded",
+            "tinylora",
+            "tinylora_tied",
+            "tinylora_seeded",
+            "tinylora_table",
+            "pvera",
+            "pvera_seeded",
+        ],
+        METHODS,
+    );
+    let tied = Path::new(CASES).join("llama_tied");
+    let names = ["unilora", "tinylora", "tinylora_tied", "pvera"];
+    golden::check(Path::new(LLAMA_TIED), &tied, &names, METHODS);
+}
