@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use burn::tensor::TensorData;
 
-use crate::adapter::checkpoint_key::{CheckpointKey, Columns, Style};
+use crate::adapter::checkpoint_key::{CheckpointKey, Columns, Form, Style};
 use crate::adapter::erased::ErasedModule;
 use crate::adapter::indices::Indices;
 use crate::checkpoint::transpose::transpose;
@@ -15,7 +15,7 @@ pub(crate) struct Stored {
     /// None of what is not saved.
     pub(crate) key: Option<String>,
     transposed: bool,
-    upright: bool,
+    form: Form,
     columns: Option<Columns>,
     rows: Option<Columns>,
     /// What integers point into.
@@ -35,8 +35,10 @@ impl Stored {
         if self.transposed {
             whole.reverse();
         }
-        if self.upright {
-            whole.push(1);
+        match self.form {
+            Form::Same => {}
+            Form::Upright => whole.push(1),
+            Form::Flat => drop(whole.remove(0)),
         }
         whole
     }
@@ -85,7 +87,7 @@ impl Stored {
 
     /// The value of a parameter of `shape`, from the file's tensor, which has the right shape.
     pub(crate) fn value(&self, tensor: &TensorData, shape: &[usize]) -> TensorData {
-        if self.upright {
+        if self.form != Form::Same {
             let bytes = tensor.as_bytes().to_vec();
             return TensorData::from_bytes_vec(bytes, shape.to_vec(), tensor.dtype());
         }
@@ -147,7 +149,7 @@ impl Stored {
                 "two places of the adapter write {:?}",
                 self.key
             );
-            if self.upright {
+            if self.form != Form::Same {
                 let (bytes, dtype) = (value.as_bytes().to_vec(), value.dtype());
                 return TensorData::from_bytes_vec(bytes, self.shape(&shape), dtype);
             }
@@ -218,7 +220,7 @@ pub(crate) fn specs_by_field(
     let stored = |spec: &CheckpointKey| Stored {
         key: spec.key(style, layer, name),
         transposed: spec.transposed,
-        upright: spec.upright,
+        form: spec.form,
         columns: spec.columns,
         rows: spec.rows,
         indices: spec.indices.clone(),
@@ -242,7 +244,7 @@ mod tests {
         Stored {
             key: Some("key".into()),
             transposed,
-            upright: false,
+            form: Form::Same,
             columns: Some(Columns { from, of }),
             rows: None,
             indices: None,
@@ -307,7 +309,7 @@ mod tests {
     #[test]
     fn a_vector_is_stored_upright() {
         let upright = Stored {
-            upright: true,
+            form: Form::Upright,
             columns: None,
             ..stored(false, 0, 0)
         };
@@ -318,6 +320,20 @@ mod tests {
         assert_eq!(upright.shape(&[2]), [2, 1]);
         assert_eq!(upright.value(&column, &[2]), vector);
         assert_eq!(upright.put(None, vector), column);
+    }
+
+    #[test]
+    fn a_row_is_stored_flat() {
+        let flat = Stored {
+            form: Form::Flat,
+            columns: None,
+            ..stored(false, 0, 0)
+        };
+        let vector = TensorData::new(vec![1.0_f32, 2.0], [2]);
+        let row = data(&[1.0, 2.0], [1, 2]);
+        assert_eq!(flat.shape(&[1, 2]), [2]);
+        assert_eq!(flat.value(&vector, &[1, 2]), row);
+        assert_eq!(flat.put(None, row), vector);
     }
 
     #[test]
