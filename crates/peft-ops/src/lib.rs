@@ -16,6 +16,7 @@ pub mod quantized;
 pub mod reference;
 mod rotary;
 mod segments;
+mod sparse;
 
 #[cfg(feature = "flex")]
 mod cpu;
@@ -39,3 +40,4 @@ pub use norm::{column_norms, layer_norm, rms_norm};
 pub use options::{AdamWOptions, AttentionOptions};
 pub use rotary::rotary;
 pub use segments::Segments;
+pub use sparse::{Sparse, add_sparse, add_sparse_rows, multiplies_sparse};

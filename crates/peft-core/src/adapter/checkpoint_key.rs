@@ -55,6 +55,17 @@ enum Key {
     Unsaved,
 }
 
+/// The rank that a file has a field in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// The field's.
+    Same,
+    /// A vector, as a matrix of one column.
+    Upright,
+    /// A matrix of one row, as a vector.
+    Flat,
+}
+
 /// How one parameter of an adapter is called and laid out in a checkpoint.
 ///
 /// A parameter is a `Param` of floats or of integers. Integers are never trained. A file has them in the number format
@@ -67,8 +78,7 @@ pub struct CheckpointKey {
     in_adapterhub: Option<Box<CheckpointKey>>,
     key: Key,
     pub(crate) transposed: bool,
-    /// Whether a vector is stored as a matrix of one column.
-    pub(crate) upright: bool,
+    pub(crate) form: Form,
     /// Another shape in the file.
     pub(crate) shaped: Option<Vec<usize>>,
     pub(crate) columns: Option<Columns>,
@@ -95,7 +105,7 @@ impl CheckpointKey {
             in_adapterhub: None,
             key,
             transposed: false,
-            upright: false,
+            form: Form::Same,
             shaped: None,
             columns: None,
             rows: None,
@@ -164,7 +174,14 @@ impl CheckpointKey {
     /// Stored as a matrix of one column, `[n, 1]`. For fields of rank 1.
     #[must_use]
     pub fn upright(mut self) -> Self {
-        self.upright = true;
+        self.form = Form::Upright;
+        self
+    }
+
+    /// Stored as a vector, `[n]`. For fields of rank 2 that have one row.
+    #[must_use]
+    pub fn flat(mut self) -> Self {
+        self.form = Form::Flat;
         self
     }
 

@@ -10,6 +10,7 @@ pub(crate) mod module_to_save;
 pub(crate) mod plan;
 pub mod prelude;
 pub(crate) mod saved_modules;
+pub(crate) mod sparse_delta;
 pub(crate) mod targeting;
 pub(crate) mod trainable_tokens;
 
@@ -44,6 +45,7 @@ pub use module_to_save::TrainedBias;
 pub use peft_derive::method_config;
 pub use plan::Plan;
 pub use serde_json::Value;
+pub use sparse_delta::SparseDelta;
 pub use targeting::{
     LINEAR, LINEAR_AND_CONV, LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV,
     LINEAR_EMBEDDING_AND_CONV2D, Target, refuse_unsupported, train_biases,

@@ -243,6 +243,8 @@ pub(crate) fn count(attached: &Attached) -> Counts {
             let tally = count_entry(entry, &mut counts);
             if let AnyAdapter::Weight(adapter) = &entry.adapter
                 && adapter.role() != Role::SavedModule
+                // A state without tensors changes nothing.
+                && !adapter.tensors().is_empty()
             {
                 changed = base.min(changed + tally.changed(base));
             }
