@@ -14,12 +14,13 @@ use burn::tensor::{Int, Tensor};
 use common::python::{Python, write_io};
 use peft::additive::{BeftConfig, BottleneckConfig, Ia3Config, RoadConfig, RoadVariant};
 use peft::core::PeftModule as _;
-use peft::core::method::Method;
+use peft::core::method::{Activation, Method};
 use peft::hybrid::UnionConfig;
 use peft::reparameterization::{
-    AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig,
-    HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig,
-    RandLoraConfig, VbLoraConfig, VeraConfig,
+    AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
+    DeftDecomposition, FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, LilyConfig,
+    LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, PeanutConfig, RandLoraConfig,
+    VbLoraConfig, VeraConfig,
 };
 use peft::selective::{LnTuningConfig, ShiraConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
@@ -35,6 +36,7 @@ type Cases = Vec<(&'static str, Box<dyn Method>)>;
 fn cases() -> Cases {
     let mut cases = lora_cases();
     cases.extend(other_weight_cases());
+    cases.extend(newer_weight_cases());
     cases.extend(scaling_cases());
     cases.extend(selective_cases());
     cases.extend(prompt_cases());
@@ -162,6 +164,65 @@ fn other_weight_cases() -> Cases {
                     .with_save_only_topk_weights(true)
                     .with_targets(TARGETS),
             ),
+        ),
+    ]
+}
+
+fn newer_weight_cases() -> Cases {
+    vec![
+        (
+            "gralora",
+            Box::new(GraLoraConfig::new(4).with_targets(TARGETS)),
+        ),
+        (
+            "gralora-hybrid",
+            Box::new(
+                GraLoraConfig::new(8)
+                    .with_gralora_k(4)
+                    .with_hybrid_r(3)
+                    .with_bias(Bias::Adapted)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "delora",
+            Box::new(
+                DeLoraConfig::new(4)
+                    .with_delora_lambda(2.5)
+                    .with_rank_pattern("query", 3)
+                    .with_lambda_pattern(r"layer\.1\..*", 1.5)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "deft",
+            Box::new(DeftConfig::new(4).with_alpha(6.0).with_targets(TARGETS)),
+        ),
+        (
+            "deft-qr",
+            Box::new(
+                DeftConfig::new(4)
+                    .with_decomposition_method(DeftDecomposition::Qr)
+                    .with_bias(Bias::Adapted)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "deft-para",
+            Box::new(DeftConfig::para(4).with_targets(TARGETS)),
+        ),
+        (
+            "peanut",
+            Box::new(
+                PeanutConfig::new(4)
+                    .with_scaling(0.5)
+                    .with_act_fn(Activation::LeakyRelu)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "peanut-deep",
+            Box::new(PeanutConfig::new(4).with_depth(2).with_targets(TARGETS)),
         ),
     ]
 }
