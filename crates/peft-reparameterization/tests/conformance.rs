@@ -1,9 +1,11 @@
 //! The conformance suite, on every method of the family and its variants.
 
+use peft_core::method::Activation;
 use peft_reparameterization::{
-    AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, InitC3a,
-    InitLokr, LilyConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MtlLoraConfig,
-    OftConfig, PolyConfig, PveraConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix,
+    AdaLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig, DeftDecomposition,
+    FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, InitC3a, InitLokr, LilyConfig,
+    LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MtlLoraConfig, OftConfig,
+    PeanutConfig, PolyConfig, PveraConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix,
     TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig,
 };
 
@@ -483,6 +485,71 @@ peft_conformance::conformance_suite!(
                 .with_random_loc_seed(3)
                 .with_n_frequency_pattern("query", 90)
                 .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "gralora",
+            GraLoraConfig::new(4)
+                .with_alpha(12.0)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "gralora of four blocks a side, with dropout, biases and a head",
+            GraLoraConfig::new(8)
+                .with_gralora_k(4)
+                .with_alpha(10.0)
+                .with_hybrid_r(3)
+                .with_gralora_dropout(0.1)
+                .with_bias(Bias::All)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "delora",
+            DeLoraConfig::new(4)
+                .with_delora_lambda(0.7)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "delora with dropout, patterns, biases and a head",
+            DeLoraConfig::new(3)
+                .with_delora_lambda(0.5)
+                .with_module_dropout(0.1)
+                .with_rank_pattern("query", 5)
+                .with_lambda_pattern(r"layer\.1\..*", 1.3)
+                .with_bias(Bias::Adapted)
+                .with_targets(["query", "dense", "lm_head"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "deft",
+            DeftConfig::new(4)
+                .with_alpha(10.0)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "deft of projections, with dropout, biases and a head",
+            DeftConfig::new(3)
+                .with_decomposition_method(DeftDecomposition::Qr)
+                .with_alpha(6.0)
+                .with_deft_dropout(0.1)
+                .with_bias(Bias::All)
+                .with_targets(["query", "dense", "lm_head"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "peanut",
+            PeanutConfig::new(4)
+                .with_scaling(1.5)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "peanut, two levels deep, with a head",
+            PeanutConfig::new(6)
+                .with_depth(2)
+                .with_act_fn(Activation::Gelu)
+                .with_scaling(0.7)
+                .with_targets(["query", "dense", "lm_head"])
                 .with_modules_to_save(["classifier"])
         ),
     ]

@@ -12,10 +12,10 @@ use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
 use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
-    AdaLoraConfig, AdapterHubLora, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig,
-    LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, MtlLoraConfig, OftConfig,
-    PolyConfig, PveraConfig, RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig,
-    VbLoraConfig, VeraConfig,
+    AdaLoraConfig, AdapterHubLora, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
+    FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, LilyConfig, LohaConfig, LokrConfig,
+    LoraConfig, MissConfig, MtlLoraConfig, OftConfig, PeanutConfig, PolyConfig, PveraConfig,
+    RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig,
 };
 use peft::selective::{
     BitFitConfig, DiffPruningConfig, FarConfig, FishMaskConfig, LnTuningConfig, LtSftConfig,
@@ -272,6 +272,30 @@ fn counts_of_shared_random_numbers_are_those_of_their_pages() {
         assert_eq!(counts.adapter_trainable(), trained, "{method:?}");
         assert_eq!(counts.total, base + held, "{method:?}");
         assert_eq!(counts.stored, stored, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_of_blocks_and_of_weight_aware_methods_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let qv = ["query", "value"];
+    let cases: &[(&dyn Method, usize)] = &[
+        (&GraLoraConfig::new(8).with_targets(qv), 73_728),
+        (
+            &GraLoraConfig::new(8).with_hybrid_r(2).with_targets(qv),
+            92_160,
+        ),
+        // Two factors and a λ a matrix. The norms do not train.
+        (&DeLoraConfig::new(8).with_targets(qv), 73_740),
+        (&DeftConfig::new(8).with_targets(qv), 73_728),
+        (&DeftConfig::para(8).with_targets(qv), 36_864),
+        (&PeanutConfig::new(8).with_targets(qv), 73_728),
+        // Four matrices of r × r a matrix more.
+        (&PeanutConfig::new(8).with_depth(2).with_targets(qv), 76_800),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", *method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), *expected, "{method:?}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! For authors of methods: the contracts that a method implements, and what it is given to plan with.
 
+pub(crate) mod activation;
 pub(crate) mod adapterhub;
 pub(crate) mod bias;
 pub(crate) mod by_layer;
@@ -30,6 +31,7 @@ pub use crate::layout::model_layout::{
     Layer, LayerKind, Layout, LayoutParam, LayoutSite, TypedSite,
 };
 pub use crate::layout::targets::{OneOrMany, Selection, Targets};
+pub use activation::Activation;
 pub use adapterhub::{
     Projections, adapterhub_fields, adapterhub_json, architecture, read_adapterhub,
 };

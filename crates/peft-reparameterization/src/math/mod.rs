@@ -2,4 +2,5 @@
 
 pub(crate) mod linalg;
 pub(crate) mod numpy_random;
+pub(crate) mod qr;
 pub(crate) mod torch_random;
