@@ -17,6 +17,7 @@ pub mod reference;
 mod rotary;
 mod segments;
 mod sparse;
+mod sparse_matrix;
 
 #[cfg(feature = "flex")]
 mod cpu;
@@ -40,4 +41,5 @@ pub use norm::{column_norms, layer_norm, rms_norm};
 pub use options::{AdamWOptions, AttentionOptions};
 pub use rotary::rotary;
 pub use segments::Segments;
-pub use sparse::{Sparse, add_sparse, add_sparse_rows, multiplies_sparse};
+pub use sparse::{add_sparse, add_sparse_rows, multiplies_sparse};
+pub use sparse_matrix::Sparse;

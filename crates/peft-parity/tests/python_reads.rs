@@ -22,7 +22,7 @@ use peft::reparameterization::{
     LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, PeanutConfig, PveraConfig,
     RandLoraConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig,
 };
-use peft::selective::{LnTuningConfig, ShiraConfig, TrainableTokensConfig};
+use peft::selective::{LnTuningConfig, ShiraConfig, SuperTuningConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
     AdapterHubPrompt, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig,
 };
@@ -261,6 +261,41 @@ fn selective_cases() -> Cases {
             Box::new(TrainableTokensConfig::new([1, 8, 15])),
         ),
         ("shira", Box::new(ShiraConfig::new(4).with_targets(TARGETS))),
+        (
+            "shira-magnitude",
+            Box::new(
+                ShiraConfig::new(4)
+                    .with_targets(TARGETS)
+                    .with_mask_type("magnitude"),
+            ),
+        ),
+        (
+            "supertuning",
+            Box::new(
+                SuperTuningConfig::new()
+                    .with_sparsity(0.9)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "supertuning-smallest",
+            Box::new(
+                SuperTuningConfig::new()
+                    .with_sparsity(0.95)
+                    .with_select_top(false)
+                    .with_save_precomputed_indices(false)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "supertuning-supra",
+            Box::new(
+                SuperTuningConfig::new()
+                    .with_sparsity(0.9)
+                    .with_r(4)
+                    .with_targets(TARGETS),
+            ),
+        ),
     ]
 }
 

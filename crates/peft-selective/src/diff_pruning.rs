@@ -17,6 +17,10 @@ use crate::ranking::largest_of_all;
 const DIFFERENCE: &str = "diff";
 const ALPHA: &str = "diff_alpha";
 const GROUP: &str = "diff_alpha_group";
+const SEED: &str = "diff_seed";
+
+/// Seeds are below this.
+const SEEDS: i64 = 1 << 30;
 
 /// `DiffPruning`'s configuration.
 ///
@@ -71,11 +75,10 @@ pub struct DiffPruned {
     pub sparse: Option<SparseDelta>,
     #[module(skip)]
     place: Place,
+    /// Of the noise of this step, `[1]`.
+    pub seed: Option<Param<Tensor<1, Int>>>,
     #[module(skip)]
     interval: [f64; 2],
-    /// Of the noise of this step.
-    #[module(skip)]
-    seed: u64,
 }
 
 impl DiffPruned {
@@ -107,10 +110,30 @@ impl DiffPruned {
         })
     }
 
+    /// The seed of this step's noise.
+    fn seed(&self) -> Option<u64> {
+        let seed = self.seed.as_ref()?.val().into_data();
+        seed.iter::<i64>().next().map(|seed| seed as u64)
+    }
+
+    /// Other noise in the next step.
+    fn draw_again(&mut self) {
+        let seed = self
+            .seed()
+            .map(|seed| (seed as i64 * 1_103_515_245 + 12_345) % SEEDS);
+        let like = self
+            .seed
+            .as_ref()
+            .map(|seed| (seed.val().device(), seed.val().dtype()));
+        if let (Some(seed), Some((device, dtype))) = (seed, like) {
+            self.seed = Some(Init::new(0).integers([1], (&device, dtype), |_| vec![seed]));
+        }
+    }
+
     /// The effective parameter, with gates that are drawn where something is trained.
     fn drawn<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let trains = self.devices().iter().any(Device::is_autodiff);
-        match self.change(trains.then_some(self.seed)) {
+        match self.change(self.seed().filter(|_| trains)) {
             Some(change) => {
                 let shape = weight.shape();
                 weight + change.reshape(shape)
@@ -138,6 +161,7 @@ impl Adapter for DiffPruned {
             ("diff", DIFFERENCE, self.diff.is_some()),
             ("alpha", ALPHA, self.alpha.is_some()),
             ("group", GROUP, self.group.is_some()),
+            ("seed", SEED, self.seed.is_some()),
         ];
         let there = there.into_iter().filter(|(_, _, is_there)| *is_there);
         let mut keys: Vec<CheckpointKey> = there
@@ -231,8 +255,8 @@ impl Method for DiffPruningConfig {
                     group: None,
                     sparse: Some(place.stored(param, count, plan)),
                     place,
+                    seed: None,
                     interval: self.interval(),
-                    seed: 0,
                 };
                 plan.adapt_weight(param, state);
             }
@@ -279,12 +303,10 @@ impl DiffPruningConfig {
             group,
             sparse: None,
             place,
+            seed: Some(init.integers([1], (&device, DType::I32), |init| {
+                vec![init.indices(1, SEEDS as usize)[0] as i64]
+            })),
             interval: self.interval(),
-            // None is drawn where a file is loaded.
-            seed: init
-                .indices(1, 1 << 30)
-                .first()
-                .map_or(0, |seed| *seed as u64),
         }
     }
 }
@@ -328,7 +350,7 @@ impl Pruning {
             let Some(diff) = state.diff.take() else {
                 return;
             };
-            (state.alpha, state.group) = (None, None);
+            (state.alpha, state.group, state.seed) = (None, None, None);
             if let Some((places, changes)) = chosen.next() {
                 let values = places.iter().map(|place| changes[*place]).collect();
                 state.sparse = state.place.started(places, Some(values), &diff.val());
@@ -349,13 +371,7 @@ impl MethodHooks for Pruning {
         if step == self.after {
             self.fix(states);
         } else if step < self.after {
-            // Other noise in the next step: a function of the seeds and the step.
-            states.edit::<DiffPruned>(|_, state| {
-                state.seed = state
-                    .seed
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
-            });
+            states.edit::<DiffPruned>(|_, state| state.draw_again());
         }
     }
 }
