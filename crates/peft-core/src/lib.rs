@@ -19,6 +19,7 @@ pub use error::{Error, Result};
 pub use layout::key_mapping::KeyMapping;
 pub use layout::targets::{Selection, Targets};
 pub use model::accounting;
+pub use model::layer_groups::{LayerGroup, LayerGroups};
 pub use model::peft_module::PeftModule;
 pub use model::training_hooks::TrainingHooks;
 pub use nn::site::{AttentionSite, HiddenSite, KeyValueSite, PromptSite};

@@ -167,15 +167,20 @@ impl Layer {
     /// The block that it is in: what the list of blocks is called, as in `encoder.layer`, and its index there, from 0. It is the
     /// first number among the segments of its name. `None` outside of blocks.
     pub fn block(&self) -> Option<(&str, usize)> {
-        let mut start = 0;
-        for segment in self.name.split('.') {
-            if let Ok(index) = segment.parse() {
-                return Some((self.name[..start].trim_end_matches('.'), index));
-            }
-            start += segment.len() + 1;
-        }
-        None
+        block(&self.name)
     }
+}
+
+/// As [`Layer::block`], of a module's name.
+pub(crate) fn block(name: &str) -> Option<(&str, usize)> {
+    let mut start = 0;
+    for segment in name.split('.') {
+        if let Ok(index) = segment.parse() {
+            return Some((name[..start].trim_end_matches('.'), index));
+        }
+        start += segment.len() + 1;
+    }
+    None
 }
 
 /// A site of the model.
