@@ -52,9 +52,10 @@ pub use structured::fourierft::{FOURIERFT, FourierFtConfig, FourierFtLinear};
 pub use structured::hira::{HIRA, HiraConfig, HiraConv2d, HiraEmbedding, HiraLinear};
 pub use structured::miss::{InitMiss, MISS, MissBat, MissConfig, MissLinear};
 pub use structured::said::{SAID, Said, SaidConfig};
+pub use structured::waveft::{WAVEFT, WaveFtConfig, WaveFtLinear};
 
 /// The methods of this crate.
 pub const METHODS: &[&MethodInfo] = &[
     &LORA, &ADALORA, &LOHA, &LOKR, &VERA, &RANDLORA, &VBLORA, &HIRA, &MISS, &OFT, &BOFT, &HRA,
-    &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA, &UNILORA, &TINYLORA, &PVERA,
+    &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA, &UNILORA, &TINYLORA, &PVERA, &WAVEFT,
 ];
