@@ -2,5 +2,6 @@
 
 pub(crate) mod linalg;
 pub(crate) mod numpy_random;
+pub(crate) mod qr;
 pub(crate) mod torch_random;
 pub(crate) mod wavelets;
