@@ -20,7 +20,7 @@ use peft::reparameterization::{
     AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
     DeftDecomposition, FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, LilyConfig,
     LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, PeanutConfig, PveraConfig,
-    RandLoraConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig,
+    RandLoraConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig, WaveFtConfig,
 };
 use peft::selective::{LnTuningConfig, ShiraConfig, SuperTuningConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
@@ -215,6 +215,23 @@ fn random_projection_cases() -> Cases {
                 PveraConfig::new(16)
                     .with_projection_prng_key(5)
                     .with_save_projection(false)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "waveft",
+            Box::new(
+                WaveFtConfig::new(40)
+                    .with_wavelet_family("sym4")
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "waveft-elements",
+            Box::new(
+                WaveFtConfig::new(40)
+                    .with_use_idwt(false)
+                    .with_proportional_parameters(true)
                     .with_targets(TARGETS),
             ),
         ),
