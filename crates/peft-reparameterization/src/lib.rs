@@ -11,6 +11,7 @@ mod mixture;
 mod orthogonal;
 mod shared_projection;
 mod structured;
+mod weight_aware;
 
 use peft_core::method::MethodInfo;
 
@@ -43,17 +44,26 @@ pub use orthogonal::boft::{BOFT, BoftConfig, BoftLinear};
 pub use orthogonal::hra::{HRA, HraConfig, HraLinear};
 pub use orthogonal::oft::{OFT, OftConfig, OftEmbedding, OftLinear};
 pub use peft_core::method::Bias;
+pub use shared_projection::pvera::{PVERA, PveraConfig, PveraLinear};
 pub use shared_projection::randlora::{RANDLORA, RandLoraConfig, RandLoraLinear};
+pub use shared_projection::tinylora::{InitTinyLora, TINYLORA, TinyLora, TinyLoraConfig};
+pub use shared_projection::unilora::{UNILORA, UniLoraConfig, UniLoraLinear};
 pub use shared_projection::vblora::{VBLORA, VbLoraConfig, VbLoraLinear};
 pub use shared_projection::vera::{VERA, VeraConfig, VeraLinear};
 pub use structured::c3a::{C3A, C3aConfig, C3aLinear, InitC3a};
+pub use structured::delora::{DELORA, DeLoraConfig, DeLoraLinear};
 pub use structured::fourierft::{FOURIERFT, FourierFtConfig, FourierFtLinear};
+pub use structured::gralora::{GRALORA, GraLoraConfig, GraLoraGeneral, GraLoraLinear};
 pub use structured::hira::{HIRA, HiraConfig, HiraConv2d, HiraEmbedding, HiraLinear};
 pub use structured::miss::{InitMiss, MISS, MissBat, MissConfig, MissLinear};
 pub use structured::said::{SAID, Said, SaidConfig};
+pub use weight_aware::deft::{DEFT, DeftConfig};
+pub use weight_aware::deft_state::{DeftDecomposition, DeftLinear};
+pub use weight_aware::peanut::{PEANUT, PeanutConfig, PeanutLinear};
 
 /// The methods of this crate.
 pub const METHODS: &[&MethodInfo] = &[
     &LORA, &ADALORA, &LOHA, &LOKR, &VERA, &RANDLORA, &VBLORA, &HIRA, &MISS, &OFT, &BOFT, &HRA,
-    &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA,
+    &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA, &UNILORA, &TINYLORA, &PVERA, &GRALORA,
+    &DELORA, &DEFT, &PEANUT,
 ];

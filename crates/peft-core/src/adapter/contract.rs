@@ -179,17 +179,22 @@ pub trait KeyValueAdapter: Adapter {
     }
 
     /// Keys and values, each `[virtual_tokens, kv_heads · head_dim]`. Keys are as they are attended to: where
-    /// the model rotates by position, they are taken for rotated.
+    /// the model rotates by position, they are taken for rotated. While nothing is trained the site calls it once and
+    /// keeps what it gives ([`kept_weights`](crate::kept_weights)).
     fn key_value(&self) -> (Tensor<2>, Tensor<2>);
 
-    /// Keys and values of `rows` rows of the batch, each `[rows, virtual_tokens, kv_heads · head_dim]`. Default: all rows
-    /// have those of [`key_value`](Self::key_value).
-    fn key_value_of(&self, rows: usize, _context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>) {
+    /// Keys and values of `rows` rows of the batch, each `[rows, virtual_tokens, kv_heads · head_dim]`, from those of
+    /// [`key_value`](Self::key_value). Default: all rows have the same.
+    fn key_value_of(
+        &self,
+        (key, value): (Tensor<2>, Tensor<2>),
+        rows: usize,
+        _context: &PrefixContext<'_>,
+    ) -> (Tensor<3>, Tensor<3>) {
         let spread = |one: Tensor<2>| {
             let [tokens, width] = one.dims();
             one.unsqueeze::<3>().expand([rows, tokens, width])
         };
-        let (key, value) = self.key_value();
         (spread(key), spread(value))
     }
 }

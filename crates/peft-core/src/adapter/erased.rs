@@ -381,7 +381,13 @@ impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
 pub(crate) trait ErasedKeyValue: ErasedModule {
     fn virtual_tokens(&self) -> usize;
     fn positions(&self) -> usize;
-    fn key_value_of(&self, rows: usize, context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>);
+    fn key_value(&self) -> (Tensor<2>, Tensor<2>);
+    fn key_value_of(
+        &self,
+        key_value: (Tensor<2>, Tensor<2>),
+        rows: usize,
+        context: &PrefixContext<'_>,
+    ) -> (Tensor<3>, Tensor<3>);
     fn boxed(&self) -> Box<dyn ErasedKeyValue>;
 }
 
@@ -392,8 +398,16 @@ impl<A: KeyValueAdapter> ErasedKeyValue for Typed<A> {
     fn positions(&self) -> usize {
         self.state().positions()
     }
-    fn key_value_of(&self, rows: usize, context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>) {
-        self.state().key_value_of(rows, context)
+    fn key_value(&self) -> (Tensor<2>, Tensor<2>) {
+        self.state().key_value()
+    }
+    fn key_value_of(
+        &self,
+        key_value: (Tensor<2>, Tensor<2>),
+        rows: usize,
+        context: &PrefixContext<'_>,
+    ) -> (Tensor<3>, Tensor<3>) {
+        self.state().key_value_of(key_value, rows, context)
     }
     fn boxed(&self) -> Box<dyn ErasedKeyValue> {
         Box::new(self.clone())

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use burn::tensor::TensorData;
 
-use crate::adapter::checkpoint_key::{CheckpointKey, Columns, Style};
+use crate::adapter::checkpoint_key::{CheckpointKey, Columns, Form, Style};
 use crate::adapter::erased::ErasedModule;
 use crate::adapter::indices::Indices;
 use crate::checkpoint::transpose::transpose;
@@ -15,7 +15,7 @@ pub(crate) struct Stored {
     /// None of what is not saved.
     pub(crate) key: Option<String>,
     transposed: bool,
-    upright: bool,
+    form: Form,
     shaped: Option<Vec<usize>>,
     columns: Option<Columns>,
     rows: Option<Columns>,
@@ -44,8 +44,10 @@ impl Stored {
         if self.transposed {
             whole.reverse();
         }
-        if self.upright {
-            whole.push(1);
+        match self.form {
+            Form::Same => {}
+            Form::Upright => whole.push(1),
+            Form::Flat => drop(whole.remove(0)),
         }
         whole
     }
@@ -103,7 +105,7 @@ impl Stored {
                 value
             };
         }
-        if self.upright {
+        if self.form != Form::Same {
             return with_shape(tensor.clone(), shape.to_vec());
         }
         let mut value = match self.rows {
@@ -237,7 +239,7 @@ pub(crate) fn specs_by_field(
     let stored = |spec: &CheckpointKey| Stored {
         key: spec.key(style, layer, name),
         transposed: spec.transposed,
-        upright: spec.upright,
+        form: spec.form,
         shaped: spec.shaped.clone(),
         columns: spec.columns,
         rows: spec.rows,
@@ -262,7 +264,7 @@ mod tests {
         Stored {
             key: Some("key".into()),
             transposed,
-            upright: false,
+            form: Form::Same,
             shaped: None,
             columns: Some(Columns { from, of }),
             rows: None,
@@ -328,7 +330,7 @@ mod tests {
     #[test]
     fn a_vector_is_stored_upright() {
         let upright = Stored {
-            upright: true,
+            form: Form::Upright,
             columns: None,
             ..stored(false, 0, 0)
         };
@@ -359,6 +361,20 @@ mod tests {
             assert_eq!(stored.value(&kernel, &[3, 2]), matrix);
             assert_eq!(stored.put(None, matrix.clone()), kernel);
         }
+    }
+
+    #[test]
+    fn a_row_is_stored_flat() {
+        let flat = Stored {
+            form: Form::Flat,
+            columns: None,
+            ..stored(false, 0, 0)
+        };
+        let vector = TensorData::new(vec![1.0_f32, 2.0], [2]);
+        let row = data(&[1.0, 2.0], [1, 2]);
+        assert_eq!(flat.shape(&[1, 2]), [2]);
+        assert_eq!(flat.value(&vector, &[1, 2]), row);
+        assert_eq!(flat.put(None, row), vector);
     }
 
     #[test]

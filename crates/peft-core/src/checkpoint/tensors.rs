@@ -65,7 +65,7 @@ pub(crate) fn refuse_unlisted(
     layout: &Layout,
     planned: &[PlannedAdapter],
 ) -> Result<()> {
-    for PlannedAdapter { path, adapter } in planned {
+    for PlannedAdapter { path, adapter, .. } in planned {
         let adapter = adapter.module();
         let listed = field_names(&adapter.tensors());
         if let Some(field) = fields(adapter)
@@ -90,7 +90,7 @@ pub(crate) fn refuse_written_twice(
     planned: &[PlannedAdapter],
 ) -> Result<()> {
     let mut written: HashMap<String, Vec<Part>> = HashMap::new();
-    for PlannedAdapter { path, adapter } in planned {
+    for PlannedAdapter { path, adapter, .. } in planned {
         let (adapter, place) = (adapter.module(), layout.place_name(path));
         let specs = specs_by_field(adapter, style, &place, method);
         for field in fields(adapter) {
@@ -348,11 +348,13 @@ pub(crate) fn fill(
         used.push(key);
     }
     for spec in adapter.module().tensors() {
-        let (Some(key), Some(copy)) = (spec.key(style, layer, name), spec.copy(style, layer, name))
-        else {
+        let Some(key) = spec.key(style, layer, name) else {
             continue;
         };
-        if let Some(data) = tensors.get(&copy) {
+        for copy in spec.copies(style, layer, name) {
+            let Some(data) = tensors.get(&copy) else {
+                continue;
+            };
             if tensors.get(&key) != Some(data) {
                 return Err(format!(
                     "tensor `{copy}` is not the copy of `{key}` that it should be"

@@ -163,6 +163,26 @@ pub struct Layer {
     pub groups: usize,
 }
 
+impl Layer {
+    /// The block that it is in: what the list of blocks is called, as in `encoder.layer`, and its index there, from 0. It is the
+    /// first number among the segments of its name. `None` outside of blocks.
+    pub fn block(&self) -> Option<(&str, usize)> {
+        block(&self.name)
+    }
+}
+
+/// As [`Layer::block`], of a module's name.
+pub(crate) fn block(name: &str) -> Option<(&str, usize)> {
+    let mut start = 0;
+    for segment in name.split('.') {
+        if let Ok(index) = segment.parse() {
+            return Some((name[..start].trim_end_matches('.'), index));
+        }
+        start += segment.len() + 1;
+    }
+    None
+}
+
 /// A site of the model.
 #[derive(Clone, Debug)]
 pub struct LayoutSite {
@@ -310,6 +330,12 @@ impl Layout {
             let table = self.params.iter().find(|param| param.path == *path)?;
             Some((head, table))
         })
+    }
+
+    /// The weight of a tied head and that of its table, if `param` is one of them.
+    pub(crate) fn tied_pair(&self, param: &LayoutParam) -> Option<(&LayoutParam, &LayoutParam)> {
+        let mut pairs = self.tied_weights();
+        pairs.find(|(head, table)| head.path == param.path || table.path == param.path)
     }
 
     /// The sites of a hidden state.

@@ -9,6 +9,7 @@ use crate::layout::targets::Targets;
 use crate::method::contract::{Method, MethodConfig};
 use crate::method::plan::Plan;
 use crate::method::targeting::{LINEAR, Target, select, train_biases};
+use crate::statistics::wanted::CalibrationConfig;
 
 /// A layer that a method adapts.
 #[derive(Clone, Debug)]
@@ -97,6 +98,11 @@ pub trait LinearMethod: MethodConfig {
     fn max_rank(&self) -> Option<usize> {
         None
     }
+
+    /// As [`Method::statistics`].
+    fn statistics(&self) -> Option<CalibrationConfig> {
+        None
+    }
 }
 
 impl<T: LinearMethod> Method for T {
@@ -114,6 +120,10 @@ impl<T: LinearMethod> Method for T {
 
     fn max_rank(&self) -> Option<usize> {
         LinearMethod::max_rank(self)
+    }
+
+    fn statistics(&self) -> Option<CalibrationConfig> {
+        LinearMethod::statistics(self)
     }
 }
 

@@ -1,5 +1,6 @@
 //! For authors of methods: the contracts that a method implements, and what it is given to plan with.
 
+pub(crate) mod activation;
 pub(crate) mod adapterhub;
 pub(crate) mod bias;
 pub(crate) mod by_layer;
@@ -10,6 +11,7 @@ pub(crate) mod module_to_save;
 pub(crate) mod plan;
 pub mod prelude;
 pub(crate) mod saved_modules;
+pub(crate) mod sparse_delta;
 pub(crate) mod targeting;
 pub(crate) mod trainable_tokens;
 
@@ -29,6 +31,7 @@ pub use crate::layout::model_layout::{
     Layer, LayerKind, Layout, LayoutParam, LayoutSite, TypedSite,
 };
 pub use crate::layout::targets::{OneOrMany, Selection, Targets};
+pub use activation::Activation;
 pub use adapterhub::{
     Projections, adapterhub_fields, adapterhub_json, architecture, read_adapterhub,
 };
@@ -44,6 +47,7 @@ pub use module_to_save::TrainedBias;
 pub use peft_derive::method_config;
 pub use plan::Plan;
 pub use serde_json::Value;
+pub use sparse_delta::SparseDelta;
 pub use targeting::{
     LINEAR, LINEAR_AND_CONV, LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV, Target,
     refuse_unsupported, train_biases,

@@ -1,4 +1,4 @@
-//! A copy of a parameter, trained in its place: `modules_to_save` and biases.
+//! A copy of a parameter, trained in its place: `modules_to_save`, biases, and parameters that a method selects.
 
 use burn::module::{Module, Param};
 use burn::tensor::module::embedding;
@@ -75,6 +75,27 @@ impl ModuleToSave<1, true> {
 }
 
 impl ModuleToSave<1, false> {
+    /// A copy of `param`, of whatever rank it is, as the method's own; `head` is the weight of a tied head that follows
+    /// it.
+    pub(crate) fn of_param(
+        param: &LayoutParam,
+        transposed: bool,
+        head: Option<&LayoutParam>,
+    ) -> AnyAdapter {
+        with_rank!(param.shape().len(), R => {
+            let copy = ModuleToSave::<R, false> {
+                value: Param::from_tensor(param.value::<R>().detach()),
+                key: param.name.clone(),
+                transposed,
+                head: head.map(|head| head.name.clone()),
+                beside: beside(param, &param.name),
+            };
+            AnyAdapter::weight(copy, Role::Method)
+        })
+    }
+}
+
+impl ModuleToSave<1, false> {
     /// A copy of a bias, under another key than its name where a method says so.
     pub(crate) fn of_bias(param: &LayoutParam, key: Option<String>) -> Self {
         let key = key.unwrap_or_else(|| param.name.clone());
@@ -92,8 +113,9 @@ impl<const R: usize, const OF_MODULE: bool> Adapter for ModuleToSave<R, OF_MODUL
     fn tensors(&self) -> Vec<CheckpointKey> {
         let spec = CheckpointKey::named("value", &self.key);
         let spec = match &self.head {
-            Some(head) => spec.twin(CheckpointKey::named("value", head)),
-            None => spec,
+            // Upstream writes a saved table for the head, too.
+            Some(head) if OF_MODULE => spec.twin(CheckpointKey::named("value", head)),
+            _ => spec,
         };
         vec![if self.transposed {
             spec.transposed()
@@ -121,26 +143,25 @@ impl<const R: usize, const OF_MODULE: bool> Adapter for ModuleToSave<R, OF_MODUL
     }
 }
 
+impl<const R: usize, const OF_MODULE: bool> ModuleToSave<R, OF_MODULE> {
+    /// The copy, whose rank is R: no operation of the backend, which would bring a view into another order.
+    fn copy<const D: usize>(&self) -> Tensor<D> {
+        AnyTensor::new(self.value.val()).get()
+    }
+}
+
 impl<const R: usize, const OF_MODULE: bool> WeightAdapter for ModuleToSave<R, OF_MODULE> {
-    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        // The ranks are equal; the reshape only tells the compiler.
-        self.value.val().reshape(weight.shape())
+    fn compose<const D: usize>(&self, _weight: Tensor<D>) -> Tensor<D> {
+        self.copy()
     }
 
     // What lies below is not looked at: a quantized base stays quantized.
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
-        let shape: [usize; 2] = self.value.dims()[..]
-            .try_into()
-            .expect("the weight of a linear layer is a matrix");
-        let value: Tensor<2> = self.value.val().reshape(shape);
-        peft_ops::linear(input, value, base.bias(), None)
+        peft_ops::linear(input, self.copy::<2>(), base.bias(), None)
     }
 
     fn embedding(&self, ids: Tensor<2, Int>, _base: &dyn BaseEmbedding) -> Tensor<3> {
-        let shape: [usize; 2] = self.value.dims()[..]
-            .try_into()
-            .expect("a table is a matrix");
-        embedding(self.value.val().reshape(shape), ids)
+        embedding(self.copy(), ids)
     }
 
     fn keeps_weight(&self) -> bool {

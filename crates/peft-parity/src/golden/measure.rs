@@ -287,6 +287,17 @@ impl Values {
         let missing = || Problem::new(case)(&format!("io.safetensors has no `{key}`"));
         self.io.get(key).cloned().ok_or_else(missing)
     }
+
+    /// What the model reads.
+    fn data(&self, case: &Path) -> Result<InputData, Problem> {
+        Ok(match self.io.get("input") {
+            Some(pictures) => InputData::Pictures(pictures.clone()),
+            None => InputData::Texts {
+                ids: self.known(case, "input_ids")?,
+                mask: self.known(case, "attention_mask")?,
+            },
+        })
+    }
 }
 
 fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
@@ -303,13 +314,7 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
         name: adapter_name(case),
         forward,
         device,
-        data: match values.io.get("input") {
-            Some(pictures) => InputData::Pictures(pictures.clone()),
-            None => InputData::Texts {
-                ids: values.known(case, "input_ids")?,
-                mask: values.known(case, "attention_mask")?,
-            },
-        },
+        data: values.data(case)?,
         tasks: values.io.get("task_ids").map(|ids| {
             let ids: Vec<usize> = ids.iter::<u64>().map(|id| id as usize).collect();
             TaskIds::new(ids)

@@ -1,4 +1,6 @@
-//! Linear algebra, and random numbers as torch draws them.
+//! Linear algebra, and random numbers as torch and NumPy draw them.
 
 pub(crate) mod linalg;
+pub(crate) mod numpy_random;
+pub(crate) mod qr;
 pub(crate) mod torch_random;
