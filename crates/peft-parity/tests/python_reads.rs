@@ -17,9 +17,10 @@ use peft::core::PeftModule as _;
 use peft::core::method::Method;
 use peft::hybrid::UnionConfig;
 use peft::reparameterization::{
-    AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig,
-    HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig,
-    RandLoraConfig, VbLoraConfig, VeraConfig,
+    AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, FourierFtConfig, FrodConfig,
+    GloraConfig, GloraForm, HiraConfig, HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig,
+    MissConfig, OftConfig, OsfConfig, PsoftConfig, PsoftFactors, RandLoraConfig, VbLoraConfig,
+    VeraConfig,
 };
 use peft::selective::{LnTuningConfig, ShiraConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
@@ -35,6 +36,7 @@ type Cases = Vec<(&'static str, Box<dyn Method>)>;
 fn cases() -> Cases {
     let mut cases = lora_cases();
     cases.extend(other_weight_cases());
+    cases.extend(spectral_cases());
     cases.extend(scaling_cases());
     cases.extend(selective_cases());
     cases.extend(prompt_cases());
@@ -78,6 +80,55 @@ fn lora_cases() -> Cases {
         (
             "lora-token-rows",
             Box::new(lora().with_trainable_token_indices([4, 8, 15])),
+        ),
+    ]
+}
+
+fn spectral_cases() -> Cases {
+    vec![
+        ("glora", Box::new(GloraConfig::new(4).with_targets(TARGETS))),
+        (
+            "glora-vectors",
+            Box::new(
+                GloraConfig::new(4)
+                    .with_config_a_b(GloraForm::Vector)
+                    .with_config_c(GloraForm::Vector)
+                    .with_config_d_e(GloraForm::Vector)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "glora-bias",
+            Box::new(
+                GloraConfig::new(4)
+                    .with_config_a_b(GloraForm::None)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "frod",
+            Box::new(FrodConfig::new(0.05).with_targets(["query", "value"])),
+        ),
+        ("psoft", Box::new(PsoftConfig::new(6).with_targets(TARGETS))),
+        (
+            "psoft-series",
+            Box::new(
+                PsoftConfig::new(5)
+                    .with_ab_svd_init(PsoftFactors::PissaInit)
+                    .with_use_cayley_neumann(true)
+                    .with_cayley_neumann_eps(0.5)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        ("osf", Box::new(OsfConfig::new().with_targets(TARGETS))),
+        (
+            "osf-shares",
+            Box::new(
+                OsfConfig::new()
+                    .with_effective_rank(0.75)
+                    .with_rank_pattern("value", 3_usize)
+                    .with_targets(TARGETS),
+            ),
         ),
     ]
 }

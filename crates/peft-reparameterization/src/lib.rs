@@ -10,6 +10,7 @@ mod math;
 mod mixture;
 mod orthogonal;
 mod shared_projection;
+mod spectral;
 mod structured;
 
 use peft_core::method::MethodInfo;
@@ -40,12 +41,16 @@ pub use mixture::xlora_config::XLoraConfig;
 pub use orthogonal::boft::{BOFT, BoftConfig, BoftLinear};
 pub use orthogonal::hra::{HRA, HraConfig, HraLinear};
 pub use orthogonal::oft::{OFT, OftConfig, OftLinear};
+pub use orthogonal::psoft::{PSOFT, PsoftConfig, PsoftFactors, PsoftLinear, PsoftSvd};
 pub use peft_core::method::Bias;
 pub use shared_projection::randlora::{RANDLORA, RandLoraConfig, RandLoraLinear};
 pub use shared_projection::vblora::{VBLORA, VbLoraConfig, VbLoraLinear};
 pub use shared_projection::vera::{VERA, VeraConfig, VeraLinear};
+pub use spectral::frod::{FROD, FrodConfig, FrodLinear};
+pub use spectral::osf::{OSF, OsfConfig, OsfLinear, OsfRank};
 pub use structured::c3a::{C3A, C3aConfig, C3aLinear, InitC3a};
 pub use structured::fourierft::{FOURIERFT, FourierFtConfig, FourierFtLinear};
+pub use structured::glora::{GLORA, GloraBias, GloraConfig, GloraForm, GloraLinear, GloraPart};
 pub use structured::hira::{HIRA, HiraConfig, HiraConv2d, HiraEmbedding, HiraLinear};
 pub use structured::miss::{InitMiss, MISS, MissBat, MissConfig, MissLinear};
 pub use structured::said::{SAID, Said, SaidConfig};
@@ -53,5 +58,5 @@ pub use structured::said::{SAID, Said, SaidConfig};
 /// The methods of this crate.
 pub const METHODS: &[&MethodInfo] = &[
     &LORA, &ADALORA, &LOHA, &LOKR, &VERA, &RANDLORA, &VBLORA, &HIRA, &MISS, &OFT, &BOFT, &HRA,
-    &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA,
+    &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA, &GLORA, &PSOFT, &OSF, &FROD,
 ];

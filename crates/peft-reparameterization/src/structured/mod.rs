@@ -2,6 +2,7 @@
 
 pub(crate) mod c3a;
 pub(crate) mod fourierft;
+pub(crate) mod glora;
 pub(crate) mod hira;
 pub(crate) mod miss;
 pub(crate) mod said;
