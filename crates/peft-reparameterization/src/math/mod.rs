@@ -2,6 +2,8 @@
 
 pub(crate) mod linalg;
 pub(crate) mod numpy_random;
+pub(crate) mod of_weight;
 pub(crate) mod qr;
+pub(crate) mod signs;
 pub(crate) mod torch_random;
 pub(crate) mod wavelets;
