@@ -25,6 +25,8 @@ use crate::statistics::calibration::Calibration;
 pub(crate) struct PlannedAdapter {
     /// Field path of a parameter or site.
     pub(crate) path: String,
+    /// Which part of the method planned it.
+    pub(crate) part: usize,
     pub(crate) adapter: AnyAdapter,
 }
 
@@ -43,6 +45,8 @@ pub struct Plan {
     pub(crate) others: HashMap<String, Vec<String>>,
     init: Init,
     strict: bool,
+    /// The part that plans now.
+    part: usize,
     /// What layers have in common, by its key.
     common: Vec<Box<dyn Any + Send>>,
 }
@@ -70,6 +74,7 @@ impl Plan {
             others: HashMap::new(),
             init,
             strict,
+            part: 0,
             common: Vec::new(),
         }
     }
@@ -148,6 +153,12 @@ impl Plan {
         self.saved.contains(&param.path)
     }
 
+    /// Says that what is planned from now on is of this part of the method, which is several in one:
+    /// [`States::of_part`](crate::method::States::of_part) has the states of one alone. A plan begins with part 0.
+    pub fn begin_part(&mut self, part: usize) {
+        self.part = part;
+    }
+
     /// Puts `adapter` on a parameter.
     pub fn adapt_weight(&mut self, param: &LayoutParam, adapter: impl WeightAdapter) {
         self.push(&param.path, AnyAdapter::weight(adapter, Role::Method));
@@ -178,7 +189,8 @@ impl Plan {
     }
 
     /// Trains a copy of a parameter in its place, as `modules_to_save` does; the base keeps its
-    /// value. Counted as a saved module. Other adapters planned there are dropped; nothing happens
+    /// value. Counted as a saved module. A running statistic ([`LayoutParam::is_buffer`]) is left alone: the copy of
+    /// its layer's parameters holds a copy of it in files, as upstream's do. Other adapters planned there are dropped; nothing happens
     /// where the parameter itself trains.
     pub fn save_param(&mut self, layout: &Layout, param: &LayoutParam) {
         self.save_copy(layout, param, None);
@@ -195,7 +207,8 @@ impl Plan {
     }
 
     fn save_copy(&mut self, layout: &Layout, param: &LayoutParam, head: Option<&LayoutParam>) {
-        if self.trained_in_place.contains(&param.path) || self.is_saved(param) {
+        if param.is_buffer() || self.trained_in_place.contains(&param.path) || self.is_saved(param)
+        {
             return;
         }
         self.adapters.retain(|planned| planned.path != param.path);
@@ -234,6 +247,9 @@ impl Plan {
         key: Option<String>,
         start: Option<Tensor<1>>,
     ) {
+        if param.is_buffer() {
+            return;
+        }
         let copy = ModuleToSave::of_bias(param, key);
         self.adapt_weight(
             param,
@@ -293,7 +309,7 @@ impl Plan {
     ///
     /// A tied head is trained with its table.
     pub fn train_in_place(&mut self, param: &LayoutParam) {
-        if param.is_tied() {
+        if param.is_tied() || param.is_buffer() {
             return;
         }
         self.adapters.retain(|planned| planned.path != param.path);
@@ -316,6 +332,7 @@ impl Plan {
         }
         self.adapters.push(PlannedAdapter {
             path: path.to_string(),
+            part: self.part,
             adapter,
         });
     }
