@@ -1,10 +1,10 @@
 //! The conformance suite, on every method of the family and its variants.
 
 use peft_reparameterization::{
-    AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, InitC3a,
-    InitLokr, LilyConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MtlLoraConfig,
-    OftConfig, PolyConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix, VbLoraConfig,
-    VeraConfig,
+    AdaLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig,
+    InitWeights, LilyConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig,
+    MtlLoraConfig, OftConfig, PolyConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix,
+    VbLoraConfig, VeraConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -230,7 +230,7 @@ peft_conformance::conformance_suite!(
                 .with_decompose_factor(2)
                 .with_rank_dropout(0.1)
                 .with_module_dropout(0.1)
-                .with_init_weights(InitLokr::Named("lycoris".into()))
+                .with_init_weights(InitWeights::Named("lycoris".into()))
                 .with_targets(["query", "dense"])
                 .with_rank_pattern("query", 3)
         ),
@@ -337,13 +337,13 @@ peft_conformance::conformance_suite!(
             C3aConfig::new(8)
                 .with_block_size_pattern("query", 32)
                 .with_block_size_pattern(r"layer\.1\..*", 2)
-                .with_init_weights(InitC3a::Named("gaussian".into()))
+                .with_init_weights(InitWeights::Named("gaussian".into()))
                 .with_targets(["query", "key", "value", "dense"])
         ),
         Case::new(
             "c3a with a head",
             C3aConfig::new(16)
-                .with_init_weights(InitC3a::Named("kaiming_uniform".into()))
+                .with_init_weights(InitWeights::Named("kaiming_uniform".into()))
                 .with_targets(["value", "dense"])
                 .with_modules_to_save(["classifier"])
         ),
