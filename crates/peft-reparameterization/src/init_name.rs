@@ -1,7 +1,7 @@
 //! Initial values that a configuration's `init_weights` says by true, false or a name.
 
+use peft_core::Result;
 use peft_core::method::MethodInfo;
-use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Initial values, or a variant: what `true`, `false` and the names mean is the method's.
@@ -35,18 +35,23 @@ impl InitWeights {
 
     /// Refuses a name that is none of `known`.
     pub(crate) fn check(&self, info: &MethodInfo, known: &[&str]) -> Result<()> {
-        let Self::Named(name) = self else {
-            return Ok(());
-        };
-        if known.contains(&name.as_str()) {
-            return Ok(());
+        match self {
+            Self::Named(name) => check(info, name, known),
+            Self::Default(_) => Ok(()),
         }
-        let mut expected = vec!["true".to_string(), "false".to_string()];
-        expected.extend(known.iter().map(|known| format!("{known:?}")));
-        let last = expected.pop().unwrap_or_default();
-        let expected = format!("{} or {last}", expected.join(", "));
-        Err(Error::config(info.title, "init_weights", name, expected))
     }
+}
+
+/// Refuses a name that is none of `known`.
+pub(crate) fn check(info: &MethodInfo, name: &str, known: &[&str]) -> Result<()> {
+    if known.contains(&name) {
+        return Ok(());
+    }
+    let mut expected = vec!["true".to_string(), "false".to_string()];
+    expected.extend(known.iter().map(|known| format!("{known:?}")));
+    let last = expected.pop().unwrap_or_default();
+    let expected = format!("{} or {last}", expected.join(", "));
+    Err(info.refusal("init_weights", name, expected))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub(crate) mod attention_site;
 pub(crate) mod base_layer;
 pub(crate) mod consistency;
+pub(crate) mod convolution;
 pub(crate) mod cross_entropy;
 pub(crate) mod layers;
 pub(crate) mod linear;

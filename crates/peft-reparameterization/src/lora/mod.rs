@@ -2,6 +2,7 @@
 
 pub(crate) mod adapterhub;
 pub(crate) mod config;
+pub(crate) mod conv;
 pub(crate) mod dora;
 pub(crate) mod eva;
 pub(crate) mod fixed_factors;

@@ -4,7 +4,8 @@ use burn::module::ParamGroup;
 use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, Result};
 
-use crate::lora::state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
+use crate::lora::conv::LoraConv2d;
+use crate::lora::state::{LoraBias, LoraEmbedding, LoraLinear};
 
 /// Parameters of a LoRA adapter that learn at a rate of their own (Hayou et al. 2024, LoRA+: Efficient Low
 /// Rank Adaptation of Large Models, section 4). All others learn at the base rate.

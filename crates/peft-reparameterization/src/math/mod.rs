@@ -1,4 +1,7 @@
-//! Linear algebra, and random numbers as torch draws them.
+//! Linear algebra, filters of wavelets, and random numbers as torch and NumPy draw them.
 
 pub(crate) mod linalg;
+pub(crate) mod numpy_random;
+pub(crate) mod qr;
 pub(crate) mod torch_random;
+pub(crate) mod wavelets;
