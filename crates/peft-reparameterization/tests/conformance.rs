@@ -4,7 +4,7 @@ use peft_core::method::Activation;
 use peft_reparameterization::{
     AdaLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig, DeftDecomposition,
     FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig,
-    InitC3a, InitLokr, LilyConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig,
+    InitWeights, LilyConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig,
     MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors,
     PveraConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig,
     VbLoraConfig, VeraConfig, WaveFtConfig,
@@ -304,7 +304,7 @@ peft_conformance::conformance_suite!(
                 .with_alpha(3.0)
                 .with_decompose_factor(1)
                 .with_use_effective_conv2d(true)
-                .with_init_weights(InitLokr::Named("lycoris".into()))
+                .with_init_weights(InitWeights::Named("lycoris".into()))
                 .with_targets(["convolution", "value", "dense"])
         ),
         Case::new(
@@ -324,7 +324,7 @@ peft_conformance::conformance_suite!(
                 .with_decompose_factor(2)
                 .with_rank_dropout(0.1)
                 .with_module_dropout(0.1)
-                .with_init_weights(InitLokr::Named("lycoris".into()))
+                .with_init_weights(InitWeights::Named("lycoris".into()))
                 .with_targets(["query", "dense"])
                 .with_rank_pattern("query", 3)
         ),
@@ -535,13 +535,13 @@ peft_conformance::conformance_suite!(
             C3aConfig::new(8)
                 .with_block_size_pattern("query", 32)
                 .with_block_size_pattern(r"layer\.1\..*", 2)
-                .with_init_weights(InitC3a::Named("gaussian".into()))
+                .with_init_weights(InitWeights::Named("gaussian".into()))
                 .with_targets(["query", "key", "value", "dense"])
         ),
         Case::new(
             "c3a with a head",
             C3aConfig::new(16)
-                .with_init_weights(InitC3a::Named("kaiming_uniform".into()))
+                .with_init_weights(InitWeights::Named("kaiming_uniform".into()))
                 .with_targets(["value", "dense"])
                 .with_modules_to_save(["classifier"])
         ),

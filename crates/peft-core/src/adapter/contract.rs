@@ -101,6 +101,13 @@ pub trait WeightAdapter: Adapter {
         true
     }
 
+    /// How many tasks it has parameters of, where the context has to say which task each row is of
+    /// ([`ForwardContext::tasks`]): ids are below it. With one task the context need not say. Default: `None`, as all rows
+    /// are alike.
+    fn num_tasks(&self) -> Option<usize> {
+        None
+    }
+
     /// Whether a head that is this table ([`TiedHead`](crate::TiedHead)) changes with it: new tokens do, a
     /// change of the embeddings does not unless it is asked for, as upstream has it. Default: no.
     fn affects_tied_head(&self) -> bool {
