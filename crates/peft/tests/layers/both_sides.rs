@@ -79,13 +79,19 @@ impl Pictures {
     /// The layer's output, flat: with adapters acting on what flows, or with the composed kernel.
     fn through(&self, model: &Zoo, layer: &str, adapted: bool) -> Tensor<1> {
         let context = ForwardContext::new();
-        let one = |layer: &Conv1d| match adapted {
-            true => layer.adapted_in(self.line(), &context),
-            false => layer.forward(self.line()),
+        let one = |layer: &Conv1d| {
+            if adapted {
+                layer.adapted_in(self.line(), &context)
+            } else {
+                layer.forward(self.line())
+            }
         };
-        let two = |layer: &Conv2d| match adapted {
-            true => layer.adapted_in(self.0.clone(), &context),
-            false => layer.forward(self.0.clone()),
+        let two = |layer: &Conv2d| {
+            if adapted {
+                layer.adapted_in(self.0.clone(), &context)
+            } else {
+                layer.forward(self.0.clone())
+            }
         };
         match layer {
             "conv1d" => one(&model.conv1d).flatten(0, 2),
