@@ -3,10 +3,11 @@
 use peft_core::method::Activation;
 use peft_reparameterization::{
     AdaLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig, DeftDecomposition,
-    FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, InitC3a, InitLokr, LilyConfig,
-    LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MtlLoraConfig, OftConfig,
-    PeanutConfig, PolyConfig, PveraConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix,
-    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig,
+    FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig,
+    InitC3a, InitLokr, LilyConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig,
+    MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors,
+    PveraConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig,
+    VbLoraConfig, VeraConfig, WaveFtConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -448,6 +449,84 @@ peft_conformance::conformance_suite!(
                 .with_modules_to_save(["classifier"])
         ),
         Case::new(
+            "psoft",
+            PsoftConfig::new(6)
+                .with_psoft_alpha(9.0)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "psoft by a series with a bound, roots in both, dropout and a head",
+            PsoftConfig::new(5)
+                .with_psoft_alpha(3.0)
+                .with_ab_svd_init(PsoftFactors::PissaInit)
+                .with_use_cayley_neumann(true)
+                .with_num_cayley_neumann_terms(6)
+                .with_cayley_neumann_eps(0.9)
+                .with_psoft_mag_a(false)
+                .with_psoft_dropout(0.1)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "psoft, a free matrix",
+            PsoftConfig::new(8)
+                .with_psoft_orth(false)
+                .with_psoft_mag_b(false)
+                .with_targets(["value", "dense"])
+        ),
+        Case::new(
+            "glora",
+            GloraConfig::new(4).with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "glora of vectors, biases and a head",
+            GloraConfig::new(1)
+                .with_config_a_b(GloraForm::Vector)
+                .with_config_c(GloraForm::Vector)
+                .with_config_d_e(GloraForm::Vector)
+                .with_bias(Bias::Adapted)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "glora of the bias alone",
+            GloraConfig::new(3)
+                .with_config_a_b(GloraForm::None)
+                .with_targets(["key", "dense"])
+        ),
+        Case::new(
+            "glora of constants",
+            GloraConfig::new(1)
+                .with_config_a_b(GloraForm::Constant)
+                .with_config_c(GloraForm::None)
+                .with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "frod",
+            FrodConfig::new(0.02).with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "frod, dense, with dropout, biases and a head",
+            FrodConfig::new(0.3)
+                .with_regularization_alpha(0.1)
+                .with_frod_dropout(0.1)
+                .with_bias(Bias::Adapted)
+                .with_targets(["key", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "osf",
+            OsfConfig::new().with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "osf, shares and numbers, with a head",
+            OsfConfig::new()
+                .with_effective_rank(0.75)
+                .with_rank_pattern("query", 5_usize)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
             "c3a",
             C3aConfig::new(4).with_targets(["query", "key", "value", "dense"])
         ),
@@ -465,6 +544,32 @@ peft_conformance::conformance_suite!(
                 .with_init_weights(InitC3a::Named("kaiming_uniform".into()))
                 .with_targets(["value", "dense"])
                 .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "waveft",
+            // With 25 the change would be several times the tiny model's weights, which rounds as FourierFT's does.
+            WaveFtConfig::new(60)
+                .with_scaling(8.0)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "waveft of longer filters, patterns, a head",
+            WaveFtConfig::new(40)
+                .with_scaling(6.0)
+                .with_wavelet_family("coif1")
+                .with_random_loc_seed(-3)
+                .with_n_frequency_pattern("query", 200)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "waveft without a transform, in proportion, biases",
+            WaveFtConfig::new(50)
+                .with_scaling(7.0)
+                .with_use_idwt(false)
+                .with_proportional_parameters(true)
+                .with_bias(Bias::All)
+                .with_targets(["value", "dense"])
         ),
         Case::new(
             "fourierft",

@@ -13,9 +13,10 @@ use peft::core::{PeftModule, device::cpu_devices};
 use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
     AdaLoraConfig, AdapterHubLora, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
-    FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, LilyConfig, LohaConfig, LokrConfig,
-    LoraConfig, MissConfig, MtlLoraConfig, OftConfig, PeanutConfig, PolyConfig, PveraConfig,
-    RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig,
+    FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig,
+    LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, MtlLoraConfig, OftConfig,
+    OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PveraConfig, RandLoraConfig, SaidConfig,
+    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig, WaveFtConfig,
 };
 use peft::selective::{
     BitFitConfig, DiffPruningConfig, FarConfig, FishMaskConfig, LnTuningConfig, LtSftConfig,
@@ -84,6 +85,36 @@ fn counts_are_those_of_the_literature() {
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
         assert_eq!(counts.total, 22_713_216 + head + expected, "{method:?}");
     }
+}
+
+#[test]
+fn counts_of_parts_of_a_spectrum_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let both = ["query", "value"];
+    let glora = || GloraConfig::new(8).with_targets(both);
+    let vectors = glora()
+        .with_config_a_b(GloraForm::Vector)
+        .with_config_c(GloraForm::Vector)
+        .with_config_d_e(GloraForm::Vector);
+    let free = PsoftConfig::new(32).with_psoft_orth(false);
+    let cases: [(&dyn Method, usize); 5] = [
+        (&glora(), 12 * (2 * 8 * 768 + 8 * 385 + 2)),
+        (&vectors, 12 * 5 * 384),
+        (&PsoftConfig::new(32).with_targets(both), 12 * (496 + 64)),
+        (&free.with_targets(both), 12 * (1_024 + 64)),
+        (&OsfConfig::new().with_targets(both), 12 * 192 * 769),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+        assert_eq!(counts.stored, expected, "{method:?}");
+    }
+    // Two bases, and where two matrices have elements, with their shapes, are in the file, too.
+    let counts = model.attach("a", &FrodConfig::new(0.01).with_targets(both));
+    let counts = counts.unwrap().counts();
+    assert_eq!(counts.adapter_trainable(), 12 * (384 + 1_474));
+    let shared = 2 * (384 * 384 + 2 * 1_474 + 2);
+    assert_eq!(counts.stored, 12 * (384 + 1_474) + shared);
 }
 
 /// Methods with parameters that are not trained.
@@ -192,7 +223,7 @@ fn counts_of_side_networks_are_those_of_their_page() {
 fn counts_of_the_reparameterizations_are_those_of_their_pages() {
     let model = minilm_l6();
     let qv = ["query", "value"];
-    let cases: [(&dyn Method, usize); 18] = [
+    let cases: [(&dyn Method, usize); 19] = [
         (
             &LoraConfig::new(8).with_use_dora(true).with_targets(qv),
             78_336,
@@ -226,6 +257,7 @@ fn counts_of_the_reparameterizations_are_those_of_their_pages() {
         (&HraConfig::new(8).with_targets(qv), 36_864),
         (&C3aConfig::new(32).with_targets(qv), 55_296),
         (&FourierFtConfig::new(1000).with_targets(qv), 12_000),
+        (&WaveFtConfig::new(2592).with_targets(qv), 31_104),
         (
             &SaidConfig::new(1000).with_excluded(["pooler.dense"]),
             1_036,

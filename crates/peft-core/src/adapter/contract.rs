@@ -34,6 +34,13 @@ pub trait Adapter: Module + Sync + 'static {
     fn for_checkpoint(&self) -> Self {
         self.clone()
     }
+
+    /// The state once it has a file's values, where it holds something that is computed of them. Parameters that no file
+    /// holds are then as they were planned. Default: the state itself.
+    #[must_use]
+    fn after_load(self) -> Self {
+        self
+    }
 }
 
 /// An adapter of a parameter: W becomes W'(theta), of the same shape.

@@ -183,6 +183,8 @@ pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
     fn constants(&self) -> Vec<FileConstant>;
     /// As a file holds it.
     fn stored(&self) -> Box<dyn ErasedModule>;
+    /// It has a file's values now.
+    fn filled(&mut self);
     fn as_any(&self) -> &dyn Any;
     fn as_any_mut(&mut self) -> &mut dyn Any;
     fn visit(&self, visitor: &mut dyn DynVisitor);
@@ -234,6 +236,9 @@ impl<A: Adapter> ErasedModule for Typed<A> {
     }
     fn stored(&self) -> Box<dyn ErasedModule> {
         Box::new(Self::new(self.state().for_checkpoint(), self.role))
+    }
+    fn filled(&mut self) {
+        self.change(Adapter::after_load);
     }
     fn as_any(&self) -> &dyn Any {
         self.state()

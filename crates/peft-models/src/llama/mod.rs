@@ -10,6 +10,7 @@ mod layer;
 mod load;
 mod rope;
 mod tiny;
+mod vocabulary;
 
 use std::sync::Arc;
 

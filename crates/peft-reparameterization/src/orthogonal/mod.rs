@@ -3,4 +3,5 @@
 pub(crate) mod boft;
 pub(crate) mod hra;
 pub(crate) mod oft;
+pub(crate) mod psoft;
 pub(crate) mod rotation;
