@@ -26,6 +26,11 @@ impl WeightAdapter for Ia3 {
         value * self.ia3_l.val().reshape(shape)
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         let l = self.ia3_l.val();
         match l.dims() {
