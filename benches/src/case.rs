@@ -92,6 +92,8 @@ named! {
         Lst = "lst",
         /// Biases.
         BitFit = "bitfit",
+        /// The largest 0.5 % of the elements of every linear layer but the head.
+        Sparse = "sparse",
         /// Ten virtual tokens.
         Prompt = "prompt",
         /// Nothing: the model as it is.

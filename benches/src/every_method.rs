@@ -119,6 +119,9 @@ trait Subject {
     /// What is made once for a model.
     type Ready;
 
+    /// Whether the comparison's configurations for Llama-like models are the right ones.
+    const LLAMA: bool;
+
     fn base(&self) -> &Self::Model;
     fn ready(&self, model: &Self::Model) -> Self::Ready;
     fn pass(&self, model: &Self::Model, ready: &Self::Ready) -> TensorData;
@@ -146,6 +149,8 @@ impl Encoder {
 impl Subject for Encoder {
     type Model = peft_models::BertClassifier;
     type Ready = ();
+
+    const LLAMA: bool = false;
 
     fn base(&self) -> &Self::Model {
         &self.model
@@ -190,6 +195,8 @@ impl Subject for Decoder {
     type Model = Llama;
     type Ready = KvCache;
 
+    const LLAMA: bool = true;
+
     fn base(&self) -> &Self::Model {
         &self.model
     }
@@ -215,7 +222,7 @@ fn of<S: Subject>(
 ) -> Vec<Latency> {
     let mut all = Vec::new();
     for (info, name) in chosen {
-        match attached(info, subject.base()) {
+        match attached(info, subject.base(), S::LLAMA) {
             Ok((model, default)) => {
                 let latency = measured(name, pairs, subject, &model, default);
                 print_line(&latency, shape.needed());
@@ -229,7 +236,7 @@ fn of<S: Subject>(
 
 /// The base with a method: with its defaults, or as the comparison has it where these do not fit the model. What a method
 /// fuses are adapters after feed-forward.
-fn attached<M: PeftModule>(info: &MethodInfo, base: &M) -> Result<(M, bool), Failure> {
+fn attached<M: PeftModule>(info: &MethodInfo, base: &M, llama: bool) -> Result<(M, bool), Failure> {
     let with = |json: &Value| -> Result<M, Failure> {
         let method: Box<dyn Method> = (info.parse)(json)?;
         let mut model = base.clone();
@@ -243,14 +250,14 @@ fn attached<M: PeftModule>(info: &MethodInfo, base: &M) -> Result<(M, bool), Fai
         Ok(model) => return Ok((model, true)),
         Err(refused) => refused,
     };
-    match entry(info.name) {
+    match entry(info.name, llama) {
         Some(json) => Ok((with(&json)?, false)),
         None => Err(refused),
     }
 }
 
 /// The first configuration of a method in the comparison.
-fn entry(method: &str) -> Option<Value> {
+fn entry(method: &str, llama: bool) -> Option<Value> {
     #[derive(Deserialize)]
     struct Entries {
         method: Vec<Entry>,
@@ -259,10 +266,17 @@ fn entry(method: &str) -> Option<Value> {
     struct Entry {
         method: String,
         config: Option<toml::Table>,
+        /// Fields that are otherwise on a Llama.
+        #[serde(default)]
+        llama: toml::Table,
     }
     let Entries { method: entries } = toml::from_str(ENTRIES).ok()?;
     let entry = entries.into_iter().find(|entry| entry.method == method)?;
-    serde_json::to_value(entry.config?).ok()
+    let mut config = entry.config?;
+    if llama {
+        config.extend(entry.llama);
+    }
+    serde_json::to_value(config).ok()
 }
 
 /// The latency of a model beside the base's.
@@ -348,9 +362,10 @@ mod tests {
         let (_, device) = &peft::core::device::cpu_devices()[0];
         let encoder = Encoder::new(3, device).unwrap();
         for info in peft::methods() {
-            let (model, default) = attached(info, &encoder.model).unwrap_or_else(|refused| {
-                panic!("{}: {refused}", info.name);
-            });
+            let (model, default) =
+                attached(info, &encoder.model, Encoder::LLAMA).unwrap_or_else(|refused| {
+                    panic!("{}: {refused}", info.name);
+                });
             let latency = measured(info.name, 1, &encoder, &model, default);
             assert!(latency.ratio.median > 0.0, "{}", info.name);
         }
@@ -362,15 +377,15 @@ mod tests {
         let decoder = Decoder::new(device);
         let infos = peft::methods();
         let lora = infos.iter().find(|info| info.name == "lora").unwrap();
-        let (model, _) = attached(lora, &decoder.model).unwrap();
+        let (model, _) = attached(lora, &decoder.model, Decoder::LLAMA).unwrap();
         let latency = measured("lora", 2, &decoder, &model, true);
         assert!(latency.base_ms > 0.0 && latency.unmerged_ms > 0.0);
     }
 
     #[test]
     fn a_method_of_the_comparison_has_its_configuration() {
-        let lora = entry("lora").unwrap();
+        let lora = entry("lora", false).unwrap();
         assert_eq!(lora["r"], 8);
-        assert!(entry("no such method").is_none());
+        assert!(entry("no such method", true).is_none());
     }
 }

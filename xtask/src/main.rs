@@ -62,6 +62,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Write README's table of methods, from the registry, the vendored checkpoints and `docs/methods/table.toml`
+    Methods,
     /// Fetch models and data sets; without a name, list them (`cargo xtask fetch --help` for its options)
     #[command(disable_help_flag = true)]
     Fetch {
@@ -108,6 +110,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
         }
         Task::Parity { arguments } => {
             become_program(Program::Bin("peft-parity"), features, arguments)
+        }
+        Task::Methods => {
+            let root = workspace::root().as_os_str().to_owned();
+            become_program(Program::Bin("peft-methods"), features, &[root])
         }
         Task::Fetch { arguments } => {
             become_program(Program::Bin("peft-fetch"), features, arguments)

@@ -5,7 +5,7 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft::additive::{BottleneckConfig, LstConfig};
 use peft::core::PeftModule as _;
-use peft::selective::{BitFitConfig, HeadOnlyConfig};
+use peft::selective::{BitFitConfig, HeadOnlyConfig, SuperTuningConfig};
 use peft::soft_prompt::PromptTuningConfig;
 use peft_models::{BertClassifier, BertConfig, Pooling};
 
@@ -96,8 +96,9 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
         let logits = model.forward(ids.clone(), Some(padding.clone()));
         cross_entropy.forward(logits, labels.clone())
     });
-    // Of a second network there is no memory model.
-    let modelled = case.engine == Engine::Ours && case.method != Method::Lst;
+    // Of a second network, and of sparse changes, there is no memory model.
+    let modelled =
+        case.engine == Engine::Ours && !matches!(case.method, Method::Lst | Method::Sparse);
     work.memory_model = modelled.then(|| encoder.memory_model(case.method));
     Ok(work)
 }
@@ -136,6 +137,10 @@ fn prepared(model: BertClassifier, case: Case) -> Result<BertClassifier, Failure
         }
         Method::Lst => model.attach(name, &LstConfig::new().with_modules_to_save(head))?,
         Method::BitFit => model.attach(name, &BitFitConfig::new().with_modules_to_save(head))?,
+        Method::Sparse => {
+            let config = SuperTuningConfig::new().with_sparsity(0.995);
+            model.attach(name, &config.with_modules_to_save(head))?
+        }
         Method::Prompt => {
             let config = PromptTuningConfig::new(10).with_modules_to_save(head);
             model.attach(name, &config)?

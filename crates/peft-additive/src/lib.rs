@@ -12,7 +12,7 @@ use peft_core::method::MethodInfo;
 
 pub use beft::{BEFT, Beft, BeftConfig, BeftOutput};
 pub use bottleneck::{
-    ADAMIX, ADAPTER_PLUS, Activation, Bottleneck, BottleneckConfig, BottleneckInit, COMPACTER,
+    ADAMIX, ADAPTER_PLUS, Bottleneck, BottleneckConfig, BottleneckInit, COMPACTER,
     COMPACTER_PLUS_PLUS, Coupling, Dense, Expert, ExpertSharing, Factors, HOULSBY,
     HypercomplexInit, Invertible, InvertibleKind, Norm, PARALLEL, PFEIFFER, Phm, Placement,
     Projection, Pruning, ReductionFactor, Residual, ResidualBeforeLn, RuleInit, SPARSE_ADAPTER,
@@ -21,6 +21,7 @@ pub use bottleneck::{
 pub use fusion::{ADAPTER_FUSION, AdapterFusion, AdapterFusionConfig, FusionProjection};
 pub use ia3::{AdapterHubIa3, IA3, Ia3, Ia3Config};
 pub use ladder::{LST, LstConfig, LstInit, Rung, SideBlock, SideInput, SideOutput};
+pub use peft_core::method::Activation;
 pub use reft::{DIREFT, LOREFT, NOREFT, OrthogonalProjection, Reft, ReftConfig, ReftUnit};
 pub use road::{ROAD, Road, RoadConfig, RoadVariant};
 

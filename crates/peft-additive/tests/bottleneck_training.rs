@@ -132,6 +132,25 @@ fn snip_keeps_what_the_first_loss_depends_on_most() {
     assert_eq!(zeros(&weights(&model)), before);
 }
 
+/// No gradient reaches them, and what has no gradient would be pruned first.
+#[test]
+fn snip_leaves_adapters_alone_that_were_dropped() {
+    let (_, device) = cpu_devices().remove(0);
+    let fixture = Fixture::new(&device);
+    let config = config().with_sparsity(0.75);
+    let model = fixture.base.attach("a", &config).unwrap();
+    let fresh = weights(&model);
+    let model = drop_adapters(&model, "a", 1).unwrap();
+    let mut hooks = model.training_hooks(2).unwrap();
+    let (model, _) = train(&fixture, model, &mut hooks, 2);
+    let trained = weights(&model);
+    // The first block's two sites have two matrices each.
+    let (dropped, used) = trained.split_at(4);
+    assert_eq!(dropped, &fresh[..4]);
+    let pruned = zeros(used).into_iter().filter(|pruned| *pruned).count();
+    assert_eq!(pruned, 768);
+}
+
 #[test]
 fn a_step_leaves_out_first_blocks_and_a_resumed_training_the_same() {
     let (_, device) = cpu_devices().remove(0);

@@ -168,6 +168,16 @@ peft_conformance::conformance_suite!(
                 .with_feedforward_modules(["output.dense"])
         ),
         Case::new(
+            "ia3, outputs of a convolution",
+            Ia3Config::new().with_targets(["convolution", "key", "intermediate.dense"])
+        ),
+        Case::new(
+            "ia3, inputs of a convolution",
+            Ia3Config::new()
+                .with_targets(["convolution", "value", "output.dense"])
+                .with_feedforward_modules(["convolution"])
+        ),
+        Case::new(
             "ia3, AdapterHub's layout",
             Ia3Config::new()
                 .with_init_ia3_weights(true)

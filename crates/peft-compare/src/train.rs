@@ -18,6 +18,9 @@ use crate::record::{Counts, Epoch, Forgetting, Latency, Memory, Rows, StepTime};
 use crate::registry::Registry;
 use crate::statistics::percentile;
 
+/// Training rows that a method is given statistics of, one by one, if it asks for some.
+const EXAMPLES: usize = 128;
+
 /// What a job says while it runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {

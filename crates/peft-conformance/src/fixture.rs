@@ -5,6 +5,7 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
 use peft_core::PeftModule;
+use peft_core::calibration::Calibrate as _;
 use peft_core::method::{LayoutParam, Method};
 use peft_core::nn::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
 use peft_core::state::AdapterState as _;
@@ -128,6 +129,31 @@ impl Fixture {
             .forward(logits, labels)
     }
 
+    /// `model` with the method attached under `name`. A method that asks for statistics gets those of the batch, on the
+    /// bare model.
+    ///
+    /// # Errors
+    ///
+    /// What `attach` refuses.
+    pub fn attach(
+        &self,
+        model: &TinyTransformer,
+        name: &str,
+        method: &dyn Method,
+    ) -> peft_core::Result<TinyTransformer> {
+        let Some(wanted) = method.statistics() else {
+            return model.attach(name, method);
+        };
+        // Of dense weights on a device with autodiff, whatever the model is.
+        let bare = TinyTransformer::new(&self.device.clone().autodiff());
+        let mut calibrator = bare.calibrate(&wanted)?;
+        let loss = self.loss(calibrator.model());
+        if wanted.gradients || wanted.squared_gradients {
+            calibrator.record_gradients(&loss.backward())?;
+        }
+        model.attach_with(name, method, &calibrator.finish()?)
+    }
+
     /// The base with the method attached under `name`, and away from its initial values.
     ///
     /// # Errors
@@ -135,8 +161,7 @@ impl Fixture {
     /// What `attach` refuses.
     pub fn trained(&self, name: &str, method: &dyn Method) -> Result<TinyTransformer, String> {
         let model = self
-            .base
-            .attach(name, method)
+            .attach(&self.base, name, method)
             .map_err(|error| error.to_string())?;
         Ok(perturb(model, name))
     }

@@ -19,6 +19,7 @@ pub use error::{Error, Result};
 pub use layout::key_mapping::KeyMapping;
 pub use layout::targets::{Selection, Targets};
 pub use model::accounting;
+pub use model::layer_groups::{LayerGroup, LayerGroups};
 pub use model::peft_module::PeftModule;
 pub use model::training_hooks::TrainingHooks;
 pub use nn::site::{AttentionSite, HiddenSite, KeyValueSite, PromptSite};
@@ -30,10 +31,11 @@ pub use peft_ops as ops;
 /// The user runs batches through [`Calibrator::model`](calibration::Calibrator::model) before an adapter is attached,
 /// and [`Calibrate::attach_with`](calibration::Calibrate::attach_with) hands the statistics to the method.
 pub mod calibration {
-    pub use crate::model::calibration::{Calibrate, CalibrationConfig, Calibrator};
+    pub use crate::model::calibration::{Calibrate, Calibrator};
     pub use crate::statistics::calibration::Calibration;
     pub use crate::statistics::gradients::GradientStatistics;
     pub use crate::statistics::inputs::InputStatistics;
+    pub use crate::statistics::wanted::CalibrationConfig;
 }
 
 /// Effective weights that layers keep while nothing is trained, and how much memory they may take.

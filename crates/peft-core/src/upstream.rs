@@ -35,6 +35,12 @@ pub(crate) const COMPILED: &str = "_orig_mod";
 /// The name of a language model's head, also where that is the embedding table.
 pub(crate) const LM_HEAD: &str = "lm_head";
 
+/// What a normalisation over batches has gathered, here and upstream.
+pub(crate) const RUNNING_STATISTICS: [&str; 2] = ["running_mean", "running_var"];
+
+/// How many batches it has seen: upstream's files say it beside the statistics.
+pub(crate) const BATCHES_SEEN: &str = "num_batches_tracked";
+
 /// Heads of models that do not say which their heads are.
 pub(crate) const USUAL_HEADS: &[&str] = &[LM_HEAD, "score", "classifier", "qa_outputs"];
 

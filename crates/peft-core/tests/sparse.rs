@@ -1,4 +1,4 @@
-//! A method of the user's own that changes a few elements of each weight, as SHiRA and FishMask do.
+//! A method of the user's own that changes a few elements of each weight, as those of sparse training do.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,11 +7,10 @@ use std::path::Path;
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use peft_core::calibration::{Calibrate as _, CalibrationConfig};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan,
-    WeightAdapter,
+    Common, Family, Layout, Method, MethodConfig, MethodInfo, Plan, SparseDelta,
 };
 use peft_core::nn::AdaptedForward as _;
 use peft_core::state::AdapterState as _;
@@ -33,52 +32,6 @@ static SPARSE: MethodInfo = MethodInfo {
     },
     recognises: None,
 };
-
-/// W + S, where S is zero but at some places.
-#[derive(Module, Debug)]
-struct SparseDelta {
-    /// The differences, `[count]`.
-    values: Param<Tensor<1>>,
-    /// Their places in upstream's weight, `[2, count]`: outputs, then inputs.
-    indices: Param<Tensor<2, Int>>,
-    /// Shape of the weight as Burn has it, `[in, out]`.
-    #[module(skip)]
-    shape: [usize; 2],
-}
-
-impl SparseDelta {
-    /// Places in the flattened weight.
-    fn places(&self) -> Tensor<1, Int> {
-        let [count] = self.values.dims();
-        let along = |axis| -> Tensor<1, Int> {
-            let indices = self.indices.val().slice([axis..axis + 1, 0..count]);
-            indices.reshape([count])
-        };
-        along(1) * self.shape[1] as i32 + along(0)
-    }
-}
-
-impl Adapter for SparseDelta {
-    fn tensors(&self) -> Vec<CheckpointKey> {
-        let [inputs, outputs] = self.shape;
-        vec![
-            CheckpointKey::layer("values", "shira_weight").sparse(),
-            CheckpointKey::layer("indices", "shira_indices")
-                .indices(&[outputs, inputs])
-                .distinct(),
-        ]
-    }
-}
-
-impl WeightAdapter for SparseDelta {
-    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        let shape = weight.shape();
-        let flat: Tensor<1> = weight.reshape([-1]);
-        let values = self.values.val();
-        flat.scatter(0, self.places(), values, IndexingUpdateOp::Add)
-            .reshape(shape)
-    }
-}
 
 #[derive(Clone, Debug)]
 struct SparseConfig {
@@ -145,13 +98,11 @@ impl Method for SparseConfig {
             };
             let shape = [param.shape()[0], param.shape()[1]];
             let init = plan.init();
-            let state = SparseDelta {
-                values: init.zeros([count], (&device, param.dtype())),
-                indices: init.integers([2, count], (&device, DType::I32), |_| {
-                    largest(&scores.into_data(), count)
-                }),
-                shape,
-            };
+            let values = init.zeros([count], (&device, param.dtype()));
+            let indices = init.integers([2, count], (&device, DType::I32), |_| {
+                largest(&scores.into_data(), count)
+            });
+            let state = SparseDelta::coordinates(values, indices, shape);
             plan.adapt_weight(param, state);
         }
         Ok(())
@@ -320,8 +271,8 @@ fn a_mask_is_chosen_from_squared_gradients() {
     assert_eq!(found, largest(&gradient.abs().into_data(), COUNT));
 }
 
-const INDICES: &str = "base_model.model.layer.shira_indices";
-const VALUES: &str = "base_model.model.layer.shira_weight";
+const INDICES: &str = "base_model.model.layer.sparse_indices";
+const VALUES: &str = "base_model.model.layer.sparse_values";
 
 /// A file with one tensor in the place of the one of its name.
 fn write(path: &Path, good: &[u8], key: &str, dtype: Dtype, shape: &[usize], data: &[u8]) {

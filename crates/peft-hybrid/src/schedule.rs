@@ -6,7 +6,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use peft_core::method::{MethodHooks, States};
 
-/// The hooks of several methods, each with its place among them.
+/// The hooks of several methods, each with its place among them. Each sees the states of its own method only.
 #[derive(Debug)]
 pub(crate) struct Together(pub(crate) Vec<(usize, Box<dyn MethodHooks>)>);
 
@@ -17,19 +17,22 @@ fn prefix(place: usize) -> String {
 
 impl MethodHooks for Together {
     fn penalty(&self, states: &States) -> Option<Tensor<1>> {
-        let penalties = self.0.iter().filter_map(|(_, hooks)| hooks.penalty(states));
+        let penalties = self
+            .0
+            .iter()
+            .filter_map(|(place, hooks)| hooks.penalty(&states.of_part(*place)));
         penalties.reduce(|sum, penalty| sum + penalty)
     }
 
     fn before_step(&mut self, step: usize, states: &States, gradients: &mut GradientsParams) {
-        for (_, hooks) in &mut self.0 {
-            hooks.before_step(step, states, gradients);
+        for (place, hooks) in &mut self.0 {
+            hooks.before_step(step, &states.of_part(*place), gradients);
         }
     }
 
     fn after_step(&mut self, step: usize, states: &mut States) {
-        for (_, hooks) in &mut self.0 {
-            hooks.after_step(step, states);
+        for (place, hooks) in &mut self.0 {
+            states.with_part(*place, |states| hooks.after_step(step, states));
         }
     }
 
@@ -54,7 +57,7 @@ impl MethodHooks for Together {
                 .filter_map(|(name, data)| Some((of(name)?, data.clone())))
                 .collect();
             tensors.retain(|name, _| of(name).is_none());
-            hooks.restore(&mut own, states)?;
+            hooks.restore(&mut own, &states.of_part(*place))?;
             // What is left over is refused by whoever gave it.
             tensors.extend(
                 own.into_iter()

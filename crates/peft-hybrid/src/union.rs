@@ -226,8 +226,9 @@ impl MethodConfig for UnionConfig {
 
 impl Method for UnionConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        for config in &self.configs {
+        for (part, config) in self.configs.iter().enumerate() {
             let title = config.info().title;
+            plan.begin_part(part);
             let before = plan.places().count();
             config.plan(layout, plan)?;
             if plan.places().count() <= before {
@@ -249,7 +250,7 @@ impl Method for UnionConfig {
     fn schedule(&self, steps: usize, states: &States) -> Result<Option<Box<dyn MethodHooks>>> {
         let mut all = Vec::new();
         for (place, config) in self.configs.iter().enumerate() {
-            let hooks = config.schedule(steps, states)?;
+            let hooks = config.schedule(steps, &states.of_part(place))?;
             all.extend(hooks.map(|hooks| (place, hooks)));
         }
         let all = (!all.is_empty()).then(|| Together(all));
@@ -260,7 +261,7 @@ impl Method for UnionConfig {
         let mut json = self.to_json();
         let mut decided = Map::new();
         for (place, config) in self.configs.iter().enumerate() {
-            let fields = config.finalize(states)?;
+            let fields = states.with_part(place, |states| config.finalize(states))?;
             if !fields.is_empty()
                 && let Some(own) = json["config"]["configs"][place].as_object_mut()
             {

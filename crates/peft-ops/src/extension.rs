@@ -14,6 +14,7 @@ use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
+use crate::cpu::sparse::Pattern;
 use crate::quantized::QuantizedWeight;
 use crate::segments::Segments;
 
@@ -79,6 +80,14 @@ pub(crate) trait Fused: Backend {
         up: FloatTensor<Self>,
         scale: f32,
         coins: Option<Coins>,
+    ) -> FloatTensor<Self>;
+
+    /// `y + x S`, in the memory of `y` where nothing else holds it.
+    fn add_sparse(
+        output: FloatTensor<Self>,
+        input: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        pattern: Arc<Pattern>,
     ) -> FloatTensor<Self>;
 
     /// `x·Φ(x)`.

@@ -16,6 +16,8 @@ pub mod quantized;
 pub mod reference;
 mod rotary;
 mod segments;
+mod sparse;
+mod sparse_matrix;
 
 #[cfg(feature = "flex")]
 mod cpu;
@@ -39,3 +41,5 @@ pub use norm::{column_norms, layer_norm, rms_norm};
 pub use options::{AdamWOptions, AttentionOptions};
 pub use rotary::rotary;
 pub use segments::Segments;
+pub use sparse::{add_sparse, add_sparse_rows, multiplies_sparse};
+pub use sparse_matrix::Sparse;

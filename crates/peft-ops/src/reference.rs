@@ -7,7 +7,7 @@ use burn::tensor::module::{attention as burn_attention, layer_norm as burn_layer
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, TensorData};
 
-use crate::{AdamWOptions, AttentionOptions, LowRank, Rotary};
+use crate::{AdamWOptions, AttentionOptions, LowRank, Rotary, Sparse};
 
 pub use crate::gelu::gelu;
 
@@ -54,6 +54,17 @@ pub fn add_low_rank<const D: usize>(
     let rows = input.reshape([-1, down.dims()[0] as isize]);
     // The scale goes where the tensor is smallest.
     output + (rows.matmul(down) * scale).matmul(up).reshape(shape)
+}
+
+/// [`add_sparse`](crate::add_sparse), composed.
+pub fn add_sparse<const D: usize>(
+    output: Tensor<D>,
+    input: Tensor<D>,
+    sparse: Sparse,
+) -> Tensor<D> {
+    let shape = output.dims();
+    let rows = input.reshape([-1, sparse.shape[0] as isize]);
+    output + rows.matmul(sparse.dense()).reshape(shape)
 }
 
 /// [`column_norms`](crate::column_norms), composed.

@@ -545,3 +545,4 @@ fn column_norms_are_their_reference() {
 }
 
 mod decoder;
+mod sparse;

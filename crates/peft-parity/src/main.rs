@@ -4,8 +4,8 @@
 //! `cargo xtask parity DIR`: loads every case of a folder through the public API and says how far its
 //! values are from those that a Python library computed.
 //!
-//! A group is a folder with a `base` (a model as Hugging Face stores it) and cases beside it: each a folder
-//! with a checkpoint, `io.safetensors` (`input_ids`, `attention_mask`, `output`, perhaps `merged`;
+//! A group is a folder with a `base` (a model as Hugging Face stores it, or one that its `architecture.json` describes) and cases beside it: each a folder
+//! with a checkpoint, `io.safetensors` (`input_ids` and `attention_mask`, or `input`; `output`, perhaps `merged`;
 //! metadata `trainable`) and perhaps `grads.safetensors` (gradients of mean(output²) by key). A case of several adapters
 //! has a folder for each beside its `io.safetensors`; `peft_parity::golden` says how. `base` may be a file
 //! instead, with the folder's path from there: several groups may have one base.
@@ -16,8 +16,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use peft_parity::golden::{
-    EXCUSED_BY_ROUNDING, MOST_EXCUSED, Measured, Problem, ROUNDINGS, Tolerance, is_case, measure,
-    peft_type, tolerance,
+    ARCHITECTURE_FILE, EXCUSED_BY_ROUNDING, MOST_EXCUSED, Measured, Problem, ROUNDINGS, Tolerance,
+    is_case, measure, peft_type, tolerance,
 };
 use serde::Serialize;
 
@@ -77,12 +77,13 @@ fn base_of(dir: &Path) -> std::io::Result<Option<PathBuf>> {
     } else {
         base.clone()
     };
-    if folder.join("config.json").exists() {
+    let described = ["config.json", ARCHITECTURE_FILE];
+    if described.iter().any(|name| folder.join(name).exists()) {
         Ok(Some(folder))
     } else if named {
         let (base, folder) = (base.display(), folder.display());
         Err(std::io::Error::other(format!(
-            "{base} names {folder}, which has no config.json"
+            "{base} names {folder}, which has neither config.json nor {ARCHITECTURE_FILE}"
         )))
     } else {
         Ok(None)

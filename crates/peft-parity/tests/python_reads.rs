@@ -14,14 +14,15 @@ use burn::tensor::{Int, Tensor};
 use common::python::{Python, write_io};
 use peft::additive::{BeftConfig, BottleneckConfig, Ia3Config, RoadConfig, RoadVariant};
 use peft::core::PeftModule as _;
-use peft::core::method::Method;
+use peft::core::method::{Activation, Method};
 use peft::hybrid::UnionConfig;
 use peft::reparameterization::{
-    AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig,
-    HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig,
-    RandLoraConfig, VbLoraConfig, VeraConfig,
+    AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
+    DeftDecomposition, FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, LilyConfig,
+    LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, PeanutConfig, PveraConfig,
+    RandLoraConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig, WaveFtConfig,
 };
-use peft::selective::{LnTuningConfig, ShiraConfig, TrainableTokensConfig};
+use peft::selective::{LnTuningConfig, ShiraConfig, SuperTuningConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
     AdapterHubPrompt, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig,
 };
@@ -35,6 +36,8 @@ type Cases = Vec<(&'static str, Box<dyn Method>)>;
 fn cases() -> Cases {
     let mut cases = lora_cases();
     cases.extend(other_weight_cases());
+    cases.extend(random_projection_cases());
+    cases.extend(newer_weight_cases());
     cases.extend(scaling_cases());
     cases.extend(selective_cases());
     cases.extend(prompt_cases());
@@ -124,16 +127,6 @@ fn other_weight_cases() -> Cases {
         ),
         ("hra", Box::new(HraConfig::new(4).with_targets(TARGETS))),
         ("miss", Box::new(MissConfig::new(4).with_targets(TARGETS))),
-        ("vera", Box::new(VeraConfig::new(16).with_targets(TARGETS))),
-        (
-            "vera-unsaved",
-            Box::new(
-                VeraConfig::new(16)
-                    .with_projection_prng_key(5)
-                    .with_save_projection(false)
-                    .with_targets(TARGETS),
-            ),
-        ),
         (
             "randlora",
             Box::new(
@@ -160,6 +153,85 @@ fn other_weight_cases() -> Cases {
             Box::new(
                 VbLoraConfig::new(4, 20, 8)
                     .with_save_only_topk_weights(true)
+                    .with_targets(TARGETS),
+            ),
+        ),
+    ]
+}
+
+/// Whose frozen random numbers are in the file, or in the configuration's seed.
+fn random_projection_cases() -> Cases {
+    vec![
+        ("vera", Box::new(VeraConfig::new(16).with_targets(TARGETS))),
+        (
+            "vera-unsaved",
+            Box::new(
+                VeraConfig::new(16)
+                    .with_projection_prng_key(5)
+                    .with_save_projection(false)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "unilora",
+            Box::new(
+                UniLoraConfig::new(3, 50)
+                    .with_proj_seed(7)
+                    .with_init_theta_d_bound(0.5)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "unilora-saved",
+            Box::new(
+                UniLoraConfig::new(3, 50)
+                    .with_init_theta_d_bound(0.5)
+                    .with_save_indices(true)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "tinylora",
+            Box::new(TinyLoraConfig::new(9).with_r(4).with_targets(TARGETS)),
+        ),
+        (
+            "tinylora-unsaved",
+            Box::new(
+                TinyLoraConfig::new(9)
+                    .with_r(4)
+                    .with_weight_tying(0.6)
+                    .with_projection_seed(5)
+                    .with_save_projection(false)
+                    .with_targets(["word_embeddings", "query", "output.dense"]),
+            ),
+        ),
+        (
+            "pvera",
+            Box::new(PveraConfig::new(16).with_targets(TARGETS)),
+        ),
+        (
+            "pvera-unsaved",
+            Box::new(
+                PveraConfig::new(16)
+                    .with_projection_prng_key(5)
+                    .with_save_projection(false)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "waveft",
+            Box::new(
+                WaveFtConfig::new(40)
+                    .with_wavelet_family("sym4")
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "waveft-elements",
+            Box::new(
+                WaveFtConfig::new(40)
+                    .with_use_idwt(false)
+                    .with_proportional_parameters(true)
                     .with_targets(TARGETS),
             ),
         ),
@@ -206,6 +278,41 @@ fn selective_cases() -> Cases {
             Box::new(TrainableTokensConfig::new([1, 8, 15])),
         ),
         ("shira", Box::new(ShiraConfig::new(4).with_targets(TARGETS))),
+        (
+            "shira-magnitude",
+            Box::new(
+                ShiraConfig::new(4)
+                    .with_targets(TARGETS)
+                    .with_mask_type("magnitude"),
+            ),
+        ),
+        (
+            "supertuning",
+            Box::new(
+                SuperTuningConfig::new()
+                    .with_sparsity(0.9)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "supertuning-smallest",
+            Box::new(
+                SuperTuningConfig::new()
+                    .with_sparsity(0.95)
+                    .with_select_top(false)
+                    .with_save_precomputed_indices(false)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "supertuning-supra",
+            Box::new(
+                SuperTuningConfig::new()
+                    .with_sparsity(0.9)
+                    .with_r(4)
+                    .with_targets(TARGETS),
+            ),
+        ),
     ]
 }
 
@@ -322,6 +429,15 @@ fn write(cases: &Cases, dir: &Path) {
     }
 }
 
+/// README's table finds methods by these names.
+#[test]
+fn cases_are_called_after_their_methods() {
+    for (name, method) in cases().into_iter().chain(adapterhub_cases()) {
+        let found = peft_parity::methods::method_of(name);
+        assert_eq!(found, Some(method.info().name), "{name}");
+    }
+}
+
 #[test]
 fn adapterhub_computes_what_we_computed() {
     let modules = "torch, transformers and adapters";
@@ -347,4 +463,63 @@ fn python_computes_what_we_computed() {
     // Upstream misses the copies of RandLoRA's bases, which say nothing.
     let noisy = ["randlora"];
     answers.check(cases.iter().map(|(name, _)| *name), "output", &noisy);
+}
+
+fn newer_weight_cases() -> Cases {
+    vec![
+        (
+            "gralora",
+            Box::new(GraLoraConfig::new(4).with_targets(TARGETS)),
+        ),
+        (
+            "gralora-hybrid",
+            Box::new(
+                GraLoraConfig::new(8)
+                    .with_gralora_k(4)
+                    .with_hybrid_r(3)
+                    .with_bias(Bias::Adapted)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "delora",
+            Box::new(
+                DeLoraConfig::new(4)
+                    .with_delora_lambda(2.5)
+                    .with_rank_pattern("query", 3)
+                    .with_lambda_pattern(r"layer\.1\..*", 1.5)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "deft",
+            Box::new(DeftConfig::new(4).with_alpha(6.0).with_targets(TARGETS)),
+        ),
+        (
+            "deft-qr",
+            Box::new(
+                DeftConfig::new(4)
+                    .with_decomposition_method(DeftDecomposition::Qr)
+                    .with_bias(Bias::Adapted)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "deft-para",
+            Box::new(DeftConfig::para(4).with_targets(TARGETS)),
+        ),
+        (
+            "peanut",
+            Box::new(
+                PeanutConfig::new(4)
+                    .with_scaling(0.5)
+                    .with_act_fn(Activation::LeakyRelu)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "peanut-deep",
+            Box::new(PeanutConfig::new(4).with_depth(2).with_targets(TARGETS)),
+        ),
+    ]
 }

@@ -11,6 +11,7 @@ mod mixture;
 mod orthogonal;
 mod shared_projection;
 mod structured;
+mod weight_aware;
 
 use peft_core::method::MethodInfo;
 
@@ -24,6 +25,7 @@ pub use lora::adapterhub::AdapterHubLora;
 pub use lora::alora::{ALoraLinear, Invocation};
 pub use lora::block_diagonal::{BdLoraConfig, BdLoraLinear};
 pub use lora::config::{InitLora, LORA, LoraConfig, TrainableTokenIndices};
+pub use lora::conv::LoraConv2d;
 pub use lora::corda::{CordaConfig, CordaMethod};
 pub use lora::dora::Magnitude;
 pub use lora::eva::eva;
@@ -34,10 +36,11 @@ pub use lora::kasa::{KasaConfig, KasaLinear};
 pub use lora::loftq::{LoftqConfig, LoftqLinear};
 pub use lora::monteclora::{MontecloraConfig, MontecloraLinear};
 pub use lora::plus::{LoraPlus, lora_plus};
-pub use lora::state::{Follower, InitialFactors, LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
+pub use lora::state::{Follower, InitialFactors, LoraBias, LoraEmbedding, LoraLinear};
 pub use lora::velora::{VeloraConfig, VeloraInit, VeloraLinear};
 pub use lycoris::change_dropout::ChangeDropout;
 pub use lycoris::loha::{LOHA, LohaConfig, LohaLinear};
+pub use lycoris::loha_conv::LohaConv;
 pub use lycoris::lokr::{InitLokr, KroneckerFactor, LOKR, LokrConfig, LokrLinear};
 pub use mixture::arrow::{ArrowConfig, arrow, gen_know_sub};
 pub use mixture::classifier::XLoraClassifier;
@@ -48,19 +51,29 @@ pub use mixture::xlora::XLora;
 pub use mixture::xlora_config::XLoraConfig;
 pub use orthogonal::boft::{BOFT, BoftConfig, BoftLinear};
 pub use orthogonal::hra::{HRA, HraConfig, HraLinear};
-pub use orthogonal::oft::{OFT, OftConfig, OftLinear};
+pub use orthogonal::oft::{OFT, OftConfig, OftEmbedding, OftLinear};
 pub use peft_core::method::Bias;
+pub use shared_projection::pvera::{PVERA, PveraConfig, PveraLinear};
 pub use shared_projection::randlora::{RANDLORA, RandLoraConfig, RandLoraLinear};
+pub use shared_projection::tinylora::{InitTinyLora, TINYLORA, TinyLora, TinyLoraConfig};
+pub use shared_projection::unilora::{UNILORA, UniLoraConfig, UniLoraLinear};
 pub use shared_projection::vblora::{VBLORA, VbLoraConfig, VbLoraLinear};
 pub use shared_projection::vera::{VERA, VeraConfig, VeraLinear};
 pub use structured::c3a::{C3A, C3aConfig, C3aLinear, InitC3a};
+pub use structured::delora::{DELORA, DeLoraConfig, DeLoraLinear};
 pub use structured::fourierft::{FOURIERFT, FourierFtConfig, FourierFtLinear};
+pub use structured::gralora::{GRALORA, GraLoraConfig, GraLoraGeneral, GraLoraLinear};
 pub use structured::hira::{HIRA, HiraConfig, HiraConv2d, HiraEmbedding, HiraLinear};
 pub use structured::miss::{InitMiss, MISS, MissBat, MissConfig, MissLinear};
 pub use structured::said::{SAID, Said, SaidConfig};
+pub use structured::waveft::{WAVEFT, WaveFtConfig, WaveFtLinear};
+pub use weight_aware::deft::{DEFT, DeftConfig};
+pub use weight_aware::deft_state::{DeftDecomposition, DeftLinear};
+pub use weight_aware::peanut::{PEANUT, PeanutConfig, PeanutLinear};
 
 /// The methods of this crate.
 pub const METHODS: &[&MethodInfo] = &[
     &LORA, &ADALORA, &LOHA, &LOKR, &VERA, &RANDLORA, &VBLORA, &HIRA, &MISS, &OFT, &BOFT, &HRA,
-    &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA,
+    &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA, &UNILORA, &TINYLORA, &PVERA, &GRALORA,
+    &DELORA, &DEFT, &PEANUT, &WAVEFT,
 ];

@@ -1,11 +1,13 @@
 //! The conformance suite, on every method of the family and its variants.
 
+use peft_core::method::Activation;
 use peft_reparameterization::{
-    AdaLoraConfig, BdLoraConfig, Bias, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig,
-    HraConfig, InitC3a, InitLokr, KasaConfig, LilyConfig, LoftqConfig, LohaConfig, LokrConfig,
-    LoraConfig, METHODS, MissConfig, MontecloraConfig, MtlLoraConfig, OftConfig, PolyConfig,
-    RandLoraConfig, SaidConfig, TaskSpecificMatrix, VbLoraConfig, VeloraConfig, VeloraInit,
-    VeraConfig,
+    AdaLoraConfig, BdLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
+    DeftDecomposition, FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, InitC3a, InitLokr,
+    KasaConfig, LilyConfig, LoftqConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig,
+    MontecloraConfig, MtlLoraConfig, OftConfig, PeanutConfig, PolyConfig, PveraConfig,
+    RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig, VbLoraConfig,
+    VeloraConfig, VeloraInit, VeraConfig, WaveFtConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -64,6 +66,14 @@ peft_conformance::conformance_suite!(
             LoraConfig::new(3)
                 .with_alpha(6.0)
                 .with_targets(["query", "lm_head", "convolution"])
+        ),
+        Case::new(
+            "dora of a convolution, with dropout",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_use_dora(true)
+                .with_lora_dropout(0.1)
+                .with_targets(["convolution", "value", "dense"])
         ),
         Case::new(
             "a table that its tied head follows",
@@ -277,6 +287,56 @@ peft_conformance::conformance_suite!(
                 .with_targets(["query", "dense"])
         ),
         Case::new(
+            "uni-lora, all linear",
+            UniLoraConfig::new(3, 100)
+                .with_init_theta_d_bound(0.8)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "uni-lora, indices in the file, normal, dropout, head, biases",
+            UniLoraConfig::new(4, 30)
+                .with_proj_seed(7)
+                .with_save_indices(true)
+                .with_init_weights(false)
+                .with_unilora_dropout(0.1)
+                .with_bias(Bias::Adapted)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "tinylora, all linear",
+            TinyLoraConfig::new(20)
+                .with_r(4)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "tinylora, one vector for two layers, a table, drawn again, dropout, biases, head",
+            TinyLoraConfig::new(30)
+                .with_r(5)
+                .with_weight_tying(0.5)
+                .with_save_projection(false)
+                .with_tinylora_dropout(0.1)
+                .with_bias(Bias::Adapted)
+                .with_targets(["word_embeddings", "value", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "pvera, all linear",
+            PveraConfig::new(12)
+                .with_d_initial(1.0)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "pvera, drawn from its key, dropout, head, biases",
+            PveraConfig::new(40)
+                .with_projection_prng_key(7)
+                .with_save_projection(false)
+                .with_pvera_dropout(0.1)
+                .with_targets(["query", "dense"])
+                .with_bias(Bias::Adapted)
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
             "loha",
             LohaConfig::new(4)
                 .with_alpha(64.0)
@@ -291,6 +351,39 @@ peft_conformance::conformance_suite!(
                 .with_targets(["value", "dense"])
                 .with_rank_pattern("value", 6)
                 .with_alpha_pattern(r"layer\.1\..*", 20.0)
+        ),
+        Case::new(
+            "loha of a convolution",
+            LohaConfig::new(3)
+                .with_alpha(24.0)
+                .with_targets(["convolution", "query", "dense"])
+        ),
+        Case::new(
+            "loha of a convolution, with cores and dropouts",
+            LohaConfig::new(3)
+                .with_alpha(24.0)
+                .with_use_effective_conv2d(true)
+                .with_rank_dropout(0.1)
+                .with_module_dropout(0.1)
+                .with_rank_pattern("convolution", 5)
+                .with_targets(["convolution", "value", "dense"])
+        ),
+        Case::new(
+            "lokr of a convolution",
+            LokrConfig::new(1)
+                .with_alpha(3.0)
+                .with_decompose_factor(1)
+                .with_rank_dropout(0.1)
+                .with_targets(["convolution", "query", "dense"])
+        ),
+        Case::new(
+            "lokr of a convolution, with a core",
+            LokrConfig::new(1)
+                .with_alpha(3.0)
+                .with_decompose_factor(1)
+                .with_use_effective_conv2d(true)
+                .with_init_weights(InitLokr::Named("lycoris".into()))
+                .with_targets(["convolution", "value", "dense"])
         ),
         Case::new(
             "lokr",
@@ -324,6 +417,10 @@ peft_conformance::conformance_suite!(
                 .with_targets(["value", "dense"])
                 .with_bias(Bias::All)
                 .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "hra of a convolution",
+            HraConfig::new(6).with_targets(["convolution", "query", "dense"])
         ),
         Case::new(
             "miss of a rank that divides no width",
@@ -365,6 +462,14 @@ peft_conformance::conformance_suite!(
                 .with_task_type("SEQ_CLS")
         ),
         Case::new(
+            "hira of a convolution, with dropout",
+            HiraConfig::new(4).with_hira_dropout(0.1).with_targets([
+                "convolution",
+                "value",
+                "dense"
+            ])
+        ),
+        Case::new(
             "said",
             SaidConfig::new(200).with_targets(["query", "key", "value", "dense"])
         ),
@@ -395,6 +500,20 @@ peft_conformance::conformance_suite!(
                 .with_module_dropout(0.5)
                 .with_bias(Bias::Adapted)
                 .with_targets(["dense"])
+        ),
+        Case::new(
+            "oft of a convolution and a table, with dropout",
+            OftConfig::new(4)
+                .with_module_dropout(0.4)
+                .with_bias(Bias::All)
+                .with_targets(["convolution", "word_embeddings", "query", "dense"])
+        ),
+        Case::new(
+            "boft of a convolution, with dropout",
+            BoftConfig::new(2)
+                .with_boft_n_butterfly_factor(2)
+                .with_boft_dropout(0.3)
+                .with_targets(["convolution", "query", "dense"])
         ),
         Case::new("boft", BoftConfig::new(4).with_targets(["query", "value"])),
         Case::new(
@@ -427,6 +546,32 @@ peft_conformance::conformance_suite!(
                 .with_modules_to_save(["classifier"])
         ),
         Case::new(
+            "waveft",
+            // With 25 the change would be several times the tiny model's weights, which rounds as FourierFT's does.
+            WaveFtConfig::new(60)
+                .with_scaling(8.0)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "waveft of longer filters, patterns, a head",
+            WaveFtConfig::new(40)
+                .with_scaling(6.0)
+                .with_wavelet_family("coif1")
+                .with_random_loc_seed(-3)
+                .with_n_frequency_pattern("query", 200)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "waveft without a transform, in proportion, biases",
+            WaveFtConfig::new(50)
+                .with_scaling(7.0)
+                .with_use_idwt(false)
+                .with_proportional_parameters(true)
+                .with_bias(Bias::All)
+                .with_targets(["value", "dense"])
+        ),
+        Case::new(
             "fourierft",
             FourierFtConfig::new(40).with_targets(["query", "value"])
         ),
@@ -445,6 +590,71 @@ peft_conformance::conformance_suite!(
                 .with_random_loc_seed(3)
                 .with_n_frequency_pattern("query", 90)
                 .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "gralora",
+            GraLoraConfig::new(4)
+                .with_alpha(12.0)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "gralora of four blocks a side, with dropout, biases and a head",
+            GraLoraConfig::new(8)
+                .with_gralora_k(4)
+                .with_alpha(10.0)
+                .with_hybrid_r(3)
+                .with_gralora_dropout(0.1)
+                .with_bias(Bias::All)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "delora",
+            DeLoraConfig::new(4)
+                .with_delora_lambda(0.7)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "delora with dropout, patterns, biases and a head",
+            DeLoraConfig::new(3)
+                .with_delora_lambda(0.5)
+                .with_module_dropout(0.1)
+                .with_rank_pattern("query", 5)
+                .with_lambda_pattern(r"layer\.1\..*", 1.3)
+                .with_bias(Bias::Adapted)
+                .with_targets(["query", "dense", "lm_head"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "deft",
+            DeftConfig::new(4)
+                .with_alpha(10.0)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "deft of projections, with dropout, biases and a head",
+            DeftConfig::new(3)
+                .with_decomposition_method(DeftDecomposition::Qr)
+                .with_alpha(6.0)
+                .with_deft_dropout(0.1)
+                .with_bias(Bias::All)
+                .with_targets(["query", "dense", "lm_head"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "peanut",
+            PeanutConfig::new(4)
+                .with_scaling(1.5)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "peanut, two levels deep, with a head",
+            PeanutConfig::new(6)
+                .with_depth(2)
+                .with_act_fn(Activation::Gelu)
+                .with_scaling(0.7)
+                .with_targets(["query", "dense", "lm_head"])
                 .with_modules_to_save(["classifier"])
         ),
     ]

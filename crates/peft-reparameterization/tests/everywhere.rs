@@ -10,9 +10,10 @@ use peft_core::device::cpu_devices;
 use peft_core::method::Method;
 use peft_core::nn::AdaptedForward as _;
 use peft_reparameterization::{
-    AdaLoraConfig, BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HraConfig, LohaConfig,
-    LokrConfig, LoraConfig, METHODS, MissConfig, OftConfig, RandLoraConfig, SaidConfig,
-    VbLoraConfig, VeraConfig,
+    AdaLoraConfig, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig, DeftDecomposition,
+    FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, LohaConfig, LokrConfig, LoraConfig,
+    METHODS, MissConfig, OftConfig, PeanutConfig, RandLoraConfig, SaidConfig, VbLoraConfig,
+    VeraConfig,
 };
 use peft_testing::{farthest, largest};
 use proptest::prelude::*;
@@ -137,6 +138,42 @@ fn methods(rank: usize, scale: f64, seed: u64) -> Vec<Box<dyn Method>> {
     ]
 }
 
+/// More of them: those of blocks, of normalised factors, and of the weight itself.
+fn newer_methods(rank: usize, scale: f64) -> Vec<Box<dyn Method>> {
+    let targets = ["first", "second"];
+    vec![
+        Box::new(
+            GraLoraConfig::new(2 * rank)
+                .with_hybrid_r(1)
+                .with_alpha(scale)
+                .with_targets(targets),
+        ),
+        Box::new(
+            DeLoraConfig::new(rank)
+                .with_delora_lambda(scale)
+                .with_targets(targets),
+        ),
+        Box::new(
+            DeftConfig::new(rank)
+                .with_alpha(scale)
+                .with_targets(targets),
+        ),
+        Box::new(
+            DeftConfig::new(rank)
+                .with_decomposition_method(DeftDecomposition::Qr)
+                .with_alpha(scale)
+                .with_targets(targets),
+        ),
+        Box::new(DeftConfig::para(rank).with_targets(targets)),
+        Box::new(
+            PeanutConfig::new(rank)
+                .with_depth(2)
+                .with_scaling(scale)
+                .with_targets(targets),
+        ),
+    ]
+}
+
 /// The gradients of all adapter parameters, in order.
 struct Collect<'a> {
     gradients: &'a Gradients,
@@ -208,7 +245,7 @@ proptest! {
             autodiff.seed(seed);
             let net = Net::new(sides, bias, &autodiff);
             let x = Tensor::<2>::random([tokens, sides[0]], Distribution::Default, &autodiff);
-            for method in methods(rank, scale, seed) {
+            for method in methods(rank, scale, seed).into_iter().chain(newer_methods(rank, scale)) {
                 let name = format!("{} on {device_name}", method.info().name);
                 let model = match net.attach("x", method.as_ref()) {
                     Ok(model) => perturb(model, "x"),

@@ -45,6 +45,19 @@ pub struct BitFitConfig {
     pub common: Common,
 }
 
+/// Queries, and the layers that widen in feed-forward, as Hugging Face's models call them.
+const QUERY_AND_MLP: &str =
+    r"(.*\.)?(query|q_proj|q_lin|intermediate\.dense|fc1|lin1|c_fc|gate_proj|up_proj)";
+
+impl BitFitConfig {
+    /// The biases of queries and of the first layer of each feed-forward block alone: the paper's section 4.3, where they
+    /// do nearly as well as all. By the names that BERT, RoBERTa, DistilBERT, ViT, OPT, Llama and the like have.
+    #[must_use]
+    pub fn query_and_mlp() -> Self {
+        Self::new().with_targets(QUERY_AND_MLP)
+    }
+}
+
 impl Method for BitFitConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let everything = Selection::from(".*");

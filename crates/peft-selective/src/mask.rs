@@ -6,6 +6,8 @@ use burn::tensor::{Bool, Tensor, TensorData};
 use peft_core::Result;
 use peft_core::calibration::Calibration;
 
+use crate::ranking::ranked;
+
 /// What a mask is chosen from.
 #[derive(Debug)]
 pub struct MaskContext<'a> {
@@ -60,6 +62,44 @@ impl MaskFn {
         })
     }
 
+    /// The diagonal, and whole outputs besides, evenly spaced, the last of them in part: `SHiRA-Struct`. A weight that is not
+    /// square has the diagonal of its largest square.
+    pub fn structured() -> Self {
+        Self::new(|context| {
+            let [inputs, outputs] = context.weight.dims();
+            let mut mask = vec![false; inputs * outputs];
+            let mut left = context.count;
+            let mut choose = |place: usize| {
+                if left > 0 && !std::mem::replace(&mut mask[place], true) {
+                    left -= 1;
+                }
+            };
+            (0..inputs.min(outputs)).for_each(|at| choose(at * outputs + at));
+            let rest = context.count.saturating_sub(inputs.min(outputs));
+            // Of each output all inputs but the diagonal's are new.
+            let whole = rest.div_ceil(inputs.saturating_sub(1).max(1)).min(outputs);
+            for at in 0..whole {
+                let output = at * outputs / whole;
+                (0..inputs).for_each(|input| choose(input * outputs + output));
+            }
+            // Outputs without a diagonal need fewer; a count of nearly all needs what is left.
+            (0..inputs * outputs).for_each(choose);
+            let data = TensorData::new(mask, [inputs, outputs]);
+            Ok(Tensor::from_data(data, &context.weight.device()))
+        })
+    }
+
+    /// The mask that SHiRA's `mask_type` calls so: `magnitude`, `gradient`, `snip` or `structured`.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "magnitude" => Some(Self::magnitude()),
+            "gradient" => Some(Self::gradient()),
+            "snip" => Some(Self::snip()),
+            "structured" => Some(Self::structured()),
+            _ => None,
+        }
+    }
+
     /// Chooses.
     ///
     /// # Errors
@@ -98,10 +138,8 @@ fn mean_squares(context: &MaskContext<'_>) -> Result<Tensor<2>> {
 pub fn largest(scores: Tensor<2>, count: usize) -> Tensor<2, Bool> {
     let (shape, device) = (scores.dims(), scores.device());
     let scores: Vec<f32> = scores.into_data().iter::<f32>().collect();
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
     let mut mask = vec![false; scores.len()];
-    for place in order.into_iter().take(count) {
+    for place in ranked(&scores, count) {
         mask[place] = true;
     }
     Tensor::from_data(TensorData::new(mask, shape), &device)

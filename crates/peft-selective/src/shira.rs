@@ -1,18 +1,20 @@
 //! `SHiRA`: a few elements of each weight are trained, at places that a mask chooses.
 
 use burn::tensor::DType;
+use peft_core::calibration::CalibrationConfig;
 use peft_core::method::{
-    Common, Init, Layout, Method, Plan, TargetLayer, Targets, Value, adapt_each, linear_targets,
-    method_config,
+    Common, Init, Layout, Method, Plan, SparseDelta, TargetLayer, Targets, Value, adapt_each,
+    linear_targets, method_config,
 };
 use peft_core::{Error, Result};
 
 use crate::mask::{self, MaskContext, MaskFn};
-use crate::sparse::SparseDelta;
 use crate::upstream::json_without;
 
 /// The only mask type that upstream has.
 const RANDOM: &str = "random";
+/// Those that are chosen by gradients on the user's data.
+const BY_GRADIENTS: [&str; 2] = ["gradient", "snip"];
 
 /// SHiRA's configuration. Fields are called and behave as in Hugging Face PEFT's `ShiraConfig`.
 #[method_config(
@@ -25,13 +27,15 @@ pub struct ShiraConfig {
     /// change's rank is not bounded by it.
     #[field(default = 32, at_least = 1)]
     pub r: usize,
-    /// `random`, or the name of the user's own mask, which [`mask_fn`](Self::mask_fn) then chooses.
+    /// `random`, `magnitude`, `gradient`, `snip` or `structured`, as [`MaskFn`] has them; or a name of the user's own for
+    /// what [`mask_fn`](Self::mask_fn) chooses.
     #[field(default = "random")]
     pub mask_type: String,
     /// Seed of random masks. Default: drawn from the device's random numbers.
     #[field(any)]
     pub random_seed: Option<u64>,
-    /// Chooses the mask where `mask_type` is not `random`. It is in no file: a file has the places. Default: none.
+    /// Chooses the mask where `mask_type` is not `random`. It is in no file: a file has the places. Default: what
+    /// `mask_type` says.
     #[field(skip)]
     pub mask_fn: Option<MaskFn>,
     /// Whether the changes start at 0, so that a fresh adapter changes nothing; else they are standard normal, for tests.
@@ -68,6 +72,13 @@ impl ShiraConfig {
         Ok(count)
     }
 
+    /// What chooses the mask, if it is not random.
+    fn chooses(&self) -> Option<MaskFn> {
+        self.mask_fn
+            .clone()
+            .or_else(|| MaskFn::named(&self.mask_type))
+    }
+
     /// The places in the flattened weight that the user's function chooses.
     fn chosen(
         choose: &MaskFn,
@@ -98,10 +109,11 @@ impl ShiraConfig {
 
 impl Method for ShiraConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let own = self.mask_type != RANDOM;
-        if plan.is_new() && own != self.mask_fn.is_some() {
+        let chooses = self.chooses();
+        let random = self.mask_type == RANDOM;
+        if plan.is_new() && random == chooses.is_some() {
             let (expected, kind) = (
-                "`random` without a mask_fn, or another name with one",
+                "`random` without a mask_fn, `magnitude`, `gradient`, `snip`, `structured`, or another name with a mask_fn",
                 &self.mask_type,
             );
             return Err(Error::config(SHIRA.title, "mask_type", kind, expected));
@@ -110,7 +122,7 @@ impl Method for ShiraConfig {
         let targets = linear_targets(self, layout, plan)?;
         adapt_each(self, &targets, layout, plan, |target, plan| {
             let (shape, count) = ([target.d_in, target.d_out], self.count(target)?);
-            let chosen = match &self.mask_fn {
+            let chosen = match &chooses {
                 Some(choose) if plan.is_new() => Some(Self::chosen(choose, target, count, plan)?),
                 _ => None,
             };
@@ -129,7 +141,18 @@ impl Method for ShiraConfig {
             } else {
                 plan.init().normal([count], 1.0, target.like())
             };
-            Ok(SparseDelta::new(values, indices, shape, "shira"))
+            let keys = ("shira_weight", Some("shira_indices"));
+            Ok(SparseDelta::coordinates(values, indices, shape).with_keys(keys.0, keys.1))
+        })
+    }
+
+    fn statistics(&self) -> Option<CalibrationConfig> {
+        let by_gradients = BY_GRADIENTS.contains(&self.mask_type.as_str());
+        (by_gradients && self.mask_fn.is_none()).then(|| CalibrationConfig {
+            targets: self.targets.clone(),
+            squared_gradients: true,
+            unreached: true,
+            ..CalibrationConfig::default()
         })
     }
 }

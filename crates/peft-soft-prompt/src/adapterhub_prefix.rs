@@ -33,6 +33,9 @@ pub struct AdapterHubPrefix {
     pub layers: usize,
     /// How many virtual tokens.
     pub virtual_tokens: usize,
+    /// Layers without a prefix, below which a file has the network as well; of the first state only.
+    #[module(skip)]
+    pub left_out: Vec<String>,
     /// What comes before the name of the model's layers, with a dot behind it; empty for a bare encoder.
     #[module(skip)]
     pub model: String,
@@ -83,8 +86,11 @@ impl Adapter for AdapterHubPrefix {
         // The network is once in the file by itself, and once more below each layer.
         let shared = |field: &str, stored: String| {
             let name = format!("prefix_tunings.{{adapter}}.self_prefix.{stored}");
-            CheckpointKey::root(field, &format!("{model}prefix_tuning.{name}"))
-                .also(&format!("prefix_tuning.pool.{name}"))
+            let pool = format!("prefix_tuning.pool.{name}");
+            let key =
+                CheckpointKey::root(field, &format!("{model}prefix_tuning.{name}")).also(&pool);
+            let left_out = self.left_out.iter();
+            left_out.fold(key, |key, layer| key.also_below(layer, &pool))
         };
         let mut tensors = match &self.form {
             AdapterHubForm::Flat(_) => vec![shared("form.Flat", "control_trans".into())],
@@ -129,8 +135,12 @@ impl KeyValueAdapter for AdapterHubPrefix {
         halves(&both).into()
     }
 
-    fn key_value_of(&self, rows: usize, context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>) {
-        let (key, value) = self.key_value();
+    fn key_value_of(
+        &self,
+        (key, value): (Tensor<2>, Tensor<2>),
+        rows: usize,
+        context: &PrefixContext<'_>,
+    ) -> (Tensor<3>, Tensor<3>) {
         let [key, value] = [key, value].map(|half| {
             let [tokens, width] = half.dims();
             let spread = half.unsqueeze::<3>().expand([rows, tokens, width]);
@@ -264,10 +274,9 @@ impl Method for AdapterHubPrefixConfig {
         let left_out = |site: &LayoutSite| {
             block(&site.name).is_some_and(|block| self.leave_out.contains(&block))
         };
-        let sites: Vec<_> = layout
-            .key_value_sites()
-            .filter(|site| !left_out(site))
-            .collect();
+        let (without, sites): (Vec<_>, Vec<_>) =
+            layout.key_value_sites().partition(|site| left_out(site));
+        let mut without: Vec<String> = without.iter().map(|site| site.name.clone()).collect();
         let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
             Err(Error::config(PREFIX_TUNING.title, field, value, expected))
         };
@@ -296,6 +305,7 @@ impl Method for AdapterHubPrefixConfig {
                 dropout: DropoutConfig::new(self.dropout).init(),
                 layer,
                 layers: sites.len(),
+                left_out: std::mem::take(&mut without),
                 virtual_tokens: self.prefix_length,
                 model: model_of(&site.name),
             };

@@ -68,29 +68,31 @@ fn a_file_is_laid_out_as_adapterhubs() {
     );
 }
 
-/// The network is below every layer once more, and all must be one.
+/// The network is below every layer once more, also below those without a prefix, and all must be one.
 #[test]
 fn copies_in_a_file_must_be_equal() {
     let (_, device) = cpu_devices().remove(0);
     let base = TinyTransformer::new(&device);
-    let dir = tempfile::tempdir().unwrap();
-    let model = base.attach("mine", &config()).unwrap();
-    model.save_adapter("mine", dir.path()).unwrap();
-    let path = dir.path().join(checkpoint::ADAPTERHUB_FILE);
-    let mut tensors = read(&path);
-    let key = "prefix_tuning.prefix_tunings.mine.self_prefix.control_trans.2.weight";
-    let copy = "encoder.layer.1.attention.self.prefix_tuning.pool.prefix_tunings.mine.self_prefix.control_trans.2.weight";
-    let data = tensors[key].clone();
-    tensors.insert(copy.into(), data.clone());
-    checkpoint::write_tensors(&path, &tensors).unwrap();
-    let loaded = base.load_adapter("again", dir.path(), METHODS).unwrap();
-    assert_eq!(loaded.counts().trainable, model.counts().trainable);
-    let mut values: Vec<f32> = data.iter().collect();
-    values[5] += 1.0;
-    tensors.insert(copy.into(), TensorData::new(values, data.shape()));
-    checkpoint::write_tensors(&path, &tensors).unwrap();
-    let error = base.load_adapter("again", dir.path(), METHODS).unwrap_err();
-    assert!(error.to_string().contains(copy), "{error}");
+    for config in [config(), config().with_leave_out([1])] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = base.attach("mine", &config).unwrap();
+        model.save_adapter("mine", dir.path()).unwrap();
+        let path = dir.path().join(checkpoint::ADAPTERHUB_FILE);
+        let mut tensors = read(&path);
+        let key = "prefix_tuning.prefix_tunings.mine.self_prefix.control_trans.2.weight";
+        let copy = "encoder.layer.1.attention.self.prefix_tuning.pool.prefix_tunings.mine.self_prefix.control_trans.2.weight";
+        let data = tensors[key].clone();
+        tensors.insert(copy.into(), data.clone());
+        checkpoint::write_tensors(&path, &tensors).unwrap();
+        let loaded = base.load_adapter("again", dir.path(), METHODS).unwrap();
+        assert_eq!(loaded.counts().trainable, model.counts().trainable);
+        let mut values: Vec<f32> = data.iter().collect();
+        values[5] += 1.0;
+        tensors.insert(copy.into(), TensorData::new(values, data.shape()));
+        checkpoint::write_tensors(&path, &tensors).unwrap();
+        let error = base.load_adapter("again", dir.path(), METHODS).unwrap_err();
+        assert!(error.to_string().contains(copy), "{error}");
+    }
 }
 
 #[test]

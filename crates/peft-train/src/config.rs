@@ -70,6 +70,10 @@ pub struct TrainConfig {
     /// Gives back the model of the evaluation with the lowest held-out loss, not the last one. Default:
     /// false. Needs held-out data.
     pub keep_best: bool,
+    /// How long it takes until one more group of layers trains ([`LayerGroups`](peft_core::LayerGroups)): at first only what is
+    /// nearest to the output does. Default: none, all layers train at once. At least 1; one epoch is Howard and
+    /// Ruder's (2018, section 3.3). A step takes less time and memory while the lower layers do not train.
+    pub gradual_unfreezing: Option<Length>,
     /// Computes activations again in the backward pass rather than keep them: less memory, about a third
     /// more time. Default: false. For models that can
     /// ([`CausalLm::has_checkpointing`](crate::CausalLm::has_checkpointing)), as Llama.
@@ -102,6 +106,7 @@ impl Default for TrainConfig {
             keep_last: 2,
             early_stopping_patience: None,
             keep_best: false,
+            gradual_unfreezing: None,
             gradient_checkpointing: false,
         }
     }
@@ -165,6 +170,8 @@ setters! {
     with_early_stopping_patience(evaluations: usize) => early_stopping_patience = Some(evaluations);
     /// Sets whether the best model is given back.
     with_keep_best(keep_best: bool) => keep_best = keep_best;
+    /// Sets how long it takes until one more group of layers trains.
+    with_gradual_unfreezing(length: Length) => gradual_unfreezing = Some(length);
     /// Sets whether activations are computed again.
     with_gradient_checkpointing(on: bool) => gradient_checkpointing = on;
 }
@@ -219,6 +226,9 @@ impl TrainConfig {
         }
         let (Length::Steps(length) | Length::Epochs(length)) = self.length;
         check("length", self.length, length > 0, "at least 1")?;
+        if let Some(Length::Steps(length) | Length::Epochs(length)) = self.gradual_unfreezing {
+            check("gradual_unfreezing", length, length > 0, "at least 1")?;
+        }
         let tokens = self.max_length;
         check("max_length", tokens, tokens >= 8, "at least 8")?;
         // The optimizer computes in 32 bits.
@@ -275,6 +285,10 @@ mod tests {
         config().validate().unwrap();
         let refused = [
             (config().with_length(Length::Steps(0)), "length"),
+            (
+                config().with_gradual_unfreezing(Length::Epochs(0)),
+                "gradual_unfreezing",
+            ),
             (config().with_batch_size(0), "batch_size"),
             (config().with_max_length(7), "max_length"),
             (config().with_learning_rate(f64::NAN), "learning_rate"),

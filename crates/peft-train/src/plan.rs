@@ -40,6 +40,15 @@ impl Plan {
         step / self.steps_per_epoch
     }
 
+    /// How many groups of layers train in the step after `step` others, if one more does after each `length`.
+    pub(crate) fn groups(&self, step: usize, length: Length) -> usize {
+        let steps = match length {
+            Length::Steps(steps) => steps,
+            Length::Epochs(epochs) => epochs.saturating_mul(self.steps_per_epoch),
+        };
+        step / steps + 1
+    }
+
     /// All rows in the order of `epoch`.
     pub(crate) fn order(&self, epoch: usize) -> Vec<usize> {
         use rand::SeedableRng as _;
@@ -78,6 +87,9 @@ mod tests {
         assert_eq!((plan.steps, plan.steps_per_epoch), (8, 4));
         assert_eq!((plan.epoch(3), plan.epoch(4)), (0, 1));
         assert_eq!((plan.range(3), plan.range(4)), (18..20, 0..6));
+        let groups = |length| [0, 3, 4, 7].map(|step| plan.groups(step, length));
+        assert_eq!(groups(Length::Epochs(1)), [1, 1, 2, 2]);
+        assert_eq!(groups(Length::Steps(3)), [1, 2, 2, 3]);
         let [first, second] = [plan.order(0), plan.order(1)];
         assert_ne!(first, second);
         assert_eq!(first, plan.order(0));

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
-use peft_core::TrainingHooks;
+use peft_core::{LayerGroups, TrainingHooks};
 
 use crate::event::StepReport;
 use crate::interrupted::Interrupted;
@@ -23,6 +23,8 @@ pub(crate) struct Run {
     /// Steps that are in a checkpoint.
     pub(crate) saved: usize,
     pub(crate) optimizer: AdamW,
+    /// Of which more and more train, with gradual unfreezing.
+    pub(crate) groups: Option<LayerGroups>,
     /// What the adapters' methods do besides being trained.
     pub(crate) training: TrainingHooks,
     pub(crate) state: State,

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use burn::module::ParamGroup;
 use burn::optim::{GradientsAccumulator, GradientsParams};
+use peft_core::LayerGroups;
 
 use crate::check::check;
 use crate::data::Dataset;
@@ -209,8 +210,11 @@ impl<'a> Trainer<'a> {
             output.clean()?;
             output.thin(state.step, self.config.keep_last)?;
         }
-        optimizer.prepare(restored.as_ref().unwrap_or(model));
+        let trained = restored.as_ref().unwrap_or(model);
+        optimizer.prepare(trained);
+        let groups = self.config.gradual_unfreezing.is_some();
         let run = Run {
+            groups: groups.then(|| LayerGroups::new(trained)),
             output,
             saved: state.step,
             optimizer,
@@ -237,7 +241,12 @@ impl<'a> Trainer<'a> {
         let rows = &run.order[run.plan.range(done)];
         let (tokens, targets) = data.sizes(rows);
 
-        let (nll, gradients) = self.gradients(run, model, data, rows, targets)?;
+        let part = match (&run.groups, self.config.gradual_unfreezing) {
+            (Some(groups), Some(length)) => groups.unfrozen(model, run.plan.groups(done, length)),
+            _ => model.clone(),
+        };
+        let (nll, gradients) = self.gradients(run, &part, data, rows, targets)?;
+        drop(part);
         let loss = nll / targets as f64;
         let diverged = |what, value| Error::Diverged {
             step: done + 1,

@@ -1,20 +1,27 @@
 //! Trainable parameters on MiniLM-L6 (d 384, feed-forward 1536, 6 layers, with pooler), heads
 //! excluded.
 
+use burn::module::Module as _;
+use burn::tensor::{Int, Tensor};
 use peft::additive::{
     AdapterFusionConfig, AdapterHubIa3, BeftConfig, BottleneckConfig, Ia3Config, InvertibleKind,
     LstConfig, ReftConfig, RoadConfig, RoadVariant,
 };
+use peft::core::calibration::Calibrate as _;
 use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
 use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
-    AdaLoraConfig, AdapterHubLora, BdLoraConfig, BoftConfig, C3aConfig, FourierFtConfig,
-    HiraConfig, HraConfig, KasaConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig,
-    MontecloraConfig, MtlLoraConfig, OftConfig, PolyConfig, RandLoraConfig, SaidConfig,
-    VbLoraConfig, VeloraConfig, VeraConfig,
+    AdaLoraConfig, AdapterHubLora, BdLoraConfig, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
+    FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, KasaConfig, LilyConfig, LohaConfig,
+    LokrConfig, LoraConfig, MissConfig, MontecloraConfig, MtlLoraConfig, OftConfig, PeanutConfig,
+    PolyConfig, PveraConfig, RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig,
+    VbLoraConfig, VeloraConfig, VeraConfig, WaveFtConfig,
 };
-use peft::selective::{BitFitConfig, LnTuningConfig, ShiraConfig, TrainableTokensConfig};
+use peft::selective::{
+    BitFitConfig, DiffPruningConfig, FarConfig, FishMaskConfig, LnTuningConfig, LtSftConfig,
+    PartialConfig, ShiraConfig, SptConfig, SuperTuningConfig, TrainableTokensConfig,
+};
 use peft::soft_prompt::{
     AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
     IntrinsicPromptConfig, LatePromptConfig, MultitaskPromptTuningConfig, PrefixTuningConfig,
@@ -210,7 +217,7 @@ fn counts_of_side_networks_are_those_of_their_page() {
 fn counts_of_the_reparameterizations_are_those_of_their_pages() {
     let model = minilm_l6();
     let qv = ["query", "value"];
-    let cases: [(&dyn Method, usize); 18] = [
+    let cases: [(&dyn Method, usize); 19] = [
         (
             &LoraConfig::new(8).with_use_dora(true).with_targets(qv),
             78_336,
@@ -244,6 +251,7 @@ fn counts_of_the_reparameterizations_are_those_of_their_pages() {
         (&HraConfig::new(8).with_targets(qv), 36_864),
         (&C3aConfig::new(32).with_targets(qv), 55_296),
         (&FourierFtConfig::new(1000).with_targets(qv), 12_000),
+        (&WaveFtConfig::new(2592).with_targets(qv), 31_104),
         (
             &SaidConfig::new(1000).with_excluded(["pooler.dense"]),
             1_036,
@@ -252,6 +260,68 @@ fn counts_of_the_reparameterizations_are_those_of_their_pages() {
     for (method, expected) in cases {
         let counts = model.attach("a", method).unwrap().counts();
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+    }
+}
+
+/// What is fixed is held beside what is trained, and is in the file where the configuration says so. Integers count in
+/// files only.
+#[test]
+fn counts_of_shared_random_numbers_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let base = model.counts().total;
+    let qv = ["query", "value"];
+    let unilora = || UniLoraConfig::new(4, 4608).with_targets(qv);
+    // Trained, held, stored.
+    let tinylora = || TinyLoraConfig::new(64).with_targets(qv);
+    let pvera = || PveraConfig::new(256).with_targets(qv);
+    let cases: [(&dyn Method, usize, usize, usize); 7] = [
+        (&pvera(), 10_752, 305_664, 305_664),
+        (
+            &pvera().with_save_projection(false),
+            10_752,
+            305_664,
+            10_752,
+        ),
+        (&tinylora(), 768, 22_272, 22_272),
+        (&tinylora().with_save_projection(false), 768, 22_272, 19_200),
+        (
+            &tinylora().with_u(13).with_weight_tying(1.0),
+            13,
+            19_069,
+            19_069,
+        ),
+        (&unilora(), 4608, 41_472, 4608),
+        (&unilora().with_save_indices(true), 4608, 41_472, 78_336),
+    ];
+    for (method, trained, held, stored) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), trained, "{method:?}");
+        assert_eq!(counts.total, base + held, "{method:?}");
+        assert_eq!(counts.stored, stored, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_of_blocks_and_of_weight_aware_methods_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let qv = ["query", "value"];
+    let cases: &[(&dyn Method, usize)] = &[
+        (&GraLoraConfig::new(8).with_targets(qv), 73_728),
+        (
+            &GraLoraConfig::new(8).with_hybrid_r(2).with_targets(qv),
+            92_160,
+        ),
+        // Two factors and a λ a matrix. The norms do not train.
+        (&DeLoraConfig::new(8).with_targets(qv), 73_740),
+        (&DeftConfig::new(8).with_targets(qv), 73_728),
+        (&DeftConfig::para(8).with_targets(qv), 36_864),
+        (&PeanutConfig::new(8).with_targets(qv), 73_728),
+        // Four matrices of r × r a matrix more.
+        (&PeanutConfig::new(8).with_depth(2).with_targets(qv), 76_800),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", *method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), *expected, "{method:?}");
     }
 }
 
@@ -274,7 +344,8 @@ fn counts_of_mixtures_are_those_of_their_pages() {
     let model = model.attach("two", &pfeiffer).unwrap();
     let fusion = AdapterFusionConfig::dynamic(["one", "two"]);
     let counts = model.attach("fusion", &fusion).unwrap().counts();
-    assert_eq!(counts.adapter_trainable(), 6 * (3 * 384 * 384 + 2 * 384));
+    assert_eq!(6 * (3 * 384 * 384 + 2 * 384), 2_658_816);
+    assert_eq!(counts.adapter_trainable(), 2_658_816);
 }
 
 #[test]
@@ -284,7 +355,21 @@ fn counts_of_the_selections_are_those_of_their_pages() {
     let rows: Vec<usize> = (0..10).collect();
     let shira = |r| ShiraConfig::new(r).with_targets(["query", "value"]);
     // Trained, and stored, indices included.
-    let cases: [(&dyn Method, usize, usize); 4] = [
+    let supertuning = || SuperTuningConfig::new().with_targets(["query", "value"]);
+    let cases: [(&dyn Method, usize, usize); 12] = [
+        (&BitFitConfig::query_and_mlp(), 11_520, 11_520),
+        (&PartialConfig::last(2), 3_548_928, 3_548_928),
+        (&PartialConfig::first(1), 1_774_464, 1_774_464),
+        (&PartialConfig::attention(), 3_548_160, 3_548_160),
+        (&PartialConfig::embeddings(), 11_917_824, 11_917_824),
+        (&PartialConfig::new(), 22_713_216, 22_713_216),
+        // 1,474 of each matrix.
+        (&supertuning(), 17_688, 2 * 17_688),
+        (
+            &supertuning().with_save_precomputed_indices(false),
+            17_688,
+            17_688,
+        ),
         (&LnTuningConfig::new(), 9_984, 9_984),
         (&TrainableTokensConfig::new(rows), 3_840, 3_840),
         (&shira(8), 73_728, 3 * 73_728),
@@ -297,4 +382,41 @@ fn counts_of_the_selections_are_those_of_their_pages() {
         assert_eq!(counts.stored, stored, "{method:?}");
         assert_eq!(counts.total, base.total + trained, "{method:?}");
     }
+    let supra = supertuning().with_r(8);
+    let counts = model.attach("a", &supra).unwrap().counts();
+    assert_eq!(counts.adapter_trainable(), 17_688 + 73_728);
+}
+
+#[test]
+fn counts_of_sparse_training_are_those_of_their_pages() {
+    let model = minilm_l6().train();
+    let loss = |model: &BertClassifier, id: i64| {
+        let ids =
+            Tensor::<2, Int>::from_data([[101, id, 102]], &cpu_devices()[0].1.clone().autodiff());
+        model.forward(ids, None).mean()
+    };
+    // At first all train, and with gates twice as many, with one for each tensor.
+    let feed_forward = r".*(intermediate|layer\.\d+\.output)\.dense";
+    let far = FarConfig::new().with_targets(feed_forward);
+    let cases: [(&dyn Method, usize); 3] = [
+        (&LtSftConfig::new(), 22_713_216),
+        (&far, 7_089_408),
+        (&DiffPruningConfig::new(), 45_426_535),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+    }
+    let spt = SptConfig::new().with_threshold(usize::MAX);
+    let counts = model.attach_on("a", &spt, [2023], loss).unwrap().counts();
+    assert_eq!(counts.adapter_trainable(), 53_821);
+    let config = FishMaskConfig::new();
+    let counts = model
+        .attach_on("a", &config, [2023], loss)
+        .unwrap()
+        .counts();
+    assert_eq!(counts.adapter_trainable(), 113_566);
+    assert_eq!(counts.changed, 113_566);
+    assert_eq!(counts.stored, 2 * 113_566);
+    assert_eq!(counts.stored_bytes, 8 * 113_566);
 }

@@ -1,9 +1,8 @@
 //! The configuration of bottleneck adapters, its presets, and their registrations: it is several methods by the values of
 //! its fields.
 
-use peft_core::method::{Common, Family, MethodInfo, Value, method_config};
+use peft_core::method::{Activation, Common, Family, MethodInfo, Value, method_config};
 
-use super::activation::Activation;
 use super::fields::{
     BottleneckInit, ExpertSharing, HypercomplexInit, InvertibleKind, Pruning, ReductionFactor,
     ResidualBeforeLn, RuleInit, Scaling,

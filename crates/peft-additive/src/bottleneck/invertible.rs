@@ -2,9 +2,8 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use peft_core::method::{Adapter, CheckpointKey, HiddenAdapter, Init, SiteContext};
+use peft_core::method::{Activation, Adapter, CheckpointKey, HiddenAdapter, Init, SiteContext};
 
-use super::activation::Activation;
 use super::fields::InvertibleKind;
 use super::keys::listed;
 use super::projection::Dense;

@@ -1,6 +1,5 @@
 //! Bottleneck adapters: small networks beside the model's sublayers.
 
-mod activation;
 mod adapter_drop;
 mod block;
 mod check;
@@ -19,7 +18,6 @@ mod sparse;
 mod state;
 mod width;
 
-pub use activation::Activation;
 pub use adapter_drop::drop_adapters;
 pub use config::{
     ADAMIX, ADAPTER_PLUS, BottleneckConfig, COMPACTER, COMPACTER_PLUS_PLUS, HOULSBY, PARALLEL,

@@ -109,7 +109,14 @@ pub(crate) fn is_pruned(states: &States) -> bool {
     all.any(|layer| values(layer.weight.val()).contains(&0.0))
 }
 
-/// Prunes by the gradients of the first step (Lee et al. 2019, SNIP, section 4).
+/// The states that take part in a forward pass. Gradients tell nothing of those that were dropped.
+fn used(states: &States) -> impl Iterator<Item = &Bottleneck> {
+    let all = states.of::<Bottleneck>().map(|(_, state)| state);
+    all.filter(|state| !state.skip.always)
+}
+
+/// Prunes by the gradients of the first step (Lee et al. 2019, SNIP, section 4). Adapters that were dropped for good stay
+/// as they are.
 #[derive(Debug)]
 pub(crate) struct SnipSchedule {
     sparsity: f64,
@@ -131,10 +138,7 @@ impl MethodHooks for SnipSchedule {
         if step != 1 {
             return;
         }
-        let all = states
-            .of::<Bottleneck>()
-            .flat_map(|(_, state)| layers(state));
-        let layers: Vec<&Dense> = all.collect();
+        let layers: Vec<&Dense> = used(states).flat_map(layers).collect();
         let scores: Vec<Vec<f32>> = layers
             .iter()
             .map(|layer| {
@@ -164,6 +168,9 @@ impl MethodHooks for SnipSchedule {
         };
         let mut kept = kept.into_iter();
         states.edit::<Bottleneck>(|_, state| {
+            if state.skip.always {
+                return;
+            }
             for layer in layers_mut(state) {
                 if let Some(kept) = kept.next() {
                     prune(layer, &kept);

@@ -3,11 +3,12 @@
 use burn::module::{Module, Param};
 use burn::nn::Dropout;
 use burn::tensor::{DType, Device, Tensor, activation};
-use peft_core::method::{Adapter, CheckpointKey, HiddenAdapter, HiddenParts, Init, SiteContext};
+use peft_core::method::{
+    Activation, Adapter, CheckpointKey, HiddenAdapter, HiddenParts, Init, SiteContext,
+};
 use peft_core::nn::{AdaptedForward as _, dropout_rate};
 use peft_core::ops::{dropout, layer_norm};
 
-use super::activation::Activation;
 use super::experts::{Expert, mixed};
 use super::projection::{Dense, Projection};
 use super::skip::Skip;

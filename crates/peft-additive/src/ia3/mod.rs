@@ -3,21 +3,61 @@
 mod adapterhub;
 mod defaults;
 
+use burn::tensor::module::conv2d;
+use peft_core::method::LINEAR_AND_CONV;
 use peft_core::method::prelude::*;
 
 pub use adapterhub::AdapterHubIa3;
 
 /// `y = l ∘ (x W + b)`, or `y = (l ∘ x) W + b` in feed-forward blocks; on the layer's weight, and on its bias where
-/// that is scaled, too.
-#[derive(Module, Adapter, Debug)]
+/// that is scaled, too. Of a convolution, channels are scaled.
+#[derive(Module, Debug)]
 pub struct Ia3 {
     /// l, `[out, 1]`; in feed-forward blocks `[1, in]`. One parameter of weight and bias.
-    #[tensor("ia3_l", adapterhub = "loras.{adapter}.lora_B")]
     pub ia3_l: Shared<2>,
+    /// Axes of the layer's kernel: 1 or 2, and 0 of a linear layer. A file has as many axes of one element behind l.
+    pub axes: usize,
+}
+
+impl Adapter for Ia3 {
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        let key = CheckpointKey::layer("ia3_l", "ia3_l");
+        if self.axes > 0 {
+            let mut shape = vec![1; 2 + self.axes];
+            shape[1] = self.ia3_l.shape().iter().product();
+            return vec![key.shaped(&shape)];
+        }
+        let in_adapterhub = CheckpointKey::layer("ia3_l", "loras.{adapter}.lora_B");
+        vec![key.in_adapterhub(in_adapterhub)]
+    }
+}
+
+impl Ia3 {
+    /// l for a kernel `[out, in / groups, …]`: of outputs, or of the inputs of each output.
+    fn of_kernel<const D: usize>(&self, kernel: [usize; D]) -> Tensor<D> {
+        let l = self.ia3_l.val();
+        let mut shape = [1; D];
+        let [outputs, inputs] = l.dims();
+        let (out, channels) = (kernel[0], kernel[1]);
+        if inputs == 1 && outputs == out {
+            shape[0] = out;
+            return l.reshape(shape);
+        }
+        // Outputs of a group see its inputs.
+        let groups = (inputs / channels).max(1);
+        let l = l.reshape([groups, 1, channels]);
+        let spread = l.expand([groups, out / groups, channels]);
+        (shape[0], shape[1]) = (out, channels);
+        spread.reshape(shape)
+    }
 }
 
 impl WeightAdapter for Ia3 {
     fn compose<const D: usize>(&self, value: Tensor<D>) -> Tensor<D> {
+        if D > 2 {
+            let l = self.of_kernel(value.dims());
+            return value * l;
+        }
         let [outputs, inputs] = self.ia3_l.val().dims();
         let mut shape = [1; D];
         // Of a bias, one axis is both.
@@ -29,6 +69,19 @@ impl WeightAdapter for Ia3 {
     // What is below is called, and its matrix is not looked at.
     fn needs_weight(&self) -> bool {
         false
+    }
+
+    fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4> {
+        let l = self.ia3_l.val();
+        let channels = input.dims()[1];
+        match l.dims() {
+            [out, 1] => base.forward(input) * l.reshape([1, out, 1, 1]),
+            [_, inputs] if inputs == channels => {
+                base.forward(input * l.reshape([1, channels, 1, 1]))
+            }
+            // The model does not say that the layer has groups: all have the same factors.
+            _ => conv2d(input, self.compose(base.weight()), None, base.options()),
+        }
     }
 
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
@@ -90,12 +143,28 @@ impl Ia3Config {
         config
     }
 
+    /// How many channels of a convolution's input are scaled: those of all groups that the model says there are, or those
+    /// of one group in a file that has so many.
+    fn channels(target: &TargetLayer<'_>, plan: &Plan) -> usize {
+        let of_group = target.weight.shape()[1];
+        match plan.stored_shape(target.layer, "ia3_l") {
+            Some([1, channels, ..]) if *channels == of_group => of_group,
+            _ => of_group * target.layer.groups,
+        }
+    }
+
     fn on_layer(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<Ia3> {
         let inside = match &self.feedforward_modules {
             Some(modules) => modules.matches(target.layer)?,
             None => false,
         };
-        let (d_in, d_out, init) = (target.d_in, target.d_out, plan.init());
+        let axes = target.kernel().len();
+        let d_in = if axes == 0 {
+            target.d_in
+        } else {
+            Self::channels(target, plan)
+        };
+        let (d_out, init) = (target.d_out, plan.init());
         let shape = if inside { [1, d_in] } else { [d_out, 1] };
         let l = if self.init_ia3_weights {
             init.ones(shape, target.like())
@@ -104,7 +173,7 @@ impl Ia3Config {
         };
         let bias = target.bias.filter(|_| !inside);
         let handles = Shared::new(l, 1 + usize::from(bias.is_some()));
-        let mut states = handles.map(|ia3_l| Ia3 { ia3_l });
+        let mut states = handles.map(|ia3_l| Ia3 { ia3_l, axes });
         // The weight comes first in the layer.
         let on_weight = states.next().expect("a handle for each place");
         if let (Some(bias), Some(on_bias)) = (bias, states.next()) {
@@ -143,7 +212,7 @@ impl Method for Ia3Config {
             });
         }
         let config = self.with_defaults(layout, plan);
-        let targets = linear_targets(&config, layout, plan)?;
+        let targets = layer_targets(&config, layout, plan, LINEAR_AND_CONV)?;
         adapt_each(&config, &targets, layout, plan, |target, plan| {
             config.on_layer(target, plan)
         })

@@ -4,14 +4,14 @@ use burn::module::Module;
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use peft_core::PeftModule as _;
+use peft_core::calibration::Calibrate as _;
 use peft_core::method::Method;
 use peft_models::{Bert, BertClassifier, Pooling, Tokenizer};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 
 use super::fit::{Learnable, fit};
-use super::{Measured, Progress, counts, latency, saved_bytes};
+use super::{EXAMPLES, Measured, Progress, counts, latency, saved_bytes};
 use crate::Result;
 use crate::definition::Training;
 use crate::job::{Job, rows};
@@ -159,12 +159,7 @@ pub(super) fn run(
     let classes = data.labels.len();
     let bert = Bert::load(&folder, &device)?;
     let model_parameters = bert.num_params() as u64;
-    let model = {
-        let base = BertClassifier::new_head(bert, classes, Pooling::Mean, 0.0, &device)?;
-        base.attach("compared", method)?
-    };
-    let counts = counts(&model);
-
+    let base = BertClassifier::new_head(bert, classes, Pooling::Mean, 0.0, &device)?;
     let sizes = [&split.train, &split.dev, &split.test].map(|part| part.len() as u64);
     let mut task = Classification {
         texts,
@@ -175,6 +170,14 @@ pub(super) fn run(
         inner,
         device,
     };
+    let examples = task.train.iter().take(EXAMPLES).copied();
+    let model = base.attach_on("compared", method, examples, |model, row| {
+        let ((ids, padding), labels) = task.texts.batch(&[row], &task.device);
+        task.loss.forward(model.forward(ids, padding), labels)
+    })?;
+    // Full fine-tuning would keep it in memory beside its own weights.
+    drop(base);
+    let counts = counts(&model);
     let fitted = fit(job, &mut task, model, progress)?;
     let test = task.accuracy(&fitted.model, &split.test);
     let longest = (0..task.texts.tokens.len())

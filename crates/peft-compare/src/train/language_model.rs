@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_core::PeftModule as _;
+use peft_core::calibration::Calibrate as _;
 use peft_core::method::Method;
 use peft_models::{Llama, LlamaTokenizer, LmBatch};
 use peft_train::{Dataset, Record, TrainConfig};
@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 
 use super::fit::{Learnable, fit};
-use super::{Measured, Progress, counts, latency, saved_bytes};
+use super::{EXAMPLES, Measured, Progress, counts, latency, saved_bytes};
 use crate::base::UNTRAINED;
 use crate::data::Passages;
 use crate::definition::{SplitRule, Task};
@@ -248,7 +248,10 @@ pub(super) fn run(
 
     // From here on nothing but the job draws from it.
     device.seed(job.seed);
-    let model = base.attach("compared", method)?;
+    let examples = parts.train.chosen.iter().take(EXAMPLES).copied();
+    let model = base.attach_on("compared", method, examples, |model, row| {
+        model.loss(&parts.train.data.batch(&[row]))
+    })?;
     // Full fine-tuning would keep it in memory beside its own weights.
     drop(base);
     measured.counts = counts(&model);

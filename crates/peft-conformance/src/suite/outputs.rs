@@ -13,7 +13,7 @@ use crate::fixture::{Fixture, elements_of_untied_head, farthest, is_needlessly_u
 /// If it fails: the promise in the method's `MethodInfo` is wrong, or the initial values of the adapter are: of LoRA's
 /// two factors, for example, one has to be zero.
 pub(super) fn identity_at_init(fixture: &Fixture, method: &dyn Method) -> Verdict {
-    let model = fixture.base.attach(NAME, method).map_err(text)?;
+    let model = fixture.attach(&fixture.base, NAME, method).map_err(text)?;
     let distance = farthest(&fixture.outputs(&model)?, &fixture.outputs(&fixture.base)?);
     if method.info().identity_at_init {
         ensure(distance < 1e-6, || format!("outputs moved by {distance}"))

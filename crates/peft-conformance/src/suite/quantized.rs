@@ -134,7 +134,7 @@ pub(super) fn quantized_base(fixture: &Fixture, method: &dyn Method) -> Verdict 
     let (here, there) = match saved {
         // References train parameters themselves.
         Err(Error::UnknownAdapter { .. }) => {
-            return match quantized.attach(NAME, method) {
+            return match fixture.attach(&quantized, NAME, method) {
                 Ok(_) | Err(Error::Packing { .. }) => Ok(()),
                 Err(other) => Err(format!("attaching gave another error: {other}")),
             };

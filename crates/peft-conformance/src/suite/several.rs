@@ -14,7 +14,7 @@ use crate::fixture::{Fixture, farthest};
 pub(super) fn names(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let model = fixture.trained("a", method)?;
     let alone = fixture.outputs(&model)?;
-    let both = model.attach("ab", method).map_err(text)?;
+    let both = fixture.attach(&model, "ab", method).map_err(text)?;
     let both = crate::perturb(both, "ab");
     ensure(fixture.names(&both) == ["a", "ab"], || {
         format!("adapters are {:?}", both.adapters())
@@ -74,7 +74,7 @@ pub(super) fn detached(fixture: &Fixture, method: &dyn Method) -> Verdict {
 pub(super) fn several(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let model = fixture.trained("a", method)?;
     let only_a = fixture.outputs(&model)?;
-    let model = crate::perturb(model.attach("b", method).map_err(text)?, "b");
+    let model = crate::perturb(fixture.attach(&model, "b", method).map_err(text)?, "b");
     let only_b = fixture.outputs(&model)?;
     let both = model.activate(&["a", "b"]).map_err(text)?;
     let outputs = fixture.outputs(&both)?;
@@ -99,7 +99,7 @@ pub(super) fn several(fixture: &Fixture, method: &dyn Method) -> Verdict {
             format!("merged outputs differ by {distance}")
         })?;
     }
-    match model.attach("b", method) {
+    match fixture.attach(&model, "b", method) {
         Err(Error::AlreadyAttached { .. }) => Ok(()),
         other => Err(format!(
             "attaching twice gave {:?}",

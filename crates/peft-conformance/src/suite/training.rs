@@ -89,7 +89,7 @@ pub(super) fn gradients(fixture: &Fixture, method: &dyn Method) -> Verdict {
 /// If it fails on the loss: gradients have the wrong sign or are very small, or the scale of the method makes steps
 /// diverge. If it fails on a parameter: that base parameter is not frozen.
 pub(super) fn training(fixture: &Fixture, method: &dyn Method) -> Verdict {
-    let model = fixture.base.attach(NAME, method).map_err(text)?;
+    let model = fixture.attach(&fixture.base, NAME, method).map_err(text)?;
     // Soft prompts want rates ten times those of the others (Lester et al. 2021, section 3.1, and
     // every tuning since).
     let rate = if method.info().family == Family::SoftPrompt {
@@ -111,15 +111,13 @@ pub(super) fn training(fixture: &Fixture, method: &dyn Method) -> Verdict {
 /// If it fails: the state keeps a tensor that is no `Param`, which stays on its device or in its graph. The message
 /// names the way the model went, and the parameter that a gradient reaches.
 pub(super) fn moved(fixture: &Fixture, method: &dyn Method) -> Verdict {
-    let attached = fixture.base.attach(NAME, method).map_err(text)?;
+    let attached = fixture.attach(&fixture.base, NAME, method).map_err(text)?;
     let device = fixture.device.clone().autodiff();
     let models = [
         (
             "attached without autodiff",
             fixture
-                .base
-                .valid()
-                .attach(NAME, method)
+                .attach(&fixture.base.valid(), NAME, method)
                 .map_err(text)?
                 .train(),
         ),
@@ -161,7 +159,7 @@ impl ModuleVisitor for Trainable {
 ///
 /// If it fails: a state has a parameter that requires gradients and is not among its `tensors()`, or the other way round.
 pub(super) fn counts(fixture: &Fixture, method: &dyn Method) -> Verdict {
-    let model = fixture.base.attach(NAME, method).map_err(text)?;
+    let model = fixture.attach(&fixture.base, NAME, method).map_err(text)?;
     let counts = model.counts();
     let mut trainable = Trainable::default();
     model.visit(&mut trainable);
@@ -197,7 +195,7 @@ pub(super) fn counts(fixture: &Fixture, method: &dyn Method) -> Verdict {
 pub(super) fn records(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let model = fixture.trained(NAME, method)?;
     fixture.device.seed(992);
-    let other = fixture.base.attach(NAME, method).map_err(text)?;
+    let other = fixture.attach(&fixture.base, NAME, method).map_err(text)?;
     let loaded = other.load_record(model.clone().into_record());
     ensure(
         fixture.outputs(&loaded)? == fixture.outputs(&model)?,

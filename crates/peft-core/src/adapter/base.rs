@@ -112,7 +112,7 @@ impl BaseEmbedding for Embedding {
     }
 }
 
-/// A 2-D convolution without its bias, below one adapter.
+/// A convolution without its bias, below one adapter; one of one axis as one of two, the second of one element.
 pub trait BaseConv2d {
     /// The effective kernel, `[out, in / groups, h, w]`.
     fn weight(&self) -> Tensor<4>;

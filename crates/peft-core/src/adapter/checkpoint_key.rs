@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use burn::tensor::TensorData;
+
 use crate::adapter::indices::Indices;
 use crate::upstream::{ADAPTERHUB_FILE, MODEL_FILE, PREFIX, PROMPT_PREFIX};
 
@@ -53,6 +55,17 @@ enum Key {
     Unsaved,
 }
 
+/// The rank that a file has a field in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// The field's.
+    Same,
+    /// A vector, as a matrix of one column.
+    Upright,
+    /// A matrix of one row, as a vector.
+    Flat,
+}
+
 /// How one parameter of an adapter is called and laid out in a checkpoint.
 ///
 /// A parameter is a `Param` of floats or of integers. Integers are never trained. A file has them in the number format
@@ -65,14 +78,24 @@ pub struct CheckpointKey {
     in_adapterhub: Option<Box<CheckpointKey>>,
     key: Key,
     pub(crate) transposed: bool,
-    /// Whether a vector is stored as a matrix of one column.
-    pub(crate) upright: bool,
+    pub(crate) form: Form,
+    /// Another shape in the file.
+    pub(crate) shaped: Option<Vec<usize>>,
     pub(crate) columns: Option<Columns>,
     pub(crate) rows: Option<Columns>,
-    copy: Option<String>,
+    copies: Vec<Copy>,
     pub(crate) twins: Vec<CheckpointKey>,
     pub(crate) indices: Option<Indices>,
     sparse: bool,
+}
+
+/// Where upstream writes a tensor once more.
+#[derive(Clone, Debug)]
+struct Copy {
+    /// The layer, if it is another than the state's.
+    layer: Option<String>,
+    /// The key below it.
+    key: String,
 }
 
 impl CheckpointKey {
@@ -82,10 +105,11 @@ impl CheckpointKey {
             in_adapterhub: None,
             key,
             transposed: false,
-            upright: false,
+            form: Form::Same,
+            shaped: None,
             columns: None,
             rows: None,
-            copy: None,
+            copies: Vec::new(),
             twins: Vec::new(),
             indices: None,
             sparse: false,
@@ -150,7 +174,22 @@ impl CheckpointKey {
     /// Stored as a matrix of one column, `[n, 1]`. For fields of rank 1.
     #[must_use]
     pub fn upright(mut self) -> Self {
-        self.upright = true;
+        self.form = Form::Upright;
+        self
+    }
+
+    /// Stored as a vector, `[n]`. For fields of rank 2 that have one row.
+    #[must_use]
+    pub fn flat(mut self) -> Self {
+        self.form = Form::Flat;
+        self
+    }
+
+    /// Stored in another shape, of as many elements in the same order (in that of the transposed, behind
+    /// [`transposed`](Self::transposed)): a matrix as the kernel of a convolution, say. Not with columns or rows.
+    #[must_use]
+    pub fn shaped(mut self, shape: &[usize]) -> Self {
+        self.shaped = Some(shape.to_vec());
         self
     }
 
@@ -175,7 +214,20 @@ impl CheckpointKey {
     /// is not written. Of a tensor that several states share, each state may name one.
     #[must_use]
     pub fn also(mut self, key: &str) -> Self {
-        self.copy = Some(key.into());
+        self.copies.push(Copy {
+            layer: None,
+            key: key.into(),
+        });
+        self
+    }
+
+    /// As [`also`](Self::also), below another layer, which has no state of its own.
+    #[must_use]
+    pub fn also_below(mut self, layer: &str, key: &str) -> Self {
+        self.copies.push(Copy {
+            layer: Some(layer.into()),
+            key: key.into(),
+        });
         self
     }
 
@@ -217,10 +269,14 @@ impl CheckpointKey {
         self
     }
 
-    /// The key of the copy.
-    pub(crate) fn copy(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
-        let key = Key::Layer(self.of(style).copy.clone()?);
-        Self::new("", key).key(style, layer, adapter)
+    /// The keys of the copies.
+    pub(crate) fn copies(&self, style: Style, layer: &str, adapter: &str) -> Vec<String> {
+        let copies = self.of(style).copies.iter();
+        let keys = copies.map(|copy| {
+            let layer = copy.layer.as_deref().unwrap_or(layer);
+            Self::layer("", &copy.key).key(style, layer, adapter)
+        });
+        keys.flatten().collect()
     }
 
     /// How many segments of the key lead to the layer, for a tensor of one.
@@ -246,6 +302,35 @@ impl CheckpointKey {
                 format!("{}{layer}.{key}", style.prefix())
             }
         })
+    }
+}
+
+/// A tensor that a file holds beside a state's parameters, and that no adapter changes: a copy of what the model has. It
+/// is written with the state. A file may lack it.
+#[derive(Clone, Debug)]
+pub struct FileConstant {
+    pub(crate) key: CheckpointKey,
+    pub(crate) value: TensorData,
+    /// Whether a file in which it has other values is read, too.
+    pub(crate) any: bool,
+}
+
+impl FileConstant {
+    /// The tensor called `name` in the model, as [`CheckpointKey::named`] has it. A file in which it has other values is
+    /// refused.
+    pub fn named(name: &str, value: TensorData) -> Self {
+        Self {
+            key: CheckpointKey::named("", name),
+            value,
+            any: false,
+        }
+    }
+
+    /// A file may have any values there: they mean nothing here.
+    #[must_use]
+    pub fn or_any(mut self) -> Self {
+        self.any = true;
+        self
     }
 }
 

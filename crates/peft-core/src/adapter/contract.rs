@@ -7,7 +7,7 @@ use peft_ops::LowRank;
 
 use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
-use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
 use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::site_context::{HiddenParts, SiteContext};
 
@@ -22,6 +22,11 @@ pub trait Adapter: Module + Sync + 'static {
     /// Every parameter must be listed, or [`Error::UnlistedTensor`](crate::Error::UnlistedTensor) refuses to attach
     /// the adapter: its checkpoint would silently lack a tensor.
     fn tensors(&self) -> Vec<CheckpointKey>;
+
+    /// What a file holds beside the parameters. Default: nothing.
+    fn constants(&self) -> Vec<FileConstant> {
+        Vec::new()
+    }
 
     /// The state as a file holds it, where that is not what is trained: what a prompt's encoder computes, in the
     /// encoder's place. Without autodiff, as nothing is trained in a file. Default: the state itself.
@@ -68,7 +73,8 @@ pub trait WeightAdapter: Adapter {
         embedding(self.compose(base.weight()), ids)
     }
 
-    /// The convolution of `input` `[batch, in, h, w]`, without the bias.
+    /// The convolution of `input` `[batch, in, h, w]`, without the bias. A layer of one axis comes as one of two, the second
+    /// of one element: its kernel as `[out, in / groups, k, 1]`, here and in [`compose`](Self::compose).
     fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4> {
         conv2d(input, self.compose(base.weight()), None, base.options())
     }
@@ -180,17 +186,22 @@ pub trait KeyValueAdapter: Adapter {
     }
 
     /// Keys and values, each `[virtual_tokens, kv_heads · head_dim]`. Keys are as they are attended to: where
-    /// the model rotates by position, they are taken for rotated.
+    /// the model rotates by position, they are taken for rotated. While nothing is trained the site calls it once and
+    /// keeps what it gives ([`kept_weights`](crate::kept_weights)).
     fn key_value(&self) -> (Tensor<2>, Tensor<2>);
 
-    /// Keys and values of `rows` rows of the batch, each `[rows, virtual_tokens, kv_heads · head_dim]`. Default: all rows
-    /// have those of [`key_value`](Self::key_value).
-    fn key_value_of(&self, rows: usize, _context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>) {
+    /// Keys and values of `rows` rows of the batch, each `[rows, virtual_tokens, kv_heads · head_dim]`, from those of
+    /// [`key_value`](Self::key_value). Default: all rows have the same.
+    fn key_value_of(
+        &self,
+        (key, value): (Tensor<2>, Tensor<2>),
+        rows: usize,
+        _context: &PrefixContext<'_>,
+    ) -> (Tensor<3>, Tensor<3>) {
         let spread = |one: Tensor<2>| {
             let [tokens, width] = one.dims();
             one.unsqueeze::<3>().expand([rows, tokens, width])
         };
-        let (key, value) = self.key_value();
         (spread(key), spread(value))
     }
 }

@@ -14,7 +14,7 @@ use peft_ops::LowRank;
 use crate::adapter::any_tensor::{AnyTensor, with_rank};
 use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
-use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
 use crate::adapter::contract::{
     Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
@@ -180,6 +180,7 @@ impl<M: ModuleMapper> DynMapper for FromDyn<'_, M> {
 pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
     fn role(&self) -> Role;
     fn tensors(&self) -> Vec<CheckpointKey>;
+    fn constants(&self) -> Vec<FileConstant>;
     /// As a file holds it.
     fn stored(&self) -> Box<dyn ErasedModule>;
     fn as_any(&self) -> &dyn Any;
@@ -227,6 +228,9 @@ impl<A: Adapter> ErasedModule for Typed<A> {
     }
     fn tensors(&self) -> Vec<CheckpointKey> {
         self.state().tensors()
+    }
+    fn constants(&self) -> Vec<FileConstant> {
+        self.state().constants()
     }
     fn stored(&self) -> Box<dyn ErasedModule> {
         Box::new(Self::new(self.state().for_checkpoint(), self.role))
@@ -381,7 +385,13 @@ impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
 pub(crate) trait ErasedKeyValue: ErasedModule {
     fn virtual_tokens(&self) -> usize;
     fn positions(&self) -> usize;
-    fn key_value_of(&self, rows: usize, context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>);
+    fn key_value(&self) -> (Tensor<2>, Tensor<2>);
+    fn key_value_of(
+        &self,
+        key_value: (Tensor<2>, Tensor<2>),
+        rows: usize,
+        context: &PrefixContext<'_>,
+    ) -> (Tensor<3>, Tensor<3>);
     fn boxed(&self) -> Box<dyn ErasedKeyValue>;
 }
 
@@ -392,8 +402,16 @@ impl<A: KeyValueAdapter> ErasedKeyValue for Typed<A> {
     fn positions(&self) -> usize {
         self.state().positions()
     }
-    fn key_value_of(&self, rows: usize, context: &PrefixContext<'_>) -> (Tensor<3>, Tensor<3>) {
-        self.state().key_value_of(rows, context)
+    fn key_value(&self) -> (Tensor<2>, Tensor<2>) {
+        self.state().key_value()
+    }
+    fn key_value_of(
+        &self,
+        key_value: (Tensor<2>, Tensor<2>),
+        rows: usize,
+        context: &PrefixContext<'_>,
+    ) -> (Tensor<3>, Tensor<3>) {
+        self.state().key_value_of(key_value, rows, context)
     }
     fn boxed(&self) -> Box<dyn ErasedKeyValue> {
         Box::new(self.clone())

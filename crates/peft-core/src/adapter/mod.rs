@@ -11,6 +11,7 @@ pub(crate) mod handed_on;
 pub(crate) mod indices;
 pub(crate) mod init;
 pub(crate) mod low_rank;
+pub(crate) mod matrix_view;
 pub(crate) mod quantized_base;
 pub(crate) mod role;
 pub(crate) mod routing;

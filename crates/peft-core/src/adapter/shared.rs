@@ -72,6 +72,11 @@ impl<const D: usize> Shared<D> {
         self.param.val()
     }
 
+    /// The value's shape, of a parameter that has no value yet, too.
+    pub fn shape(&self) -> Vec<usize> {
+        self.param.lazy_shape().to_vec()
+    }
+
     /// Whether this is the handle that is visited, and saved.
     pub(crate) fn is_first(&self) -> bool {
         self.index == 0

@@ -56,6 +56,8 @@ impl AttachedMethod {
 pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) active: bool,
+    /// Which part of its method planned it.
+    pub(crate) part: usize,
     pub(crate) adapter: AnyAdapter,
     pub(crate) origin: Arc<AttachedMethod>,
 }
@@ -78,6 +80,8 @@ pub(crate) struct Stack {
     pub(crate) norms: BaseNorms,
     /// Of the base with the adapters folded in.
     pub(crate) kept: KeptWeight,
+    /// Of a table, as a head that is the table sees it.
+    pub(crate) kept_by_head: KeptWeight,
     /// What the layer's inputs are recorded by, while a calibrator holds it.
     pub(crate) recorder: Weak<InputRecorder>,
 }
@@ -160,6 +164,7 @@ impl Stack {
             mixture: None,
             norms: self.norms.clone(),
             kept: KeptWeight::never(),
+            kept_by_head: KeptWeight::never(),
             recorder: self.recorder.clone(),
         }
     }
@@ -168,6 +173,7 @@ impl Stack {
     pub(crate) fn placed(self) -> Self {
         Self {
             kept: KeptWeight::default(),
+            kept_by_head: KeptWeight::default(),
             ..self
         }
     }
@@ -239,6 +245,11 @@ impl Stack {
         Some(kept.get())
     }
 
+    /// Bytes of all that is kept here.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.kept.bytes() + self.kept_by_head.bytes()
+    }
+
     /// Whether forward passes take less time with the effective weight, of so many elements, than without.
     fn gains_from_weight(&self, elements: usize) -> bool {
         let adapters = || self.used().map(|entry| entry.adapter.weight_adapter());
@@ -298,6 +309,7 @@ impl Module for Stack {
             return slot::take().map_or(self, Self::placed);
         }
         self.kept = KeptWeight::default();
+        self.kept_by_head = KeptWeight::default();
         // The mapper may have changed the base, but not a quantized one.
         if self.quantized.is_none() {
             self.norms = BaseNorms::default();

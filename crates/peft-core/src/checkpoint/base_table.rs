@@ -25,29 +25,15 @@ pub(crate) fn is_base_table(layout: &Layout, key: &str, data: &TensorData) -> Re
     let Some(param) = layout.params.iter().find(table) else {
         return Ok(false);
     };
-    // A quantized table has the values of its format, and a file of 16 bits those of its own.
+    // A quantized table has the values of its format.
     let quantized = param.quantized_format().is_some();
-    let last_place = last_place(data.dtype()).max(last_place(param.dtype()));
-    let near = |own: f32| {
-        if quantized {
-            1e-2 * own.abs().max(1.0)
-        } else {
-            last_place * own.abs() + 1e-6
-        }
-    };
     let own = param.stored().to_data();
     let own = if layout.is_transposed(param) {
         transpose(own)
     } else {
         own
     };
-    let same = data.dtype().is_float()
-        && own.shape() == data.shape()
-        && own
-            .iter::<f32>()
-            .zip(data.iter::<f32>())
-            .all(|(own, stored)| (own - stored).abs() <= near(own));
-    if same {
+    if same_within(&own, data, quantized.then_some(1e-2)) {
         return Ok(true);
     }
     if own.shape() != data.shape() {
@@ -75,6 +61,26 @@ pub(crate) fn is_base_table(layout: &Layout, key: &str, data: &TensorData) -> Re
              `{name}` (new tokens, as a rule); load that model"
         ),
     })
+}
+
+/// Whether a file's tensor holds the values that the model has. A file of 16 bits has those of its format.
+pub(crate) fn same_values(own: &TensorData, stored: &TensorData) -> bool {
+    same_within(own, stored, None)
+}
+
+/// The same; `coarse` is how far values of a coarser format may be, of 1 or of the value if that is larger.
+fn same_within(own: &TensorData, stored: &TensorData, coarse: Option<f32>) -> bool {
+    let last_place = last_place(stored.dtype()).max(last_place(own.dtype()));
+    let near = |own: f32| match coarse {
+        Some(coarse) => coarse * own.abs().max(1.0),
+        None => last_place * own.abs() + 1e-6,
+    };
+    stored.dtype().is_float()
+        && own.shape() == stored.shape()
+        && own
+            .iter::<f32>()
+            .zip(stored.iter::<f32>())
+            .all(|(own, stored)| (own - stored).abs() <= near(own))
 }
 
 /// What the last place of a format is of a number, at most.

@@ -246,6 +246,7 @@ mod tests {
             container: "Linear".into(),
             params: Vec::new(),
             head: false,
+            groups: 1,
         };
         let layout = |names: &[&str]| Layout {
             params: Vec::new(),

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use burn::tensor::TensorData;
 
-use crate::adapter::checkpoint_key::{CheckpointKey, Columns, Style};
+use crate::adapter::checkpoint_key::{CheckpointKey, Columns, Form, Style};
 use crate::adapter::erased::ErasedModule;
 use crate::adapter::indices::Indices;
 use crate::checkpoint::transpose::transpose;
@@ -15,7 +15,8 @@ pub(crate) struct Stored {
     /// None of what is not saved.
     pub(crate) key: Option<String>,
     transposed: bool,
-    upright: bool,
+    form: Form,
+    shaped: Option<Vec<usize>>,
     columns: Option<Columns>,
     rows: Option<Columns>,
     /// What integers point into.
@@ -25,6 +26,14 @@ pub(crate) struct Stored {
 impl Stored {
     /// The tensor's shape in the file, for a parameter of `shape`.
     pub(crate) fn shape(&self, shape: &[usize]) -> Vec<usize> {
+        match &self.shaped {
+            Some(shaped) => shaped.clone(),
+            None => self.laid_out(shape),
+        }
+    }
+
+    /// The same before it gets another shape of its own.
+    fn laid_out(&self, shape: &[usize]) -> Vec<usize> {
         let mut whole = shape.to_vec();
         if let (Some(columns), Some(last)) = (self.columns, whole.last_mut()) {
             *last = columns.of;
@@ -35,8 +44,10 @@ impl Stored {
         if self.transposed {
             whole.reverse();
         }
-        if self.upright {
-            whole.push(1);
+        match self.form {
+            Form::Same => {}
+            Form::Upright => whole.push(1),
+            Form::Flat => drop(whole.remove(0)),
         }
         whole
     }
@@ -52,6 +63,7 @@ impl Stored {
         let own = Self {
             key: self.key.clone(),
             rows: None,
+            shaped: None,
             indices: None,
             ..*self
         };
@@ -85,9 +97,16 @@ impl Stored {
 
     /// The value of a parameter of `shape`, from the file's tensor, which has the right shape.
     pub(crate) fn value(&self, tensor: &TensorData, shape: &[usize]) -> TensorData {
-        if self.upright {
-            let bytes = tensor.as_bytes().to_vec();
-            return TensorData::from_bytes_vec(bytes, shape.to_vec(), tensor.dtype());
+        if self.shaped.is_some() {
+            let value = with_shape(tensor.clone(), self.laid_out(shape));
+            return if self.transposed {
+                transpose(value)
+            } else {
+                value
+            };
+        }
+        if self.form != Form::Same {
+            return with_shape(tensor.clone(), shape.to_vec());
         }
         let mut value = match self.rows {
             None => tensor.clone(),
@@ -147,11 +166,7 @@ impl Stored {
                 "two places of the adapter write {:?}",
                 self.key
             );
-            if self.upright {
-                let (bytes, dtype) = (value.as_bytes().to_vec(), value.dtype());
-                return TensorData::from_bytes_vec(bytes, self.shape(&shape), dtype);
-            }
-            return value;
+            return with_shape(value, self.shape(&shape));
         };
         let (whole, dtype) = (self.shape(&shape), value.dtype());
         let mut bytes = match before {
@@ -165,6 +180,12 @@ impl Stored {
         }
         TensorData::from_bytes_vec(bytes, whole, dtype)
     }
+}
+
+/// The same elements in another shape.
+fn with_shape(data: TensorData, shape: Vec<usize>) -> TensorData {
+    let dtype = data.dtype();
+    TensorData::from_bytes_vec(data.as_bytes().to_vec(), shape, dtype)
 }
 
 /// Some rows of some columns of a tensor; all of them where it says none.
@@ -218,7 +239,8 @@ pub(crate) fn specs_by_field(
     let stored = |spec: &CheckpointKey| Stored {
         key: spec.key(style, layer, name),
         transposed: spec.transposed,
-        upright: spec.upright,
+        form: spec.form,
+        shaped: spec.shaped.clone(),
         columns: spec.columns,
         rows: spec.rows,
         indices: spec.indices.clone(),
@@ -242,7 +264,8 @@ mod tests {
         Stored {
             key: Some("key".into()),
             transposed,
-            upright: false,
+            form: Form::Same,
+            shaped: None,
             columns: Some(Columns { from, of }),
             rows: None,
             indices: None,
@@ -307,7 +330,7 @@ mod tests {
     #[test]
     fn a_vector_is_stored_upright() {
         let upright = Stored {
-            upright: true,
+            form: Form::Upright,
             columns: None,
             ..stored(false, 0, 0)
         };
@@ -318,6 +341,40 @@ mod tests {
         assert_eq!(upright.shape(&[2]), [2, 1]);
         assert_eq!(upright.value(&column, &[2]), vector);
         assert_eq!(upright.put(None, vector), column);
+    }
+
+    #[test]
+    fn a_matrix_is_stored_as_a_kernel() {
+        let as_kernel = |transposed, shape: [usize; 3]| Stored {
+            shaped: Some(shape.to_vec()),
+            columns: None,
+            ..stored(transposed, 0, 0)
+        };
+        let matrix = data(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [3, 2]);
+        let same = TensorData::new(vec![1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0], [3, 1, 2]);
+        let turned = TensorData::new(vec![1.0_f32, 3.0, 5.0, 2.0, 4.0, 6.0], [2, 3, 1]);
+        for (stored, kernel) in [
+            (as_kernel(false, [3, 1, 2]), same),
+            (as_kernel(true, [2, 3, 1]), turned),
+        ] {
+            assert_eq!(stored.shape(&[3, 2]), kernel.shape().to_vec());
+            assert_eq!(stored.value(&kernel, &[3, 2]), matrix);
+            assert_eq!(stored.put(None, matrix.clone()), kernel);
+        }
+    }
+
+    #[test]
+    fn a_row_is_stored_flat() {
+        let flat = Stored {
+            form: Form::Flat,
+            columns: None,
+            ..stored(false, 0, 0)
+        };
+        let vector = TensorData::new(vec![1.0_f32, 2.0], [2]);
+        let row = data(&[1.0, 2.0], [1, 2]);
+        assert_eq!(flat.shape(&[1, 2]), [2]);
+        assert_eq!(flat.value(&vector, &[1, 2]), row);
+        assert_eq!(flat.put(None, row), vector);
     }
 
     #[test]

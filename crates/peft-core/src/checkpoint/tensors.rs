@@ -7,6 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::adapter::checkpoint_key::{Style, field_names};
 use crate::adapter::erased::{AnyAdapter, ErasedModule, FromDyn};
+use crate::checkpoint::base_table::same_values;
 use crate::checkpoint::read::{FLOATS, INTEGERS};
 use crate::checkpoint::stored::{Part, Specs, Stored, specs_by_field};
 use crate::error::{Error, Result};
@@ -64,7 +65,7 @@ pub(crate) fn refuse_unlisted(
     layout: &Layout,
     planned: &[PlannedAdapter],
 ) -> Result<()> {
-    for PlannedAdapter { path, adapter } in planned {
+    for PlannedAdapter { path, adapter, .. } in planned {
         let adapter = adapter.module();
         let listed = field_names(&adapter.tensors());
         if let Some(field) = fields(adapter)
@@ -89,7 +90,7 @@ pub(crate) fn refuse_written_twice(
     planned: &[PlannedAdapter],
 ) -> Result<()> {
     let mut written: HashMap<String, Vec<Part>> = HashMap::new();
-    for PlannedAdapter { path, adapter } in planned {
+    for PlannedAdapter { path, adapter, .. } in planned {
         let (adapter, place) = (adapter.module(), layout.place_name(path));
         let specs = specs_by_field(adapter, style, &place, method);
         for field in fields(adapter) {
@@ -180,6 +181,11 @@ pub(crate) fn export(
         out,
     };
     adapter.visit(&mut FromDyn(&mut export));
+    for constant in adapter.constants() {
+        if let Some(key) = constant.key.key(style, layer, name) {
+            out.insert(key, constant.value);
+        }
+    }
 }
 
 /// Writes read tensors into one adapter's state.
@@ -326,12 +332,29 @@ pub(crate) fn fill(
     if let Some(problem) = fill.problem {
         return Err(problem);
     }
-    for spec in adapter.module().tensors() {
-        let (Some(key), Some(copy)) = (spec.key(style, layer, name), spec.copy(style, layer, name))
-        else {
+    for constant in adapter.module().constants() {
+        let Some(key) = constant.key.key(style, layer, name) else {
             continue;
         };
-        if let Some(data) = tensors.get(&copy) {
+        let Some(found) = tensors.get(&key) else {
+            continue;
+        };
+        if !constant.any && !same_values(&constant.value, found) {
+            return Err(format!(
+                "tensor `{key}` has other values than the model: no adapter changes what it holds, and with the model's \
+                 own the outputs would be others. Load them into the model first"
+            ));
+        }
+        used.push(key);
+    }
+    for spec in adapter.module().tensors() {
+        let Some(key) = spec.key(style, layer, name) else {
+            continue;
+        };
+        for copy in spec.copies(style, layer, name) {
+            let Some(data) = tensors.get(&copy) else {
+                continue;
+            };
             if tensors.get(&key) != Some(data) {
                 return Err(format!(
                     "tensor `{copy}` is not the copy of `{key}` that it should be"

@@ -30,6 +30,7 @@ use crate::slot;
 pub struct KeyMapping {
     renames: &'static [(&'static str, &'static str)],
     heads: &'static [&'static str],
+    groups: Vec<(String, usize)>,
     model_type: Option<Cow<'static, str>>,
 }
 
@@ -39,6 +40,7 @@ impl KeyMapping {
         Self {
             renames,
             heads: &[],
+            groups: Vec::new(),
             model_type: None,
         }
     }
@@ -48,6 +50,25 @@ impl KeyMapping {
     #[must_use]
     pub fn with_heads(mut self, heads: &'static [&'static str]) -> Self {
         self.heads = heads;
+        self
+    }
+
+    /// How many groups convolutions have, by the path of fields (dots between them) from the struct that holds this. Burn
+    /// keeps that number where only the layer's own forward pass sees it. A method whose tensors depend on it takes a
+    /// convolution that is not named here for one of a single group.
+    ///
+    /// ```
+    /// # use peft_core::KeyMapping;
+    /// let names = KeyMapping::default().with_groups([("stem.depthwise", 8)]);
+    /// # let _ = names;
+    /// ```
+    #[must_use]
+    pub fn with_groups<N: Into<String>>(
+        mut self,
+        groups: impl IntoIterator<Item = (N, usize)>,
+    ) -> Self {
+        let groups = groups.into_iter().map(|(path, count)| (path.into(), count));
+        self.groups.extend(groups);
         self
     }
 
@@ -70,6 +91,12 @@ impl KeyMapping {
             .iter()
             .find(|(here, _)| *here == segment)
             .map_or(segment, |(_, upstream)| upstream)
+    }
+
+    /// How many groups the convolution at this path of fields, from the struct that holds this, has.
+    pub(crate) fn groups(&self, path: &str) -> Option<usize> {
+        let found = self.groups.iter().find(|(named, _)| named == path);
+        found.map(|(_, groups)| *groups)
     }
 
     /// Whether a field of the struct that holds this is an output head.

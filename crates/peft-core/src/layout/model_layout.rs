@@ -13,7 +13,7 @@ use crate::adapter::site_type::{
 use crate::adapter::trainable::Trainable;
 use crate::error::{Error, listing};
 use crate::layout::scan::{Scan, ScannedParam, WEIGHT};
-use crate::upstream::USUAL_HEADS;
+use crate::upstream::{RUNNING_STATISTICS, USUAL_HEADS};
 
 /// Kind of a layer, by the struct that holds its parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +75,10 @@ pub struct LayoutParam {
     pub(crate) quantized: Option<QuantizedBase>,
     /// Field path of the table that it is, transposed.
     table: Option<String>,
+    /// Whether it is a layer's running statistic.
+    buffer: bool,
+    /// Running statistics of the layer, by field: with its first parameter.
+    pub(crate) beside: Vec<(String, AnyTensor)>,
 }
 
 impl LayoutParam {
@@ -83,6 +87,12 @@ impl LayoutParam {
     /// has no elements of its own.
     pub fn is_tied(&self) -> bool {
         self.table.is_some()
+    }
+
+    /// Whether it is no parameter in truth: a running statistic of a [`LayerKind::Norm`], which Burn shows to those who
+    /// visit a model as if it were one. It takes no adapter, is not trained by a gradient, and is not copied for an adapter.
+    pub fn is_buffer(&self) -> bool {
+        self.buffer
     }
 
     /// Whether it is set to be trained, also where its device has no autodiff right now.
@@ -148,6 +158,29 @@ pub struct Layer {
     pub params: Vec<usize>,
     /// Whether it is (part of) an output head.
     pub head: bool,
+    /// How many groups it has, if it is a convolution and the model says so
+    /// ([`KeyMapping::with_groups`](crate::KeyMapping::with_groups)); else 1.
+    pub groups: usize,
+}
+
+impl Layer {
+    /// The block that it is in: what the list of blocks is called, as in `encoder.layer`, and its index there, from 0. It is the
+    /// first number among the segments of its name. `None` outside of blocks.
+    pub fn block(&self) -> Option<(&str, usize)> {
+        block(&self.name)
+    }
+}
+
+/// As [`Layer::block`], of a module's name.
+pub(crate) fn block(name: &str) -> Option<(&str, usize)> {
+    let mut start = 0;
+    for segment in name.split('.') {
+        if let Ok(index) = segment.parse() {
+            return Some((name[..start].trim_end_matches('.'), index));
+        }
+        start += segment.len() + 1;
+    }
+    None
 }
 
 /// A site of the model.
@@ -223,6 +256,7 @@ impl Layout {
                     container: param.container.clone(),
                     params: Vec::new(),
                     head: param.table.is_some() || is_head(&scan, layer_path),
+                    groups: scan.groups(layer_path),
                 });
                 last_layer_path = Some(layer_path);
             }
@@ -231,6 +265,7 @@ impl Layout {
             layer.params.push(layout.params.len());
             layout.params.push(layout_param(param, index, field, layer));
         }
+        layout.set_buffers_beside();
         for (path, head) in &scan.sites {
             let mut name = scan.upstream(path);
             name.pop();
@@ -248,6 +283,24 @@ impl Layout {
             });
         }
         layout
+    }
+
+    /// Puts every layer's running statistics beside its first parameter.
+    fn set_buffers_beside(&mut self) {
+        for layer in &self.layers {
+            let (buffers, others): (Vec<usize>, Vec<usize>) = layer
+                .params
+                .iter()
+                .partition(|&&index| self.params[index].buffer);
+            let beside = buffers.into_iter().map(|index| {
+                let buffer = &self.params[index];
+                (buffer.field().to_string(), buffer.base.clone())
+            });
+            let beside: Vec<_> = beside.collect();
+            if let Some(&first) = others.first() {
+                self.params[first].beside = beside;
+            }
+        }
     }
 
     /// The layer that holds `param`.
@@ -277,6 +330,12 @@ impl Layout {
             let table = self.params.iter().find(|param| param.path == *path)?;
             Some((head, table))
         })
+    }
+
+    /// The weight of a tied head and that of its table, if `param` is one of them.
+    pub(crate) fn tied_pair(&self, param: &LayoutParam) -> Option<(&LayoutParam, &LayoutParam)> {
+        let mut pairs = self.tied_weights();
+        pairs.find(|(head, table)| head.path == param.path || table.path == param.path)
     }
 
     /// The sites of a hidden state.
@@ -381,6 +440,8 @@ fn layout_param(param: &ScannedParam, layer: usize, field: &str, holder: &Layer)
         base: param.base.clone(),
         quantized: param.quantized.clone(),
         table: param.table.clone(),
+        buffer: holder.kind == LayerKind::Norm && RUNNING_STATISTICS.contains(&field),
+        beside: Vec::new(),
     }
 }
 

@@ -101,6 +101,14 @@ impl Scan {
             .collect()
     }
 
+    /// How many groups a name map says that the convolution at `path` has; 1 if none does.
+    pub(crate) fn groups(&self, path: &[String]) -> usize {
+        let of_map = |(holder, names): &(Vec<String>, KeyMapping)| {
+            names.groups(&path.strip_prefix(holder.as_slice())?.join("."))
+        };
+        self.names.iter().find_map(of_map).unwrap_or(1)
+    }
+
     /// Whether a name map says that `path` is in an output head.
     pub(crate) fn is_declared_head(&self, path: &[String]) -> bool {
         self.names.iter().any(|(holder, names)| {

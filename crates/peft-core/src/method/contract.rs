@@ -11,6 +11,7 @@ use crate::layout::targets::Targets;
 use crate::method::bias::Bias;
 use crate::method::hooks::{MethodHooks, States};
 use crate::method::plan::Plan;
+use crate::statistics::wanted::CalibrationConfig;
 use crate::upstream::CONFIG_FILE;
 
 /// Lialin et al.'s families (Scaling Down to Scale Up, section 3).
@@ -176,6 +177,12 @@ pub trait Method: MethodConfig {
     /// alone shows. Default: no; changes add up.
     fn replaces(&self) -> bool {
         false
+    }
+
+    /// The statistics that the plan of a new adapter needs ([`Plan::calibration`]), for
+    /// [`Calibrate::attach_on`](crate::calibration::Calibrate::attach_on) to gather. Default: none.
+    fn statistics(&self) -> Option<CalibrationConfig> {
+        None
     }
 
     /// What the method does in a training loop of `steps` steps besides being trained: a penalty, a schedule

@@ -54,10 +54,12 @@ pub trait MethodHooks: Debug + Send {
 }
 
 /// An adapter's state at one place.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct PlacedState {
     /// Upstream's name of the layer or site.
     pub(crate) name: String,
+    /// Which part of the method planned it.
+    pub(crate) part: usize,
     pub(crate) adapter: AnyAdapter,
 }
 
@@ -96,6 +98,26 @@ impl States {
                 self.changed = true;
             }
         }
+    }
+
+    /// Those that one part of a method planned ([`Plan::begin_part`](crate::method::Plan::begin_part)): for a method that
+    /// is several in one, each of which shall see its own.
+    #[must_use]
+    pub fn of_part(&self, part: usize) -> Self {
+        let own = self.states.iter().filter(|placed| placed.part == part);
+        Self::new(own.cloned().collect())
+    }
+
+    /// Lets `change` work on the states that one part of a method planned, as [`of_part`](Self::of_part) gives them.
+    pub fn with_part<T>(&mut self, part: usize, change: impl FnOnce(&mut Self) -> T) -> T {
+        let mut own = self.of_part(part);
+        let result = change(&mut own);
+        self.changed |= own.changed;
+        let places = self.states.iter_mut().filter(|placed| placed.part == part);
+        for (placed, changed) in places.zip(own.states) {
+            *placed = changed;
+        }
+        result
     }
 
     /// Whether a state was changed.

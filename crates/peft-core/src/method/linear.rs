@@ -1,4 +1,4 @@
-//! The usual shape of a method: one state on each linear layer.
+//! The usual shape of a method: one state on each layer.
 
 use burn::tensor::{DType, Device};
 
@@ -9,17 +9,19 @@ use crate::layout::targets::Targets;
 use crate::method::contract::{Method, MethodConfig};
 use crate::method::plan::Plan;
 use crate::method::targeting::{LINEAR, Target, select, train_biases};
+use crate::statistics::wanted::CalibrationConfig;
 
 /// A layer that a method adapts.
 #[derive(Clone, Debug)]
 pub struct TargetLayer<'a> {
     /// The layer.
     pub layer: &'a Layer,
-    /// Its weight: `[in, out]` of a linear layer, `[out, in, h, w]` of a convolution.
+    /// Its weight: `[in, out]` of a linear layer, `[out, in / groups, …]` of a convolution, with an axis for each of its
+    /// kernel's.
     pub weight: &'a LayoutParam,
     /// Its bias, `[out]`, if it has one.
     pub bias: Option<&'a LayoutParam>,
-    /// Number of inputs, of a convolution `in · h · w`.
+    /// Number of inputs, of a convolution those of one output: `in / groups · h · w`.
     pub d_in: usize,
     /// Number of outputs.
     pub d_out: usize,
@@ -31,7 +33,7 @@ impl<'a> TargetLayer<'a> {
         let shape = weight.shape();
         let rest = shape[1..].iter().product();
         let (d_in, d_out) = match layer.kind {
-            LayerKind::Conv2d => (rest, shape[0]),
+            LayerKind::Conv1d | LayerKind::Conv2d => (rest, shape[0]),
             _ => (shape[0], rest),
         };
         Self {
@@ -49,19 +51,29 @@ impl<'a> TargetLayer<'a> {
         &self.layer.name
     }
 
+    /// Shape of the kernel, `[k]` or `[h, w]`; of other layers than convolutions `[]`.
+    pub fn kernel(&self) -> Vec<usize> {
+        self.weight.shape().split_off(2)
+    }
+
     /// Device and float type for parameters of a state on it.
     pub fn like(&self) -> (&Device, DType) {
         (&self.device, self.weight.dtype())
     }
 }
 
-/// A method that puts one state on the weight of each linear layer. It is a [`Method`] by this.
+/// A method that puts one state on the weight of each linear layer, or of each layer of some kinds. It is a [`Method`] by
+/// this.
 ///
 /// The configuration's `targets` select the layers, `all-linear` if they name none, and its `bias` says which biases
 /// train besides; both are fields that [`method_config`](crate::method::method_config) finds by these names.
 pub trait LinearMethod: MethodConfig {
     /// What is put on a layer.
     type State: WeightAdapter;
+
+    /// The kinds of layers, and what they are called: linear layers, if nothing else is said. A state on a convolution
+    /// changes its [matrix](crate::method::matrix_of), as one on a linear layer changes the weight.
+    const LAYERS: (&'static [LayerKind], &'static str) = LINEAR;
 
     /// The state for one layer.
     ///
@@ -86,6 +98,11 @@ pub trait LinearMethod: MethodConfig {
     fn max_rank(&self) -> Option<usize> {
         None
     }
+
+    /// As [`Method::statistics`].
+    fn statistics(&self) -> Option<CalibrationConfig> {
+        None
+    }
 }
 
 impl<T: LinearMethod> Method for T {
@@ -95,7 +112,7 @@ impl<T: LinearMethod> Method for T {
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let targets = linear_targets(self, layout, plan)?;
+        let targets = layer_targets(self, layout, plan, T::LAYERS)?;
         adapt_each(self, &targets, layout, plan, |target, plan| {
             self.on_linear(target, plan)
         })
@@ -103,6 +120,10 @@ impl<T: LinearMethod> Method for T {
 
     fn max_rank(&self) -> Option<usize> {
         LinearMethod::max_rank(self)
+    }
+
+    fn statistics(&self) -> Option<CalibrationConfig> {
+        LinearMethod::statistics(self)
     }
 }
 

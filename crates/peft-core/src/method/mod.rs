@@ -1,5 +1,6 @@
 //! For authors of methods: the contracts that a method implements, and what it is given to plan with.
 
+pub(crate) mod activation;
 pub(crate) mod adapterhub;
 pub(crate) mod bias;
 pub(crate) mod by_layer;
@@ -10,17 +11,19 @@ pub(crate) mod module_to_save;
 pub(crate) mod plan;
 pub mod prelude;
 pub(crate) mod saved_modules;
+pub(crate) mod sparse_delta;
 pub(crate) mod targeting;
 pub(crate) mod trainable_tokens;
 
 pub use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 pub use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
-pub use crate::adapter::checkpoint_key::CheckpointKey;
+pub use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
 pub use crate::adapter::contract::{
     Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
 pub use crate::adapter::init::Init;
 pub use crate::adapter::low_rank::LowRankAdapter;
+pub use crate::adapter::matrix_view::{from_matrix, matrix_of};
 pub use crate::adapter::shared::Shared;
 pub use crate::adapter::site_context::{HiddenParts, SiteContext};
 pub use crate::adapter::site_type::{HiddenState, SiteKind};
@@ -28,6 +31,7 @@ pub use crate::layout::model_layout::{
     Layer, LayerKind, Layout, LayoutParam, LayoutSite, TypedSite,
 };
 pub use crate::layout::targets::{OneOrMany, Selection, Targets};
+pub use activation::Activation;
 pub use adapterhub::{
     Projections, adapterhub_fields, adapterhub_json, architecture, read_adapterhub,
 };
@@ -43,8 +47,10 @@ pub use module_to_save::TrainedBias;
 pub use peft_derive::method_config;
 pub use plan::Plan;
 pub use serde_json::Value;
+pub use sparse_delta::SparseDelta;
 pub use targeting::{
-    LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV2D, Target, refuse_unsupported, train_biases,
+    LINEAR, LINEAR_AND_CONV, LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV, Target,
+    refuse_unsupported, train_biases,
 };
 pub use trainable_tokens::TrainableTokens;
 

@@ -25,6 +25,8 @@ use crate::statistics::calibration::Calibration;
 pub(crate) struct PlannedAdapter {
     /// Field path of a parameter or site.
     pub(crate) path: String,
+    /// Which part of the method planned it.
+    pub(crate) part: usize,
     pub(crate) adapter: AnyAdapter,
 }
 
@@ -43,6 +45,8 @@ pub struct Plan {
     pub(crate) others: HashMap<String, Vec<String>>,
     init: Init,
     strict: bool,
+    /// The part that plans now.
+    part: usize,
     /// What layers have in common, by its key.
     common: Vec<Box<dyn Any + Send>>,
 }
@@ -70,6 +74,7 @@ impl Plan {
             others: HashMap::new(),
             init,
             strict,
+            part: 0,
             common: Vec::new(),
         }
     }
@@ -148,6 +153,12 @@ impl Plan {
         self.saved.contains(&param.path)
     }
 
+    /// Says that what is planned from now on is of this part of the method, which is several in one:
+    /// [`States::of_part`](crate::method::States::of_part) has the states of one alone. A plan begins with part 0.
+    pub fn begin_part(&mut self, part: usize) {
+        self.part = part;
+    }
+
     /// Puts `adapter` on a parameter.
     pub fn adapt_weight(&mut self, param: &LayoutParam, adapter: impl WeightAdapter) {
         self.push(&param.path, AnyAdapter::weight(adapter, Role::Method));
@@ -178,7 +189,8 @@ impl Plan {
     }
 
     /// Trains a copy of a parameter in its place, as `modules_to_save` does; the base keeps its
-    /// value. Counted as a saved module. Other adapters planned there are dropped; nothing happens
+    /// value. Counted as a saved module. A running statistic ([`LayoutParam::is_buffer`]) is left alone: the copy of
+    /// its layer's parameters holds a copy of it in files, as upstream's do. Other adapters planned there are dropped; nothing happens
     /// where the parameter itself trains.
     pub fn save_param(&mut self, layout: &Layout, param: &LayoutParam) {
         self.save_copy(layout, param, None);
@@ -187,10 +199,7 @@ impl Plan {
     /// As [`save_param`](Self::save_param), of a table whose tied head follows the copy, if `param` is such a table or
     /// the weight of its head.
     pub(crate) fn save_tied(&mut self, layout: &Layout, param: &LayoutParam) {
-        let pair = |(head, table): &(&LayoutParam, &LayoutParam)| {
-            head.path == param.path || table.path == param.path
-        };
-        let Some((head, table)) = layout.tied_weights().find(pair) else {
+        let Some((head, table)) = layout.tied_pair(param) else {
             return self.save_param(layout, param);
         };
         self.save_copy(layout, table, Some(head));
@@ -198,13 +207,31 @@ impl Plan {
     }
 
     fn save_copy(&mut self, layout: &Layout, param: &LayoutParam, head: Option<&LayoutParam>) {
-        if self.trained_in_place.contains(&param.path) || self.is_saved(param) {
+        if param.is_buffer() || self.trained_in_place.contains(&param.path) || self.is_saved(param)
+        {
             return;
         }
         self.adapters.retain(|planned| planned.path != param.path);
         let copy = ModuleToSave::of_module(param, layout.is_transposed(param), head);
         self.push(&param.path, copy);
         self.saved.push(param.path.clone());
+    }
+
+    /// Trains a copy of a parameter of any rank in its place; the base keeps its value. Counted as the adapter's own. The
+    /// copy of a table whose head is that table serves the head, too, and so does that of such a head.
+    ///
+    /// Nothing happens where the parameter is trained already, as a copy or in place.
+    pub fn train_param(&mut self, layout: &Layout, param: &LayoutParam) {
+        let (param, head) = match layout.tied_pair(param) {
+            Some((head, table)) => (table, Some(head)),
+            None => (param, None),
+        };
+        let planned = |plan: &Self| plan.places().any(|place| place == param.path);
+        if self.trained_in_place.contains(&param.path) || planned(self) {
+            return;
+        }
+        let copy = ModuleToSave::of_param(param, layout.is_transposed(param), head);
+        self.push(&param.path, copy);
     }
 
     /// Trains a copy of a bias in its place; the base keeps its value. `key` is its name in the
@@ -220,6 +247,9 @@ impl Plan {
         key: Option<String>,
         start: Option<Tensor<1>>,
     ) {
+        if param.is_buffer() {
+            return;
+        }
         let copy = ModuleToSave::of_bias(param, key);
         self.adapt_weight(
             param,
@@ -279,7 +309,7 @@ impl Plan {
     ///
     /// A tied head is trained with its table.
     pub fn train_in_place(&mut self, param: &LayoutParam) {
-        if param.is_tied() {
+        if param.is_tied() || param.is_buffer() {
             return;
         }
         self.adapters.retain(|planned| planned.path != param.path);
@@ -302,6 +332,7 @@ impl Plan {
         }
         self.adapters.push(PlannedAdapter {
             path: path.to_string(),
+            part: self.part,
             adapter,
         });
     }

@@ -16,6 +16,7 @@ pub use crate::adapter::contract::{
 };
 pub use crate::adapter::init::Init;
 pub use crate::adapter::low_rank::LowRankAdapter;
+pub use crate::adapter::matrix_view::{from_matrix, matrix_of};
 pub use crate::adapter::shared::Shared;
 pub use crate::error::{Error, Result};
 pub use crate::layout::model_layout::{LayerKind, Layout, LayoutParam};

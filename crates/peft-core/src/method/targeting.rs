@@ -47,17 +47,28 @@ pub(crate) fn select<'a>(
     Ok(found)
 }
 
-/// Linear layers.
-pub(crate) const LINEAR: (&[LayerKind], &str) = (&[LayerKind::Linear], "Linear");
+/// Linear layers, for [`layer_targets`](crate::method::layer_targets).
+pub const LINEAR: (&[LayerKind], &str) = (&[LayerKind::Linear], "Linear");
 
-/// Linear layers and convolutions, for [`layer_targets`](crate::method::layer_targets).
+/// Linear layers and 2-D convolutions, for [`layer_targets`](crate::method::layer_targets).
 pub const LINEAR_AND_CONV2D: (&[LayerKind], &str) =
     (&[LayerKind::Linear, LayerKind::Conv2d], "Linear and Conv2d");
 
-/// Linear layers, embedding tables and convolutions, for [`layer_targets`](crate::method::layer_targets).
-pub const LINEAR_EMBEDDING_AND_CONV2D: (&[LayerKind], &str) = (
-    &[LayerKind::Linear, LayerKind::Embedding, LayerKind::Conv2d],
-    "Linear, Embedding and Conv2d",
+/// Linear layers and convolutions of one and of two axes, for [`layer_targets`](crate::method::layer_targets).
+pub const LINEAR_AND_CONV: (&[LayerKind], &str) = (
+    &[LayerKind::Linear, LayerKind::Conv1d, LayerKind::Conv2d],
+    "Linear, Conv1d and Conv2d",
+);
+
+/// The same and embedding tables, for [`layer_targets`](crate::method::layer_targets).
+pub const LINEAR_EMBEDDING_AND_CONV: (&[LayerKind], &str) = (
+    &[
+        LayerKind::Linear,
+        LayerKind::Embedding,
+        LayerKind::Conv1d,
+        LayerKind::Conv2d,
+    ],
+    "Linear, Embedding, Conv1d and Conv2d",
 );
 
 /// Plans the training of biases.

@@ -243,6 +243,8 @@ pub(crate) fn count(attached: &Attached) -> Counts {
             let tally = count_entry(entry, &mut counts);
             if let AnyAdapter::Weight(adapter) = &entry.adapter
                 && adapter.role() != Role::SavedModule
+                // A state without tensors changes nothing.
+                && !adapter.tensors().is_empty()
             {
                 changed = base.min(changed + tally.changed(base));
             }
@@ -313,7 +315,7 @@ pub(crate) fn summary(attached: &Attached) -> Summary {
         counts: count(attached),
         adapters,
         merged: attached.is_merged(),
-        kept_bytes: attached.stacks().map(|(_, stack)| stack.kept.bytes()).sum(),
+        kept_bytes: attached.stacks().map(|(_, stack)| stack.kept_bytes()).sum(),
     }
 }
 

@@ -131,6 +131,7 @@ pub(crate) fn install<M: Module>(
         stack.entries.push(Entry {
             name: name.to_string(),
             active: true,
+            part: planned.part,
             adapter: planned.adapter,
             origin: origin.clone(),
         });

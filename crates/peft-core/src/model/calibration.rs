@@ -4,112 +4,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::module::{Flag, Module, ModuleMapper, Param};
-use burn::tensor::Gradients;
+use burn::tensor::{Gradients, Tensor};
 
 use crate::adapter::site_type::SiteKind;
 use crate::attached::traversal::{self, Edits};
 use crate::attached::view::Attached;
 use crate::error::{Error, Result};
 use crate::layout::model_layout::{Layer, LayerKind, Layout, LayoutParam};
-use crate::layout::targets::{ALL_LINEAR, Selection, Targets};
+use crate::layout::targets::{ALL_LINEAR, Selection};
 use crate::method::contract::Method;
 use crate::model::attach;
 use crate::model::peft_module::PeftModule;
 use crate::statistics::calibration::Calibration;
-use crate::statistics::gradients::{GradientKinds, GradientSums};
+use crate::statistics::gradients::GradientSums;
 use crate::statistics::inputs::{InputKinds, InputRecorder};
+use crate::statistics::wanted::CalibrationConfig;
 
 /// What error messages call this, in the place of a method.
 const TITLE: &str = "Calibration";
-
-/// Which statistics a [`Calibrator`] gathers, of which layers. By default it gathers none: ask for at least one.
-///
-/// Statistics are F32 tensors on the device of the layer. They stay in memory until the [`Calibration`] is dropped. For
-/// each selected layer with `in` input features, and for each of its parameters with `n` elements, they take:
-///
-/// | field | used by | bytes |
-/// |---|---|---|
-/// | `second_moments` | EVA, `CorDA`, GPTQ | 4 · in² |
-/// | `means` | AWQ | 8 · in |
-/// | `samples` | methods that fit a layer's outputs | 4 · in · rows; at most the inputs of one batch more |
-/// | `gradients` | LoRA-GA, SHiRA | 4 · n |
-/// | `squared_gradients` | `FishMask` | 4 · n |
-///
-/// Keys and values of attention layers are asked for by [`key_values`](Self::key_values), for prefixes that start from a
-/// text. With `kv` features of keys they take 8 · kv · tokens for each layer.
-///
-/// The number of batches changes nothing. While a batch runs, the second moment takes its bytes once more for one
-/// layer; while a loss is differentiated, each selected parameter has its gradient in memory.
-///
-/// Inputs are recorded of linear layers and of heads that are tables ([`TiedHead`](crate::TiedHead)). The model must
-/// call them through [`AdaptedForward`](crate::nn::AdaptedForward). Gradients are recorded of all parameters of the
-/// selected layers, of whatever kind.
-///
-/// ```
-/// # use peft_core::calibration::CalibrationConfig;
-/// let wanted = CalibrationConfig {
-///     second_moments: true,
-///     ..CalibrationConfig::new(["query", "value"])
-/// };
-/// ```
-#[derive(Clone, Debug, Default)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each statistic is asked for by itself"
-)]
-pub struct CalibrationConfig {
-    /// The layers. Default: `all-linear`.
-    pub targets: Targets,
-    /// The second moment of each layer's inputs.
-    pub second_moments: bool,
-    /// The mean and the mean absolute value of each input feature.
-    pub means: bool,
-    /// How many inputs of each layer are kept as they are: the first ones. An input is one token. Default: 0.
-    pub samples: usize,
-    /// The mean gradient of each parameter.
-    pub gradients: bool,
-    /// The mean squared gradient of each parameter.
-    pub squared_gradients: bool,
-    /// How many tokens' keys and values are kept of each attention layer: the first ones. Default: 0.
-    pub key_values: usize,
-}
-
-impl CalibrationConfig {
-    /// The keys and values of the first `tokens` tokens in every attention layer, at the model's
-    /// [`KeyValueSite`](crate::KeyValueSite)s, and nothing else: as they are attended to, rotated where the model rotates
-    /// by position. Run the calibrator's model on one row without padding: padding counts as any token does, and the
-    /// tokens of several rows follow one another.
-    pub fn key_values(tokens: usize) -> Self {
-        Self {
-            key_values: tokens,
-            ..Self::default()
-        }
-    }
-
-    /// No statistics yet, of these layers: a list of names, one regular expression, or `all-linear`, as in
-    /// [`Targets::target_modules`].
-    pub fn new(layers: impl Into<Selection>) -> Self {
-        Self {
-            targets: Targets::new(layers),
-            ..Self::default()
-        }
-    }
-
-    fn input_kinds(&self) -> InputKinds {
-        InputKinds {
-            second_moment: self.second_moments,
-            means: self.means,
-            samples: self.samples,
-        }
-    }
-
-    fn gradient_kinds(&self) -> GradientKinds {
-        GradientKinds {
-            mean: self.gradients,
-            mean_square: self.squared_gradients,
-        }
-    }
-}
 
 /// Calibration of any Burn module.
 pub trait Calibrate: PeftModule {
@@ -140,6 +52,41 @@ pub trait Calibrate: PeftModule {
         calibration: &Calibration,
     ) -> Result<Self> {
         attach::attach(self, name, method, Some(calibration))
+    }
+
+    /// As [`attach`](PeftModule::attach), with the statistics that the method asks for
+    /// ([`Method::statistics`](crate::method::Method::statistics)), if it asks for some: `loss` is computed of each of the
+    /// `examples` with a copy of the model, and differentiated where gradients are asked for.
+    ///
+    /// ```no_run
+    /// # use burn::tensor::Tensor;
+    /// # use peft_core::{PeftModule, Result, calibration::Calibrate as _, method::Method};
+    /// # fn f<M: PeftModule>(model: &M, method: &dyn Method, rows: Vec<()>, loss: impl Fn(&M, ()) -> Tensor<1>) -> Result<M> {
+    /// model.attach_on("mine", method, rows, loss)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`calibrate`](Self::calibrate) and [`attach_with`](Self::attach_with).
+    fn attach_on<X>(
+        &self,
+        name: &str,
+        method: &dyn Method,
+        examples: impl IntoIterator<Item = X>,
+        mut loss: impl FnMut(&Self, X) -> Tensor<1>,
+    ) -> Result<Self> {
+        let Some(wanted) = method.statistics() else {
+            return self.attach(name, method);
+        };
+        let mut calibrator = self.calibrate(&wanted)?;
+        for example in examples {
+            let loss = loss(calibrator.model(), example);
+            if wanted.gradients || wanted.squared_gradients {
+                calibrator.record_gradients(&loss.backward())?;
+            }
+        }
+        self.attach_with(name, method, &calibrator.finish()?)
     }
 }
 
@@ -178,6 +125,8 @@ pub struct Calibrator<M> {
     inputs: Vec<(String, Arc<InputRecorder>)>,
     key_values: Vec<(String, Arc<InputRecorder>)>,
     gradients: Vec<(String, GradientSums)>,
+    /// Whether a parameter that no loss depends on has a gradient of zero.
+    unreached: bool,
     /// How many backward passes there were.
     batches: usize,
 }
@@ -226,6 +175,9 @@ impl<M: Module> Calibrator<M> {
             }
             if gradient_kinds.any() {
                 for param in layer.params.iter().map(|&index| &layout.params[index]) {
+                    if config.unreached && param.is_tied() {
+                        continue;
+                    }
                     refuse_without_gradient(layout, param)?;
                     edits.trainable.insert(param.path.clone(), true);
                     chosen.push(param.path.clone());
@@ -244,6 +196,7 @@ impl<M: Module> Calibrator<M> {
             model,
             inputs,
             key_values,
+            unreached: config.unreached,
             batches: 0,
         })
     }
@@ -284,8 +237,8 @@ impl<M: Module> Calibrator<M> {
     ///
     /// # Errors
     ///
-    /// [`Error::Calibration`] for a layer that saw no batch, a parameter that got no gradient, and statistics that are
-    /// NaN or infinite.
+    /// [`Error::Calibration`] for a layer that saw no batch, a parameter that got no gradient where
+    /// [`unreached`](CalibrationConfig::unreached) does not say otherwise, and statistics that are NaN or infinite.
     pub fn finish(self) -> Result<Calibration> {
         let finish = |recorders: &[(String, Arc<InputRecorder>)]| {
             let all = recorders.iter();
@@ -294,7 +247,8 @@ impl<M: Module> Calibrator<M> {
         };
         let (inputs, key_values) = (finish(&self.inputs)?, finish(&self.key_values)?);
         let gradients = self.gradients.into_iter();
-        let gradients = gradients.map(|(param, sums)| Ok((param, sums.finish(self.batches)?)));
+        let finish = |sums: GradientSums| sums.finish(self.batches, self.unreached);
+        let gradients = gradients.map(|(param, sums)| Ok((param, finish(sums)?)));
         Ok(Calibration {
             inputs,
             key_values,

@@ -114,13 +114,13 @@ fn of_param(
     let weighted = matches!(composition, Composition::Weighted(_));
     let layer = layout.layer_of(param);
     match layer.kind {
-        LayerKind::Linear | LayerKind::Embedding | LayerKind::Conv2d => {}
+        LayerKind::Linear | LayerKind::Embedding | LayerKind::Conv1d | LayerKind::Conv2d => {}
         LayerKind::Norm if ["LayerNorm", "RmsNorm"].contains(&layer.container.as_str()) => {}
         _ if weighted => {}
         _ => {
             return Some(format!(
                 "it is on a {} layer, which has no forward pass that differs from row to row (Linear, Embedding, \
-                 Conv2d, LayerNorm and RmsNorm have): activate it for all rows, or leave the layer out",
+                 Conv1d, Conv2d, LayerNorm and RmsNorm have): activate it for all rows, or leave the layer out",
                 layer.container
             ));
         }

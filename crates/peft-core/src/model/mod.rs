@@ -6,6 +6,7 @@ pub(crate) mod attach;
 pub(crate) mod average;
 pub(crate) mod calibration;
 pub(crate) mod compose;
+pub(crate) mod layer_groups;
 pub(crate) mod load;
 pub(crate) mod merge;
 pub(crate) mod peft_module;

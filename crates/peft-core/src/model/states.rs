@@ -25,6 +25,7 @@ pub(crate) fn unmerged<M: Module>(model: &M) -> Result<Attached> {
 pub(crate) fn of(attached: &Attached, name: &str) -> Result<States> {
     let states = attached.entries_of(name).map(|(path, entry)| PlacedState {
         name: attached.layout.place_name(path),
+        part: entry.part,
         adapter: entry.adapter.clone(),
     });
     let states: Vec<_> = states.collect();

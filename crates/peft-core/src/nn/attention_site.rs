@@ -2,6 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
+use crate::adapter::any_tensor::AnyTensor;
 use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::erased::AnyAdapter;
 use crate::adapter::site_type::{Attention, KeyValue, SiteKind};
@@ -80,7 +81,7 @@ impl Site<KeyValue> {
     ) -> (Vec<Tensor<3>>, Vec<Tensor<3>>) {
         let of = |entry: &Entry, rows, context: &PrefixContext<'_>| {
             let adapter = entry.adapter.key_value_adapter();
-            adapter.key_value_of(rows, context)
+            adapter.key_value_of(self.key_value(entry), rows, context)
         };
         let stack = &self.stack;
         let Some(mixture) = stack.mixed() else {
@@ -100,6 +101,29 @@ impl Site<KeyValue> {
         let width = both.dims()[2] / 2;
         let half = |from| vec![both.clone().narrow(2, from, width)];
         (half(0), half(width))
+    }
+
+    /// What an adapter puts before the keys and values of any row. Of one that is alone it is kept between forward passes:
+    /// a network may lie behind it.
+    fn key_value(&self, entry: &Entry) -> (Tensor<2>, Tensor<2>) {
+        let adapter = entry.adapter.key_value_adapter();
+        if self.stack.entries.len() > 1 {
+            return adapter.key_value();
+        }
+        let width = self.head.width;
+        let bytes = adapter.virtual_tokens() * 2 * width * size_of::<f32>();
+        let compose = || {
+            let (key, value) = adapter.key_value();
+            AnyTensor::new(Tensor::cat(vec![key, value], 1))
+        };
+        let Some(both) = self.stack.kept.get(bytes, || true, compose) else {
+            return adapter.key_value();
+        };
+        let both = both.get::<2>();
+        (
+            both.clone().narrow(1, 0, width),
+            both.narrow(1, width, width),
+        )
     }
 }
 

@@ -1,18 +1,19 @@
 //! The activation side: Burn's own layers, called so that adapters act on what flows through.
 
 use burn::module::Param;
-use burn::nn::conv::Conv2d;
-use burn::nn::{Dropout, Embedding, LayerNorm, Linear, PaddingConfig2d, RmsNorm};
-use burn::tensor::module::{conv2d, embedding};
+use burn::nn::conv::{Conv1d, Conv2d};
+use burn::nn::{Dropout, Embedding, LayerNorm, Linear, PaddingConfig1d, PaddingConfig2d, RmsNorm};
+use burn::tensor::module::embedding;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
 use peft_ops::AttentionInputs;
 
-use crate::adapter::base::{BaseConv2d as _, BaseEmbedding as _};
+use crate::adapter::base::BaseEmbedding as _;
 use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::low_rank::dropout_rate;
 use crate::attached::stack::Stack;
-use crate::nn::base_layer::{Conv2dBelow, EmbeddingBelow};
+use crate::nn::base_layer::EmbeddingBelow;
+use crate::nn::convolution::{adapted_conv, unmerged};
 use crate::nn::linear::linear;
 use crate::nn::mixture;
 use crate::nn::seen::{Gelu, Normalised, SwiGlu};
@@ -164,53 +165,47 @@ impl AdaptedForward<Tensor<4>> for Conv2d {
     type Output = Tensor<4>;
 
     fn adapted_in(&self, input: Tensor<4>, context: &ForwardContext) -> Tensor<4> {
-        let bias = self.bias.as_ref().map(|bias| Vector::of(bias, context));
-        let output = match unmerged(self.weight.reparameterization::<Stack>()) {
-            None => {
-                if let Some(Vector::Same(_)) | None = &bias {
-                    return self.forward(input);
-                }
-                convolve(self, &Stack::default(), input, context)
-            }
-            Some(stack) => convolve(self, stack, input, context),
-        };
-        let Some(bias) = bias else {
-            return output;
-        };
-        // Channels last, as vectors have their features.
-        bias.add_to(output.permute([0, 2, 3, 1]))
-            .permute([0, 3, 1, 2])
+        let [_, _, height, width] = input.dims();
+        let padding = padding(self, [height, width]);
+        let options =
+            ConvOptions::new_with_padding(self.stride, padding, self.dilation, self.groups);
+        let output = adapted_conv(
+            (&self.weight, self.bias.as_ref()),
+            input.clone(),
+            options,
+            context,
+        );
+        output.unwrap_or_else(|| self.forward(input))
     }
 }
 
-/// The convolution without its bias, adapters and all.
-fn convolve(
-    layer: &Conv2d,
-    stack: &Stack,
-    input: Tensor<4>,
-    context: &ForwardContext,
-) -> Tensor<4> {
-    let options = |input: &Tensor<4>| {
-        let [_, _, height, width] = input.dims();
-        let padding = padding(layer, [height, width]);
-        ConvOptions::new_with_padding(layer.stride, padding, layer.dilation, layer.groups)
-    };
-    if let Some(kept) = stack.kept(&layer.weight.base()) {
-        let options = options(&input);
-        return conv2d(input, kept, None, options);
+// As one of two axes, of which the second has one element.
+impl AdaptedForward<Tensor<3>> for Conv1d {
+    type Output = Tensor<3>;
+
+    fn adapted_in(&self, input: Tensor<3>, context: &ForwardContext) -> Tensor<3> {
+        let padding = match &self.padding {
+            PaddingConfig1d::Valid => (0, 0),
+            PaddingConfig1d::Explicit(left, right) => (*left, *right),
+            PaddingConfig1d::Same => same_padding(input.dims()[2], self.kernel_size, self.stride),
+        };
+        let options = ConvOptions::new_with_padding(
+            [self.stride, 1],
+            [padding, (0, 0)],
+            [self.dilation, 1],
+            self.groups,
+        );
+        let output = adapted_conv(
+            (&self.weight, self.bias.as_ref()),
+            input.clone().unsqueeze_dim(3),
+            options,
+            context,
+        );
+        match output {
+            Some(output) => output.squeeze_dim(3),
+            None => self.forward(input),
+        }
     }
-    if let Some(mixture) = stack.mixed() {
-        return mixture::mix(stack, mixture, input, context, |stack, input, context| {
-            convolve(layer, stack, input, context)
-        });
-    }
-    Conv2dBelow {
-        base: layer.weight.base(),
-        context,
-        below: &stack.active_weights(),
-        options: options(&input),
-    }
-    .forward(input)
 }
 
 impl<const D: usize> AdaptedForward<Tensor<D>> for Dropout {
@@ -285,24 +280,20 @@ pub fn adapted_layer_norm<const D: usize>(
     norm.adapted_in(sum, context)
 }
 
-/// The stack, if there is something to do at run time.
-fn unmerged(stack: Option<&Stack>) -> Option<&Stack> {
-    stack.filter(|stack| {
-        let used = stack.quantized.is_some() || stack.used().next().is_some();
-        stack.merged.is_none() && used
-    })
-}
-
 /// Padding before and after, per axis, as Burn's own forward computes it.
 fn padding(layer: &Conv2d, size: [usize; 2]) -> [(usize, usize); 2] {
     match &layer.padding {
         PaddingConfig2d::Valid => [(0, 0); 2],
         PaddingConfig2d::Explicit(top, left, bottom, right) => [(*top, *bottom), (*left, *right)],
-        PaddingConfig2d::Same => [0, 1].map(|axis| {
-            // Without the dilation, as Burn has it.
-            let steps = (size[axis].div_ceil(layer.stride[axis]).max(1) - 1) * layer.stride[axis];
-            let total = (steps + layer.kernel_size[axis]).saturating_sub(size[axis]);
-            (total / 2, total - total / 2)
-        }),
+        PaddingConfig2d::Same => {
+            [0, 1].map(|axis| same_padding(size[axis], layer.kernel_size[axis], layer.stride[axis]))
+        }
     }
+}
+
+/// Padding before and after that keeps a size; without the dilation, as Burn has it.
+fn same_padding(size: usize, kernel: usize, stride: usize) -> (usize, usize) {
+    let steps = (size.div_ceil(stride).max(1) - 1) * stride;
+    let total = (steps + kernel).saturating_sub(size);
+    (total / 2, total - total / 2)
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod attention_site;
 pub(crate) mod base_layer;
+pub(crate) mod convolution;
 pub(crate) mod cross_entropy;
 pub(crate) mod layers;
 pub(crate) mod linear;

@@ -125,8 +125,7 @@ impl TiedHead {
             } else if let Some(factors) = low_rank.collect::<Option<Vec<LowRank>>>() {
                 below = factors;
             } else {
-                let table = AnyTensor::new(table.weight.base());
-                base = followed(on_table, table).get::<2>().transpose();
+                base = followed_by_head(on_table, &table.weight.base()).transpose();
                 quantized = None;
             }
         }
@@ -200,6 +199,21 @@ fn followed(stack: &Stack, base: AnyTensor) -> AnyTensor {
         _ => stack.dense(&base),
     };
     followers.fold(base, |table, adapter| adapter.compose(table))
+}
+
+/// [`followed`], kept between forward passes while nothing is trained.
+fn followed_by_head(stack: &Stack, base: &Tensor<2>) -> Tensor<2> {
+    if !parts(stack)
+        && let Some(kept) = stack.kept(base)
+    {
+        return kept;
+    }
+    let compose = || followed(stack, AnyTensor::new(base.clone()));
+    // Who has a quantized table wants no dense copy of it.
+    let may_keep = stack.quantized.is_none() && !base.is_autodiff();
+    let bytes = base.shape().num_elements() * base.dtype().size();
+    let kept = may_keep.then(|| stack.kept_by_head.get(bytes, || true, compose));
+    kept.flatten().unwrap_or_else(compose).get()
 }
 
 /// Whether an active adapter changes the table and not the head.

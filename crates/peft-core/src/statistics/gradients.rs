@@ -63,9 +63,16 @@ impl GradientSums {
         true
     }
 
-    /// The statistics, over `batches` backward passes.
-    pub(crate) fn finish(self, batches: usize) -> Result<GradientStatistics> {
-        if self.seen == 0 {
+    /// The statistics, over `batches` backward passes. Without a gradient in any of them, they are zeros where `unreached`
+    /// says that this may be.
+    pub(crate) fn finish(mut self, batches: usize, unreached: bool) -> Result<GradientStatistics> {
+        if self.seen == 0 && unreached && batches > 0 {
+            with_rank!(self.leaf.rank(), D => {
+                let zeros = self.leaf.get::<D>().without_autodiff().zeros_like().cast(DType::F32);
+                self.sum = self.kinds.mean.then(|| AnyTensor::new(zeros.clone()));
+                self.sum_squares = self.kinds.mean_square.then(|| AnyTensor::new(zeros));
+            });
+        } else if self.seen == 0 {
             return Err(Error::Calibration {
                 place: self.param,
                 reason: "no loss had a gradient for this parameter: give `Calibrator::record_gradients` the gradients \

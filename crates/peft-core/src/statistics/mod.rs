@@ -4,3 +4,4 @@ pub(crate) mod calibration;
 pub(crate) mod gradients;
 pub(crate) mod inputs;
 pub(crate) mod refusal;
+pub(crate) mod wanted;

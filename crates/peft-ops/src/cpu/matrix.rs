@@ -370,10 +370,20 @@ pub(crate) fn change_rows(
     width: usize,
     change: impl Fn(usize, &mut [f32]) + Sync,
 ) {
+    let task = task_rows(data.len() / width.max(1), width);
+    change_blocks(data, width, task, change);
+}
+
+/// The same, `task` rows at a time.
+pub(crate) fn change_blocks(
+    data: &mut [f32],
+    width: usize,
+    task: usize,
+    change: impl Fn(usize, &mut [f32]) + Sync,
+) {
     if data.is_empty() {
         return;
     }
-    let task = task_rows(data.len() / width, width);
     let run = |(index, part): (usize, &mut [f32])| change(index * task, part);
     if data.len() < PARALLEL_ELEMENTS {
         data.chunks_mut(task * width).enumerate().for_each(run);

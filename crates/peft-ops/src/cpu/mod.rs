@@ -12,4 +12,5 @@ pub(crate) mod norm;
 pub(crate) mod quantized;
 pub(crate) mod rms;
 pub(crate) mod rotary;
+pub(crate) mod sparse;
 pub(crate) mod swiglu;

@@ -17,7 +17,7 @@ use burn_flex::FlexTensor;
 
 use super::backward::{
     Added, Dropped, Gated, Linear, LinearOfAttended, Lost, Normalised, OfGelu, RmsNormalised,
-    Rotated,
+    Rotated, Scattered,
 };
 use super::forward::{Input, Weight, add_low_rank, attend, cross_entropy, linear, norm, total};
 use super::kept::{Attended, Kept};
@@ -26,6 +26,7 @@ use super::{Fused, Layer, Maybe};
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
 use crate::cpu::gelu;
+use crate::cpu::sparse::Pattern;
 use crate::quantized::QuantizedWeight;
 use crate::segments::Segments;
 
@@ -153,6 +154,25 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
                 up: (of_input || of_down).then_some(up),
                 through: of_up.then_some(through),
             })
+        })
+    }
+
+    fn add_sparse(
+        output: Tracked,
+        input: Tracked,
+        values: Tracked,
+        pattern: Arc<Pattern>,
+    ) -> Tracked {
+        let [of_input, of_values] = [&input, &values].map(Tracked::is_tracked);
+        let [(output, n0), (input, n1), (values, n2)] =
+            [output, input, values].map(Tracked::into_parts);
+        let (input, values) = (dense(input), dense(values));
+        let output = Flex::add_sparse(output, input.clone(), values.clone(), pattern.clone());
+        record::<C, _, 3>([n0, n1, n2], output, || Scattered {
+            input_shape: input.shape(),
+            input: of_values.then_some(input),
+            values: of_input.then_some(values),
+            pattern,
         })
     }
 

@@ -1,5 +1,7 @@
 //! Gradients of the operations, from what they kept.
 
+use std::sync::Arc;
+
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::Shape;
 use burn_flex::FlexTensor;
@@ -11,6 +13,7 @@ use super::tensors::{affine, low_rank, matrix, numbers, rotation, tensor, vector
 use crate::cpu::dropout::{self, Coins};
 use crate::cpu::linear::{self, LowRank, Sizes};
 use crate::cpu::matrix::change_rows;
+use crate::cpu::sparse::Pattern;
 use crate::cpu::{gelu, norm, quantized, rms, rotary, swiglu};
 
 /// What a linear layer keeps.
@@ -211,6 +214,32 @@ impl Kept<4> for Added {
         let wanted = [of_input, false, false, false, false, of_down, of_up];
         let [d_input, _, _, _, _, d_down, d_up] = self.0.gradients(gradient.clone(), wanted);
         [of_output.then_some(gradient), d_input, d_down, d_up]
+    }
+}
+
+/// What an addition of a sparse product keeps.
+#[derive(Clone, Debug)]
+pub(super) struct Scattered {
+    pub(super) input_shape: Shape,
+    /// For the gradient of the values.
+    pub(super) input: Option<FlexTensor>,
+    /// For the gradient of x.
+    pub(super) values: Option<FlexTensor>,
+    pub(super) pattern: Arc<Pattern>,
+}
+
+impl Kept<3> for Scattered {
+    /// Of y, x and the values.
+    fn gradients(self, gradient: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let [of_output, of_input, of_values] = wanted;
+        let dy = numbers(&gradient);
+        let d_input = self.values.as_ref().filter(|_| of_input).map(|values| {
+            let data = self.pattern.input_gradient(numbers(values), dy);
+            tensor(data, self.input_shape)
+        });
+        let d_values = self.input.as_ref().filter(|_| of_values);
+        let d_values = d_values.map(|x| vector(self.pattern.value_gradient(numbers(x), dy)));
+        [of_output.then_some(gradient), d_input, d_values]
     }
 }
 

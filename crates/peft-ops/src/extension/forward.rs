@@ -16,6 +16,7 @@ use crate::cpu::cross_entropy::{self, Added, Head, Loss};
 use crate::cpu::dropout::{self, Coins};
 use crate::cpu::linear::Sizes;
 use crate::cpu::norm::Affine;
+use crate::cpu::sparse::Pattern;
 use crate::cpu::{gelu, linear as layer, norm as normalise, rms, rotary, swiglu};
 use crate::quantized::QuantizedWeight;
 use crate::segments::Segments;
@@ -56,6 +57,17 @@ impl Fused for Flex {
     ) -> FlexTensor {
         let (input, down, up) = (dense(input), dense(down), dense(up));
         add_low_rank(output, &input, &down, &up, scale, coins).0
+    }
+
+    fn add_sparse(
+        output: FlexTensor,
+        input: FlexTensor,
+        values: FlexTensor,
+        pattern: Arc<Pattern>,
+    ) -> FlexTensor {
+        let (mut output, input, values) = (dense(output), dense(input), dense(values));
+        pattern.add(numbers(&values), numbers(&input), output.storage_mut());
+        output
     }
 
     fn gelu(input: FlexTensor) -> FlexTensor {

@@ -71,12 +71,9 @@ pub(super) fn as_trained<M: PeftModule>(
     Ok(Some(fresh.with_adapter_tensors(name, encoder)?))
 }
 
-/// Cases whose configuration lacks a field, because upstream forgets to write it: what upstream computed with is the value
-/// here, and what upstream computes with when it loads the folder is another.
-pub const SAYS_LESS: &[(&str, &str, bool)] = &[
-    ("direft", "subtract_projection", false),
-    ("direft_suffix", "subtract_projection", false),
-];
+/// Cases, by how their names begin, whose configuration lacks a field, because upstream forgets to write it: what upstream
+/// computed with is the value here, and what upstream computes with when it loads the folder is another.
+pub const SAYS_LESS: &[(&str, &str, bool)] = &[("direft", "subtract_projection", false)];
 
 /// The checkpoint, set to compute gradients as upstream does where those are not what they should be, with what upstream
 /// forgets to write, and without AdapterHub's dropout, as its values are those of `eval()`.
@@ -90,7 +87,7 @@ pub(super) fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Probl
     }
     let read = checkpoint::read_config(dir.path())?;
     let mut config = read.clone();
-    // Of C3A upstream's gradients are wrong; Poly's were computed without the noise that its training has.
+    // Of C3A upstream's gradients are wrong; Poly's and PVeRA's were computed without the noise that training has.
     match config["peft_type"].as_str() {
         Some("C3A") => config["upstream_gradient"] = true.into(),
         Some("POLY") => config["deterministic_router"] = true.into(),
@@ -98,9 +95,13 @@ pub(super) fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Probl
         Some("LORA") if config["init_lora_weights"] == "loftq" => {
             config["loftq_config"]["upstream_scales"] = true.into();
         }
+        Some("PVERA") => config["deterministic"] = true.into(),
         _ => {}
     }
-    if let Some((_, field, value)) = SAYS_LESS.iter().find(|(known, ..)| *known == name(case)) {
+    if let Some((_, field, value)) = SAYS_LESS
+        .iter()
+        .find(|(begin, ..)| name(case).starts_with(begin))
+    {
         config[*field] = (*value).into();
     }
     if config["config"]["dropout"].is_number() {
@@ -125,6 +126,15 @@ pub const UPSTREAM_MERGES_WRONG: &[(&str, &str)] = &[
     ("llama", "lora_weight_tying_head"),
     ("llama", "lora_weight_tying_targets"),
 ];
+
+/// Cases whose unmerged output is upstream's bug, and its gradients with it, so that its merged output says what is right,
+/// each with its kind of model: OFT on a kernel of more than one element rotates overlapping patches and adds them up.
+pub const UPSTREAM_IS_WRONG_UNMERGED: &[(&str, &str)] = &[("cnn", "oft_kernel3")];
+
+/// Whether a case is one of [`UPSTREAM_IS_WRONG_UNMERGED`].
+pub(super) fn is_wrong_unmerged(case: &Path, model: &str) -> bool {
+    UPSTREAM_IS_WRONG_UNMERGED.contains(&(model, name(case)))
+}
 
 /// Cases of AdapterHub's in which padded rows are upstream's bug: with torch's scaled dot product, its virtual tokens attend to
 /// padding, so that a text's output depends on how far it is padded. Rows without padding say what is right.

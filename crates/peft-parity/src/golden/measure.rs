@@ -13,9 +13,10 @@ use peft_models::{Bert, BertClassifier, Llama};
 use serde_json::Value;
 
 use super::case::{
-    adapter_name, as_trained, expected_of_merged, is_composed, peft_type, read, right_rows,
-    upstream_gradients,
+    adapter_name, as_trained, expected_of_merged, is_composed, is_wrong_unmerged, peft_type, read,
+    right_rows, upstream_gradients,
 };
+use super::cnn::{ARCHITECTURE_FILE, Cnn};
 use super::compare::{farthest, farthest_of_gradients, worst};
 use super::composed;
 use super::gradients::GradientsAsValues;
@@ -35,15 +36,22 @@ pub fn measure(
     methods: &[&MethodInfo],
     device: &Device,
 ) -> Result<Measured, Problem> {
+    let autodiff = device.clone().autodiff();
+    if base.join(ARCHITECTURE_FILE).exists() {
+        let cnn = Cnn::load(base, &autodiff)?;
+        let run = |cnn: &Cnn, input: Input, context| cnn.forward_in(input.pictures(), &context);
+        return measure_model(&cnn, "cnn", [run, run], case, methods, device);
+    }
     let path = base.join("config.json");
     let problem = Problem::new(&path);
     let text = fs::read_to_string(&path).map_err(|error| problem(&error))?;
     let config: Value = serde_json::from_str(&text).map_err(|error| problem(&error))?;
-    let autodiff = device.clone().autodiff();
     match config["architectures"][0].as_str() {
         Some("BertForSequenceClassification") => {
             let bert = BertClassifier::load(base, &autodiff).map_err(|error| problem(&error))?;
-            let run = |bert: &BertClassifier, ids, context| bert.forward_in(ids, context);
+            let run = |bert: &BertClassifier, input: Input, context| {
+                bert.forward_in(input.ids(), context)
+            };
             return measure_model(&bert, "bert_seq_cls", [run, run], case, methods, device);
         }
         Some(head) if head.contains("Classification") => {
@@ -54,12 +62,17 @@ pub fn measure(
     match config["model_type"].as_str() {
         Some("bert") => {
             let bert = Bert::load(base, &autodiff).map_err(|error| problem(&error))?;
-            let run = |bert: &Bert, ids, context| bert.forward_in(ids, context).hidden;
+            let run =
+                |bert: &Bert, input: Input, context| bert.forward_in(input.ids(), context).hidden;
             measure_model(&bert, "bert", [run, run], case, methods, device)
         }
         Some("llama" | "mistral" | "qwen2") => {
             let llama = Llama::load(base, &autodiff).map_err(|error| problem(&error))?;
-            let run = [Llama::forward_in, Llama::hidden_in];
+            let logits =
+                |llama: &Llama, input: Input, context| llama.forward_in(input.ids(), context);
+            let hidden =
+                |llama: &Llama, input: Input, context| llama.hidden_in(input.ids(), context);
+            let run: [TextModel<Llama>; 2] = [logits, hidden];
             measure_model(&llama, "llama", run, case, methods, device)
         }
         other => Err(Problem::Unsupported(format!(
@@ -82,6 +95,39 @@ fn tensors<M: PeftModule>(model: &M, name: &str) -> Result<Tensors, Problem> {
     Ok(read(&dir.path().join(checkpoint::ADAPTERHUB_FILE))?.0)
 }
 
+/// What goes into a model.
+enum Input {
+    /// Token ids, `[batch, seq]`.
+    Ids(Tensor<2, Int>),
+    /// `[batch, channels, height, width]`.
+    Pictures(Tensor<4>),
+}
+
+/// How a language model is run.
+type TextModel<M> = fn(&M, Input, ForwardContext) -> Tensor<3>;
+
+impl Input {
+    fn ids(self) -> Tensor<2, Int> {
+        match self {
+            Self::Ids(ids) => ids,
+            Self::Pictures(_) => unreachable!("a model of texts is given texts"),
+        }
+    }
+
+    fn pictures(self) -> Tensor<4> {
+        match self {
+            Self::Pictures(pictures) => pictures,
+            Self::Ids(_) => unreachable!("a model of pictures is given pictures"),
+        }
+    }
+}
+
+/// The same as a case holds it.
+enum InputData {
+    Texts { ids: TensorData, mask: TensorData },
+    Pictures(TensorData),
+}
+
 /// A loaded case, and what goes into it.
 struct Loaded<'a, M, F> {
     model: M,
@@ -89,8 +135,7 @@ struct Loaded<'a, M, F> {
     name: String,
     forward: F,
     device: &'a Device,
-    ids: TensorData,
-    mask: TensorData,
+    data: InputData,
     tasks: Option<TaskIds>,
     routing: Option<Routing>,
 }
@@ -98,24 +143,32 @@ struct Loaded<'a, M, F> {
 impl<const D: usize, M, F> Loaded<'_, M, F>
 where
     M: PeftModule + ModuleDisplay,
-    F: Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<D>,
+    F: Fn(&M, Input, ForwardContext) -> Tensor<D>,
 {
     fn run(&self, model: &M, device: &Device) -> Tensor<D> {
-        let (ids, context) = self.inputs(device);
-        (self.forward)(model, ids, context)
+        let (input, context) = self.inputs(device);
+        (self.forward)(model, input, context)
     }
 
-    fn inputs(&self, device: &Device) -> (Tensor<2, Int>, ForwardContext) {
-        let ids = Tensor::<2, Int>::from_data(self.ids.clone(), device);
-        let mask = Tensor::<2, Int>::from_data(self.mask.clone(), device);
-        let mut context = ForwardContext::new().with_padding(Some(mask.equal_elem(0)));
+    fn inputs(&self, device: &Device) -> (Input, ForwardContext) {
+        let (input, mut context) = match &self.data {
+            InputData::Texts { ids, mask } => {
+                let mask = Tensor::<2, Int>::from_data(mask.clone(), device);
+                let context = ForwardContext::new().with_padding(Some(mask.equal_elem(0)));
+                (Input::Ids(Tensor::from_data(ids.clone(), device)), context)
+            }
+            InputData::Pictures(pictures) => (
+                Input::Pictures(Tensor::from_data(pictures.clone(), device)),
+                ForwardContext::new(),
+            ),
+        };
         if let Some(tasks) = &self.tasks {
             context = context.with_tasks(tasks.clone());
         }
         if let Some(routing) = &self.routing {
             context = context.with_routing(routing.clone());
         }
-        (ids, context)
+        (input, context)
     }
 
     /// An X-LoRA case; `hidden` gives a model's last hidden states.
@@ -137,13 +190,14 @@ where
             } else {
                 self.device.clone()
             };
-            let (ids, context) = self.inputs(&device);
+            let (_, context) = self.inputs(&device);
+            let input = || self.inputs(&device).0;
             let first = |model: &M, context| {
-                let states = hidden(model, ids.clone(), context);
+                let states = hidden(model, input(), context);
                 let dims = states.dims();
                 states.reshape([dims[0], dims[1], dims[D - 1]])
             };
-            let second = |model: &M, context| (self.forward)(model, ids.clone(), context);
+            let second = |model: &M, context| (self.forward)(model, input(), context);
             loaded.run(autodiff, context, first, second)
         };
         let output = farthest(
@@ -233,12 +287,23 @@ impl Values {
         let missing = || Problem::new(case)(&format!("io.safetensors has no `{key}`"));
         self.io.get(key).cloned().ok_or_else(missing)
     }
+
+    /// What the model reads.
+    fn data(&self, case: &Path) -> Result<InputData, Problem> {
+        Ok(match self.io.get("input") {
+            Some(pictures) => InputData::Pictures(pictures.clone()),
+            None => InputData::Texts {
+                ids: self.known(case, "input_ids")?,
+                mask: self.known(case, "attention_mask")?,
+            },
+        })
+    }
 }
 
 fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
     base: &M,
     kind: &str,
-    [forward, hidden]: [impl Fn(&M, Tensor<2, Int>, ForwardContext) -> Tensor<D>; 2],
+    [forward, hidden]: [impl Fn(&M, Input, ForwardContext) -> Tensor<D>; 2],
     case: &Path,
     methods: &[&MethodInfo],
     device: &Device,
@@ -249,8 +314,7 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
         name: adapter_name(case),
         forward,
         device,
-        ids: values.known(case, "input_ids")?,
-        mask: values.known(case, "attention_mask")?,
+        data: values.data(case)?,
         tasks: values.io.get("task_ids").map(|ids| {
             let ids: Vec<usize> = ids.iter::<u64>().map(|id| id as usize).collect();
             TaskIds::new(ids)
@@ -286,7 +350,16 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
         }
         None => base.load_adapter(&loaded.name, dir.path(), methods)?,
     };
-    let right = |data: &TensorData| right_rows(case, data, &loaded.mask);
+    let wrong_unmerged = is_wrong_unmerged(case, kind);
+    let unmerged = if wrong_unmerged {
+        values.known(case, "merged")?
+    } else {
+        unmerged
+    };
+    let right = |data: &TensorData| match &loaded.data {
+        InputData::Texts { mask, .. } => right_rows(case, data, mask),
+        InputData::Pictures(_) => data.clone(),
+    };
     let found = right(&loaded.output(&loaded.model));
     if found.num_elements() == 0 {
         return Err(Problem::new(case)(
@@ -323,6 +396,7 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
     }
     let theirs = values
         .grads
+        .filter(|_| !wrong_unmerged)
         .map(|tensors| shared::summed(tensors, &adapter));
     if let Some(theirs) = &theirs {
         let ours = loaded.gradients(&loaded.model)?;

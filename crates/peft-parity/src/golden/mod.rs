@@ -1,7 +1,7 @@
 //! Upstream's checkpoints and the values that upstream computes from them.
 //!
 //! A case is a folder with a checkpoint as upstream writes it, and beside it `io.safetensors`
-//! (`input_ids`, `attention_mask`, `output`, where the rows have tasks `task_ids`, where upstream can merge `merged`;
+//! (`input_ids` and `attention_mask`, or `input`; `output`, where the rows have tasks `task_ids`, where upstream can merge `merged`;
 //! metadata `trainable`) and, where upstream's gradients are known, `grads.safetensors`: those of
 //! mean(output²), by checkpoint key. Where upstream trains an encoder and stores what that computes,
 //! `encoder.safetensors` holds the encoder, and the gradients are those of its parameters.
@@ -13,6 +13,7 @@
 //! once more; [`Composition::Weighted`](peft_core::Composition::Weighted) does not.
 
 mod case;
+mod cnn;
 mod compare;
 mod composed;
 mod counted;
@@ -31,7 +32,11 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use peft_core::method::MethodInfo;
 
-pub use case::{SAYS_LESS, UPSTREAM_MERGES_WRONG, UPSTREAM_SEES_PADDING, is_case, peft_type};
+pub use case::{
+    SAYS_LESS, UPSTREAM_IS_WRONG_UNMERGED, UPSTREAM_MERGES_WRONG, UPSTREAM_SEES_PADDING, is_case,
+    peft_type,
+};
+pub use cnn::{ARCHITECTURE_FILE, Cnn};
 pub use counted::Counted;
 pub use measure::measure;
 pub use rounding::Rounding;

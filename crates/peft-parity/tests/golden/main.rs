@@ -7,6 +7,7 @@
 mod adapterhub;
 mod additive;
 mod compositions;
+mod convolutions;
 mod hybrid;
 mod mixtures;
 mod reparameterization;
@@ -20,4 +21,6 @@ mod task_heads;
 const BERT: &str = "../peft-models/tests/golden/bert/base";
 /// The table is the head, too.
 const LLAMA_TIED: &str = "../peft-reparameterization/tests/golden/llama_tied/base";
+/// Convolutions, norms over batches, and a linear head.
+const CNN: &str = "../peft-reparameterization/tests/golden/cnn/base";
 const LLAMA: &str = "../peft-models/tests/golden/llama/base";

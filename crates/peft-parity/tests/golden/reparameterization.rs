@@ -367,3 +367,93 @@ fn chosen_vectors_are_upstreams_without_logits() {
     };
     assert_eq!(tensors(dir.path()), tensors(&case));
 }
+
+/// Random numbers that a file has, and those that it leaves to a seed.
+#[test]
+fn fixed_numbers_are_upstreams_in_a_file_or_drawn_again() {
+    let cases = Path::new(CASES).join("bert_more");
+    let base = Path::new("../peft-additive/tests/golden/bert_more/base");
+    golden::check(
+        base,
+        &cases,
+        &[
+            "unilora",
+            "unilora_seeded",
+            "tinylora",
+            "tinylora_tied",
+            "tinylora_seeded",
+            "tinylora_table",
+            "pvera",
+            "pvera_seeded",
+        ],
+        METHODS,
+    );
+    let tied = Path::new(CASES).join("llama_tied");
+    let names = ["unilora", "tinylora", "tinylora_tied", "pvera"];
+    golden::check(Path::new(LLAMA_TIED), &tied, &names, METHODS);
+}
+
+/// Few coefficients and many of each layer, in all and in proportion to its size, and without a transform.
+#[test]
+fn wavelets_are_upstreams() {
+    let cases = Path::new(CASES).join("bert_more");
+    let base = Path::new("../peft-additive/tests/golden/bert_more/base");
+    let names = [
+        "waveft_db1",
+        "waveft_sym3",
+        "waveft_no_idwt",
+        "waveft_coif2",
+        "waveft_db4",
+    ];
+    golden::check(base, &cases, &names, METHODS);
+    let tied = Path::new(CASES).join("llama_tied");
+    let names = ["waveft_db1", "waveft_sym3"];
+    golden::check(Path::new(LLAMA_TIED), &tied, &names, METHODS);
+}
+
+#[test]
+fn methods_of_blocks_and_of_the_weight_itself_compute_what_upstream_computes() {
+    let cases = Path::new(CASES).join("bert_more");
+    let base = Path::new("../peft-additive/tests/golden/bert_more/base");
+    golden::check(
+        base,
+        &cases,
+        &[
+            "gralora_hybrid",
+            "delora",
+            "deft_relu",
+            "deft_para",
+            "peanut_deep",
+        ],
+        METHODS,
+    );
+    let tied = Path::new(CASES).join("llama_tied");
+    golden::check(
+        Path::new(LLAMA_TIED),
+        &tied,
+        &["gralora", "delora", "deft_qr", "peanut"],
+        METHODS,
+    );
+}
+
+/// A network deeper than the file's, or less deep, is another network.
+#[test]
+fn a_depth_that_is_not_the_files_is_refused() {
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let base = Bert::load("../peft-additive/tests/golden/bert_more/base", device).unwrap();
+    let case = Path::new(CASES).join("bert_more/peanut_deep");
+    let dir = tempfile::tempdir().unwrap();
+    let name = "adapter_model.safetensors";
+    std::fs::copy(case.join(name), dir.path().join(name)).unwrap();
+    let config = std::fs::read_to_string(case.join("adapter_config.json")).unwrap();
+    for (depth, named) in [
+        ("100000000000", "peanut_encoders.2.weight"),
+        ("1", "peanut_decoders.1.weight"),
+    ] {
+        let other = config.replace("\"depth\": 2", &format!("\"depth\": {depth}"));
+        assert_ne!(other, config);
+        std::fs::write(dir.path().join("adapter_config.json"), other).unwrap();
+        let refused = base.load_adapter("x", dir.path(), METHODS).unwrap_err();
+        assert!(refused.to_string().contains(named), "{refused}");
+    }
+}

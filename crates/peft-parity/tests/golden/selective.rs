@@ -61,6 +61,20 @@ fn sparse_changes_are_upstreams() {
     golden::check(Path::new(LLAMA), &cases.join("llama"), &["shira"], METHODS);
 }
 
+#[test]
+fn the_largest_and_the_smallest_are_upstreams_with_and_without_a_low_rank_change() {
+    let more = Path::new(CASES).join("bert_more");
+    let cases = ["supertuning", "supertuning_bottom", "supertuning_supra"];
+    golden::check(Path::new(BERT_MORE), &more, &cases, METHODS);
+    let more = Path::new(CASES).join("llama_more");
+    golden::check(
+        Path::new(LLAMA_TIED),
+        &more,
+        &["supertuning", "supertuning_supra"],
+        METHODS,
+    );
+}
+
 /// Keys, number formats, shapes and bytes of a file.
 fn tensors(dir: &Path) -> Vec<(String, String, Vec<u8>)> {
     let bytes = std::fs::read(dir.join(MODEL_FILE)).unwrap();
@@ -99,10 +113,15 @@ fn what_was_read_is_written_again_byte_by_byte() {
     for case in ["ln_tuning", "shira"] {
         is_written_again(&bert, case);
     }
-    is_written_again(
-        &Bert::load(BERT_MORE, device).unwrap(),
+    let bert = Bert::load(BERT_MORE, device).unwrap();
+    for case in [
         "bert_more/trainable_tokens",
-    );
+        "bert_more/supertuning",
+        "bert_more/supertuning_bottom",
+        "bert_more/supertuning_supra",
+    ] {
+        is_written_again(&bert, case);
+    }
     let llama = Llama::load(LLAMA, device).unwrap();
     for case in ["llama/ln_tuning", "llama/shira", "llama/trainable_tokens"] {
         is_written_again(&llama, case);

@@ -65,6 +65,11 @@ pub fn extract_lora<M: PeftModule>(
         let (kind, change) = match layer.kind {
             LayerKind::Linear => (Kind::Linear, difference::<2>(weight, other)),
             LayerKind::Embedding => (Kind::Embedding, difference::<2>(weight, other)),
+            LayerKind::Conv1d => {
+                let shape = weight.shape();
+                let kind = Kind::Conv2d([shape[1], shape[2], 1]);
+                (kind, difference::<3>(weight, other))
+            }
             LayerKind::Conv2d => {
                 let shape = weight.shape();
                 let kind = Kind::Conv2d([shape[1], shape[2], shape[3]]);
@@ -75,7 +80,7 @@ pub fn extract_lora<M: PeftModule>(
                     method: LORA.title,
                     layer: layer.name.clone(),
                     kind: layer.kind.to_string(),
-                    supported: "Linear, Embedding and Conv2d",
+                    supported: "Linear, Embedding, Conv1d and Conv2d",
                 });
             }
         };

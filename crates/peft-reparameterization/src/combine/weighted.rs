@@ -9,8 +9,9 @@ use peft_core::{Error, PeftModule, Result};
 
 use crate::combine_error::CombineError;
 use crate::lora::config::{LORA, LoraConfig};
+use crate::lora::conv::LoraConv2d;
 use crate::lora::fixed_factors::{Factors, Kind, LoraFromFactors, bias_of, factored, plain};
-use crate::lora::state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
+use crate::lora::state::{LoraBias, LoraEmbedding, LoraLinear};
 use peft_core::method::Bias;
 
 /// How several values of one parameter become one. A density is the share that is kept, in (0, 1].
@@ -216,6 +217,10 @@ impl Adapter {
             );
         }
         for (layer, state) in model.adapter_states::<LoraConv2d>(name)? {
+            if state.groups() != 1 {
+                let reason = "its convolution has groups, and what LoRA adds to that is no change of its kernel";
+                return Err(CombineError::refuse(&layer, reason));
+            }
             let [rank, channels, height, width] = state.lora_a.dims();
             let out = state.lora_b.dims()[0];
             factors.insert(

@@ -9,9 +9,10 @@ use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule, Result, Targets};
 
 use crate::lora::config::{LORA, LoraConfig};
+use crate::lora::conv::LoraConv2d;
 use crate::lora::fixed_factors::{Factors, Kind, LoraFromFactors, exactly, only};
 use crate::lora::init::Start;
-use crate::lora::state::{LoraConv2d, LoraEmbedding, LoraLinear};
+use crate::lora::state::{LoraEmbedding, LoraLinear};
 use crate::math::linalg;
 
 /// Attaches a LoRA adapter whose A holds the leading right singular vectors of each layer's inputs, and

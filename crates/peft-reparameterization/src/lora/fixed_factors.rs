@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::combine_error::CombineError;
 use crate::lora::config::{LORA, LoraConfig};
-use crate::lora::state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
+use crate::lora::conv::LoraConv2d;
+use crate::lora::state::{LoraBias, LoraEmbedding, LoraLinear};
 use crate::lora::values::on_device;
 use crate::math::linalg;
 
@@ -20,7 +21,7 @@ use crate::math::linalg;
 pub(crate) enum Kind {
     Linear,
     Embedding,
-    /// The kernel's channels of a group, height and width.
+    /// The kernel's channels of a group, height and width; of a layer of one axis the second is 1.
     Conv2d([usize; 3]),
 }
 
@@ -230,6 +231,7 @@ impl Method for LoraFromFactors {
                             scale: factors.scale,
                             dropout: dropout(),
                             magnitude: None,
+                            axes: weight.shape().len() - 2,
                         },
                     ),
                 }

@@ -4,6 +4,7 @@ pub(crate) mod adapterhub;
 pub(crate) mod alora;
 pub(crate) mod block_diagonal;
 pub(crate) mod config;
+pub(crate) mod conv;
 pub(crate) mod converted;
 pub(crate) mod corda;
 pub(crate) mod dora;

@@ -4,18 +4,28 @@ use burn::module::Param;
 use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::{
-    Bias, Init, LINEAR_EMBEDDING_AND_CONV2D, Layer, LayerKind, Layout, LayoutParam, Method,
+    Bias, Init, LINEAR_EMBEDDING_AND_CONV, Layer, LayerKind, Layout, LayoutParam, Method,
     MethodConfig as _, MethodHooks, Plan, States, Value, layer_targets, train_biases,
 };
 use peft_core::ops::column_norms;
 use peft_core::{Error, Result};
 
 use crate::lora::config::{LORA, LoraConfig};
+use crate::lora::conv::LoraConv2d;
 use crate::lora::converted::convert;
 use crate::lora::dora::{Magnitude, norms_of_rows};
 use crate::lora::init::Start;
-use crate::lora::state::{Follower, LoraBias, LoraConv2d, LoraEmbedding};
+use crate::lora::state::{Follower, LoraBias, LoraEmbedding};
 use crate::lora::values::Size;
+
+/// The kernel of a convolution of one or two axes, `[out, …]`.
+fn kernel_rows(param: &LayoutParam) -> Tensor<2> {
+    let rows = param.shape()[0] as isize;
+    match param.shape().len() {
+        3 => param.value::<3>().reshape([rows, -1]),
+        _ => param.value::<4>().reshape([rows, -1]),
+    }
+}
 
 impl LoraConfig {
     /// Initial values of both factors: A of `fan_in` inputs.
@@ -104,14 +114,36 @@ impl LoraConfig {
         Ok(())
     }
 
-    fn adapt_conv2d(&self, param: &LayoutParam, size: Size, start: Start, plan: &mut Plan) {
+    /// How many groups B has at a convolution with a kernel of `shape`: the layer's, or one in a file whose A is of one
+    /// group's channels.
+    fn groups(layer: &Layer, shape: &[usize], plan: &Plan) -> usize {
+        match plan.stored_shape(layer, "lora_A.weight") {
+            Some([_, channels, ..]) if *channels == shape[1] => 1,
+            _ => layer.groups,
+        }
+    }
+
+    fn adapt_conv(
+        &self,
+        layer: &Layer,
+        param: &LayoutParam,
+        (size, start): (Size, Start),
+        plan: &mut Plan,
+    ) -> Result<()> {
         let shape = param.shape();
+        let groups = Self::groups(layer, &shape, plan).max(1);
+        if !size.rank.is_multiple_of(groups) {
+            let expected = format!("a multiple of {groups}, the groups of `{}`", layer.name);
+            return Err(Error::config(LORA.title, "r", size.rank, expected));
+        }
         let like = (&param.device(), param.dtype());
+        let (height, width) = (shape[2], shape.get(3).copied().unwrap_or(1));
+        let channels = shape[1] * groups;
         let shapes = [
-            [size.rank, shape[1], shape[2], shape[3]],
-            [shape[0], size.rank, 1, 1],
+            [size.rank, channels, height, width],
+            [shape[0], size.rank / groups, 1, 1],
         ];
-        let fan_in = shape[1..].iter().product();
+        let fan_in = channels * height * width;
         let [lora_a, lora_b] = Self::draw(start, plan.init(), size, shapes, fan_in, like);
         let mut state = LoraConv2d {
             lora_a: self.factor_a(lora_a),
@@ -119,12 +151,14 @@ impl LoraConfig {
             scale: size.scale,
             dropout: DropoutConfig::new(self.lora_dropout).init(),
             magnitude: None,
+            axes: shape.len() - 2,
         };
         state.magnitude = self.magnitude(plan, [1, shape[0], 1, 1], param, || {
-            let kernel = param.value::<4>().reshape([shape[0] as isize, -1]);
+            let kernel = kernel_rows(param);
             norms_of_rows(kernel + state.delta())
         });
         plan.adapt_weight(param, state);
+        Ok(())
     }
 
     /// A bias for B, on the layer's own.
@@ -236,7 +270,7 @@ impl Method for LoraConfig {
         }
         self.check_start(plan)?;
         let targets = match &self.adapterhub {
-            None => layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV2D)?,
+            None => layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV)?,
             Some(fields) => {
                 let projections = fields.projections();
                 projections.select(layout, plan, (self.info(), "loras"))?
@@ -278,7 +312,7 @@ impl Method for LoraConfig {
                     let head = pair.map(|(head, _)| *head);
                     self.adapt_embedding(weight, size, start, head, plan)?;
                 }
-                _ => self.adapt_conv2d(weight, size, start, plan),
+                _ => self.adapt_conv(layer, weight, (size, start), plan)?,
             }
             if with_bias && !added {
                 Self::adapt_bias(layout, layer, size.scale, plan)?;

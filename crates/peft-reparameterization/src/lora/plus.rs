@@ -7,10 +7,11 @@ use peft_core::{PeftModule, Result};
 
 use crate::lora::alora::ALoraLinear;
 use crate::lora::block_diagonal::BdLoraLinear;
+use crate::lora::conv::LoraConv2d;
 use crate::lora::kasa::KasaLinear;
 use crate::lora::loftq::LoftqLinear;
 use crate::lora::monteclora::MontecloraLinear;
-use crate::lora::state::{LoraBias, LoraConv2d, LoraEmbedding, LoraLinear};
+use crate::lora::state::{LoraBias, LoraEmbedding, LoraLinear};
 use crate::lora::velora::VeloraLinear;
 
 /// Parameters of a LoRA adapter that learn at a rate of their own (Hayou et al. 2024, LoRA+: Efficient Low

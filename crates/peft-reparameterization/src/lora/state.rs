@@ -1,14 +1,11 @@
-//! What LoRA adds to a linear layer, an embedding table, a convolution and a bias.
+//! What LoRA adds to a linear layer, an embedding table and a bias.
 
 use burn::module::{Module, Param};
 use burn::nn::Dropout;
-use burn::tensor::module::{conv2d, embedding};
-use burn::tensor::ops::ConvOptions;
+use burn::tensor::module::embedding;
 use burn::tensor::{Int, Tensor};
-use peft_core::method::{
-    Adapter, BaseConv2d, BaseEmbedding, BaseLinear, CheckpointKey, WeightAdapter,
-};
-use peft_core::nn::{AdaptedForward, dropout_rate};
+use peft_core::method::{Adapter, BaseEmbedding, BaseLinear, CheckpointKey, WeightAdapter};
+use peft_core::nn::dropout_rate;
 use peft_core::ops::{LowRank, add_low_rank};
 
 use crate::lora::dora::{self, Magnitude};
@@ -259,86 +256,6 @@ impl WeightAdapter for LoraEmbedding {
             scale: self.scale,
             dropout: dropout_rate(&head.dropout),
         })
-    }
-}
-
-/// LoRA on a 2-D convolution: a convolution to r channels, then one of 1×1.
-///
-/// With groups, A is of one group's channels and the change is composed into the kernel; dropout is
-/// left out there. Upstream gives such layers factors of other shapes: its checkpoints of grouped
-/// convolutions are refused by shape.
-#[derive(Module, Adapter, Debug)]
-pub struct LoraConv2d {
-    /// A, `[r, in / groups, h, w]`.
-    #[tensor("lora_A.weight")]
-    pub lora_a: Param<Tensor<4>>,
-    /// B, `[out, r, 1, 1]`.
-    #[tensor("lora_B.weight")]
-    pub lora_b: Param<Tensor<4>>,
-    /// s.
-    pub scale: f64,
-    /// On the input of A; on the activation side only.
-    pub dropout: Dropout,
-    /// DoRA's magnitude of each output channel, `[1, out, 1, 1]`.
-    #[nested]
-    pub magnitude: Option<Magnitude<4>>,
-}
-
-impl LoraConv2d {
-    /// The change of the kernel, `[out, in / groups · h · w]`, before DoRA's normalisation.
-    pub fn delta(&self) -> Tensor<2> {
-        let [out, rank, _, _] = self.lora_b.dims();
-        let down = self.lora_a.val().reshape([rank as isize, -1]);
-        (self.lora_b.val().reshape([out, rank]) * self.scale).matmul(down)
-    }
-
-    /// Magnitude over norm of each output channel, `[out]`.
-    fn factor(&self, kernel: Tensor<2>) -> Option<Tensor<1>> {
-        let magnitude = self.magnitude.as_ref()?;
-        let sum = kernel.detach() + self.delta().detach();
-        Some(magnitude.over(dora::norms_of_rows(sum)))
-    }
-}
-
-impl WeightAdapter for LoraConv2d {
-    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        let shape = weight.shape();
-        let kernel: Tensor<2> = weight.reshape([self.lora_b.dims()[0] as isize, -1]);
-        let sum = kernel.clone() + self.delta();
-        match self.factor(kernel) {
-            None => sum,
-            Some(factor) => sum * factor.unsqueeze_dim(1),
-        }
-        .reshape(shape)
-    }
-
-    fn conv2d(&self, input: Tensor<4>, inner: &dyn BaseConv2d) -> Tensor<4> {
-        let options = inner.options();
-        if options.groups != 1 {
-            // A's channels are those of one group, so it cannot run on all of the input.
-            return conv2d(input, self.compose(inner.weight()), None, options);
-        }
-        let down = conv2d(
-            self.dropout.adapted(input.clone()),
-            self.lora_a.val(),
-            None,
-            options,
-        );
-        let up = ConvOptions::new([1, 1], [0, 0], [1, 1], 1);
-        let output = inner.forward(input) + conv2d(down * self.scale, self.lora_b.val(), None, up);
-        if self.magnitude.is_none() {
-            return output;
-        }
-        let out = self.lora_b.dims()[0];
-        let kernel = inner.weight().reshape([out as isize, -1]);
-        match self.factor(kernel) {
-            None => output,
-            Some(factor) => output * factor.reshape([1, out, 1, 1]),
-        }
-    }
-
-    fn keeps_weight(&self) -> bool {
-        self.magnitude.is_some()
     }
 }
 

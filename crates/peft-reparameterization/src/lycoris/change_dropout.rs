@@ -31,6 +31,15 @@ impl ChangeDropout {
         like.is_autodiff() && dropout_rate(&self.features) + dropout_rate(&self.whole) > 0.0
     }
 
+    /// A change `[out, …]` with its dropped output features; `like` is a parameter of the state.
+    pub(crate) fn of_rows(&self, change: Tensor<2>, like: &Tensor<2>) -> Tensor<2> {
+        let [out, _] = change.dims();
+        match self.factors(out, like) {
+            Some(factors) => change * factors.transpose(),
+            None => change,
+        }
+    }
+
     /// What the `out` output features of the change are to be multiplied by, `[1, out]`; none where
     /// nothing is dropped.
     pub(crate) fn factors(&self, out: usize, like: &Tensor<2>) -> Option<Tensor<2>> {

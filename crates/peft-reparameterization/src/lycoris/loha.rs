@@ -1,11 +1,16 @@
 //! LoHa: the change of a weight is the elementwise product of two low-rank matrices.
 
+use burn::tensor::module::conv2d;
+use peft_core::method::LINEAR_AND_CONV;
 use peft_core::method::prelude::*;
 use peft_core::ops;
 
 use crate::lycoris::change_dropout::ChangeDropout;
+use crate::lycoris::loha_conv::LohaConv;
+use crate::lycoris::tucker;
 
-/// `W' = W + s·(A₁ B₁) ∘ (A₂ B₂)`, ∘ elementwise.
+/// `W' = W + s·(A₁ B₁) ∘ (A₂ B₂)`, ∘ elementwise. Of a convolution W is the kernel's
+/// [matrix](peft_core::method::matrix_of).
 ///
 /// A product of rank r² at most, `s·A B` with the columns of A being all products of a column of A₁
 /// and one of A₂; where that is cheaper than a dense matrix, the layer computes it so.
@@ -57,7 +62,14 @@ impl LohaLinear {
 impl WeightAdapter for LohaLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
-        weight + self.delta().reshape(shape)
+        weight + from_matrix(self.delta(), shape)
+    }
+
+    fn conv2d(&self, input: Tensor<4>, inner: &dyn BaseConv2d) -> Tensor<4> {
+        let kernel = inner.weight();
+        let change = self.dropout.of_rows(self.delta().transpose(), &self.down_1);
+        let shape = kernel.shape();
+        conv2d(input, kernel + change.reshape(shape), None, inner.options())
     }
 
     fn low_rank(&self) -> Option<LowRank> {
@@ -101,7 +113,8 @@ pub struct LohaConfig {
     /// Probability that the whole change of a layer is dropped in a pass in training, on the activation side only.
     #[field(probability)]
     pub module_dropout: f64,
-    /// Another form for convolutions, which are not adapted here: no effect.
+    /// Whether each factor of the product is a kernel with a core ([`LohaConv`]) at convolutions whose kernel has more than
+    /// one element. Else the kernel is taken for a matrix.
     pub use_effective_conv2d: bool,
     /// Whether a fresh adapter changes nothing: A₂ is zero. Else all four are random, for tests.
     #[field(default = true)]
@@ -116,13 +129,41 @@ pub struct LohaConfig {
     pub common: Common,
 }
 
-impl LinearMethod for LohaConfig {
-    type State = LohaLinear;
+impl LohaConfig {
+    fn dropout(&self) -> ChangeDropout {
+        ChangeDropout::new(self.rank_dropout, self.module_dropout, true)
+    }
 
-    fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<LohaLinear> {
-        let (name, d_in, out, like) = (target.name(), target.d_in, target.d_out, target.like());
+    /// Puts a state on a layer.
+    fn adapt(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<()> {
+        let name = target.name();
         let rank = self.rank_pattern.of(name, self.r)?;
-        let alpha = self.alpha_pattern.of(name, self.alpha)?;
+        let scale = self.alpha_pattern.of(name, self.alpha)? / rank as f64;
+        let kernel = target.kernel();
+        if self.use_effective_conv2d && tucker::has_core(&kernel) {
+            let [height, width] = tucker::size(&kernel);
+            let shape = [target.d_out, target.weight.shape()[1], height, width];
+            let (zero, like) = (self.init_weights, target.like());
+            let state = LohaConv {
+                scale,
+                dropout: self.dropout(),
+                ..LohaConv::draw(plan.init(), rank, shape, zero, like)
+            };
+            plan.adapt_weight(target.weight, state);
+            return Ok(());
+        }
+        let state = self.of_matrix(target, (rank, scale), plan)?;
+        plan.adapt_weight(target.weight, state);
+        Ok(())
+    }
+
+    fn of_matrix(
+        &self,
+        target: &TargetLayer<'_>,
+        (rank, scale): (usize, f64),
+        plan: &mut Plan,
+    ) -> Result<LohaLinear> {
+        let (name, d_in, out, like) = (target.name(), target.d_in, target.d_out, target.like());
         let most = d_in.min(out);
         if plan.is_new() && rank > most {
             let expected = format!("`{name}` is {d_in} × {out}, so at most {most}");
@@ -138,9 +179,22 @@ impl LinearMethod for LohaConfig {
                 init.kaiming_uniform([d_in, rank], d_in, like)
             },
             up_2: init.kaiming_uniform([rank, out], rank, like),
-            scale: alpha / rank as f64,
-            dropout: ChangeDropout::new(self.rank_dropout, self.module_dropout, true),
+            scale,
+            dropout: self.dropout(),
         })
+    }
+}
+
+impl Method for LohaConfig {
+    fn validate(&self) -> Result<()> {
+        self.check_fields()
+    }
+
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        for target in layer_targets(self, layout, plan, LINEAR_AND_CONV)? {
+            self.adapt(&target, plan)?;
+        }
+        Ok(())
     }
 
     fn max_rank(&self) -> Option<usize> {

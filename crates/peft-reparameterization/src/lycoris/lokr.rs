@@ -1,18 +1,27 @@
 //! LoKr: the change of a weight is a Kronecker product; KronA is the form with two whole factors.
 
+use burn::tensor::module::conv2d;
+use peft_core::method::LINEAR_AND_CONV;
 use peft_core::method::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::init_name;
 use crate::lycoris::change_dropout::ChangeDropout;
+use crate::lycoris::tucker;
 
-/// One factor of a Kronecker product: a matrix, or the product of two of rank r.
+/// One factor of a Kronecker product: a matrix, or the product of two of rank r. Of a convolution the second factor is the
+/// matrix of a kernel.
 #[derive(Module, Debug)]
 pub struct KroneckerFactor {
-    /// The matrix, `[in, out]`; where there is a second, `[in, r]`.
+    /// The matrix, `[in, out]`; where there is a second, `[in, r]`. With a core, `in` is channels alone.
     pub first: Param<Tensor<2>>,
     /// `[r, out]`.
     pub second: Option<Param<Tensor<2>>>,
+    /// A core between the two, `[r, r, h, w]`: upstream's `use_effective_conv2d`.
+    pub core: Option<Param<Tensor<4>>>,
+    /// The kernel's axes, `[h, w]` or `[k]`: a file has the whole matrix as `[out, channels, …]`. Empty for a matrix.
+    #[module(skip)]
+    pub kernel: Vec<usize>,
 }
 
 impl KroneckerFactor {
@@ -35,14 +44,43 @@ impl KroneckerFactor {
         Self {
             first: draw([d_in, rank.unwrap_or(out)], zero[0]),
             second: rank.map(|rank| draw([rank, out], zero[1])),
+            core: None,
+            kernel: Vec::new(),
+        }
+    }
+
+    /// The same with a core, of `channels` and outputs.
+    fn draw_with_core(
+        init: &mut Init,
+        [channels, out]: [usize; 2],
+        rank: usize,
+        zero: bool,
+        kernel: &[usize],
+        like: (&Device, DType),
+    ) -> Self {
+        let [height, width] = tucker::size(kernel);
+        let core = [rank, rank, height, width];
+        Self {
+            first: if zero {
+                init.zeros([channels, rank], like)
+            } else {
+                init.kaiming_uniform([channels, rank], channels, like)
+            },
+            second: Some(init.kaiming_uniform([rank, out], out, like)),
+            core: Some(init.kaiming_uniform(core, rank * height * width, like)),
+            kernel: kernel.to_vec(),
         }
     }
 
     /// Input and output features.
     fn sizes(&self) -> [usize; 2] {
-        let [d_in, columns] = self.first.dims();
+        let [rows, columns] = self.first.dims();
         let out = self.second.as_ref().map_or(columns, |up| up.dims()[1]);
-        [d_in, out]
+        let size = match &self.core {
+            Some(_) => self.kernel.iter().product(),
+            None => 1,
+        };
+        [rows * size, out]
     }
 
     /// Multiplications for one row.
@@ -55,9 +93,12 @@ impl KroneckerFactor {
     /// The matrix, `[in, out]`.
     fn matrix(&self) -> Tensor<2> {
         let first = self.first.val();
-        match &self.second {
-            Some(second) => first.matmul(second.val()),
-            None => first,
+        match (&self.second, &self.core) {
+            (Some(second), Some(core)) => {
+                tucker::kernel(core.val(), second.val(), first.transpose()).transpose()
+            }
+            (Some(second), None) => first.matmul(second.val()),
+            (None, _) => first,
         }
     }
 
@@ -75,9 +116,20 @@ impl KroneckerFactor {
         let spec = |part: &str, end: &str| {
             CheckpointKey::layer(&format!("{field}.{part}"), &format!("{key}{end}")).transposed()
         };
-        match self.second {
-            Some(_) => vec![spec("first", "_b"), spec("second", "_a")],
-            None => vec![spec("first", "")],
+        match (&self.second, &self.core) {
+            (Some(_), Some(_)) => {
+                let as_it_is =
+                    CheckpointKey::layer(&format!("{field}.second"), &format!("{key}_a"));
+                vec![spec("first", "_b"), as_it_is]
+            }
+            (Some(_), None) => vec![spec("first", "_b"), spec("second", "_a")],
+            (None, _) if self.kernel.is_empty() => vec![spec("first", "")],
+            (None, _) => {
+                let [rows, out] = self.first.lazy_shape().dims();
+                let size: usize = self.kernel.iter().product();
+                let shape = [&[out, rows / size], self.kernel.as_slice()].concat();
+                vec![spec("first", "").shaped(&shape)]
+            }
         }
     }
 }
@@ -89,7 +141,8 @@ fn swapped(input: Tensor<2>, [rows, a, b]: [usize; 3]) -> Tensor<2> {
     split.reshape([rows * b, a])
 }
 
-/// `W' = W + s·(K₁ ⊗ K₂)`, with `[in, out]` of W being `[in₁·in₂, out₁·out₂]`.
+/// `W' = W + s·(K₁ ⊗ K₂)`, with `[in, out]` of W being `[in₁·in₂, out₁·out₂]`. Of a convolution W is the kernel's
+/// [matrix](peft_core::method::matrix_of), K₁ divides its channels, and K₂ has its height and width.
 ///
 /// On the activation side x is a matrix `[in₁, in₂]`, and its change `K₁ᵀ x K₂`: the Kronecker product
 /// is never made.
@@ -139,6 +192,9 @@ impl Adapter for LokrLinear {
     fn tensors(&self) -> Vec<CheckpointKey> {
         let mut tensors = self.w1.tensors("w1", "lokr_w1");
         tensors.extend(self.w2.tensors("w2", "lokr_w2"));
+        if self.w2.core.is_some() {
+            tensors.push(CheckpointKey::layer("w2.core", "lokr_t2"));
+        }
         tensors
     }
 }
@@ -146,7 +202,16 @@ impl Adapter for LokrLinear {
 impl WeightAdapter for LokrLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
-        weight + self.delta().reshape(shape)
+        weight + from_matrix(self.delta(), shape)
+    }
+
+    fn conv2d(&self, input: Tensor<4>, inner: &dyn BaseConv2d) -> Tensor<4> {
+        let kernel = inner.weight();
+        let change = self
+            .dropout
+            .of_rows(self.delta().transpose(), &self.w1.first);
+        let shape = kernel.shape();
+        conv2d(input, kernel + change.reshape(shape), None, inner.options())
     }
 
     // What is below is called, and its matrix is not looked at.
@@ -204,7 +269,8 @@ pub struct LokrConfig {
     /// Probability that the whole change of a layer is dropped in a pass in training, on the activation side only.
     #[field(probability)]
     pub module_dropout: f64,
-    /// Another form for convolutions, which are not adapted here: no effect.
+    /// Whether K₂ has a core at convolutions whose kernel has more than one element, where it is of rank r. Else its kernel is
+    /// taken for a matrix.
     pub use_effective_conv2d: bool,
     /// Whether K₁ is a product of rank r too, where r is below half of its larger side.
     pub decompose_both: bool,
@@ -265,6 +331,8 @@ fn split(width: usize, factor: i64) -> [usize; 2] {
 impl LinearMethod for LokrConfig {
     type State = LokrLinear;
 
+    const LAYERS: (&'static [LayerKind], &'static str) = LINEAR_AND_CONV;
+
     fn check(&self) -> Result<()> {
         match &self.init_weights {
             InitLokr::Named(name) => init_name::check(&LOKR, name, &[LYCORIS]),
@@ -276,7 +344,10 @@ impl LinearMethod for LokrConfig {
         let (name, like) = (target.name(), target.like());
         let rank = self.rank_pattern.of(name, self.r)?;
         let alpha = self.alpha_pattern.of(name, self.alpha)?;
-        let [in_1, in_2] = split(target.d_in, self.decompose_factor);
+        // Of a convolution's inputs, channels are divided and the rest is K₂'s.
+        let kernel = target.kernel();
+        let size: usize = kernel.iter().product();
+        let [in_1, in_2] = split(target.d_in / size, self.decompose_factor);
         let [mut out_1, mut out_2] = split(target.d_out, self.decompose_factor);
         if self.krona {
             (out_1, out_2) = (out_2, out_1);
@@ -291,9 +362,20 @@ impl LinearMethod for LokrConfig {
         let zero_1 = [zero_1 && rank_1.is_none(), zero_1];
         let zero_2 = matches!(self.init_weights, InitLokr::Named(_));
         let init = plan.init();
+        let w1 = KroneckerFactor::draw(init, [in_1, out_1], rank_1, zero_1, like);
+        let with_core = self.use_effective_conv2d && tucker::has_core(&kernel);
+        let w2 = match rank_2.filter(|_| with_core) {
+            Some(rank) => {
+                KroneckerFactor::draw_with_core(init, [in_2, out_2], rank, zero_2, &kernel, like)
+            }
+            None => KroneckerFactor {
+                kernel,
+                ..KroneckerFactor::draw(init, [in_2 * size, out_2], rank_2, [zero_2, false], like)
+            },
+        };
         Ok(LokrLinear {
-            w1: KroneckerFactor::draw(init, [in_1, out_1], rank_1, zero_1, like),
-            w2: KroneckerFactor::draw(init, [in_2, out_2], rank_2, [zero_2, false], like),
+            w1,
+            w2,
             scale: alpha / rank as f64,
             dropout: ChangeDropout::new(
                 self.rank_dropout,

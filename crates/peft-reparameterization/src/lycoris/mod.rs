@@ -2,4 +2,6 @@
 
 pub(crate) mod change_dropout;
 pub(crate) mod loha;
+pub(crate) mod loha_conv;
 pub(crate) mod lokr;
+pub(crate) mod tucker;

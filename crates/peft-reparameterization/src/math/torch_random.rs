@@ -2,10 +2,11 @@
 //! in place of what was drawn with it.
 //!
 //! Permutations and uniform numbers are torch's bit for bit (2.15, x86-64 with FMA, which it needs for
-//! AVX2; a build without FMA differs in the last bit). Normal numbers are not here: from 16 numbers on,
-//! torch draws them with vectorised approximations of its own, which differ between processors.
+//! AVX2; a build without FMA differs in the last bit). Normal numbers are torch's but for their last bits: from 16
+//! numbers on, torch draws them with vectorised approximations of its own, which differ between processors.
 
 use std::collections::HashMap;
+use std::f64::consts::TAU;
 
 /// Words of the state.
 const STATE: usize = 624;
@@ -108,6 +109,45 @@ impl TorchGenerator {
             })
             .collect()
     }
+
+    /// Uniform in [0, 1), of 53 bits.
+    fn unit(&mut self) -> f64 {
+        let bits = self.random_u64() & ((1 << 53) - 1);
+        bits as f64 / (1_u64 << 53) as f64
+    }
+
+    /// `torch.empty(count).normal_(0, std)`, of `f32`, by Box and Muller. After fewer than 16 numbers, and an odd number of
+    /// them, torch would use the one that is left over next; it is dropped here.
+    pub(crate) fn normal(&mut self, count: usize, std: f64) -> Vec<f32> {
+        const BLOCK: usize = 16;
+        if count < BLOCK {
+            let mut numbers = Vec::with_capacity(count + 1);
+            while numbers.len() < count {
+                let (angle, other) = (TAU * self.unit(), self.unit());
+                let radius = std * (-2.0 * (-other).ln_1p()).sqrt();
+                numbers.extend([radius * angle.cos(), radius * angle.sin()].map(|x| x as f32));
+            }
+            numbers.truncate(count);
+            return numbers;
+        }
+        // Blocks of 16 uniform numbers become normal ones; the last 16 are drawn again where they are no whole block.
+        let mut numbers = self.uniform(count, 0.0, 1.0);
+        let to_normal = |block: &mut [f32]| {
+            let (first, second) = block.split_at_mut(BLOCK / 2);
+            for (one, other) in first.iter_mut().zip(second) {
+                let radius = std as f32 * (-2.0 * (1.0 - *one).ln()).sqrt();
+                let angle = TAU as f32 * *other;
+                (*one, *other) = (radius * angle.cos(), radius * angle.sin());
+            }
+        };
+        numbers.chunks_exact_mut(BLOCK).for_each(to_normal);
+        if !count.is_multiple_of(BLOCK) {
+            let last = &mut numbers[count - BLOCK..];
+            last.copy_from_slice(&self.uniform(BLOCK, 0.0, 1.0));
+            to_normal(last);
+        }
+        numbers
+    }
 }
 
 #[cfg(test)]
@@ -176,5 +216,60 @@ mod tests {
             bits(&TorchGenerator::new(0).uniform(4, 0.0, 1.0)),
             [0x3efe_1558, 0x3f44_aa2f, 0x3db5_33a8, 0x3e07_3300]
         );
+    }
+
+    /// x = torch.normal(mean=0.0, std=std, size=(n,), generator=g): the first and the last two; torch.rand(1, generator=g)
+    #[test]
+    fn normal_numbers_are_torchs_but_for_rounding() {
+        for (count, seed, std, [a, b, c, d], next) in [
+            (
+                8,
+                51,
+                0.5,
+                [0.520_965_3, -0.388_861_36, 0.544_151_84, -0.352_538_44],
+                0.038_381_457,
+            ),
+            (
+                15,
+                42,
+                1.0,
+                [0.336_690_37, 0.128_809_4, -1.689_799, -0.988_959_9],
+                0.886_013_7,
+            ),
+            (
+                16,
+                42,
+                0.7,
+                [1.348_840_7, 1.041_098_8, -0.538_187_2, 0.533_711_8],
+                0.885_442_9,
+            ),
+            (
+                20,
+                43,
+                1.0,
+                [-0.016_603_613, -0.466_794_94, -0.614_542_96, 1.028_201_5],
+                0.625_651_3,
+            ),
+            (
+                63,
+                44,
+                0.5,
+                [0.793_097_85, 0.562_651_46, -0.143_725_2, 0.341_807_8],
+                0.501_984_9,
+            ),
+        ] {
+            let mut generator = TorchGenerator::new(seed);
+            let found = generator.normal(count, std);
+            assert_eq!(found.len(), count);
+            let ends = [found[0], found[1], found[count - 2], found[count - 1]];
+            for (found, expected) in ends.iter().zip([a, b, c, d]) {
+                assert!(
+                    (found - expected).abs() < 1e-6,
+                    "{count}: {found} {expected}"
+                );
+            }
+            let after: f32 = generator.uniform(1, 0.0, 1.0)[0];
+            assert!((after - next as f32).abs() < 1e-7, "{count}: {after}");
+        }
     }
 }

@@ -10,7 +10,8 @@ use peft_core::state::AdapterState as _;
 use peft_core::{Composition, Error, PeftModule, Result};
 
 use crate::combine_error::CombineError;
-use crate::lora::state::{LoraConv2d, LoraEmbedding, LoraLinear};
+use crate::lora::conv::LoraConv2d;
+use crate::lora::state::{LoraEmbedding, LoraLinear};
 use crate::mixture::classifier::{Scalings, XLoraClassifier};
 use crate::mixture::xlora_config::{XLORA, XLoraConfig};
 

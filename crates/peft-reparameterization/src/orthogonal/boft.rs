@@ -1,23 +1,35 @@
 //! BOFT: the inputs of a layer are rotated by a butterfly of blocks, and its outputs scaled.
 
 use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::module::conv2d;
+use peft_core::method::LINEAR_AND_CONV;
 use peft_core::method::prelude::*;
 
 use crate::orthogonal::rotation::{cayley, drop_blocks, rotate_inputs, rotate_rows};
 
 /// `W' = B_(m−1) … B₁ B₀ W · diag(s)` with factors `B_i = P_i·diag(R_i1, R_i2, …)·P_iᵀ`: rotations in
 /// blocks, of features that a permutation has put side by side.
-#[derive(Module, Adapter, Debug)]
+///
+/// Of a convolution W is the kernel's [matrix](peft_core::method::matrix_of).
+#[derive(Module, Debug)]
 pub struct BoftLinear {
     /// What the rotations are made of, by the skew-symmetric part of each matrix:
     /// `[factors, blocks, size, size]`.
-    #[tensor("boft_R")]
     pub boft_r: Param<Tensor<4>>,
     /// s, `[out, 1]`.
-    #[tensor("boft_s")]
     pub boft_s: Param<Tensor<2>>,
     /// Of blocks; on the activation side only.
     pub dropout: Dropout,
+    /// Whether the layer is a convolution: a file then has s as `[1, out]`.
+    pub of_kernel: bool,
+}
+
+impl Adapter for BoftLinear {
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        let s = CheckpointKey::layer("boft_s", "boft_s");
+        let s = if self.of_kernel { s.transposed() } else { s };
+        vec![CheckpointKey::layer("boft_r", "boft_R"), s]
+    }
 }
 
 impl BoftLinear {
@@ -28,6 +40,14 @@ impl BoftLinear {
         let matrices: Tensor<3> = self.boft_r.val().reshape([factors * count, size, size]);
         let skew = (matrices.clone() - matrices.swap_dims(1, 2)) * 0.5;
         cayley(skew).reshape(shape)
+    }
+
+    /// The matrix `[in, out]` behind all factors, its outputs scaled.
+    fn rotated(&self, mut matrix: Tensor<2>, rotations: &Tensor<4>) -> Tensor<2> {
+        for factor in 0..rotations.dims()[0] {
+            matrix = turned(matrix, Side::Rows, rotations, factor);
+        }
+        matrix * self.scale()
     }
 
     /// s as a row.
@@ -78,13 +98,16 @@ fn exchanged(matrix: Tensor<2>, side: Side, sizes: [usize; 2], unit: usize) -> T
 impl WeightAdapter for BoftLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
-        let rotations = self.rotations();
-        let [factors, count, size, _] = rotations.dims();
-        let mut matrix: Tensor<2> = weight.reshape([(count * size) as isize, -1]);
-        for factor in 0..factors {
-            matrix = turned(matrix, Side::Rows, &rotations, factor);
-        }
-        (matrix * self.scale()).reshape(shape)
+        from_matrix(self.rotated(matrix_of(weight), &self.rotations()), shape)
+    }
+
+    // The kernel is small: it is rotated, not its patches.
+    fn conv2d(&self, input: Tensor<4>, inner: &dyn BaseConv2d) -> Tensor<4> {
+        let rotations = drop_blocks(self.rotations(), &self.dropout);
+        let kernel = inner.weight();
+        let shape = kernel.shape();
+        let kernel = from_matrix(self.rotated(matrix_of(kernel), &rotations), shape);
+        conv2d(input, kernel, None, inner.options())
     }
 
     // What is below is called, and its matrix is not looked at.
@@ -173,6 +196,8 @@ impl BoftConfig {
 impl LinearMethod for BoftConfig {
     type State = BoftLinear;
 
+    const LAYERS: (&'static [LayerKind], &'static str) = LINEAR_AND_CONV;
+
     fn check(&self) -> Result<()> {
         if (self.boft_block_size == 0) == (self.boft_block_num == 0) {
             let (field, value) = (
@@ -209,6 +234,7 @@ impl LinearMethod for BoftConfig {
             boft_r,
             boft_s,
             dropout: DropoutConfig::new(self.boft_dropout).init(),
+            of_kernel: target.layer.kind != LayerKind::Linear,
         })
     }
 }
@@ -229,6 +255,7 @@ mod tests {
                 boft_r: Param::from_tensor(Tensor::from_data(data, &device)),
                 boft_s: Param::from_tensor(Tensor::ones([8, 1], &device) * 2.0),
                 dropout: DropoutConfig::new(0.0).init(),
+                of_kernel: false,
             };
             let one = Tensor::<2>::eye(8, &device);
             let matrix = adapter.compose(one.clone());

@@ -1,15 +1,17 @@
 //! HRA: a weight is multiplied by a chain of Householder reflections.
 
+use peft_core::method::LINEAR_AND_CONV;
 use peft_core::method::prelude::*;
 use peft_core::ops::add_low_rank;
 
-/// `W' = H_r ⋯ H₁ W` with `H_i = I − 2 u_i u_iᵀ / ‖u_i‖²`.
+/// `W' = H_r ⋯ H₁ W` with `H_i = I − 2 u_i u_iᵀ / ‖u_i‖²`; of a convolution W is the kernel's
+/// [matrix](peft_core::method::matrix_of).
 ///
 /// The product is `I − U C` with U of r columns and C of r rows, so the layer's input is changed by a
 /// low-rank addition, and no matrix of the weight's size is made.
 #[derive(Module, Adapter, Debug)]
 pub struct HraLinear {
-    /// u as columns, of any length, `[in, r]`.
+    /// u as columns, of any length, `[in, r]`; of a convolution `[in / groups · h · w, r]`.
     #[tensor("hra_u")]
     pub hra_u: Param<Tensor<2>>,
     /// Whether the reflections are at the vectors that Gram and Schmidt's method makes of u, which
@@ -96,9 +98,9 @@ fn orthonormal(u: Tensor<2>) -> Tensor<2> {
 impl WeightAdapter for HraLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
-        let matrix: Tensor<2> = weight.reshape([shape[0], shape[1]]);
+        let matrix = matrix_of(weight);
         let (u, c) = self.factors();
-        (matrix.clone() - u.matmul(c.matmul(matrix))).reshape(shape)
+        from_matrix(matrix.clone() - u.matmul(c.matmul(matrix)), shape)
     }
 
     // What is below is called, and its matrix is not looked at.
@@ -137,6 +139,8 @@ pub struct HraConfig {
 
 impl LinearMethod for HraConfig {
     type State = HraLinear;
+
+    const LAYERS: (&'static [LayerKind], &'static str) = LINEAR_AND_CONV;
 
     fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<HraLinear> {
         let (d_in, r, like) = (target.d_in, self.r, target.like());

@@ -1,13 +1,16 @@
 //! OFT: the inputs of a layer are rotated, in blocks.
 
 use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::module::conv2d;
+use peft_core::method::LINEAR_EMBEDDING_AND_CONV;
 use peft_core::method::prelude::*;
 
 use crate::orthogonal::rotation::{
     Triangles, cayley, drop_blocks, neumann, rotate_inputs, rotate_rows,
 };
 
-/// `W' = diag(R₁, R₂, …)·W`: the layer sees rotated inputs, `(x·diag(R₁, R₂, …)) W + b`.
+/// `W' = diag(R₁, R₂, …)·W`: the layer sees rotated inputs, `(x·diag(R₁, R₂, …)) W + b`. Of a convolution W is the kernel's
+/// [matrix](peft_core::method::matrix_of), so that each output's patch is what is rotated.
 #[derive(Module, Adapter, Debug)]
 pub struct OftLinear {
     /// Strictly upper triangles of skew-symmetric matrices, row by row: `[blocks, size·(size − 1) / 2]`,
@@ -69,9 +72,7 @@ impl WeightAdapter for OftLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let shape = weight.shape();
         let blocks = self.of_blocks(self.rotations());
-        let [count, size, _] = blocks.dims();
-        let matrix: Tensor<2> = weight.reshape([(count * size) as isize, -1]);
-        rotate_rows(matrix, blocks).reshape(shape)
+        from_matrix(rotate_rows(matrix_of(weight), blocks), shape)
     }
 
     // What is below is called, and its matrix is not looked at.
@@ -83,6 +84,50 @@ impl WeightAdapter for OftLinear {
         let rotations = drop_blocks(self.rotations().unsqueeze_dim(0), &self.dropout);
         let blocks = self.of_blocks(rotations.squeeze_dim(0));
         inner.forward(rotate_inputs(input, blocks))
+    }
+
+    // Overlapping patches are no tensor that could be rotated: the kernel is, which is small.
+    fn conv2d(&self, input: Tensor<4>, inner: &dyn BaseConv2d) -> Tensor<4> {
+        let rotations = drop_blocks(self.rotations().unsqueeze_dim(0), &self.dropout);
+        let blocks = self.of_blocks(rotations.squeeze_dim(0));
+        let kernel = inner.weight();
+        let shape = kernel.shape();
+        let kernel = from_matrix(rotate_rows(matrix_of(kernel), blocks), shape);
+        conv2d(input, kernel, None, inner.options())
+    }
+}
+
+/// OFT on an embedding table: rows are rotated when they are looked up, `W' = W·diag(R₁, R₂, …)`. No dropout, as upstream.
+#[derive(Module, Debug)]
+pub struct OftEmbedding {
+    /// What is done to a linear layer's inputs.
+    pub rotation: OftLinear,
+}
+
+impl Adapter for OftEmbedding {
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        let key = CheckpointKey::layer("oft_r", "oft_embedding_R.weight");
+        vec![key.within("rotation")]
+    }
+}
+
+impl WeightAdapter for OftEmbedding {
+    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
+        let shape = weight.shape();
+        let blocks = self.rotation.of_blocks(self.rotation.rotations());
+        from_matrix(rotate_inputs(matrix_of(weight), blocks), shape)
+    }
+
+    // Only the rows that are looked up.
+    fn embedding(&self, ids: Tensor<2, Int>, inner: &dyn BaseEmbedding) -> Tensor<3> {
+        let rows = inner.forward(ids);
+        let [batch, seq, width] = rows.dims();
+        let blocks = self.rotation.of_blocks(self.rotation.rotations());
+        rotate_inputs(rows.reshape([batch * seq, width]), blocks).reshape([batch, seq, width])
+    }
+
+    fn keeps_weight(&self) -> bool {
+        false
     }
 }
 
@@ -152,10 +197,9 @@ fn nearest_divisor(width: usize, wanted: usize) -> usize {
     }
 }
 
-impl LinearMethod for OftConfig {
-    type State = OftLinear;
-
-    fn check(&self) -> Result<()> {
+impl Method for OftConfig {
+    fn validate(&self) -> Result<()> {
+        self.check_fields()?;
         let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
             Err(Error::config(OFT.title, field, value, expected))
         };
@@ -175,8 +219,30 @@ impl LinearMethod for OftConfig {
         Ok(())
     }
 
-    fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<OftLinear> {
-        let (width, like) = (target.d_in, target.like());
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        let targets = layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV)?;
+        let is_table = |target: &TargetLayer<'_>| target.layer.kind == LayerKind::Embedding;
+        let (tables, others): (Vec<_>, Vec<_>) = targets.into_iter().partition(is_table);
+        adapt_each(self, &others, layout, plan, |target, plan| {
+            self.rotation(target, target.d_in, plan)
+        })?;
+        for table in &tables {
+            let rotation = self.rotation(table, table.d_out, plan)?;
+            plan.adapt_weight(table.weight, OftEmbedding { rotation });
+        }
+        Ok(())
+    }
+}
+
+impl OftConfig {
+    /// The rotation of `width` features of a layer.
+    fn rotation(
+        &self,
+        target: &TargetLayer<'_>,
+        width: usize,
+        plan: &mut Plan,
+    ) -> Result<OftLinear> {
+        let like = target.like();
         let size = self.block_size(width);
         if size < 2 {
             let (field, value) = match self.r {
@@ -184,7 +250,7 @@ impl LinearMethod for OftConfig {
                 blocks => ("r", blocks),
             };
             let expected = format!(
-                "`{}` has {width} inputs, and a block needs two or more of them",
+                "`{}` has {width} features to rotate, and a block needs two or more of them",
                 target.name()
             );
             return Err(Error::config(OFT.title, field, value, expected));

@@ -1,8 +1,11 @@
 //! Frozen projections that layers share: their size, their corners, their values when first used.
 
 use burn::module::{Param, ParamId};
-use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
-use peft_core::method::{Layout, TargetLayer};
+use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
+use peft_core::checkpoint::transposed;
+use peft_core::method::{Layout, Plan, TargetLayer};
+
+use crate::math::torch_random::TorchGenerator;
 
 /// The largest input and output widths among the targets.
 pub(crate) fn widest(targets: &[TargetLayer<'_>]) -> [usize; 2] {
@@ -54,6 +57,51 @@ pub(crate) fn lazy<const D: usize>(
     Param::uninitialized(ParamId::new(), init, device.clone(), trained, shape)
 }
 
+/// A and B that all layers share, frozen, of shapes that upstream has transposed: from a file, or drawn from the key.
+pub(crate) fn random_pair(
+    key: i64,
+    from_file: bool,
+    shapes: [[usize; 2]; 2],
+    plan: &mut Plan,
+    like: (&Device, DType),
+) -> [Param<Tensor<2>>; 2] {
+    let mut which = 0;
+    shapes.map(|[rows, columns]| {
+        let at = which;
+        which += 1;
+        if from_file {
+            let zeros = plan.init().zeros([columns, rows], like);
+            return zeros.set_require_grad(false);
+        }
+        lazy([columns, rows], like, false, move || {
+            transposed(&drawn(key, shapes)[at], [rows, columns])
+        })
+    })
+}
+
+/// Two matrices `[rows, columns]` as upstream draws them: torch's `kaiming_uniform_` with gain √2, one after the other.
+pub(crate) fn drawn(key: i64, shapes: [[usize; 2]; 2]) -> [Vec<f32>; 2] {
+    let mut generator = TorchGenerator::new(key.cast_unsigned());
+    shapes.map(|[rows, fan_in]| {
+        let bound = 3.0_f64.sqrt() * (2.0_f64.sqrt() / (fan_in as f64).sqrt());
+        generator.uniform(rows * fan_in, -bound as f32, bound as f32)
+    })
+}
+
+/// As [`lazy`], of integers of 64 bits; they are never trained.
+pub(crate) fn lazy_integers<const D: usize>(
+    shape: [usize; D],
+    device: &Device,
+    values: impl FnOnce() -> Vec<i64> + Send + Sync + 'static,
+) -> Param<Tensor<D, Int>> {
+    let shape = Shape::from(shape.to_vec());
+    let of_data = shape.clone();
+    let init = move |device: &Device, _| {
+        Tensor::from_data(TensorData::new(values(), of_data), (device, DType::I64))
+    };
+    Param::uninitialized(ParamId::new(), init, device.clone(), false, shape)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -66,6 +114,22 @@ pub(crate) mod tests {
         let tensor = file.tensor(key).unwrap();
         let (values, _) = tensor.data().as_chunks::<4>();
         values.iter().copied().map(f32::from_le_bytes).collect()
+    }
+
+    #[test]
+    fn a_key_gives_upstreams_projections() {
+        for (case, name, shapes) in [
+            ("vera", "vera", [[16, 32], [32, 16]]),
+            ("bert_more/pvera", "pvera", [[16, 32], [32, 8]]),
+        ] {
+            for (ours, side) in drawn(0, shapes).into_iter().zip(["A", "B"]) {
+                let theirs = golden(case, &format!("base_model.{name}_{side}"));
+                assert_eq!(ours.len(), theirs.len());
+                // To the last bit but one: torch contracts a product and a sum where the processor can.
+                let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-7;
+                assert!(ours.iter().zip(&theirs).all(close), "{case}: {side}");
+            }
+        }
     }
 
     #[test]

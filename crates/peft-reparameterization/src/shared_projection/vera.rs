@@ -1,11 +1,9 @@
 //! VeRA: two frozen random projections that all layers share, scaled by trained vectors.
 
 use burn::nn::{Dropout, DropoutConfig};
-use peft_core::checkpoint::transposed;
 use peft_core::method::prelude::*;
 
-use crate::math::torch_random::TorchGenerator;
-use crate::shared_projection::projections::{corner, first_like, fits, lazy, widest};
+use crate::shared_projection::projections::{corner, first_like, fits, lazy, random_pair, widest};
 
 /// Kopiczko et al. 2024, section 3.1: `y = xW + ((drop(x) A) ∘ d) B ∘ b`, where A and B are corners
 /// of two frozen matrices that all layers share.
@@ -76,30 +74,6 @@ pub struct VeraConfig {
     pub common: Common,
 }
 
-impl VeraConfig {
-    /// A and B for layers of these widths at most.
-    fn projections(
-        &self,
-        [d_in, d_out]: [usize; 2],
-        plan: &mut Plan,
-        like: (&Device, DType),
-    ) -> [Param<Tensor<2>>; 2] {
-        let rank = self.r;
-        if self.save_projection && !plan.is_new() {
-            let init = plan.init();
-            return [[d_in, rank], [rank, d_out]]
-                .map(|shape| init.zeros(shape, like).set_require_grad(false));
-        }
-        let key = self.projection_prng_key.cast_unsigned();
-        let a = move || transposed(&drawn(key, rank, [d_in, d_out])[0], [rank, d_in]);
-        let b = move || transposed(&drawn(key, rank, [d_in, d_out])[1], [d_out, rank]);
-        [
-            lazy([d_in, rank], like, false, a),
-            lazy([rank, d_out], like, false, b),
-        ]
-    }
-}
-
 impl Method for VeraConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let targets = linear_targets(self, layout, plan)?;
@@ -109,7 +83,10 @@ impl Method for VeraConfig {
             return Err(Error::config(VERA.title, "r", rank, expected));
         }
         let (device, dtype) = first_like(&targets, layout);
-        let [a, b] = self.projections(widths, plan, (&device, dtype));
+        let from_file = self.save_projection && !plan.is_new();
+        let shapes = [[rank, widths[0]], [widths[1], rank]];
+        let key = self.projection_prng_key;
+        let [a, b] = random_pair(key, from_file, shapes, plan, (&device, dtype));
         let mut a = Shared::new(a, targets.len());
         let mut b = Shared::new(b, targets.len());
         adapt_each(self, &targets, layout, plan, |target, plan| {
@@ -139,33 +116,10 @@ impl Method for VeraConfig {
     }
 }
 
-/// A `[rank, in]` and B `[out, rank]` as upstream draws them: torch's `kaiming_uniform_` with gain √2,
-/// A first.
-fn drawn(key: u64, rank: usize, [d_in, d_out]: [usize; 2]) -> [Vec<f32>; 2] {
-    let mut generator = TorchGenerator::new(key);
-    [[rank, d_in], [d_out, rank]].map(|[rows, fan_in]| {
-        let bound = 3.0_f64.sqrt() * (2.0_f64.sqrt() / (fan_in as f64).sqrt());
-        generator.uniform(rows * fan_in, -bound as f32, bound as f32)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shared_projection::projections::tests::golden;
     use burn::tensor::{Shape, TensorData};
-
-    #[test]
-    fn the_key_gives_upstreams_projections() {
-        let [a, b] = drawn(0, 16, [32, 32]);
-        for (ours, key) in [(a, "base_model.vera_A"), (b, "base_model.vera_B")] {
-            let theirs = golden("vera", key);
-            assert_eq!(ours.len(), theirs.len());
-            // To the last bit but one: torch contracts a product and a sum where the processor can.
-            let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-7;
-            assert!(ours.iter().zip(&theirs).all(close), "{key}");
-        }
-    }
 
     #[test]
     fn a_layer_uses_the_corner_of_what_all_share() {

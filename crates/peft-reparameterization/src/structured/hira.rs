@@ -2,7 +2,7 @@
 
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::module::{conv2d, embedding};
-use peft_core::method::LINEAR_EMBEDDING_AND_CONV2D;
+use peft_core::method::LINEAR_EMBEDDING_AND_CONV;
 use peft_core::method::prelude::*;
 use peft_core::nn::{AdaptedForward, dropout_rate};
 use peft_core::ops::linear;
@@ -84,17 +84,29 @@ impl WeightAdapter for HiraEmbedding {
     }
 }
 
-/// HiRA on a 2-D convolution: the kernel times 1 + A convolved with B, which is 1×1.
-#[derive(Module, Adapter, Debug)]
+/// HiRA on a convolution: the kernel times 1 + A convolved with B, which has a kernel of one element.
+#[derive(Module, Debug)]
 pub struct HiraConv2d {
-    /// A, `[r, in / groups, h, w]`.
-    #[tensor("hira_A")]
+    /// A, `[r, in / groups, h, w]`; of a layer of one axis `[r, in / groups, k, 1]`.
     pub hira_a: Param<Tensor<4>>,
     /// B, `[out, r, 1, 1]`.
-    #[tensor("hira_B")]
     pub hira_b: Param<Tensor<4>>,
     /// On the input of the change; on the activation side only.
     pub dropout: Dropout,
+    /// Axes of the layer's kernel: 1 or 2. A file has as many.
+    pub axes: usize,
+}
+
+impl Adapter for HiraConv2d {
+    fn tensors(&self) -> Vec<CheckpointKey> {
+        let stored = |field: &str, key: &str, shape: [usize; 4]| {
+            CheckpointKey::layer(field, key).shaped(&shape[..2 + self.axes])
+        };
+        vec![
+            stored("hira_a", "hira_A", self.hira_a.lazy_shape().dims()),
+            stored("hira_b", "hira_B", self.hira_b.lazy_shape().dims()),
+        ]
+    }
 }
 
 impl HiraConv2d {
@@ -187,7 +199,7 @@ impl Method for HiraConfig {
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        for target in layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV2D)? {
+        for target in layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV)? {
             let (layer, weight) = (target.layer, target.weight);
             // Upstream writes its `rank_pattern`, and does not go by it: a file's own ranks count.
             let stored = ["hira_A", "hira_embedding_A"]
@@ -217,13 +229,15 @@ impl Method for HiraConfig {
                     let hira_b = init.normal(shapes[1], 1.0, like);
                     plan.adapt_weight(weight, HiraEmbedding { hira_a, hira_b });
                 }
-                LayerKind::Conv2d => {
-                    let shapes = [[rank, shape[1], shape[2], shape[3]], [rows, rank, 1, 1]];
+                LayerKind::Conv1d | LayerKind::Conv2d => {
+                    let width = shape.get(3).copied().unwrap_or(1);
+                    let shapes = [[rank, shape[1], shape[2], width], [rows, rank, 1, 1]];
                     let [hira_a, hira_b] = self.draw(plan.init(), shapes, (rank, columns), weight);
                     let state = HiraConv2d {
                         hira_a,
                         hira_b,
                         dropout,
+                        axes: shape.len() - 2,
                     };
                     plan.adapt_weight(weight, state);
                 }
@@ -260,6 +274,7 @@ mod tests {
             hira_a: Param::from_tensor(tensor([rank, d_in, height, width])),
             hira_b: Param::from_tensor(tensor([out, rank, 1, 1])),
             dropout: DropoutConfig::new(0.0).init(),
+            axes: 2,
         };
         // Σ_r B[o, r] A[r, i, h, w], with the shapes above.
         let (a, b) = (

@@ -7,6 +7,7 @@ fn layout() -> Layout {
         kind,
         params: Vec::new(),
         head,
+        groups: 1,
     };
     Layout {
         params: Vec::new(),

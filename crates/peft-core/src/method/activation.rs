@@ -1,10 +1,12 @@
-//! The non-linearities of bottleneck adapters.
+//! Non-linearities of what methods put beside a model.
+
+use std::f64::consts::{FRAC_1_SQRT_2, TAU};
 
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
-/// The non-linearity between the two projections. It is written as upstream's `ACT2FN` has it; other spellings of the
-/// same function are read, too, in upper or lower case.
+/// A non-linearity, by its name in transformers' `ACT2FN`. Other spellings of the same function are read, too, in upper or
+/// lower case. Those with parameters of their own (`prelu`, `xielu`) are not among them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[non_exhaustive]
@@ -33,6 +35,12 @@ pub enum Activation {
     Mish,
     /// 1 / (1 + exp(-x)): `sigmoid`.
     Sigmoid,
+    /// x·min(max(x + 3, 0), 6) / 6: `hardswish`.
+    HardSwish,
+    /// The normal distribution function of mean sqrt(1 / 2) and variance 1 / (4π): `laplace`.
+    Laplace,
+    /// sqrt(ln(1 + exp(x))): `sqrtsoftplus`.
+    SqrtSoftplus,
     /// Hyperbolic tangent: `tanh`.
     Tanh,
     /// x itself: `linear`.
@@ -61,6 +69,9 @@ const SPELLINGS: &[(Activation, &[&str])] = &[
     (Activation::Gelu10, &["gelu_10"]),
     (Activation::Mish, &["mish"]),
     (Activation::Sigmoid, &["sigmoid"]),
+    (Activation::HardSwish, &["hardswish"]),
+    (Activation::Laplace, &["laplace"]),
+    (Activation::SqrtSoftplus, &["sqrtsoftplus"]),
     (Activation::Tanh, &["tanh"]),
     (Activation::Linear, &["linear"]),
 ];
@@ -91,7 +102,9 @@ impl From<Activation> for String {
 }
 
 impl Activation {
-    pub(crate) fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+    /// The function of every element of `x`.
+    #[must_use]
+    pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Relu => activation::relu(x),
             Self::Relu2 => {
@@ -101,12 +114,18 @@ impl Activation {
             Self::Relu6 => activation::relu(x).clamp_max(6.0),
             Self::LeakyRelu => activation::leaky_relu(x, 0.01),
             Self::Swish => activation::silu(x),
-            Self::Gelu => peft_core::ops::gelu(x),
+            Self::Gelu => peft_ops::gelu(x),
             Self::GeluTanh => activation::gelu_approximate(x),
             Self::QuickGelu => x.clone() * activation::sigmoid(x * 1.702),
-            Self::Gelu10 => peft_core::ops::gelu(x).clamp_max(10.0),
+            Self::Gelu10 => peft_ops::gelu(x).clamp_max(10.0),
             Self::Mish => activation::mish(x),
             Self::Sigmoid => activation::sigmoid(x),
+            Self::HardSwish => activation::hard_swish(x),
+            Self::Laplace => {
+                let from_mean = (x - FRAC_1_SQRT_2) * TAU.sqrt();
+                (from_mean.erf() + 1.0) * 0.5
+            }
+            Self::SqrtSoftplus => activation::softplus(x, 1.0).sqrt(),
             Self::Tanh => activation::tanh(x),
             Self::Linear => x,
         }
@@ -201,12 +220,30 @@ mod tests {
                 1.0,
             ],
         ),
+        (
+            Activation::HardSwish,
+            [-0.0, -0.208_333_33, 0.135_416_67, 7.0, 12.0],
+        ),
+        (
+            Activation::Laplace,
+            [0.0, 0.000_009_38, 0.052_573_09, 1.0, 1.0],
+        ),
+        (
+            Activation::SqrtSoftplus,
+            [
+                0.220_425_39,
+                0.688_532_49,
+                0.908_812_09,
+                2.645_923_56,
+                3.464_102_5,
+            ],
+        ),
         (Activation::Linear, [-3.0, -0.5, 0.25, 7.0, 12.0]),
     ];
 
     #[test]
     fn values_are_upstreams() {
-        for (_, device) in peft_core::device::cpu_devices() {
+        for (_, device) in crate::device::cpu_devices() {
             for (activation, expected) in EXPECTED {
                 let x = Tensor::<1>::from_data([-3.0_f32, -0.5, 0.25, 7.0, 12.0], &device);
                 let found = activation.apply(x).into_data();

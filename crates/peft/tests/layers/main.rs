@@ -1,0 +1,7 @@
+//! Layers of every kind: which method takes which, and that what is put on them does what it should.
+
+mod both_sides;
+mod burns_own;
+mod norms;
+mod table;
+mod zoo;
