@@ -3,9 +3,10 @@
 use peft_core::method::Activation;
 use peft_reparameterization::{
     AdaLoraConfig, BdLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
-    DeftDecomposition, FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, InitC3a, InitLokr,
-    KasaConfig, LilyConfig, LoftqConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig,
-    MontecloraConfig, MtlLoraConfig, OftConfig, PeanutConfig, PolyConfig, PveraConfig,
+    DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig,
+    HiraConfig, HraConfig, InitC3a, InitLokr, InitWeights, KasaConfig, LilyConfig, LoftqConfig,
+    LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MontecloraConfig, MtlLoraConfig,
+    OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors, PveraConfig,
     RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig, VbLoraConfig,
     VeloraConfig, VeloraInit, VeraConfig, WaveFtConfig,
 };
@@ -382,7 +383,7 @@ peft_conformance::conformance_suite!(
                 .with_alpha(3.0)
                 .with_decompose_factor(1)
                 .with_use_effective_conv2d(true)
-                .with_init_weights(InitLokr::Named("lycoris".into()))
+                .with_init_weights(InitWeights::Named("lycoris".into()))
                 .with_targets(["convolution", "value", "dense"])
         ),
         Case::new(
@@ -402,7 +403,7 @@ peft_conformance::conformance_suite!(
                 .with_decompose_factor(2)
                 .with_rank_dropout(0.1)
                 .with_module_dropout(0.1)
-                .with_init_weights(InitLokr::Named("lycoris".into()))
+                .with_init_weights(InitWeights::Named("lycoris".into()))
                 .with_targets(["query", "dense"])
                 .with_rank_pattern("query", 3)
         ),
@@ -527,6 +528,84 @@ peft_conformance::conformance_suite!(
                 .with_modules_to_save(["classifier"])
         ),
         Case::new(
+            "psoft",
+            PsoftConfig::new(6)
+                .with_psoft_alpha(9.0)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "psoft by a series with a bound, roots in both, dropout and a head",
+            PsoftConfig::new(5)
+                .with_psoft_alpha(3.0)
+                .with_ab_svd_init(PsoftFactors::PissaInit)
+                .with_use_cayley_neumann(true)
+                .with_num_cayley_neumann_terms(6)
+                .with_cayley_neumann_eps(0.9)
+                .with_psoft_mag_a(false)
+                .with_psoft_dropout(0.1)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "psoft, a free matrix",
+            PsoftConfig::new(8)
+                .with_psoft_orth(false)
+                .with_psoft_mag_b(false)
+                .with_targets(["value", "dense"])
+        ),
+        Case::new(
+            "glora",
+            GloraConfig::new(4).with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "glora of vectors, biases and a head",
+            GloraConfig::new(1)
+                .with_config_a_b(GloraForm::Vector)
+                .with_config_c(GloraForm::Vector)
+                .with_config_d_e(GloraForm::Vector)
+                .with_bias(Bias::Adapted)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "glora of the bias alone",
+            GloraConfig::new(3)
+                .with_config_a_b(GloraForm::None)
+                .with_targets(["key", "dense"])
+        ),
+        Case::new(
+            "glora of constants",
+            GloraConfig::new(1)
+                .with_config_a_b(GloraForm::Constant)
+                .with_config_c(GloraForm::None)
+                .with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "frod",
+            FrodConfig::new(0.02).with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "frod, dense, with dropout, biases and a head",
+            FrodConfig::new(0.3)
+                .with_regularization_alpha(0.1)
+                .with_frod_dropout(0.1)
+                .with_bias(Bias::Adapted)
+                .with_targets(["key", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "osf",
+            OsfConfig::new().with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "osf, shares and numbers, with a head",
+            OsfConfig::new()
+                .with_effective_rank(0.75)
+                .with_rank_pattern("query", 5_usize)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
             "c3a",
             C3aConfig::new(4).with_targets(["query", "key", "value", "dense"])
         ),
@@ -535,13 +614,13 @@ peft_conformance::conformance_suite!(
             C3aConfig::new(8)
                 .with_block_size_pattern("query", 32)
                 .with_block_size_pattern(r"layer\.1\..*", 2)
-                .with_init_weights(InitC3a::Named("gaussian".into()))
+                .with_init_weights(InitWeights::Named("gaussian".into()))
                 .with_targets(["query", "key", "value", "dense"])
         ),
         Case::new(
             "c3a with a head",
             C3aConfig::new(16)
-                .with_init_weights(InitC3a::Named("kaiming_uniform".into()))
+                .with_init_weights(InitWeights::Named("kaiming_uniform".into()))
                 .with_targets(["value", "dense"])
                 .with_modules_to_save(["classifier"])
         ),

@@ -34,6 +34,13 @@ pub trait Adapter: Module + Sync + 'static {
     fn for_checkpoint(&self) -> Self {
         self.clone()
     }
+
+    /// The state once it has a file's values, where it holds something that is computed of them. Parameters that no file
+    /// holds are then as they were planned. Default: the state itself.
+    #[must_use]
+    fn after_load(self) -> Self {
+        self
+    }
 }
 
 /// An adapter of a parameter: W becomes W'(theta), of the same shape.
@@ -99,6 +106,13 @@ pub trait WeightAdapter: Adapter {
     /// many elements as the weight. Default: yes.
     fn keeps_weight(&self) -> bool {
         true
+    }
+
+    /// How many tasks it has parameters of, where the context has to say which task each row is of
+    /// ([`ForwardContext::tasks`]): ids are below it. With one task the context need not say. Default: `None`, as all rows
+    /// are alike.
+    fn num_tasks(&self) -> Option<usize> {
+        None
     }
 
     /// Whether a head that is this table ([`TiedHead`](crate::TiedHead)) changes with it: new tokens do, a

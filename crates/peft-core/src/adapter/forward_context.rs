@@ -248,6 +248,36 @@ impl ForwardContext {
         self
     }
 
+    /// The context of the last `count` of the pass's `of` tokens: for what a model goes on with, as a head that needs no
+    /// others.
+    ///
+    /// # Panics
+    ///
+    /// If `count` is above `of`.
+    #[must_use]
+    pub fn of_last_tokens(&self, count: usize, of: usize) -> Self {
+        assert!(count <= of, "{count} tokens are not the last of {of}");
+        let mut last = self.clone();
+        if count == of {
+            return last;
+        }
+        last.virtual_tokens = self.virtual_tokens.saturating_sub(of - count);
+        last.padding = last
+            .padding
+            .map(|padding| padding.narrow(1, of - count, count));
+        last.segments = None;
+        last.routing = last.routing.map(|routing| routing.of_last_tokens(count));
+        last.positions = last.positions.map(|Positions { values, rows }| {
+            let of_row = |row: &[usize]| row[row.len() - count..].to_vec();
+            let values = values.chunks(values.len() / rows).flat_map(of_row);
+            Positions {
+                values: values.collect(),
+                rows,
+            }
+        });
+        last
+    }
+
     /// The context of some rows of the batch.
     pub(crate) fn of_rows(&self, rows: &[i64], index: &Tensor<1, Int>) -> Self {
         let positions = self.positions.clone().map(|all| match all.rows {

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::checkpoint_key::{Style, field_names};
-use crate::adapter::erased::{AnyAdapter, ErasedModule, FromDyn};
+use crate::adapter::erased::{ErasedModule, FromDyn};
 use crate::checkpoint::base_table::same_values;
 use crate::checkpoint::read::{FLOATS, INTEGERS};
 use crate::checkpoint::stored::{Part, Specs, Stored, specs_by_field};
@@ -348,6 +349,18 @@ pub(crate) fn fill(
         used.push(key);
     }
     for spec in adapter.module().tensors() {
+        if let Some(key) = spec.zeros_key(style, layer, name)
+            && let Some(data) = tensors.get(&key)
+        {
+            if data.iter::<f64>().any(|value| value != 0.0) {
+                return Err(format!(
+                    "tensor `{key}` must be zero: it stands for a part that the adapter does not have"
+                ));
+            }
+            used.push(key);
+        }
+    }
+    for spec in adapter.module().tensors() {
         let Some(key) = spec.key(style, layer, name) else {
             continue;
         };
@@ -363,5 +376,6 @@ pub(crate) fn fill(
             used.push(copy);
         }
     }
+    adapter.module_mut().filled();
     Ok(())
 }

@@ -4,11 +4,11 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::module::embedding;
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::any_tensor::{AnyTensor, with_rank};
 use crate::adapter::base::{BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
 use crate::adapter::contract::{Adapter, WeightAdapter};
-use crate::adapter::erased::AnyAdapter;
 use crate::adapter::role::Role;
 use crate::layout::model_layout::LayoutParam;
 use crate::upstream::BATCHES_SEEN;

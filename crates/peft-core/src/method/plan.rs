@@ -7,11 +7,11 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use serde_json::{Map, Value};
 
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::checkpoint_key::{CheckpointKey, Style};
 use crate::adapter::contract::{
     AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
-use crate::adapter::erased::AnyAdapter;
 use crate::adapter::init::Init;
 use crate::adapter::role::Role;
 use crate::adapter::site_type::{Attention, Hidden, KeyValue, Prompt};
@@ -138,7 +138,7 @@ impl Plan {
     }
 
     /// Whether the file that is being loaded has a tensor whose key begins with `prefix`.
-    pub fn has_stored_below(&self, prefix: &str) -> bool {
+    pub(crate) fn has_stored_below(&self, prefix: &str) -> bool {
         self.stored.keys().any(|key| key.starts_with(prefix))
     }
 

@@ -11,6 +11,7 @@ use peft_reparameterization::METHODS;
 use crate::{BERT, LLAMA, LLAMA_TIED};
 
 const CASES: &str = "../peft-reparameterization/tests/golden";
+const BERT_MORE: &str = "../peft-additive/tests/golden/bert_more/base";
 
 #[test]
 fn checkpoints_compute_what_upstream_computes() {
@@ -254,11 +255,84 @@ fn checkpoints_of_tied_heads_compute_what_upstream_computes() {
     );
 }
 
+/// Scales and changes of weights, biases that are made of the weight, and layers without a bias.
+#[test]
+fn generalized_lora_computes_what_upstream_computes() {
+    let cases = Path::new(CASES).join("bert_more");
+    let names = [
+        "glora_constant_none_none",
+        "glora_lora_lora_vector",
+        "glora_lora_none_none",
+        "glora_none_lora_constant",
+        "glora_vector_vector_constant",
+    ];
+    golden::check(Path::new(BERT_MORE), &cases, &names, METHODS);
+    let cases = Path::new(CASES).join("llama_tied");
+    let names = ["glora_lora_lora_vector", "glora_vector_vector_constant"];
+    golden::check(Path::new(LLAMA_TIED), &cases, &names, METHODS);
+}
+
+/// Upstream writes zeros for parts that a layer does not have. Other numbers there would change its outputs.
+#[test]
+fn parts_that_are_not_there_are_zero() {
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let base = Bert::load(BERT_MORE, device).unwrap();
+    let case = Path::new(CASES).join("bert_more/glora_lora_none_none");
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(case.join(file), dir.path().join(file)).unwrap();
+    }
+    assert!(base.load_adapter("x", dir.path(), METHODS).is_ok());
+    let file = dir.path().join("adapter_model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let key = "base_model.model.encoder.layer.1.attention.self.value.glora_E.zeros";
+    let one: Vec<u8> = (0..32).flat_map(|_| 1.0_f32.to_le_bytes()).collect();
+    let changed = tensors.tensors().into_iter().map(|(name, view)| {
+        if name == key {
+            let view = safetensors::tensor::TensorView::new(view.dtype(), vec![32], &one);
+            (name, view.unwrap())
+        } else {
+            (name, view)
+        }
+    });
+    let changed = safetensors::serialize(changed, None).unwrap();
+    std::fs::write(&file, changed).unwrap();
+    let refused = base.load_adapter("x", dir.path(), METHODS).unwrap_err();
+    let refused = refused.to_string();
+    assert!(
+        refused.contains(key) && refused.contains("zero"),
+        "{refused}"
+    );
+}
+
+/// Rotations of a weight's largest singular directions, which point as upstream's do.
+#[test]
+fn rotated_directions_compute_what_upstream_computes() {
+    let cases = Path::new(CASES).join("bert_more");
+    let names = ["psoft", "psoft_free", "psoft_neumann"];
+    golden::check(Path::new(BERT_MORE), &cases, &names, METHODS);
+    let cases = Path::new(CASES).join("llama_tied");
+    let names = ["psoft", "psoft_neumann"];
+    golden::check(Path::new(LLAMA_TIED), &cases, &names, METHODS);
+}
+
+/// Changes of a weight's smallest singular directions, and of its parts in a basis that layers share.
+#[test]
+fn parts_of_a_spectrum_compute_what_upstream_computes() {
+    let cases = Path::new(CASES).join("bert_more");
+    let names = ["osf", "osf_fraction", "frod"];
+    golden::check(Path::new(BERT_MORE), &cases, &names, METHODS);
+    let cases = Path::new(CASES).join("llama_tied");
+    let names = ["osf", "frod"];
+    golden::check(Path::new(LLAMA_TIED), &cases, &names, METHODS);
+}
+
 /// Upstream converts what such starts train to plain LoRA of twice the rank. Its count is of before.
 #[test]
 fn what_was_converted_to_plain_lora_is_plain_lora() {
     let cases = Path::new(CASES).join("bert_more");
-    let base = Path::new("../peft-additive/tests/golden/bert_more/base");
+    let base = Path::new(BERT_MORE);
     let names = [
         "lora_corda_kpm",
         "lora_ga_a2rbr_weight_svd",
@@ -342,7 +416,7 @@ fn an_alora_acts_on_with_a_cache() {
 #[test]
 fn chosen_vectors_are_upstreams_without_logits() {
     let cases = Path::new(CASES).join("bert_more");
-    let base = Path::new("../peft-additive/tests/golden/bert_more/base");
+    let base = Path::new(BERT_MORE);
     golden::check(base, &cases, &["vblora_topk"], METHODS);
     let tied = Path::new(CASES).join("llama_tied");
     golden::check(Path::new(LLAMA_TIED), &tied, &["vblora_topk"], METHODS);

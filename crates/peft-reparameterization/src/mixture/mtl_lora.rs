@@ -87,6 +87,10 @@ impl WeightAdapter for MtlLoraLinear {
     fn is_mergeable(&self) -> bool {
         false
     }
+
+    fn num_tasks(&self) -> Option<usize> {
+        Some(self.weights.dims()[0])
+    }
 }
 
 /// MTL-LoRA's configuration. Fields are called as in AdapterHub's `MTLLoRAConfig`, but for `n_tasks`: there each task has

@@ -99,6 +99,10 @@ impl WeightAdapter for PolyLinear {
     fn is_mergeable(&self) -> bool {
         false
     }
+
+    fn num_tasks(&self) -> Option<usize> {
+        Some(self.module_logits.dims()[0])
+    }
 }
 
 /// Poly's configuration. Fields are called and behave as in Hugging Face PEFT's `PolyConfig`.
