@@ -278,6 +278,7 @@ pub(crate) trait ErasedWeight: ErasedModule {
     fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3>;
     fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4>;
     fn is_mergeable(&self) -> bool;
+    fn needs_weight(&self) -> bool;
     fn keeps_weight(&self) -> bool;
     fn num_tasks(&self) -> Option<usize>;
     fn affects_tied_head(&self) -> bool;
@@ -303,6 +304,9 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     }
     fn is_mergeable(&self) -> bool {
         self.state().is_mergeable()
+    }
+    fn needs_weight(&self) -> bool {
+        self.state().needs_weight()
     }
     fn keeps_weight(&self) -> bool {
         self.state().keeps_weight()
