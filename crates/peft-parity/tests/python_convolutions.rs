@@ -152,10 +152,10 @@ fn write(base: &Net, device: &Device, dir: &Path) -> Vec<&'static str> {
         let mut model = base.attach("trained", method.as_ref()).unwrap();
         let mut optimizer = AdamConfig::new().init();
         let before = run(&model.valid(), device);
-        for _ in 0..8 {
+        for _ in 0..20 {
             let loss = (run(&model, &autodiff) - 0.7).powi_scalar(2).mean();
             let gradients = GradientsParams::from_grads(loss.backward(), &model);
-            model = optimizer.step(3e-2, model, gradients);
+            model = optimizer.step(5e-2, model, gradients);
         }
         let output = run(&model.valid(), device);
         let moved: f32 = (output.clone() - before).abs().max().into_scalar();

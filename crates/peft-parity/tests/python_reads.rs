@@ -21,7 +21,7 @@ use peft::reparameterization::{
     DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig,
     HiraConfig, HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig,
     OsfConfig, PeanutConfig, PsoftConfig, PsoftFactors, PveraConfig, RandLoraConfig,
-    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig,
+    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig, WaveFtConfig,
 };
 use peft::selective::{LnTuningConfig, ShiraConfig, SuperTuningConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
@@ -266,6 +266,23 @@ fn random_projection_cases() -> Cases {
                 PveraConfig::new(16)
                     .with_projection_prng_key(5)
                     .with_save_projection(false)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "waveft",
+            Box::new(
+                WaveFtConfig::new(40)
+                    .with_wavelet_family("sym4")
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "waveft-elements",
+            Box::new(
+                WaveFtConfig::new(40)
+                    .with_use_idwt(false)
+                    .with_proportional_parameters(true)
                     .with_targets(TARGETS),
             ),
         ),

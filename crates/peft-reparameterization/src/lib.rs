@@ -62,6 +62,7 @@ pub use structured::gralora::{GRALORA, GraLoraConfig, GraLoraGeneral, GraLoraLin
 pub use structured::hira::{HIRA, HiraConfig, HiraConv2d, HiraEmbedding, HiraLinear};
 pub use structured::miss::{InitMiss, MISS, MissBat, MissConfig, MissLinear};
 pub use structured::said::{SAID, Said, SaidConfig};
+pub use structured::waveft::{WAVEFT, WaveFtConfig, WaveFtLinear};
 pub use weight_aware::deft::{DEFT, DeftConfig};
 pub use weight_aware::deft_state::{DeftDecomposition, DeftLinear};
 pub use weight_aware::peanut::{PEANUT, PeanutConfig, PeanutLinear};
@@ -70,5 +71,5 @@ pub use weight_aware::peanut::{PEANUT, PeanutConfig, PeanutLinear};
 pub const METHODS: &[&MethodInfo] = &[
     &LORA, &ADALORA, &LOHA, &LOKR, &VERA, &RANDLORA, &VBLORA, &HIRA, &MISS, &OFT, &BOFT, &HRA,
     &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA, &UNILORA, &TINYLORA, &PVERA, &GRALORA,
-    &DELORA, &DEFT, &PEANUT, &GLORA, &PSOFT, &OSF, &FROD,
+    &DELORA, &DEFT, &PEANUT, &WAVEFT, &GLORA, &PSOFT, &OSF, &FROD,
 ];

@@ -7,7 +7,7 @@ use peft_reparameterization::{
     InitC3a, InitLokr, LilyConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig,
     MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors,
     PveraConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig,
-    VbLoraConfig, VeraConfig,
+    VbLoraConfig, VeraConfig, WaveFtConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -544,6 +544,32 @@ peft_conformance::conformance_suite!(
                 .with_init_weights(InitC3a::Named("kaiming_uniform".into()))
                 .with_targets(["value", "dense"])
                 .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "waveft",
+            // With 25 the change would be several times the tiny model's weights, which rounds as FourierFT's does.
+            WaveFtConfig::new(60)
+                .with_scaling(8.0)
+                .with_targets(["query", "key", "value", "dense"])
+        ),
+        Case::new(
+            "waveft of longer filters, patterns, a head",
+            WaveFtConfig::new(40)
+                .with_scaling(6.0)
+                .with_wavelet_family("coif1")
+                .with_random_loc_seed(-3)
+                .with_n_frequency_pattern("query", 200)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "waveft without a transform, in proportion, biases",
+            WaveFtConfig::new(50)
+                .with_scaling(7.0)
+                .with_use_idwt(false)
+                .with_proportional_parameters(true)
+                .with_bias(Bias::All)
+                .with_targets(["value", "dense"])
         ),
         Case::new(
             "fourierft",

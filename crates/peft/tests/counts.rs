@@ -16,7 +16,7 @@ use peft::reparameterization::{
     FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig,
     LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, MtlLoraConfig, OftConfig,
     OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PveraConfig, RandLoraConfig, SaidConfig,
-    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig,
+    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig, WaveFtConfig,
 };
 use peft::selective::{
     BitFitConfig, DiffPruningConfig, FarConfig, FishMaskConfig, LnTuningConfig, LtSftConfig,
@@ -223,7 +223,7 @@ fn counts_of_side_networks_are_those_of_their_page() {
 fn counts_of_the_reparameterizations_are_those_of_their_pages() {
     let model = minilm_l6();
     let qv = ["query", "value"];
-    let cases: [(&dyn Method, usize); 18] = [
+    let cases: [(&dyn Method, usize); 19] = [
         (
             &LoraConfig::new(8).with_use_dora(true).with_targets(qv),
             78_336,
@@ -257,6 +257,7 @@ fn counts_of_the_reparameterizations_are_those_of_their_pages() {
         (&HraConfig::new(8).with_targets(qv), 36_864),
         (&C3aConfig::new(32).with_targets(qv), 55_296),
         (&FourierFtConfig::new(1000).with_targets(qv), 12_000),
+        (&WaveFtConfig::new(2592).with_targets(qv), 31_104),
         (
             &SaidConfig::new(1000).with_excluded(["pooler.dense"]),
             1_036,

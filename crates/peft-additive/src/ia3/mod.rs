@@ -138,11 +138,12 @@ impl Ia3Config {
         config
     }
 
-    /// How many channels a convolution sees: those of one group, times the groups that the model or a file says there are.
+    /// How many channels of a convolution's input are scaled: those of all groups that the model says there are, or those
+    /// of one group in a file that has so many.
     fn channels(target: &TargetLayer<'_>, plan: &Plan) -> usize {
         let of_group = target.weight.shape()[1];
         match plan.stored_shape(target.layer, "ia3_l") {
-            Some([1, channels, ..]) if channels.is_multiple_of(of_group) => *channels,
+            Some([1, channels, ..]) if *channels == of_group => of_group,
             _ => of_group * target.layer.groups,
         }
     }

@@ -49,8 +49,8 @@ pub use plan::Plan;
 pub use serde_json::Value;
 pub use sparse_delta::SparseDelta;
 pub use targeting::{
-    LINEAR, LINEAR_AND_CONV, LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV,
-    LINEAR_EMBEDDING_AND_CONV2D, Target, refuse_unsupported, train_biases,
+    LINEAR, LINEAR_AND_CONV, LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV, Target,
+    refuse_unsupported, train_biases,
 };
 pub use trainable_tokens::TrainableTokens;
 

@@ -54,12 +54,6 @@ pub const LINEAR: (&[LayerKind], &str) = (&[LayerKind::Linear], "Linear");
 pub const LINEAR_AND_CONV2D: (&[LayerKind], &str) =
     (&[LayerKind::Linear, LayerKind::Conv2d], "Linear and Conv2d");
 
-/// Linear layers, embedding tables and 2-D convolutions, for [`layer_targets`](crate::method::layer_targets).
-pub const LINEAR_EMBEDDING_AND_CONV2D: (&[LayerKind], &str) = (
-    &[LayerKind::Linear, LayerKind::Embedding, LayerKind::Conv2d],
-    "Linear, Embedding and Conv2d",
-);
-
 /// Linear layers and convolutions of one and of two axes, for [`layer_targets`](crate::method::layer_targets).
 pub const LINEAR_AND_CONV: (&[LayerKind], &str) = (
     &[LayerKind::Linear, LayerKind::Conv1d, LayerKind::Conv2d],

@@ -400,6 +400,24 @@ fn fixed_numbers_are_upstreams_in_a_file_or_drawn_again() {
     golden::check(Path::new(LLAMA_TIED), &tied, &names, METHODS);
 }
 
+/// Few coefficients and many of each layer, in all and in proportion to its size, and without a transform.
+#[test]
+fn wavelets_are_upstreams() {
+    let cases = Path::new(CASES).join("bert_more");
+    let base = Path::new("../peft-additive/tests/golden/bert_more/base");
+    let names = [
+        "waveft_db1",
+        "waveft_sym3",
+        "waveft_no_idwt",
+        "waveft_coif2",
+        "waveft_db4",
+    ];
+    golden::check(base, &cases, &names, METHODS);
+    let tied = Path::new(CASES).join("llama_tied");
+    let names = ["waveft_db1", "waveft_sym3"];
+    golden::check(Path::new(LLAMA_TIED), &tied, &names, METHODS);
+}
+
 #[test]
 fn methods_of_blocks_and_of_the_weight_itself_compute_what_upstream_computes() {
     let cases = Path::new(CASES).join("bert_more");

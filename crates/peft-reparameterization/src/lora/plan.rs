@@ -165,10 +165,11 @@ impl LoraConfig {
         plan.adapt_weight(param, state);
     }
 
-    /// How many groups B has at a convolution with a kernel of `shape`: the layer's, or those of a file's A.
+    /// How many groups B has at a convolution with a kernel of `shape`: the layer's, or one in a file whose A is of one
+    /// group's channels.
     fn groups(layer: &Layer, shape: &[usize], plan: &Plan) -> usize {
         match plan.stored_shape(layer, "lora_A.weight") {
-            Some([_, channels, ..]) if channels.is_multiple_of(shape[1]) => channels / shape[1],
+            Some([_, channels, ..]) if *channels == shape[1] => 1,
             _ => layer.groups,
         }
     }

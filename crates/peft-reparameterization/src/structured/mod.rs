@@ -1,4 +1,4 @@
-//! Methods whose change has another structure than low rank: circulant, spectral, masked by the weight, shared rows,
+//! Methods whose change has another structure than low rank: circulant, spectral, of wavelets, masked by the weight, shared rows,
 //! blocks, normalised factors.
 
 pub(crate) mod c3a;
@@ -9,3 +9,4 @@ pub(crate) mod gralora;
 pub(crate) mod hira;
 pub(crate) mod miss;
 pub(crate) mod said;
+pub(crate) mod waveft;

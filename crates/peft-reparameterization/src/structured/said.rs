@@ -1,6 +1,6 @@
 //! Intrinsic dimension: all weights move in one subspace of few dimensions.
 
-use peft_core::method::LINEAR_EMBEDDING_AND_CONV2D;
+use peft_core::method::LINEAR_EMBEDDING_AND_CONV;
 use peft_core::method::prelude::*;
 
 /// Random numbers that are the same everywhere and forever: Vigna's splitmix64. They are a part of every
@@ -196,7 +196,7 @@ fn gaussian(
 
 impl Method for SaidConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let targets = layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV2D)?;
+        let targets = layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV)?;
         let elements = targets.iter().map(|target| target.weight.elements());
         let (Some(first), Some(most)) = (targets.first(), elements.clone().max()) else {
             return Ok(());

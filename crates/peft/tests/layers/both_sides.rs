@@ -79,13 +79,19 @@ impl Pictures {
     /// The layer's output, flat: with adapters acting on what flows, or with the composed kernel.
     fn through(&self, model: &Zoo, layer: &str, adapted: bool) -> Tensor<1> {
         let context = ForwardContext::new();
-        let one = |layer: &Conv1d| match adapted {
-            true => layer.adapted_in(self.line(), &context),
-            false => layer.forward(self.line()),
+        let one = |layer: &Conv1d| {
+            if adapted {
+                layer.adapted_in(self.line(), &context)
+            } else {
+                layer.forward(self.line())
+            }
         };
-        let two = |layer: &Conv2d| match adapted {
-            true => layer.adapted_in(self.0.clone(), &context),
-            false => layer.forward(self.0.clone()),
+        let two = |layer: &Conv2d| {
+            if adapted {
+                layer.adapted_in(self.0.clone(), &context)
+            } else {
+                layer.forward(self.0.clone())
+            }
         };
         match layer {
             "conv1d" => one(&model.conv1d).flatten(0, 2),
@@ -266,25 +272,29 @@ fn rows_have_adapters_of_their_own() {
 fn groups_that_the_model_does_not_name_are_one() {
     let (_, device) = cpu_devices().remove(0);
     let device = device.autodiff();
-    let base = Zoo {
-        names: peft::core::KeyMapping::default(),
-        ..Zoo::new(&device)
-    };
+    let mut base = Zoo::new(&device);
+    let named = std::mem::take(&mut base.names);
     let config = LoraConfig::new(3).with_targets(["conv2d_groups"]);
     let model = perturb(base.attach("a", &config).unwrap(), "a");
     let pictures = Pictures::new(&device);
     let adapted = pictures.through(&model, "conv2d_groups", true).into_data();
     let composed = pictures.through(&model, "conv2d_groups", false).into_data();
     assert!(far(&adapted, &composed) < 1e-5);
-    // A file says what its adapter was trained with.
-    let named = LoraConfig::new(4).with_targets(["conv2d_groups"]);
-    let named = perturb(Zoo::new(&device).attach("a", &named).unwrap(), "a");
+    // What sees all channels is another adapter, which needs the number of groups.
+    let whole = Zoo {
+        names: named,
+        ..base.clone()
+    };
+    let config = LoraConfig::new(4).with_targets(["conv2d_groups"]);
+    let of_groups = whole.attach("a", &config).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    named.save_adapter("a", dir.path()).unwrap();
-    let loaded = base
-        .load_adapter("b", dir.path(), &peft::methods())
-        .unwrap();
-    let expected = pictures.through(&named, "conv2d_groups", true).into_data();
-    let found = pictures.through(&loaded, "conv2d_groups", true).into_data();
-    assert_eq!(found, expected);
+    of_groups.save_adapter("a", dir.path()).unwrap();
+    let refused = base.load_adapter("b", dir.path(), &peft::methods());
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("shape"), "{refused}");
+    // A file of one group's channels means the same in a model that names the groups.
+    model.save_adapter("a", dir.path()).unwrap();
+    let loaded = whole.load_adapter("b", dir.path(), &peft::methods());
+    let found = pictures.through(&loaded.unwrap(), "conv2d_groups", true);
+    assert_eq!(found.into_data(), adapted);
 }

@@ -29,7 +29,7 @@ pub(crate) struct Zoo {
     pub(crate) linear: Linear,
     pub(crate) embedding: Embedding,
     pub(crate) conv1d: Conv1d,
-    /// Of two groups, dilated.
+    /// Of two groups, dilated, without a bias.
     pub(crate) conv1d_groups: Conv1d,
     /// With a stride, and padding that keeps the size.
     pub(crate) conv2d: Conv2d,
@@ -60,6 +60,7 @@ impl Zoo {
                 .with_groups(2)
                 .with_dilation(2)
                 .with_padding(PaddingConfig1d::Explicit(2, 1))
+                .with_bias(false)
                 .init(device),
             conv2d: Conv2dConfig::new([WIDTH, WIDTH], [3, 2])
                 .with_stride([2, 1])
@@ -69,7 +70,6 @@ impl Zoo {
                 .with_groups(2)
                 .with_dilation([2, 1])
                 .with_padding(PaddingConfig2d::Explicit(2, 0, 1, 1))
-                .with_bias(false)
                 .init(device),
             conv_transpose2d: ConvTranspose2dConfig::new([WIDTH, WIDTH], [3, 3]).init(device),
             layer_norm: LayerNormConfig::new(WIDTH).init(device),
