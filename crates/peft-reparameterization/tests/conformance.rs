@@ -4,7 +4,7 @@ use peft_core::method::Activation;
 use peft_reparameterization::{
     AdaLoraConfig, BdLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
     DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig,
-    HiraConfig, HraConfig, InitC3a, InitLokr, InitWeights, KasaConfig, LilyConfig, LoftqConfig,
+    HiraConfig, HraConfig, InitWeights, KasaConfig, LilyConfig, LoftqConfig,
     LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MontecloraConfig, MtlLoraConfig,
     OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors, PveraConfig,
     RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig, VbLoraConfig,
