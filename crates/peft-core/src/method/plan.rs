@@ -159,8 +159,11 @@ impl Plan {
         self.part = part;
     }
 
-    /// Puts `adapter` on a parameter.
+    /// Puts `adapter` on a parameter; on none that is a running statistic ([`LayoutParam::is_buffer`]).
     pub fn adapt_weight(&mut self, param: &LayoutParam, adapter: impl WeightAdapter) {
+        if param.is_buffer() {
+            return;
+        }
         self.push(&param.path, AnyAdapter::weight(adapter, Role::Method));
     }
 

@@ -34,6 +34,7 @@ fn needed(method: &str) -> Value {
     match method {
         "adapter-fusion" => json!({"adapter_names": ["one", "two"]}),
         "c3a" => json!({"block_size": 32}),
+        "diff-pruning" | "fishmask" | "lt-sft" => json!({"keep_ratio": 0.5}),
         "trainable-tokens" => json!({"token_indices": [3, 4]}),
         "vblora" => json!({"vector_length": 32}),
         _ => json!({}),
@@ -50,6 +51,8 @@ fn takes(base: &Zoo, info: &MethodInfo, layer: &str) -> Result<bool, Error> {
         Err(Error::UnsupportedLayer { .. } | Error::NoTarget { .. } | Error::NoSite { .. }) => {
             return Ok(false);
         }
+        // It takes the layer, and asks for statistics of it.
+        Err(Error::Calibration { .. }) => return Ok(true),
         // None of the layers is one for it.
         Err(Error::Config {
             field: "target_modules" | "modules_to_save",
