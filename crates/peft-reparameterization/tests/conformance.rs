@@ -4,11 +4,11 @@ use peft_core::method::Activation;
 use peft_reparameterization::{
     AdaLoraConfig, BdLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
     DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig,
-    HiraConfig, HraConfig, InitWeights, KasaConfig, LilyConfig, LoftqConfig,
-    LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MontecloraConfig, MtlLoraConfig,
-    OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors, PveraConfig,
-    RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig, VbLoraConfig,
-    VeloraConfig, VeloraInit, VeraConfig, WaveFtConfig,
+    HiraConfig, HraConfig, InitWeights, KasaConfig, LilyConfig, LoftqConfig, LohaConfig,
+    LokrConfig, LoraConfig, METHODS, MissConfig, MontecloraConfig, MtlLoraConfig, OftConfig,
+    OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors, PveraConfig, RandLoraConfig,
+    SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeloraConfig,
+    VeloraInit, VeraConfig, WaveFtConfig,
 };
 
 peft_conformance::conformance_suite!(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 
-use crate::adapter::erased::AnyAdapter;
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::site_type::SiteKind;
 use crate::attached::composition::Composition;
 use crate::attached::stack::Stack;
