@@ -18,9 +18,10 @@ use peft::core::method::{Activation, Method};
 use peft::hybrid::UnionConfig;
 use peft::reparameterization::{
     AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
-    DeftDecomposition, FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, LilyConfig,
-    LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, PeanutConfig, PveraConfig,
-    RandLoraConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig, WaveFtConfig,
+    DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig,
+    HiraConfig, HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig,
+    OsfConfig, PeanutConfig, PsoftConfig, PsoftFactors, PveraConfig, RandLoraConfig,
+    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig, WaveFtConfig,
 };
 use peft::selective::{LnTuningConfig, ShiraConfig, SuperTuningConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
@@ -38,6 +39,7 @@ fn cases() -> Cases {
     cases.extend(other_weight_cases());
     cases.extend(random_projection_cases());
     cases.extend(newer_weight_cases());
+    cases.extend(spectral_cases());
     cases.extend(scaling_cases());
     cases.extend(selective_cases());
     cases.extend(prompt_cases());
@@ -520,6 +522,55 @@ fn newer_weight_cases() -> Cases {
         (
             "peanut-deep",
             Box::new(PeanutConfig::new(4).with_depth(2).with_targets(TARGETS)),
+        ),
+    ]
+}
+
+fn spectral_cases() -> Cases {
+    vec![
+        ("glora", Box::new(GloraConfig::new(4).with_targets(TARGETS))),
+        (
+            "glora-vectors",
+            Box::new(
+                GloraConfig::new(4)
+                    .with_config_a_b(GloraForm::Vector)
+                    .with_config_c(GloraForm::Vector)
+                    .with_config_d_e(GloraForm::Vector)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "glora-bias",
+            Box::new(
+                GloraConfig::new(4)
+                    .with_config_a_b(GloraForm::None)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "frod",
+            Box::new(FrodConfig::new(0.05).with_targets(["query", "value"])),
+        ),
+        ("psoft", Box::new(PsoftConfig::new(6).with_targets(TARGETS))),
+        (
+            "psoft-series",
+            Box::new(
+                PsoftConfig::new(5)
+                    .with_ab_svd_init(PsoftFactors::PissaInit)
+                    .with_use_cayley_neumann(true)
+                    .with_cayley_neumann_eps(0.5)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        ("osf", Box::new(OsfConfig::new().with_targets(TARGETS))),
+        (
+            "osf-shares",
+            Box::new(
+                OsfConfig::new()
+                    .with_effective_rank(0.75)
+                    .with_rank_pattern("value", 3_usize)
+                    .with_targets(TARGETS),
+            ),
         ),
     ]
 }

@@ -10,6 +10,7 @@ mod math;
 mod mixture;
 mod orthogonal;
 mod shared_projection;
+mod spectral;
 mod structured;
 mod weight_aware;
 
@@ -18,18 +19,27 @@ use peft_core::method::MethodInfo;
 pub use adalora::config::{ADALORA, AdaLoraConfig};
 pub use adalora::state::AdaLora;
 pub use combine::extract::{Extracted, extract_lora};
+pub use combine::intruders::{IntruderReduction, Intruders, reduce_intruders};
 pub use combine::weighted::{CombinationType, MergeMethod, TiesElectSign, add_weighted_adapter};
 pub use combine_error::CombineError;
 pub use init_name::InitWeights;
 pub use lora::adapterhub::AdapterHubLora;
+pub use lora::alora::{ALoraLinear, Invocation};
+pub use lora::block_diagonal::{BdLoraConfig, BdLoraLinear};
 pub use lora::config::{InitLora, LORA, LoraConfig, TrainableTokenIndices};
 pub use lora::conv::LoraConv2d;
+pub use lora::corda::{CordaConfig, CordaMethod};
 pub use lora::dora::Magnitude;
 pub use lora::eva::eva;
 pub use lora::gated::GatedLoraLinear;
+pub use lora::gradient_start::{LoraGaConfig, LoraGaDirection, LoraGaScale};
 pub use lora::initial_factors::{cast_factors, init_from_factors};
+pub use lora::kasa::{KasaConfig, KasaLinear};
+pub use lora::loftq::{LoftqConfig, LoftqLinear};
+pub use lora::monteclora::{MontecloraConfig, MontecloraLinear};
 pub use lora::plus::{LoraPlus, lora_plus};
 pub use lora::state::{Follower, InitialFactors, LoraBias, LoraEmbedding, LoraLinear};
+pub use lora::velora::{VeloraConfig, VeloraInit, VeloraLinear};
 pub use lycoris::change_dropout::ChangeDropout;
 pub use lycoris::loha::{LOHA, LohaConfig, LohaLinear};
 pub use lycoris::loha_conv::LohaConv;
@@ -44,6 +54,7 @@ pub use mixture::xlora_config::XLoraConfig;
 pub use orthogonal::boft::{BOFT, BoftConfig, BoftLinear};
 pub use orthogonal::hra::{HRA, HraConfig, HraLinear};
 pub use orthogonal::oft::{OFT, OftConfig, OftEmbedding, OftLinear};
+pub use orthogonal::psoft::{PSOFT, PsoftConfig, PsoftFactors, PsoftLinear, PsoftSvd};
 pub use peft_core::method::Bias;
 pub use shared_projection::pvera::{PVERA, PveraConfig, PveraLinear};
 pub use shared_projection::randlora::{RANDLORA, RandLoraConfig, RandLoraLinear};
@@ -51,9 +62,12 @@ pub use shared_projection::tinylora::{InitTinyLora, TINYLORA, TinyLora, TinyLora
 pub use shared_projection::unilora::{UNILORA, UniLoraConfig, UniLoraLinear};
 pub use shared_projection::vblora::{VBLORA, VbLoraConfig, VbLoraLinear};
 pub use shared_projection::vera::{VERA, VeraConfig, VeraLinear};
+pub use spectral::frod::{FROD, FrodConfig, FrodLinear};
+pub use spectral::osf::{OSF, OsfConfig, OsfLinear, OsfRank};
 pub use structured::c3a::{C3A, C3aConfig, C3aLinear};
 pub use structured::delora::{DELORA, DeLoraConfig, DeLoraLinear};
 pub use structured::fourierft::{FOURIERFT, FourierFtConfig, FourierFtLinear};
+pub use structured::glora::{GLORA, GloraBias, GloraConfig, GloraForm, GloraLinear, GloraPart};
 pub use structured::gralora::{GRALORA, GraLoraConfig, GraLoraGeneral, GraLoraLinear};
 pub use structured::hira::{HIRA, HiraConfig, HiraConv2d, HiraEmbedding, HiraLinear};
 pub use structured::miss::{MISS, MissBat, MissConfig, MissLinear};
@@ -67,5 +81,5 @@ pub use weight_aware::peanut::{PEANUT, PeanutConfig, PeanutLinear};
 pub const METHODS: &[&MethodInfo] = &[
     &LORA, &ADALORA, &LOHA, &LOKR, &VERA, &RANDLORA, &VBLORA, &HIRA, &MISS, &OFT, &BOFT, &HRA,
     &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA, &UNILORA, &TINYLORA, &PVERA, &GRALORA,
-    &DELORA, &DEFT, &PEANUT, &WAVEFT,
+    &DELORA, &DEFT, &PEANUT, &WAVEFT, &GLORA, &PSOFT, &OSF, &FROD,
 ];

@@ -2,11 +2,13 @@
 
 use peft_core::method::Activation;
 use peft_reparameterization::{
-    AdaLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig, DeftDecomposition,
-    FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, InitWeights, LilyConfig, LohaConfig,
-    LokrConfig, LoraConfig, METHODS, MissConfig, MtlLoraConfig, OftConfig, PeanutConfig,
-    PolyConfig, PveraConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig,
-    UniLoraConfig, VbLoraConfig, VeraConfig, WaveFtConfig,
+    AdaLoraConfig, BdLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
+    DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig,
+    HiraConfig, HraConfig, InitWeights, KasaConfig, LilyConfig, LoftqConfig, LohaConfig,
+    LokrConfig, LoraConfig, METHODS, MissConfig, MontecloraConfig, MtlLoraConfig, OftConfig,
+    OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors, PveraConfig, RandLoraConfig,
+    SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeloraConfig,
+    VeloraInit, VeraConfig, WaveFtConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -93,6 +95,84 @@ peft_conformance::conformance_suite!(
             LoraConfig::new(2)
                 .with_alpha(3.0)
                 .with_init_lora_weights("olora")
+                .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "bd-lora, dropout, and a plain layer",
+            LoraConfig::new(4)
+                .with_alpha(12.0)
+                .with_lora_dropout(0.1)
+                .with_use_bdlora(BdLoraConfig {
+                    match_strict: false,
+                    ..BdLoraConfig::new(2, ["dense"], ["query", "key"])
+                })
+                .with_targets(["query", "key", "value", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "kasa",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_kasa_config(KasaConfig::default())
+                .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "kasa with dropout, biases and a head",
+            LoraConfig::new(2)
+                .with_alpha(5.0)
+                .with_lora_dropout(0.1)
+                .with_kasa_config(KasaConfig::default())
+                .with_bias(Bias::Adapted)
+                .with_targets(["value"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "loftq in three iterations, dropout",
+            LoraConfig::new(3)
+                .with_alpha(6.0)
+                .with_lora_dropout(0.1)
+                .with_init_lora_weights("loftq")
+                .with_loftq_config(LoftqConfig::new(3))
+                .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "mica, also of a table",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_init_lora_weights("mica")
+                .with_targets(["word_embeddings", "value", "dense"])
+        ),
+        Case::new(
+            "alora, dropout and a head",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_lora_dropout(0.1)
+                // The first row has it as its second token, the others do not have it.
+                .with_alora_invocation_tokens([39])
+                .with_targets(["query", "value"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "velora of random directions, dropout",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_lora_dropout(0.1)
+                .with_velora_config(VeloraConfig {
+                    num_groups: 5,
+                    init_type: VeloraInit::Random,
+                    ..VeloraConfig::default()
+                })
+                .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "monteclora",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_monteclora_config(MontecloraConfig {
+                    num_samples: 3,
+                    use_entropy: true,
+                    ..MontecloraConfig::default()
+                })
                 .with_targets(["query", "dense"])
         ),
         Case::new(
@@ -444,6 +524,84 @@ peft_conformance::conformance_suite!(
                 .with_boft_block_size(0)
                 .with_boft_n_butterfly_factor(3)
                 .with_boft_dropout(0.3)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "psoft",
+            PsoftConfig::new(6)
+                .with_psoft_alpha(9.0)
+                .with_targets(["query", "value"])
+        ),
+        Case::new(
+            "psoft by a series with a bound, roots in both, dropout and a head",
+            PsoftConfig::new(5)
+                .with_psoft_alpha(3.0)
+                .with_ab_svd_init(PsoftFactors::PissaInit)
+                .with_use_cayley_neumann(true)
+                .with_num_cayley_neumann_terms(6)
+                .with_cayley_neumann_eps(0.9)
+                .with_psoft_mag_a(false)
+                .with_psoft_dropout(0.1)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "psoft, a free matrix",
+            PsoftConfig::new(8)
+                .with_psoft_orth(false)
+                .with_psoft_mag_b(false)
+                .with_targets(["value", "dense"])
+        ),
+        Case::new(
+            "glora",
+            GloraConfig::new(4).with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "glora of vectors, biases and a head",
+            GloraConfig::new(1)
+                .with_config_a_b(GloraForm::Vector)
+                .with_config_c(GloraForm::Vector)
+                .with_config_d_e(GloraForm::Vector)
+                .with_bias(Bias::Adapted)
+                .with_targets(["query", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "glora of the bias alone",
+            GloraConfig::new(3)
+                .with_config_a_b(GloraForm::None)
+                .with_targets(["key", "dense"])
+        ),
+        Case::new(
+            "glora of constants",
+            GloraConfig::new(1)
+                .with_config_a_b(GloraForm::Constant)
+                .with_config_c(GloraForm::None)
+                .with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "frod",
+            FrodConfig::new(0.02).with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "frod, dense, with dropout, biases and a head",
+            FrodConfig::new(0.3)
+                .with_regularization_alpha(0.1)
+                .with_frod_dropout(0.1)
+                .with_bias(Bias::Adapted)
+                .with_targets(["key", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "osf",
+            OsfConfig::new().with_targets(["query", "value", "dense"])
+        ),
+        Case::new(
+            "osf, shares and numbers, with a head",
+            OsfConfig::new()
+                .with_effective_rank(0.75)
+                .with_rank_pattern("query", 5_usize)
                 .with_targets(["query", "dense"])
                 .with_modules_to_save(["classifier"])
         ),

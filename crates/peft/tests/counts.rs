@@ -12,11 +12,12 @@ use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
 use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
-    AdaLoraConfig, AdapterHubLora, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
-    FourierFtConfig, GraLoraConfig, HiraConfig, HraConfig, LilyConfig, LohaConfig, LokrConfig,
-    LoraConfig, MissConfig, MtlLoraConfig, OftConfig, PeanutConfig, PolyConfig, PveraConfig,
-    RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig,
-    WaveFtConfig,
+    AdaLoraConfig, AdapterHubLora, BdLoraConfig, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
+    FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig,
+    KasaConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, MontecloraConfig,
+    MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PveraConfig,
+    RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeloraConfig,
+    VeraConfig, WaveFtConfig,
 };
 use peft::selective::{
     BitFitConfig, DiffPruningConfig, FarConfig, FishMaskConfig, LnTuningConfig, LtSftConfig,
@@ -40,6 +41,30 @@ fn minilm_l6() -> BertClassifier {
     config.max_position_embeddings = 512;
     let bert: Bert = config.init(device);
     BertClassifier::new_head(bert, 2, Pooling::Mean, 0.0, device).unwrap()
+}
+
+#[test]
+fn counts_of_loras_variants() {
+    let model = minilm_l6();
+    let lora = || LoraConfig::new(8).with_targets(["query", "value"]);
+    let blocks = BdLoraConfig::new(2, Vec::new(), vec!["query", "value"]);
+    let cases = [
+        (lora().with_use_dora(true), 78_336),
+        (lora().with_use_bdlora(blocks), 55_296),
+        (lora().with_kasa_config(KasaConfig::default()), 73_824),
+        (lora().with_init_lora_weights("mica"), 36_864),
+        (lora().with_init_lora_weights("loftq"), 73_728),
+        (lora().with_alora_invocation_tokens([1, 2]), 73_728),
+        (lora().with_velora_config(VeloraConfig::default()), 73_728),
+        (
+            lora().with_monteclora_config(MontecloraConfig::default()),
+            73_920,
+        ),
+    ];
+    for (config, expected) in cases {
+        let counts = model.attach("a", &config).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{config:?}");
+    }
 }
 
 #[test]
@@ -85,6 +110,36 @@ fn counts_are_those_of_the_literature() {
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
         assert_eq!(counts.total, 22_713_216 + head + expected, "{method:?}");
     }
+}
+
+#[test]
+fn counts_of_parts_of_a_spectrum_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let both = ["query", "value"];
+    let glora = || GloraConfig::new(8).with_targets(both);
+    let vectors = glora()
+        .with_config_a_b(GloraForm::Vector)
+        .with_config_c(GloraForm::Vector)
+        .with_config_d_e(GloraForm::Vector);
+    let free = PsoftConfig::new(32).with_psoft_orth(false);
+    let cases: [(&dyn Method, usize); 5] = [
+        (&glora(), 12 * (2 * 8 * 768 + 8 * 385 + 2)),
+        (&vectors, 12 * 5 * 384),
+        (&PsoftConfig::new(32).with_targets(both), 12 * (496 + 64)),
+        (&free.with_targets(both), 12 * (1_024 + 64)),
+        (&OsfConfig::new().with_targets(both), 12 * 192 * 769),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+        assert_eq!(counts.stored, expected, "{method:?}");
+    }
+    // Two bases, and where two matrices have elements, with their shapes, are in the file, too.
+    let counts = model.attach("a", &FrodConfig::new(0.01).with_targets(both));
+    let counts = counts.unwrap().counts();
+    assert_eq!(counts.adapter_trainable(), 12 * (384 + 1_474));
+    let shared = 2 * (384 * 384 + 2 * 1_474 + 2);
+    assert_eq!(counts.stored, 12 * (384 + 1_474) + shared);
 }
 
 /// Methods with parameters that are not trained.

@@ -53,6 +53,8 @@ enum Key {
     Root(String),
     /// Not in the file.
     Unsaved,
+    /// Below the adapted layer, where a file may hold zeros that are no field's.
+    Zeros(String),
 }
 
 /// The rank that a file has a field in.
@@ -138,6 +140,12 @@ impl CheckpointKey {
     /// again wherever the adapter is planned.
     pub fn unsaved(field: &str) -> Self {
         Self::new(field, Key::Unsaved)
+    }
+
+    /// No field: `key` below the layer is where upstream writes zeros in place of a part that an adapter may lack. A file
+    /// may hold them, of any shape, and other numbers there are refused. Nothing is written.
+    pub fn zeros(key: &str) -> Self {
+        Self::new("", Key::Zeros(key.into()))
     }
 
     /// What stands for the field in AdapterHub's layout, where that is not the same below the layer. The field that `key`
@@ -269,6 +277,14 @@ impl CheckpointKey {
         self
     }
 
+    /// The key where a file may hold zeros.
+    pub(crate) fn zeros_key(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
+        match &self.key {
+            Key::Zeros(key) => Self::layer("", key).key(style, layer, adapter),
+            _ => None,
+        }
+    }
+
     /// The keys of the copies.
     pub(crate) fn copies(&self, style: Style, layer: &str, adapter: &str) -> Vec<String> {
         let copies = self.of(style).copies.iter();
@@ -282,7 +298,7 @@ impl CheckpointKey {
     /// How many segments of the key lead to the layer, for a tensor of one.
     pub(crate) fn segments_to_layer(&self, style: Style, layer: &str) -> Option<usize> {
         match &self.of(style).key {
-            Key::Named(_) | Key::Root(_) | Key::Unsaved => None,
+            Key::Named(_) | Key::Root(_) | Key::Unsaved | Key::Zeros(_) => None,
             Key::Layer(_) => Some(format!("{}{layer}", style.prefix()).split('.').count()),
         }
     }
@@ -290,7 +306,7 @@ impl CheckpointKey {
     /// The key for a state at `layer` of the adapter `adapter`.
     pub(crate) fn key(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
         Some(match (&self.of(style).key, style) {
-            (Key::Unsaved, _) => return None,
+            (Key::Unsaved | Key::Zeros(_), _) => return None,
             (Key::Root(key), _) => key.replace(ADAPTER, adapter),
             (Key::Named(name), style) => format!("{}{name}", style.prefix()),
             (Key::Layer(key), Style::AdapterHub) if key.contains(ADAPTER) => {

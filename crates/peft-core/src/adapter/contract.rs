@@ -34,6 +34,13 @@ pub trait Adapter: Module + Sync + 'static {
     fn for_checkpoint(&self) -> Self {
         self.clone()
     }
+
+    /// The state once it has a file's values, where it holds something that is computed of them. Parameters that no file
+    /// holds are then as they were planned. Default: the state itself.
+    #[must_use]
+    fn after_load(self) -> Self {
+        self
+    }
 }
 
 /// An adapter of a parameter: W becomes W'(theta), of the same shape.
@@ -84,6 +91,13 @@ pub trait WeightAdapter: Adapter {
     /// [`AdaptedForward`](crate::nn::AdaptedForward). Default: yes.
     fn is_mergeable(&self) -> bool {
         true
+    }
+
+    /// Whether [`linear`](Self::linear) and its siblings read the matrix below ([`BaseLinear::weight`]) and not only call
+    /// what is below. An adapter that [is no change of a weight](Self::is_mergeable) cannot lie below one that does, and
+    /// is refused there when both are activated. Default: yes, unless the change is [`low_rank`](Self::low_rank).
+    fn needs_weight(&self) -> bool {
+        self.low_rank().is_none()
     }
 
     /// Whether a layer may keep W' from one forward pass to the next while nothing is trained, so that it composes once

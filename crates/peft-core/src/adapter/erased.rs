@@ -183,6 +183,8 @@ pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
     fn constants(&self) -> Vec<FileConstant>;
     /// As a file holds it.
     fn stored(&self) -> Box<dyn ErasedModule>;
+    /// It has a file's values now.
+    fn filled(&mut self);
     fn as_any(&self) -> &dyn Any;
     fn as_any_mut(&mut self) -> &mut dyn Any;
     fn visit(&self, visitor: &mut dyn DynVisitor);
@@ -235,6 +237,9 @@ impl<A: Adapter> ErasedModule for Typed<A> {
     fn stored(&self) -> Box<dyn ErasedModule> {
         Box::new(Self::new(self.state().for_checkpoint(), self.role))
     }
+    fn filled(&mut self) {
+        self.change(Adapter::after_load);
+    }
     fn as_any(&self) -> &dyn Any {
         self.state()
     }
@@ -273,6 +278,7 @@ pub(crate) trait ErasedWeight: ErasedModule {
     fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3>;
     fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4>;
     fn is_mergeable(&self) -> bool;
+    fn needs_weight(&self) -> bool;
     fn keeps_weight(&self) -> bool;
     fn num_tasks(&self) -> Option<usize>;
     fn affects_tied_head(&self) -> bool;
@@ -298,6 +304,9 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     }
     fn is_mergeable(&self) -> bool {
         self.state().is_mergeable()
+    }
+    fn needs_weight(&self) -> bool {
+        self.state().needs_weight()
     }
     fn keeps_weight(&self) -> bool {
         self.state().keeps_weight()

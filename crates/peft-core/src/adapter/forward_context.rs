@@ -33,6 +33,7 @@ use crate::adapter::task_ids::TaskIds;
 /// ```
 #[derive(Clone, Default)]
 pub struct ForwardContext {
+    token_ids: Option<Tensor<2, Int>>,
     positions: Option<Positions>,
     padding: Option<Tensor<2, Bool>>,
     virtual_tokens: usize,
@@ -59,6 +60,13 @@ impl ForwardContext {
     /// An empty context.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Sets which tokens the pass is of: the ids `[batch, seq]` that the model was called with, without virtual tokens.
+    #[must_use]
+    pub fn with_token_ids(mut self, ids: Tensor<2, Int>) -> Self {
+        self.token_ids = Some(ids);
+        self
     }
 
     /// Sets the position of each token in its text, row after row, of `rows` rows; 1 where all rows have the same
@@ -141,6 +149,11 @@ impl ForwardContext {
     pub fn with_value<T: Any + Send + Sync>(mut self, value: T) -> Self {
         self.values.insert(TypeId::of::<T>(), Arc::new(value));
         self
+    }
+
+    /// Which tokens the pass is of, `[batch, seq]`, without virtual tokens. With a cache, these are the new ones.
+    pub fn token_ids(&self) -> Option<Tensor<2, Int>> {
+        self.token_ids.clone()
     }
 
     /// The positions of the tokens of row `row` of the batch in their text.
@@ -280,7 +293,9 @@ impl ForwardContext {
             },
         });
         let padding = self.padding.clone();
+        let ids = self.token_ids.clone();
         Self {
+            token_ids: ids.map(|ids| ids.select(0, index.clone())),
             positions,
             padding: padding.map(|padding| padding.select(0, index.clone())),
             virtual_tokens: self.virtual_tokens,
@@ -300,6 +315,7 @@ impl ForwardContext {
 impl fmt::Debug for ForwardContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ForwardContext")
+            .field("token_ids", &self.token_ids.as_ref().map(Tensor::dims))
             .field(
                 "positions",
                 &self.positions.as_ref().map(|all| all.values.len()),

@@ -6,9 +6,10 @@ use std::sync::{Arc, Weak};
 
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
-    Param,
+    Param, Parameter,
 };
-use burn::tensor::{Device, Tensor};
+use burn::tensor::kind::Basic;
+use burn::tensor::{Device, Float, Tensor};
 
 /// What the first handle of a group was changed to, on its way to the others.
 struct HandedOn {
@@ -30,7 +31,7 @@ fn forget(group: &Arc<()>) {
 }
 
 /// A handle on a parameter that several states of one adapter have in common, trained or frozen: VeRA's
-/// projections, VB-LoRA's bank.
+/// projections, VB-LoRA's bank. A `Shared<D, Int>` is one of integers.
 ///
 /// Clones of a `Param` would share the tensor too, but an optimizer steps the first clone and leaves
 /// the others behind, as it takes each gradient once. The handles are one parameter to whoever
@@ -43,8 +44,11 @@ fn forget(group: &Arc<()>) {
 /// (`model.layers[1].clone().no_grad()`), those of the part are changed by themselves, so that the part is
 /// right by itself; put back into the model, they follow the first again from the next traversal of the whole on.
 #[derive(Clone, Debug)]
-pub struct Shared<const D: usize> {
-    param: Param<Tensor<D>>,
+pub struct Shared<const D: usize, K: Basic = Float>
+where
+    Tensor<D, K>: Parameter,
+{
+    param: Param<Tensor<D, K>>,
     /// The same in all handles of all clones.
     group: Arc<()>,
     /// Of this handle, in the order of traversal, and how many there are.
@@ -54,9 +58,12 @@ pub struct Shared<const D: usize> {
     generation: u64,
 }
 
-impl<const D: usize> Shared<D> {
+impl<const D: usize, K: Basic> Shared<D, K>
+where
+    Tensor<D, K>: Parameter + 'static,
+{
     /// `places` handles on `param`, to be given out in the order of the model's layers.
-    pub fn new(param: Param<Tensor<D>>, places: usize) -> impl Iterator<Item = Self> {
+    pub fn new(param: Param<Tensor<D, K>>, places: usize) -> impl Iterator<Item = Self> {
         let group = Arc::new(());
         (0..places).map(move |index| Self {
             param: param.clone(),
@@ -68,7 +75,7 @@ impl<const D: usize> Shared<D> {
     }
 
     /// The value.
-    pub fn val(&self) -> Tensor<D> {
+    pub fn val(&self) -> Tensor<D, K> {
         self.param.val()
     }
 
@@ -83,7 +90,7 @@ impl<const D: usize> Shared<D> {
     }
 
     /// Changes the first handle of a traversal, and hands the result on to the others.
-    fn once(self, change: impl FnOnce(Param<Tensor<D>>) -> Param<Tensor<D>>) -> Self {
+    fn once(self, change: impl FnOnce(Param<Tensor<D, K>>) -> Param<Tensor<D, K>>) -> Self {
         let Self {
             param,
             group,
@@ -107,7 +114,7 @@ impl<const D: usize> Shared<D> {
             let ours = |handed: &&HandedOn| {
                 handed.group.as_ptr() == Arc::as_ptr(&group) && handed.generation >= generation
             };
-            let handed_on: Option<(Param<Tensor<D>>, u64)> = HANDED_ON.with_borrow(|all| {
+            let handed_on: Option<(Param<Tensor<D, K>>, u64)> = HANDED_ON.with_borrow(|all| {
                 let handed = all.iter().find(ours)?;
                 Some((handed.param.downcast_ref().cloned()?, handed.generation + 1))
             });
@@ -130,7 +137,11 @@ impl<const D: usize> Shared<D> {
     }
 }
 
-impl<const D: usize> Module for Shared<D> {
+impl<const D: usize, K: Basic> Module for Shared<D, K>
+where
+    Tensor<D, K>: Parameter + 'static,
+    Param<Tensor<D, K>>: Module,
+{
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
         if self.is_first() {
             self.param.visit(visitor);
@@ -166,7 +177,11 @@ impl<const D: usize> Module for Shared<D> {
     }
 }
 
-impl<const D: usize> ModuleDisplayDefault for Shared<D> {
+impl<const D: usize, K: Basic> ModuleDisplayDefault for Shared<D, K>
+where
+    Tensor<D, K>: Parameter + 'static,
+    Param<Tensor<D, K>>: Module,
+{
     fn content(&self, content: Content) -> Option<Content> {
         let text = format!(
             "Shared {{rank: {D}, shape: {:?}, place {} of {}}}",
@@ -178,4 +193,9 @@ impl<const D: usize> ModuleDisplayDefault for Shared<D> {
     }
 }
 
-impl<const D: usize> ModuleDisplay for Shared<D> {}
+impl<const D: usize, K: Basic> ModuleDisplay for Shared<D, K>
+where
+    Tensor<D, K>: Parameter + 'static,
+    Param<Tensor<D, K>>: Module,
+{
+}

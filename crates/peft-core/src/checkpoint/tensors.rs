@@ -349,6 +349,18 @@ pub(crate) fn fill(
         used.push(key);
     }
     for spec in adapter.module().tensors() {
+        if let Some(key) = spec.zeros_key(style, layer, name)
+            && let Some(data) = tensors.get(&key)
+        {
+            if data.iter::<f64>().any(|value| value != 0.0) {
+                return Err(format!(
+                    "tensor `{key}` must be zero: it stands for a part that the adapter does not have"
+                ));
+            }
+            used.push(key);
+        }
+    }
+    for spec in adapter.module().tensors() {
         let Some(key) = spec.key(style, layer, name) else {
             continue;
         };
@@ -364,5 +376,6 @@ pub(crate) fn fill(
             used.push(copy);
         }
     }
+    adapter.module_mut().filled();
     Ok(())
 }

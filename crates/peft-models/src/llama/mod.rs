@@ -10,6 +10,7 @@ mod layer;
 mod load;
 mod rope;
 mod tiny;
+mod vocabulary;
 
 use std::sync::Arc;
 
@@ -263,6 +264,7 @@ impl Llama {
         let (mut x, context) = if cache.is_empty() {
             self.embed(ids, context)
         } else {
+            let context = context.with_token_ids(ids.clone());
             let x = self.model.embed_tokens.adapted_in(ids, &context);
             (self.enter_stream(x, &context), context)
         };
@@ -362,6 +364,7 @@ impl Llama {
     }
 
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
+        let context = context.with_token_ids(ids.clone());
         let words = self.model.embed_tokens.adapted_in(ids, &context);
         let (x, context) = self.model.prompt.add_prompt_in(words, context);
         (self.enter_stream(x, &context), context)

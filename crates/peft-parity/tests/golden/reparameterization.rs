@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
+use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::PeftModule;
-use peft_models::Bert;
+use peft_models::{Bert, Llama};
 use peft_parity::golden;
 use peft_reparameterization::METHODS;
 
 use crate::{BERT, LLAMA, LLAMA_TIED};
 
 const CASES: &str = "../peft-reparameterization/tests/golden";
+const BERT_MORE: &str = "../peft-additive/tests/golden/bert_more/base";
 
 #[test]
 fn checkpoints_compute_what_upstream_computes() {
@@ -75,13 +77,19 @@ fn what_is_not_built_yet_is_refused_and_not_misread() {
     let name = "adapter_model.safetensors";
     std::fs::copy(case.join(name), dir.path().join(name)).unwrap();
     let config = std::fs::read_to_string(case.join("adapter_config.json")).unwrap();
-    for (field, value) in [("use_qalora", "true"), ("layer_replication", "[[0, 1]]")] {
+    for (field, value) in [
+        ("use_qalora", "true"),
+        ("layer_replication", "[[0, 2], [1, 2]]"),
+    ] {
         let start = config.rfind('}').unwrap();
         let config = format!("{}, \"{field}\": {value} }}", &config[..start]);
         std::fs::write(dir.path().join("adapter_config.json"), config).unwrap();
         let refused = base.load_adapter("x", dir.path(), METHODS).unwrap_err();
         assert!(refused.to_string().contains(field), "{refused}");
     }
+    // What is refused by name is no failure.
+    let refused = golden::Problem::from(base.load_adapter("x", dir.path(), METHODS).unwrap_err());
+    assert!(matches!(refused, golden::Problem::Refused(_)), "{refused}");
 }
 
 #[test]
@@ -247,14 +255,89 @@ fn checkpoints_of_tied_heads_compute_what_upstream_computes() {
     );
 }
 
+/// Scales and changes of weights, biases that are made of the weight, and layers without a bias.
+#[test]
+fn generalized_lora_computes_what_upstream_computes() {
+    let cases = Path::new(CASES).join("bert_more");
+    let names = [
+        "glora_constant_none_none",
+        "glora_lora_lora_vector",
+        "glora_lora_none_none",
+        "glora_none_lora_constant",
+        "glora_vector_vector_constant",
+    ];
+    golden::check(Path::new(BERT_MORE), &cases, &names, METHODS);
+    let cases = Path::new(CASES).join("llama_tied");
+    let names = ["glora_lora_lora_vector", "glora_vector_vector_constant"];
+    golden::check(Path::new(LLAMA_TIED), &cases, &names, METHODS);
+}
+
+/// Upstream writes zeros for parts that a layer does not have. Other numbers there would change its outputs.
+#[test]
+fn parts_that_are_not_there_are_zero() {
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let base = Bert::load(BERT_MORE, device).unwrap();
+    let case = Path::new(CASES).join("bert_more/glora_lora_none_none");
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(case.join(file), dir.path().join(file)).unwrap();
+    }
+    assert!(base.load_adapter("x", dir.path(), METHODS).is_ok());
+    let file = dir.path().join("adapter_model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let key = "base_model.model.encoder.layer.1.attention.self.value.glora_E.zeros";
+    let one: Vec<u8> = (0..32).flat_map(|_| 1.0_f32.to_le_bytes()).collect();
+    let changed = tensors.tensors().into_iter().map(|(name, view)| {
+        if name == key {
+            let view = safetensors::tensor::TensorView::new(view.dtype(), vec![32], &one);
+            (name, view.unwrap())
+        } else {
+            (name, view)
+        }
+    });
+    let changed = safetensors::serialize(changed, None).unwrap();
+    std::fs::write(&file, changed).unwrap();
+    let refused = base.load_adapter("x", dir.path(), METHODS).unwrap_err();
+    let refused = refused.to_string();
+    assert!(
+        refused.contains(key) && refused.contains("zero"),
+        "{refused}"
+    );
+}
+
+/// Rotations of a weight's largest singular directions, which point as upstream's do.
+#[test]
+fn rotated_directions_compute_what_upstream_computes() {
+    let cases = Path::new(CASES).join("bert_more");
+    let names = ["psoft", "psoft_free", "psoft_neumann"];
+    golden::check(Path::new(BERT_MORE), &cases, &names, METHODS);
+    let cases = Path::new(CASES).join("llama_tied");
+    let names = ["psoft", "psoft_neumann"];
+    golden::check(Path::new(LLAMA_TIED), &cases, &names, METHODS);
+}
+
+/// Changes of a weight's smallest singular directions, and of its parts in a basis that layers share.
+#[test]
+fn parts_of_a_spectrum_compute_what_upstream_computes() {
+    let cases = Path::new(CASES).join("bert_more");
+    let names = ["osf", "osf_fraction", "frod"];
+    golden::check(Path::new(BERT_MORE), &cases, &names, METHODS);
+    let cases = Path::new(CASES).join("llama_tied");
+    let names = ["osf", "frod"];
+    golden::check(Path::new(LLAMA_TIED), &cases, &names, METHODS);
+}
+
 /// Upstream converts what such starts train to plain LoRA of twice the rank. Its count is of before.
 #[test]
 fn what_was_converted_to_plain_lora_is_plain_lora() {
     let cases = Path::new(CASES).join("bert_more");
-    let base = Path::new("../peft-additive/tests/golden/bert_more/base");
+    let base = Path::new(BERT_MORE);
     let names = [
         "lora_corda_kpm",
+        "lora_ga_a2rbr_weight_svd",
         "lora_ga_arb2r_stable",
+        "lora_ga_arbr_gd_scale",
         "lora_pissa_converted",
     ];
     golden::check(base, &cases, &names, METHODS);
@@ -273,9 +356,67 @@ fn what_was_converted_to_plain_lora_is_plain_lora() {
 }
 
 #[test]
-fn chosen_vectors_are_upstreams_without_logits() {
+fn variants_compute_what_upstream_computes() {
     let cases = Path::new(CASES).join("bert_more");
     let base = Path::new("../peft-additive/tests/golden/bert_more/base");
+    let names = [
+        "lora_kasa",
+        "lora_bd",
+        "lora_mica",
+        "lora_loftq",
+        "lora_loftq_iter3",
+    ];
+    golden::check(base, &cases, &names, METHODS);
+    let tied = Path::new(CASES).join("llama_tied");
+    let names = [
+        "lora_kasa",
+        "lora_bd",
+        "lora_alora",
+        "lora_velora",
+        "lora_monteclora",
+    ];
+    golden::check(Path::new(LLAMA_TIED), &tied, &names, METHODS);
+}
+
+/// The invocation is 7, 9; the second row has none.
+#[test]
+fn an_alora_acts_on_with_a_cache() {
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let case = Path::new(CASES).join("llama_tied/lora_alora");
+    let base = Llama::load(LLAMA_TIED, device).unwrap();
+    let model = base.load_adapter("a", &case, METHODS).unwrap();
+    let text = [[3_i64, 7, 9, 12, 40, 8, 21], [3, 7, 8, 12, 40, 8, 21]];
+    let ids = |from: usize, to: usize| {
+        let values: Vec<i64> = text
+            .iter()
+            .flat_map(|row| &row[from..to])
+            .copied()
+            .collect();
+        Tensor::<2, Int>::from_data(TensorData::new(values, [2, to - from]), device)
+    };
+    let mut cache = model.cache();
+    let mut last = model.next_logits(ids(0, 3), &mut cache);
+    for at in 3..7 {
+        last = model.next_logits(ids(at, at + 1), &mut cache);
+    }
+    let whole = |model: &Llama| -> Vec<f32> {
+        let logits = model.forward(ids(0, 7), None);
+        logits.slice_dim(1, 6..7).into_data().iter().collect()
+    };
+    let last: Vec<f32> = last.into_data().iter().collect();
+    let distance = peft_testing::farthest(last, whole(&model));
+    assert!(distance < 1e-4, "{distance}");
+    // The row without an invocation has the base's logits, the other one has not.
+    let (with, without) = (whole(&model), whole(&base));
+    let half = with.len() / 2;
+    assert!(peft_testing::farthest(with[..half].to_vec(), without[..half].to_vec()) > 1e-2);
+    assert_eq!(with[half..], without[half..]);
+}
+
+#[test]
+fn chosen_vectors_are_upstreams_without_logits() {
+    let cases = Path::new(CASES).join("bert_more");
+    let base = Path::new(BERT_MORE);
     golden::check(base, &cases, &["vblora_topk"], METHODS);
     let tied = Path::new(CASES).join("llama_tied");
     golden::check(Path::new(LLAMA_TIED), &tied, &["vblora_topk"], METHODS);

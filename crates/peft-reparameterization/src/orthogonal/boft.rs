@@ -111,6 +111,11 @@ impl WeightAdapter for BoftLinear {
         conv2d(input, kernel, None, inner.options())
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let rotations = drop_blocks(self.rotations(), &self.dropout);
         let mut input = input;

@@ -3,6 +3,7 @@
 pub(crate) mod boft;
 pub(crate) mod hra;
 pub(crate) mod oft;
+pub(crate) mod psoft;
 pub(crate) mod rotation;
 
 use peft_core::Result;

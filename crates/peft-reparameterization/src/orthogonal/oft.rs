@@ -76,6 +76,11 @@ impl WeightAdapter for OftLinear {
         from_matrix(rotate_rows(matrix_of(weight), blocks), shape)
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let rotations = drop_blocks(self.rotations().unsqueeze_dim(0), &self.dropout);
         let blocks = self.of_blocks(rotations.squeeze_dim(0));

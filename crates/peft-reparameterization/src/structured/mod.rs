@@ -4,6 +4,7 @@
 pub(crate) mod c3a;
 pub(crate) mod delora;
 pub(crate) mod fourierft;
+pub(crate) mod glora;
 pub(crate) mod gralora;
 pub(crate) mod hira;
 pub(crate) mod miss;

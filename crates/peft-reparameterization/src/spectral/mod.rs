@@ -1,0 +1,5 @@
+//! Methods that train parts of a weight's spectrum.
+
+pub(crate) mod frod;
+mod joint_basis;
+pub(crate) mod osf;
