@@ -41,6 +41,7 @@ pub use lora::plus::{LoraPlus, lora_plus};
 pub use lora::state::{Follower, InitialFactors, LoraBias, LoraEmbedding, LoraLinear};
 pub use lora::velora::{VeloraConfig, VeloraInit, VeloraLinear};
 pub use lycoris::change_dropout::ChangeDropout;
+pub use lycoris::krona_block::{KRONA_B, KronaBlock, KronaBlockConfig};
 pub use lycoris::loha::{LOHA, LohaConfig, LohaLinear};
 pub use lycoris::loha_conv::LohaConv;
 pub use lycoris::lokr::{KroneckerFactor, LOKR, LokrConfig, LokrLinear};
@@ -81,5 +82,5 @@ pub use weight_aware::peanut::{PEANUT, PeanutConfig, PeanutLinear};
 pub const METHODS: &[&MethodInfo] = &[
     &LORA, &ADALORA, &LOHA, &LOKR, &VERA, &RANDLORA, &VBLORA, &HIRA, &MISS, &OFT, &BOFT, &HRA,
     &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA, &UNILORA, &TINYLORA, &PVERA, &GRALORA,
-    &DELORA, &DEFT, &PEANUT, &WAVEFT, &GLORA, &PSOFT, &OSF, &FROD,
+    &DELORA, &DEFT, &PEANUT, &WAVEFT, &GLORA, &PSOFT, &OSF, &FROD, &KRONA_B,
 ];

@@ -4,11 +4,11 @@ use peft_core::method::Activation;
 use peft_reparameterization::{
     AdaLoraConfig, BdLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
     DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig,
-    HiraConfig, HraConfig, InitWeights, KasaConfig, LilyConfig, LoftqConfig, LohaConfig,
-    LokrConfig, LoraConfig, METHODS, MissConfig, MontecloraConfig, MtlLoraConfig, OftConfig,
-    OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors, PveraConfig, RandLoraConfig,
-    SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeloraConfig,
-    VeloraInit, VeraConfig, WaveFtConfig,
+    HiraConfig, HraConfig, InitWeights, KasaConfig, KronaBlockConfig, LilyConfig, LoftqConfig,
+    LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MontecloraConfig, MtlLoraConfig,
+    OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors, PveraConfig,
+    RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig, VbLoraConfig,
+    VeloraConfig, VeloraInit, VeraConfig, WaveFtConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -410,6 +410,13 @@ peft_conformance::conformance_suite!(
         Case::new(
             "krona",
             LokrConfig::krona(2.0).with_targets(["query", "value", "dense"])
+        ),
+        Case::new("krona beside feed-forward", KronaBlockConfig::new(2.0)),
+        Case::new(
+            "krona beside feed-forward, without a residual, with a head",
+            KronaBlockConfig::new(0.7)
+                .with_residual(false)
+                .with_modules_to_save(["classifier"])
         ),
         Case::new("hra", HraConfig::new(4).with_targets(["query", "value"])),
         Case::new(

@@ -14,10 +14,10 @@ use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
     AdaLoraConfig, AdapterHubLora, BdLoraConfig, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
     FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig,
-    KasaConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, MontecloraConfig,
-    MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PveraConfig,
-    RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeloraConfig,
-    VeraConfig, WaveFtConfig,
+    KasaConfig, KronaBlockConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig,
+    MontecloraConfig, MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig,
+    PveraConfig, RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig,
+    VeloraConfig, VeraConfig, WaveFtConfig,
 };
 use peft::selective::{
     BitFitConfig, DiffPruningConfig, FarConfig, FishMaskConfig, LnTuningConfig, LtSftConfig,
@@ -248,7 +248,7 @@ fn counts_of_side_networks_are_those_of_their_page() {
 fn counts_of_the_reparameterizations_are_those_of_their_pages() {
     let model = minilm_l6();
     let qv = ["query", "value"];
-    let cases: [(&dyn Method, usize); 19] = [
+    let cases: [(&dyn Method, usize); 20] = [
         (
             &LoraConfig::new(8).with_use_dora(true).with_targets(qv),
             78_336,
@@ -267,6 +267,7 @@ fn counts_of_the_reparameterizations_are_those_of_their_pages() {
         (&LohaConfig::new(8).with_targets(qv), 147_456),
         (&LokrConfig::new(8).with_targets(qv), 7_680),
         (&LokrConfig::krona(2.0).with_targets(qv), 9_216),
+        (&KronaBlockConfig::new(1.0), 4_614),
         (&VeraConfig::new(256).with_targets(qv), 7_680),
         (&RandLoraConfig::new(32).with_targets(qv), 59_904),
         (&VbLoraConfig::new(4, 90, 128).with_targets(qv), 37_440),

@@ -26,7 +26,7 @@ pub struct KroneckerFactor {
 impl KroneckerFactor {
     /// Values drawn or zero for a factor `[in, out]`; `zero` says it of the first and the second
     /// matrix.
-    fn draw(
+    pub(crate) fn draw(
         init: &mut Init,
         [d_in, out]: [usize; 2],
         rank: Option<usize>,
@@ -111,7 +111,7 @@ impl KroneckerFactor {
     }
 
     /// As upstream calls them: `key`, or `key_b` and `key_a`.
-    fn tensors(&self, field: &str, key: &str) -> Vec<CheckpointKey> {
+    pub(crate) fn tensors(&self, field: &str, key: &str) -> Vec<CheckpointKey> {
         let spec = |part: &str, end: &str| {
             CheckpointKey::layer(&format!("{field}.{part}"), &format!("{key}{end}")).transposed()
         };
@@ -167,7 +167,7 @@ impl LokrLinear {
     }
 
     /// The change of the output, `[tokens, out]`, for `input` `[tokens, in]`.
-    fn product(&self, input: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn product(&self, input: Tensor<2>) -> Tensor<2> {
         let [tokens, _] = input.dims();
         let ([in_1, out_1], [in_2, out_2]) = (self.w1.sizes(), self.w2.sizes());
         let (cost_1, cost_2) = (self.w1.cost(), self.w2.cost());
@@ -287,7 +287,7 @@ impl LokrConfig {
 }
 
 /// `width` as the product of K₁'s features and K₂'s, as upstream splits it.
-fn split(width: usize, factor: i64) -> [usize; 2] {
+pub(crate) fn split(width: usize, factor: i64) -> [usize; 2] {
     let most = match usize::try_from(factor) {
         Ok(factor) if factor > 0 && width.is_multiple_of(factor) => {
             return [factor, width / factor];
