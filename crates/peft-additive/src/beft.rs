@@ -39,6 +39,11 @@ impl WeightAdapter for BeftOutput {
         weight
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         base.forward(input) + self.beft_bias.val()
     }

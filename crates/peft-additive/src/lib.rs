@@ -16,7 +16,7 @@ pub use bottleneck::{
     COMPACTER_PLUS_PLUS, Coupling, Dense, Expert, ExpertSharing, Factors, HOULSBY,
     HypercomplexInit, Invertible, InvertibleKind, Norm, PARALLEL, PFEIFFER, Phm, Placement,
     Projection, Pruning, ReductionFactor, Residual, ResidualBeforeLn, RuleInit, SPARSE_ADAPTER,
-    Scaling, Seen, Skip, consistency_loss, drop_adapters,
+    Scaling, Seen, Skip, drop_adapters,
 };
 pub use fusion::{ADAPTER_FUSION, AdapterFusion, AdapterFusionConfig, FusionProjection};
 pub use ia3::{AdapterHubIa3, IA3, Ia3, Ia3Config};

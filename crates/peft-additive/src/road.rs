@@ -102,6 +102,11 @@ impl WeightAdapter for Road {
         self.rotated(value)
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     // The bias is rotated by its own state.
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         base.with_bias(self.rotated(base.product(input)))

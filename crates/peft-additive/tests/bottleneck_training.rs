@@ -5,12 +5,11 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Tensor, TensorData, Tolerance};
 use peft_additive::{
-    Bottleneck, BottleneckConfig, ExpertSharing, Ia3Config, Projection, Pruning, consistency_loss,
-    drop_adapters,
+    Bottleneck, BottleneckConfig, ExpertSharing, Ia3Config, Projection, Pruning, drop_adapters,
 };
 use peft_conformance::{Fixture, TinyTransformer};
 use peft_core::device::cpu_devices;
-use peft_core::nn::HiddenState;
+use peft_core::nn::{HiddenState, consistency_loss};
 use peft_core::state::AdapterState as _;
 use peft_core::{Error, HiddenSite, PeftModule, TrainingHooks};
 

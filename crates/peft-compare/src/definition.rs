@@ -223,6 +223,9 @@ pub struct MethodEntry {
     /// Kinds of tasks that it is for. Default: all.
     #[serde(default = "Kind::all")]
     pub kinds: Vec<Kind>,
+    /// Why it is not for the other kinds, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<String>,
     /// Fields of the method's configuration.
     #[serde(default)]
     pub config: Map<String, Value>,

@@ -7,7 +7,6 @@ use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
 use peft_core::PeftModule;
 use peft_core::calibration::Calibrate as _;
 use peft_core::method::{LayoutParam, Method};
-use peft_core::nn::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
 use peft_core::state::AdapterState as _;
 
 use crate::TinyTransformer;
@@ -199,34 +198,7 @@ fn frozen(
         *data = TensorData::new(values.collect::<Vec<f32>>(), data.shape());
     }
     let model = model.with_adapter_tensors(name, tensors)?;
-    model.map(&mut Freeze { inside: 0 }).disable_adapters()
-}
-
-/// Freezes the parameters of all adapters.
-struct Freeze {
-    inside: usize,
-}
-
-impl Freeze {
-    fn is_adapter(container: &str) -> bool {
-        container == ACTIVE_ADAPTER || container == INACTIVE_ADAPTER
-    }
-}
-
-impl ModuleMapper for Freeze {
-    fn enter_module(&mut self, _name: &str, container: &str) {
-        self.inside += usize::from(Self::is_adapter(container));
-    }
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.inside -= usize::from(Self::is_adapter(container));
-    }
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if self.inside > 0 {
-            param.set_require_grad(false)
-        } else {
-            param
-        }
-    }
+    model.freeze_adapter(name)?.disable_adapters()
 }
 
 /// The base values of all parameters, in order.

@@ -178,7 +178,7 @@ impl Embeddings {
         first: usize,
     ) -> (Tensor<3>, ForwardContext) {
         let device = ids.device();
-        let context = with_tasks(context, ids.dims()[0]);
+        let context = with_tasks(context, ids.dims()[0]).with_token_ids(ids.clone());
         let words = self.word_embeddings.adapted_in(ids, &context);
         let (words, context) = self.prompt.add_prompt_in(words, context);
         let [batch, tokens, _] = words.dims();

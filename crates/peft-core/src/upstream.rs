@@ -23,8 +23,12 @@ pub(crate) const PREFIX: &str = "base_model.model.";
 /// The same for soft prompts, where the model is in no tuner.
 pub(crate) const PROMPT_PREFIX: &str = "base_model.";
 
-/// Between the name of an adapted layer and the layer's own parameters.
-pub(crate) const BASE_LAYER: &str = ".base_layer";
+/// Between the name of a layer and its own parameters, where that has trained rows, is adapted, or is saved whole.
+pub(crate) const BASE_LAYERS: &[&str] = &[
+    ".token_adapter.base_layer",
+    ".base_layer",
+    ".original_module",
+];
 
 /// The wrapper of a module that is saved whole, in the keys of state dicts.
 pub(crate) const MODULES_TO_SAVE: &str = "modules_to_save";

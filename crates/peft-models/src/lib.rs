@@ -18,7 +18,7 @@ pub use bert::{
 };
 pub use error::LoadError;
 pub use export::{ExportConfig, ExportDtype};
-pub use generate::{GenerateConfig, GenerateError, Generated, StoppedBy};
+pub use generate::{GenerateConfig, GenerateError, Generated, Generator, StoppedBy, TextRouting};
 pub use llama::{
     KvCache, Llama, LlamaAttention, LlamaConfig, LlamaLayer, LlamaLoader, LlamaMlp, LlamaModel,
     LmBatch, Rope, RopeScaling,

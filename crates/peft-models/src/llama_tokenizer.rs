@@ -7,6 +7,7 @@ mod moment;
 mod read;
 mod save;
 mod turns;
+mod vocabulary;
 
 use std::path::{Path, PathBuf};
 

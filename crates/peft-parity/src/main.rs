@@ -47,6 +47,8 @@ enum Verdict {
     Fail,
     /// There is no such method or model here.
     Unsupported,
+    /// It is refused by name, as the method's page says.
+    Refused,
 }
 
 /// One line of the table.
@@ -152,6 +154,7 @@ fn row(
         Err(problem) => Row {
             verdict: match problem {
                 Problem::Unsupported(_) => Verdict::Unsupported,
+                Problem::Refused(_) => Verdict::Refused,
                 Problem::Failed(_) => Verdict::Fail,
             },
             reason: Some(problem.to_string()),
@@ -225,9 +228,9 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
     }
     let count = |verdict| rows.iter().filter(|row| row.verdict == verdict).count();
     let (passed, failed) = (count(Verdict::Pass), count(Verdict::Fail));
-    let unsupported = count(Verdict::Unsupported);
+    let (unsupported, refused) = (count(Verdict::Unsupported), count(Verdict::Refused));
     println!(
-        "\n{passed} passed, {failed} failed, {unsupported} unsupported; differences allowed: 1e-4, of \
+        "\n{passed} passed, {failed} failed, {unsupported} unsupported, {refused} refused as their pages say; differences allowed: 1e-4, of \
          gradients relative to the largest (2e-4 for AdaLoRA, FourierFT and RandLoRA); in {}, {ROUNDINGS} times what \
          the last bit of each parameter does, up to {MOST_EXCUSED:e}",
         EXCUSED_BY_ROUNDING.join(", ")

@@ -30,6 +30,7 @@ const BASE: &str = "../peft-models/tests/golden/bert/base";
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     let folders = [
         "../peft-reparameterization/tests/golden",
+        "../peft-reparameterization/tests/golden/bert_more",
         "../peft-reparameterization/tests/golden/adapterhub",
         "../peft-soft-prompt/tests/golden",
         "../peft-soft-prompt/tests/golden/adapterhub",

@@ -184,6 +184,33 @@ fn a_head_that_computes_something_else_is_refused() {
     }
 }
 
+/// A head of a usual model class has no configuration of its own: the class says what it computes.
+#[test]
+fn a_head_of_another_model_class_is_refused() {
+    let with_class = |class: Value| {
+        let dir = copied("static");
+        edit(&dir.path().join("head_config.json"), |head| {
+            assert!(head["config"].is_null());
+            head["model_class"] = class;
+        });
+        classifier(3)
+            .load_adapter("a", dir.path(), &methods())
+            .map(|_| ())
+    };
+    let error = with_class(json!("BertForTokenClassification"))
+        .unwrap_err()
+        .to_string();
+    for word in [
+        "BertForTokenClassification",
+        "head_config.json",
+        "sequence classification",
+    ] {
+        assert!(error.contains(word), "no {word} in: {error}");
+    }
+    with_class(json!("RobertaForSequenceClassification")).unwrap();
+    with_class(Value::Null).unwrap();
+}
+
 /// A folder's adapter, loaded and saved: its tensors are in safetensors files.
 fn saved_again(folder: &str, name: &str) -> tempfile::TempDir {
     let model = classifier(3)

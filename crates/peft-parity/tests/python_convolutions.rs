@@ -89,11 +89,7 @@ type Cases = Vec<(&'static str, Box<dyn Method>)>;
 fn cases() -> Cases {
     let all = ["line", "grouped_line", "picture", "grouped"];
     let loha = |cores| LohaConfig::new(3).with_use_effective_conv2d(cores);
-    let lokr = |core| {
-        LokrConfig::new(1)
-            .with_decompose_factor(2)
-            .with_use_effective_conv2d(core)
-    };
+    let lokr = || LokrConfig::new(1).with_decompose_factor(2);
     vec![
         ("lora", Box::new(LoraConfig::new(4).with_targets(all))),
         (
@@ -114,8 +110,16 @@ fn cases() -> Cases {
         ),
         ("loha", Box::new(loha(false).with_targets(all))),
         ("loha-cores", Box::new(loha(true).with_targets(all))),
-        ("lokr", Box::new(lokr(false).with_targets(all))),
-        ("lokr-core", Box::new(lokr(true).with_targets(all))),
+        ("lokr", Box::new(lokr().with_targets(all))),
+        // Upstream fails on one of one axis.
+        (
+            "lokr-core",
+            Box::new(
+                lokr()
+                    .with_use_effective_conv2d(true)
+                    .with_targets(["picture", "grouped"]),
+            ),
+        ),
         (
             "ia3",
             Box::new(

@@ -37,9 +37,9 @@ type Cases = Vec<(&'static str, Box<dyn Method>)>;
 fn cases() -> Cases {
     let mut cases = lora_cases();
     cases.extend(other_weight_cases());
-    cases.extend(spectral_cases());
     cases.extend(random_projection_cases());
     cases.extend(newer_weight_cases());
+    cases.extend(spectral_cases());
     cases.extend(scaling_cases());
     cases.extend(selective_cases());
     cases.extend(prompt_cases());
@@ -87,51 +87,7 @@ fn lora_cases() -> Cases {
     ]
 }
 
-fn spectral_cases() -> Cases {
-    vec![
-        ("glora", Box::new(GloraConfig::new(4).with_targets(TARGETS))),
-        (
-            "glora-vectors",
-            Box::new(
-                GloraConfig::new(4)
-                    .with_config_a_b(GloraForm::Vector)
-                    .with_config_c(GloraForm::Vector)
-                    .with_config_d_e(GloraForm::Vector)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "glora-bias",
-            Box::new(
-                GloraConfig::new(4)
-                    .with_config_a_b(GloraForm::None)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        ("psoft", Box::new(PsoftConfig::new(6).with_targets(TARGETS))),
-        (
-            "psoft-series",
-            Box::new(
-                PsoftConfig::new(5)
-                    .with_ab_svd_init(PsoftFactors::PissaInit)
-                    .with_use_cayley_neumann(true)
-                    .with_cayley_neumann_eps(0.5)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        ("osf", Box::new(OsfConfig::new().with_targets(TARGETS))),
-        (
-            "osf-shares",
-            Box::new(
-                OsfConfig::new()
-                    .with_effective_rank(0.75)
-                    .with_rank_pattern("value", 3_usize)
-                    .with_targets(TARGETS),
-            ),
-        ),
-    ]
-}
-
+    (             "glora-bias", (             "glora-vectors", (             "osf-shares", (             "psoft-series", ("osf", ("psoft", ), 3_usize)                     .with_targets(TARGETS), Box::new(                 GloraConfig::new(4)                     .with_config_a_b(GloraForm::None)                     .with_targets(TARGETS), Box::new(                 GloraConfig::new(4)                     .with_config_a_b(GloraForm::Vector)                     .with_config_c(GloraForm::Vector)                     .with_config_d_e(GloraForm::Vector)                     .with_targets(TARGETS), Box::new(                 OsfConfig::new()                     .with_effective_rank(0.75)                     .with_rank_pattern("value", Box::new(                 PsoftConfig::new(5)                     .with_ab_svd_init(PsoftFactors::PissaInit)                     .with_use_cayley_neumann(true)                     .with_cayley_neumann_eps(0.5)                     .with_targets(TARGETS), Box::new(GloraConfig::new(4).with_targets(TARGETS))), Box::new(OsfConfig::new().with_targets(TARGETS))), Box::new(PsoftConfig::new(6).with_targets(TARGETS))), ] }, fn spectral_cases() -> Cases {     vec![         ("glora",
 fn other_weight_cases() -> Cases {
     vec![
         ("loha", Box::new(LohaConfig::new(4).with_targets(TARGETS))),
@@ -567,6 +523,55 @@ fn newer_weight_cases() -> Cases {
         (
             "peanut-deep",
             Box::new(PeanutConfig::new(4).with_depth(2).with_targets(TARGETS)),
+        ),
+    ]
+}
+
+fn spectral_cases() -> Cases {
+    vec![
+        ("glora", Box::new(GloraConfig::new(4).with_targets(TARGETS))),
+        (
+            "glora-vectors",
+            Box::new(
+                GloraConfig::new(4)
+                    .with_config_a_b(GloraForm::Vector)
+                    .with_config_c(GloraForm::Vector)
+                    .with_config_d_e(GloraForm::Vector)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "glora-bias",
+            Box::new(
+                GloraConfig::new(4)
+                    .with_config_a_b(GloraForm::None)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "frod",
+            Box::new(FrodConfig::new(0.05).with_targets(["query", "value"])),
+        ),
+        ("psoft", Box::new(PsoftConfig::new(6).with_targets(TARGETS))),
+        (
+            "psoft-series",
+            Box::new(
+                PsoftConfig::new(5)
+                    .with_ab_svd_init(PsoftFactors::PissaInit)
+                    .with_use_cayley_neumann(true)
+                    .with_cayley_neumann_eps(0.5)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        ("osf", Box::new(OsfConfig::new().with_targets(TARGETS))),
+        (
+            "osf-shares",
+            Box::new(
+                OsfConfig::new()
+                    .with_effective_rank(0.75)
+                    .with_rank_pattern("value", 3_usize)
+                    .with_targets(TARGETS),
+            ),
         ),
     ]
 }

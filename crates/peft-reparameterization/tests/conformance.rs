@@ -2,12 +2,13 @@
 
 use peft_core::method::Activation;
 use peft_reparameterization::{
-    AdaLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig, DeftDecomposition,
-    FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig,
-    InitC3a, InitLokr, LilyConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig,
-    MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors,
-    PveraConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig,
-    VbLoraConfig, VeraConfig, WaveFtConfig,
+    AdaLoraConfig, BdLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
+    DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig,
+    HiraConfig, HraConfig, InitWeights, KasaConfig, LilyConfig, LoftqConfig, LohaConfig,
+    LokrConfig, LoraConfig, METHODS, MissConfig, MontecloraConfig, MtlLoraConfig, OftConfig,
+    OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors, PveraConfig, RandLoraConfig,
+    SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeloraConfig,
+    VeloraInit, VeraConfig, WaveFtConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -94,6 +95,84 @@ peft_conformance::conformance_suite!(
             LoraConfig::new(2)
                 .with_alpha(3.0)
                 .with_init_lora_weights("olora")
+                .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "bd-lora, dropout, and a plain layer",
+            LoraConfig::new(4)
+                .with_alpha(12.0)
+                .with_lora_dropout(0.1)
+                .with_use_bdlora(BdLoraConfig {
+                    match_strict: false,
+                    ..BdLoraConfig::new(2, ["dense"], ["query", "key"])
+                })
+                .with_targets(["query", "key", "value", "dense"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "kasa",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_kasa_config(KasaConfig::default())
+                .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "kasa with dropout, biases and a head",
+            LoraConfig::new(2)
+                .with_alpha(5.0)
+                .with_lora_dropout(0.1)
+                .with_kasa_config(KasaConfig::default())
+                .with_bias(Bias::Adapted)
+                .with_targets(["value"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "loftq in three iterations, dropout",
+            LoraConfig::new(3)
+                .with_alpha(6.0)
+                .with_lora_dropout(0.1)
+                .with_init_lora_weights("loftq")
+                .with_loftq_config(LoftqConfig::new(3))
+                .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "mica, also of a table",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_init_lora_weights("mica")
+                .with_targets(["word_embeddings", "value", "dense"])
+        ),
+        Case::new(
+            "alora, dropout and a head",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_lora_dropout(0.1)
+                // The first row has it as its second token, the others do not have it.
+                .with_alora_invocation_tokens([39])
+                .with_targets(["query", "value"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "velora of random directions, dropout",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_lora_dropout(0.1)
+                .with_velora_config(VeloraConfig {
+                    num_groups: 5,
+                    init_type: VeloraInit::Random,
+                    ..VeloraConfig::default()
+                })
+                .with_targets(["query", "dense"])
+        ),
+        Case::new(
+            "monteclora",
+            LoraConfig::new(3)
+                .with_alpha(7.0)
+                .with_monteclora_config(MontecloraConfig {
+                    num_samples: 3,
+                    use_entropy: true,
+                    ..MontecloraConfig::default()
+                })
                 .with_targets(["query", "dense"])
         ),
         Case::new(
@@ -304,7 +383,7 @@ peft_conformance::conformance_suite!(
                 .with_alpha(3.0)
                 .with_decompose_factor(1)
                 .with_use_effective_conv2d(true)
-                .with_init_weights(InitLokr::Named("lycoris".into()))
+                .with_init_weights(InitWeights::Named("lycoris".into()))
                 .with_targets(["convolution", "value", "dense"])
         ),
         Case::new(
@@ -324,7 +403,7 @@ peft_conformance::conformance_suite!(
                 .with_decompose_factor(2)
                 .with_rank_dropout(0.1)
                 .with_module_dropout(0.1)
-                .with_init_weights(InitLokr::Named("lycoris".into()))
+                .with_init_weights(InitWeights::Named("lycoris".into()))
                 .with_targets(["query", "dense"])
                 .with_rank_pattern("query", 3)
         ),
@@ -535,13 +614,13 @@ peft_conformance::conformance_suite!(
             C3aConfig::new(8)
                 .with_block_size_pattern("query", 32)
                 .with_block_size_pattern(r"layer\.1\..*", 2)
-                .with_init_weights(InitC3a::Named("gaussian".into()))
+                .with_init_weights(InitWeights::Named("gaussian".into()))
                 .with_targets(["query", "key", "value", "dense"])
         ),
         Case::new(
             "c3a with a head",
             C3aConfig::new(16)
-                .with_init_weights(InitC3a::Named("kaiming_uniform".into()))
+                .with_init_weights(InitWeights::Named("kaiming_uniform".into()))
                 .with_targets(["value", "dense"])
                 .with_modules_to_save(["classifier"])
         ),

@@ -30,7 +30,8 @@ pub(crate) fn candidates<'a>(
     let named = layers.iter().filter(|layer| !(by_default && layer.head));
     let params = named.flat_map(|layer| layer.params.iter().map(|index| &layout.params[*index]));
     // A tied head is its table.
-    let own = params.filter(|param| !param.is_tied() && !plan.is_saved(param));
+    let own =
+        params.filter(|param| !param.is_tied() && !param.is_buffer() && !plan.is_saved(param));
     let own: Vec<&LayoutParam> = own.collect();
     match own
         .iter()

@@ -179,7 +179,9 @@ impl LayerScores {
         let layout = model.layout();
         let params = |layer: &Layer| -> Vec<&LayoutParam> {
             let params = layer.params.iter().map(|index| &layout.params[*index]);
-            params.filter(|param| !param.is_tied()).collect()
+            params
+                .filter(|param| !param.is_tied() && !param.is_buffer())
+                .collect()
         };
         let mut scored = Vec::new();
         let mut first_error = None;

@@ -2,13 +2,13 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use peft_core::Result;
 use peft_core::method::{
     Adapter, CheckpointKey, Common, KeyValueAdapter, Layout, Method, MethodConfig as _, Plan,
     method_config,
 };
-use peft_core::{Error, Result};
 
-use crate::key_value::{alike_sites, halves, of_text, record};
+use crate::key_value::{alike_sites, check_submodules, halves, of_text, record};
 
 /// The cartridge of one attention layer: keys and values of virtual tokens. Keys are the first half of a row.
 #[derive(Module, Debug)]
@@ -108,10 +108,6 @@ pub struct CartridgeConfig {
     pub common: Common,
 }
 
-fn refuse(field: &'static str, value: impl std::fmt::Debug, expected: &str) -> Error {
-    Error::config(CARTRIDGE.title, field, value, expected)
-}
-
 impl Method for CartridgeConfig {
     fn validate(&self) -> Result<()> {
         self.check_fields()?;
@@ -120,18 +116,9 @@ impl Method for CartridgeConfig {
                 "below num_virtual_tokens, which is {}: something must be trained",
                 self.num_virtual_tokens
             );
-            return Err(refuse(
-                "num_frozen_tokens",
-                self.num_frozen_tokens,
-                &expected,
-            ));
+            return Err(CARTRIDGE.refusal("num_frozen_tokens", self.num_frozen_tokens, expected));
         }
-        let submodules = self.num_transformer_submodules;
-        if submodules.is_some_and(|count| count != 1) {
-            let expected = "1: cartridges of encoder and decoder together are not supported";
-            return Err(refuse("num_transformer_submodules", submodules, expected));
-        }
-        Ok(())
+        check_submodules(&CARTRIDGE, self.num_transformer_submodules, "cartridges")
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {

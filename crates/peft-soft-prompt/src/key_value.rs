@@ -1,9 +1,9 @@
 //! What methods that put keys and values in front of a text's have in common.
 
 use burn::tensor::{DType, Device, Tensor};
+use peft_core::Result;
 use peft_core::method::{Layout, LayoutSite, MethodInfo, Plan, SiteKind, TypedSite};
 use peft_core::nn::KeyValue;
-use peft_core::{Error, Result};
 
 /// The sites of keys and values, at least one. They must be alike, as Hugging Face PEFT's files have no place for others.
 pub(crate) fn alike_sites<'a>(
@@ -22,12 +22,7 @@ pub(crate) fn alike_sites<'a>(
              features in {} heads, `{}` {} in {}",
             first.name, first.width, first.heads, other.name, other.width, other.heads
         );
-        return Err(Error::config(
-            method.title,
-            "num_virtual_tokens",
-            tokens,
-            expected,
-        ));
+        return Err(method.refusal("num_virtual_tokens", tokens, expected));
     }
     Ok(sites)
 }
@@ -49,16 +44,24 @@ pub(crate) fn of_text(
     let [given, _] = key.dims();
     if given < tokens {
         let expected = format!("at most {given}, as many tokens as the text has");
-        return Err(Error::config(
-            method.title,
-            "num_virtual_tokens",
-            tokens,
-            expected,
-        ));
+        return Err(method.refusal("num_virtual_tokens", tokens, expected));
     }
     let both = Tensor::cat(vec![key, value], 1).narrow(0, 0, tokens);
     let data = both.into_data().convert_dtype(dtype);
     Ok(Some(Tensor::from_data(data, (device, dtype))))
+}
+
+/// Refuses what upstream's files may say of models that have an encoder and a decoder; `parts` are what the method adds.
+pub(crate) fn check_submodules(
+    method: &'static MethodInfo,
+    submodules: Option<usize>,
+    parts: &str,
+) -> Result<()> {
+    if submodules.is_none_or(|count| count == 1) {
+        return Ok(());
+    }
+    let expected = format!("1: {parts} of encoder and decoder together are not supported");
+    Err(method.refusal("num_transformer_submodules", submodules, expected))
 }
 
 /// Keys and values of one tensor with both side by side.

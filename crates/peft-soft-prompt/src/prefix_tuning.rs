@@ -2,14 +2,14 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use peft_core::Result;
 use peft_core::method::{
     Adapter, CheckpointKey, Common, Family, KeyValueAdapter, Layout, Method, MethodConfig as _,
     MethodInfo, Plan, method_config,
 };
-use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::key_value::{alike_sites, halves, of_text, record};
+use crate::key_value::{alike_sites, check_submodules, halves, of_text, record};
 use crate::prefix_encoder::{EncoderShape, PrefixActivation, PrefixEncoder};
 
 /// Registration of prefixes, in Hugging Face PEFT's layout and in AdapterHub's.
@@ -156,20 +156,16 @@ impl PrefixTuningConfig {
     }
 }
 
-fn refuse(field: &'static str, value: impl std::fmt::Debug, expected: &str) -> Error {
-    Error::config(PREFIX_TUNING.title, field, value, expected)
-}
-
 impl PrefixTuningConfig {
     /// Refuses a text's keys and values where the adapter starts otherwise.
     fn refuse_text(&self, given: bool) -> Result<()> {
         if given && self.prefix_projection {
             let expected = "false: a text's keys and values are none of a network's";
-            return Err(refuse("prefix_projection", true, expected));
+            return Err(PREFIX_TUNING.refusal("prefix_projection", true, expected));
         }
         if given && self.init_weights.is_some() {
             let expected = "none: the keys and values are those of a text";
-            return Err(refuse("init_weights", self.init_weights, expected));
+            return Err(PREFIX_TUNING.refusal("init_weights", self.init_weights, expected));
         }
         Ok(())
     }
@@ -178,12 +174,7 @@ impl PrefixTuningConfig {
 impl Method for PrefixTuningConfig {
     fn validate(&self) -> Result<()> {
         self.check_fields()?;
-        let submodules = self.num_transformer_submodules;
-        if submodules.is_some_and(|count| count != 1) {
-            let expected = "1: prefixes of encoder and decoder together are not supported";
-            return Err(refuse("num_transformer_submodules", submodules, expected));
-        }
-        Ok(())
+        check_submodules(&PREFIX_TUNING, self.num_transformer_submodules, "prefixes")
     }
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::p_tuning::EncodedPrompt;
 use crate::prompt_tuning::{PROMPT_TUNING, SoftPrompt};
 use crate::trained_prompt::TrainedPrompt;
 
-/// How the similarity of two prompts is measured (Vu et al. 2022, section 4.1).
+/// How the similarity of two prompts is measured (Vu et al. 2022).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Similarity {
@@ -68,7 +68,7 @@ impl TrainedPrompt {
         Ok(Self::of_tensor(prompts.squeeze_dim(0)))
     }
 
-    /// The sum of prompts, each times its weight: Vu et al. 2022 (section 4.3) mix those of the most similar tasks, with
+    /// The sum of prompts, each times its weight: Vu et al. 2022 mix those of the most similar tasks, with
     /// their similarities over the sum of these as weights.
     ///
     /// # Errors

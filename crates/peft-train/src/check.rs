@@ -19,7 +19,7 @@ pub(crate) fn check<M: CausalLm>(
         if data.is_empty() {
             return Err(Error::NoTargets { what });
         }
-        data.fits(model.limits(), what)?;
+        data.fits(model, what)?;
     }
     let adapters = model.adapters();
     if !adapters.is_empty() && model.counts().trainable == 0 {
@@ -36,6 +36,15 @@ pub(crate) fn check<M: CausalLm>(
             "false, as this model has none of its own; build it on \
              `device.autodiff().gradient_checkpointing()` for Burn's",
         ));
+    }
+    if let Some(weight) = config.consistency_weight {
+        let refuse = |expected| Err(refused("consistency_weight", weight.to_string(), expected));
+        if config.gradient_checkpointing {
+            return refuse("left out with `gradient_checkpointing`");
+        }
+        if !model.has_logits() {
+            return refuse("left out, as this model gives no logits");
+        }
     }
     let steps = Plan::new(config, data.len()).steps;
     let warmup = config.warmup.steps(steps);

@@ -78,6 +78,12 @@ pub struct TrainConfig {
     /// more time. Default: false. For models that can
     /// ([`CausalLm::has_checkpointing`](crate::CausalLm::has_checkpointing)), as Llama.
     pub gradient_checkpointing: bool,
+    /// Reads every batch twice, and adds to the mean of both losses so many times how far both predictions are apart
+    /// ([`consistency_loss`](peft_core::nn::consistency_loss), a mean over the targets). For what is random while training:
+    /// AdaMix's experts (its authors' loss), dropout (R-Drop). Default: none. A number over 0. It takes twice the time, and the
+    /// logits of a micro-batch at once. For models that give logits ([`CausalLm::logits`](crate::CausalLm::logits)), as
+    /// Llama; not with `gradient_checkpointing`.
+    pub consistency_weight: Option<f64>,
 }
 
 impl Default for TrainConfig {
@@ -108,6 +114,7 @@ impl Default for TrainConfig {
             keep_best: false,
             gradual_unfreezing: None,
             gradient_checkpointing: false,
+            consistency_weight: None,
         }
     }
 }
@@ -174,6 +181,8 @@ setters! {
     with_gradual_unfreezing(length: Length) => gradual_unfreezing = Some(length);
     /// Sets whether activations are computed again.
     with_gradient_checkpointing(on: bool) => gradient_checkpointing = on;
+    /// Sets how much the distance of two predictions counts.
+    with_consistency_weight(weight: f64) => consistency_weight = Some(weight);
 }
 
 impl TrainConfig {
@@ -246,6 +255,8 @@ impl TrainConfig {
         check("epsilon", self.epsilon, over(self.epsilon), positive)?;
         let norm = self.max_grad_norm.unwrap_or(1.0);
         check("max_grad_norm", norm, over(norm), positive)?;
+        let weight = self.consistency_weight.unwrap_or(1.0);
+        check("consistency_weight", weight, over(weight), positive)?;
         let decay = self.weight_decay;
         let fits = decay >= 0.0 && (decay as f32).is_finite();
         check("weight_decay", decay, fits, "a number, at least 0")?;
@@ -300,6 +311,7 @@ mod tests {
             (config().with_adam(0.9, 0.999, 1e-46), "epsilon"),
             (config().with_adam(0.9, 0.999_999_99, 1e-8), "beta_2"),
             (config().with_max_grad_norm(Some(0.0)), "max_grad_norm"),
+            (config().with_consistency_weight(0.0), "consistency_weight"),
             (config().with_eval_every(0), "eval_every"),
             (config().with_keep_last(0), "keep_last"),
         ];

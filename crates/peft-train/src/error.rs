@@ -46,6 +46,28 @@ pub enum Error {
         /// Why not, and what would do.
         reason: String,
     },
+    /// A record without a task, where others have one.
+    #[error(
+        "record {number} of the data has no task, and others have: give each record its task (`task`, a number from 0), \
+         or none"
+    )]
+    Task {
+        /// The record, counted from 1 over all files.
+        number: usize,
+    },
+    /// The data do not say the tasks that the model's adapters have.
+    #[error(
+        "a row of the {what} data has {found}, but an active adapter has {tasks} tasks: give each record its task \
+         (`task`), from 0 and below {tasks}"
+    )]
+    Tasks {
+        /// `training` or `held-out`.
+        what: &'static str,
+        /// The row's task.
+        found: String,
+        /// Number of tasks.
+        tasks: usize,
+    },
     /// A set of data without a token to predict.
     #[error("the {what} data hold no token to predict; give a text of two tokens at least")]
     NoTargets {

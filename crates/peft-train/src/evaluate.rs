@@ -10,10 +10,10 @@ use crate::{Error, Result};
 ///
 /// # Errors
 ///
-/// [`Error::NoTargets`] if the data are empty, [`Error::TooLong`] and [`Error::UnknownToken`] if they do not
-/// fit the model, [`Error::Diverged`] if the loss is no number, [`Error::Config`] if `batch_size` is 0.
+/// [`Error::NoTargets`] if the data are empty, [`Error::TooLong`], [`Error::UnknownToken`] and
+/// [`Error::Tasks`] if they do not fit the model, [`Error::Diverged`] if the loss is no number, [`Error::Config`] if `batch_size` is 0.
 pub fn evaluate<M: CausalLm>(model: &M, data: &Dataset, batch_size: usize) -> Result<Evaluation> {
-    data.fits(model.limits(), "held-out")?;
+    data.fits(model, "held-out")?;
     measure(&model.valid(), data, batch_size, 0)
 }
 

@@ -4,6 +4,7 @@ mod check;
 pub mod checkpoint;
 mod checkpoints;
 mod config;
+mod consistency;
 pub mod data;
 mod digest;
 mod error;

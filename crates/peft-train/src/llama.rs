@@ -21,6 +21,14 @@ impl CausalLm for Llama {
         })
     }
 
+    fn logits(&self, batch: &LmBatch) -> Option<Tensor<2>> {
+        Some(self.batch_logits(batch))
+    }
+
+    fn has_logits(&self) -> bool {
+        true
+    }
+
     fn has_checkpointing(&self) -> bool {
         true
     }

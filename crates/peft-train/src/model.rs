@@ -29,6 +29,17 @@ pub trait CausalLm: PeftModule {
         None
     }
 
+    /// Logits `[rows · length, vocabulary]` of what follows each token of the batch. Default: the model gives none, and
+    /// [`TrainConfig::consistency_weight`](crate::TrainConfig::consistency_weight) is refused.
+    fn logits(&self, _batch: &LmBatch) -> Option<Tensor<2>> {
+        None
+    }
+
+    /// Whether [`logits`](Self::logits) gives some. Default: no.
+    fn has_logits(&self) -> bool {
+        false
+    }
+
     /// Whether [`nll_gradients`](Self::nll_gradients) computes activations again if asked to. Default: it
     /// does not, and [`TrainConfig::gradient_checkpointing`](crate::TrainConfig::gradient_checkpointing) is
     /// refused.

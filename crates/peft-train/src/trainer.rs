@@ -8,6 +8,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use peft_core::LayerGroups;
 
 use crate::check::check;
+use crate::consistency::twice;
 use crate::data::Dataset;
 use crate::evaluate::measure;
 use crate::event::{Control, Event, StepReport};
@@ -108,7 +109,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     ///
     /// [`Interrupted`], which gives the model back, for: [`Error::NothingToTrain`], [`Error::NotActive`],
-    /// [`Error::NoTargets`]; [`Error::TooLong`] and [`Error::UnknownToken`] for data that do not fit the model;
+    /// [`Error::NoTargets`]; [`Error::TooLong`], [`Error::UnknownToken`] and [`Error::Tasks`] for data that do not fit the model;
     /// [`Error::Config`] for settings that need held-out data, and for a warmup as long as the run;
     /// [`Error::Resume`] for a checkpoint of another run; [`Error::Occupied`] for an output folder that holds one,
     /// [`Error::InUse`] for one that another run writes into; [`Error::Diverged`] as soon as a number is none;
@@ -311,8 +312,12 @@ impl<'a> Trainer<'a> {
             let index = run.state.step * accumulation + index;
             run.device.seed(mix(self.config.seed, index));
             let batch = data.batch(rows);
-            let checkpointing = self.config.gradient_checkpointing;
-            let (nll, part) = model.nll_gradients(&batch, checkpointing, scale);
+            let (nll, part) = if let Some(weight) = self.config.consistency_weight {
+                twice(model, &batch, weight, scale)
+            } else {
+                let checkpointing = self.config.gradient_checkpointing;
+                model.nll_gradients(&batch, checkpointing, scale)
+            };
             sum += nll;
             gradients.accumulate(model, part);
         }

@@ -4,16 +4,18 @@ mod common;
 
 use burn::module::{Module as _, ModuleMapper, Param};
 use burn::tensor::Tensor;
-use common::{texts, words};
+use common::{Letters, texts, words};
 use peft_core::PeftModule as _;
 use peft_core::method::Method;
+use peft_core::nn::consistency_loss;
+use peft_core::state::AdapterState as _;
 use peft_models::{Llama, LmBatch};
-use peft_reparameterization::LoraConfig;
+use peft_reparameterization::{LoraConfig, PolyConfig, PolyLinear};
 use peft_soft_prompt::{
     AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, LatePromptConfig, NpgToken,
     PrefixTuningConfig, PromptEncoderConfig, PromptGeneratorType, PromptTuningConfig,
 };
-use peft_train::{Length, TrainConfig, Trainer, evaluate};
+use peft_train::{CausalLm as _, Dataset, Length, Record, TrainConfig, Trainer, evaluate};
 
 #[test]
 fn texts_that_share_a_row_are_read_as_if_alone() {
@@ -39,6 +41,94 @@ fn texts_that_share_a_row_are_read_as_if_alone() {
             );
         }
     }
+}
+
+/// What a run measures of a row is what the model of the row's task says.
+#[test]
+fn each_row_is_read_under_its_task() {
+    let (_, device) = peft_core::device::cpu_devices().remove(0);
+    let device = device.autodiff();
+    let method = PolyConfig::new(4, 2)
+        .with_init_weights(false)
+        .with_deterministic_router(true);
+    let model = Llama::tiny(&device).attach("mine", &method).unwrap();
+    // The tasks have other skills.
+    let model = model.edit_adapter::<PolyLinear>("mine", |_, state| {
+        let logits =
+            Tensor::<2>::from_data([[8.0, 8.0, -8.0, -8.0], [-8.0, -8.0, 8.0, 8.0]], &device);
+        state.module_logits = state
+            .module_logits
+            .clone()
+            .map(|_| logits.detach().require_grad());
+    });
+    let model = model.unwrap();
+    let config = || {
+        TrainConfig::new()
+            .with_length(Length::Steps(1))
+            .with_batch_size(2)
+    };
+    let data = |tasks: [usize; 2]| {
+        let records = ["lorem", "dolor"].into_iter().zip(tasks);
+        let records = records.map(|(text, task)| Record::Text(text.into()).with_task(task));
+        Dataset::new(&records.collect::<Vec<_>>(), &Letters, &config()).unwrap()
+    };
+    let measured = |tasks| evaluate(&model, &data(tasks), 2).unwrap().nll;
+    let (one, other) = (measured([0, 1]), measured([1, 0]));
+    assert!((one - other).abs() > 1e-3, "{one}, {other}");
+    // Of equally many targets each.
+    let alone = |task| {
+        let both = data([task, task]);
+        [0, 1].map(|row| {
+            let batch = both.batch(&[row]);
+            f64::from(model.nll(&batch).into_scalar::<f32>()) / batch.target_count() as f64
+        })
+    };
+    let expected = f64::midpoint(alone(0)[0], alone(1)[1]);
+    assert!((one - expected).abs() < 1e-4, "{one}, {expected}");
+    let mut trainer = Trainer::new(config()).unwrap();
+    let (_, outcome) = trainer.train(model.clone(), &data([0, 1]), None).unwrap();
+    assert!((outcome.losses[0] - expected).abs() < 1e-4);
+}
+
+/// Without dropout two passes say the same, and the training is what it is with one.
+#[test]
+fn two_passes_are_drawn_together() {
+    let (_, device) = peft_core::device::cpu_devices().remove(0);
+    let device = device.autodiff();
+    let config = |dropout: f64| {
+        let lora = LoraConfig::new(4).with_lora_dropout(dropout);
+        lora.with_init_lora_weights(false)
+    };
+    let losses = |dropout: f64, weight: Option<f64>| {
+        device.seed(1);
+        let model = Llama::tiny(&device)
+            .attach("mine", &config(dropout))
+            .unwrap();
+        let mut settings = TrainConfig::new();
+        settings.consistency_weight = weight;
+        let settings = settings
+            .with_length(Length::Steps(20))
+            .with_batch_size(10)
+            .with_learning_rate(1e-2);
+        let data = texts(&words(), &settings);
+        let (model, outcome) = Trainer::new(settings)
+            .unwrap()
+            .train(model, &data, None)
+            .unwrap();
+        // How far two passes of the trained model are apart.
+        let batch = data.batch(&[0, 1, 2, 3]);
+        let [a, b] = [0, 1].map(|_| model.logits(&batch).unwrap());
+        (outcome.losses, consistency_loss(a, b).into_scalar::<f32>())
+    };
+    let (plain, apart) = losses(0.0, None);
+    let (same, _) = losses(0.0, Some(1.0));
+    assert!(apart < 1e-6, "{apart}");
+    for (same, plain) in same.iter().zip(&plain) {
+        assert!((same - plain).abs() < 1e-3, "{same}, {plain}");
+    }
+    let (_, apart) = losses(0.4, None);
+    let (_, together) = losses(0.4, Some(20.0));
+    assert!(together < 0.7 * apart, "{together}, {apart}");
 }
 
 #[test]

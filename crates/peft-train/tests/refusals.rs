@@ -3,13 +3,13 @@
 mod common;
 
 use burn::tensor::Device;
-use common::{Bigram, texts, words};
+use common::{Bigram, Letters, texts, words};
 use peft_core::PeftModule as _;
 use peft_models::{Llama, LlamaConfig};
-use peft_reparameterization::LoraConfig;
+use peft_reparameterization::{LoraConfig, PolyConfig};
 use peft_soft_prompt::{PrefixTuningConfig, PromptTuningConfig};
 use peft_train::{
-    CausalLm, Dataset, Error, Length, Limits, TrainConfig, Trainer, Warmup, evaluate,
+    CausalLm, Dataset, Error, Length, Limits, Record, TrainConfig, Trainer, Warmup, evaluate,
 };
 
 fn device() -> Device {
@@ -64,6 +64,34 @@ fn rows_longer_than_the_model_has_positions_for() {
     let error = evaluate(&base, &exceeds, 2).unwrap_err();
     assert!(matches!(error, Error::TooLong { .. }), "{error}");
     assert!(evaluate(&base, &fits, 2).unwrap().nll > 0.0);
+}
+
+/// A model that has to know the task of each row, and data that do not say it, or say another.
+#[test]
+fn data_without_the_tasks_that_adapters_have() {
+    let base = Llama::tiny(&device());
+    let poly = || base.attach("mine", &PolyConfig::new(2, 3)).unwrap();
+    let of_tasks = |tasks: &[usize]| {
+        let records: Vec<Record> = (tasks.iter())
+            .map(|task| Record::Text("abc".into()).with_task(*task))
+            .collect();
+        Dataset::new(&records, &Letters, &config()).unwrap()
+    };
+    let plain = texts(&["abc"], &config());
+    for (data, held_out, word) in [
+        (&plain, None, "training data has no task"),
+        (&of_tasks(&[0, 3]), None, "training data has task 3"),
+        (
+            &of_tasks(&[0, 2]),
+            Some(&plain),
+            "held-out data has no task",
+        ),
+    ] {
+        let error = refusal(poly(), data, held_out, config());
+        assert!(matches!(error, Error::Tasks { tasks: 3, .. }), "{error}");
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    assert!(evaluate(&poly(), &plain, 1).is_err());
 }
 
 #[test]

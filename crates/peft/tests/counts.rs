@@ -12,11 +12,12 @@ use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
 use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
-    AdaLoraConfig, AdapterHubLora, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
+    AdaLoraConfig, AdapterHubLora, BdLoraConfig, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
     FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig,
-    LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, MtlLoraConfig, OftConfig,
-    OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PveraConfig, RandLoraConfig, SaidConfig,
-    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig, WaveFtConfig,
+    KasaConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, MontecloraConfig,
+    MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PveraConfig,
+    RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeloraConfig,
+    VeraConfig, WaveFtConfig,
 };
 use peft::selective::{
     BitFitConfig, DiffPruningConfig, FarConfig, FishMaskConfig, LnTuningConfig, LtSftConfig,
@@ -40,6 +41,30 @@ fn minilm_l6() -> BertClassifier {
     config.max_position_embeddings = 512;
     let bert: Bert = config.init(device);
     BertClassifier::new_head(bert, 2, Pooling::Mean, 0.0, device).unwrap()
+}
+
+#[test]
+fn counts_of_loras_variants() {
+    let model = minilm_l6();
+    let lora = || LoraConfig::new(8).with_targets(["query", "value"]);
+    let blocks = BdLoraConfig::new(2, Vec::new(), vec!["query", "value"]);
+    let cases = [
+        (lora().with_use_dora(true), 78_336),
+        (lora().with_use_bdlora(blocks), 55_296),
+        (lora().with_kasa_config(KasaConfig::default()), 73_824),
+        (lora().with_init_lora_weights("mica"), 36_864),
+        (lora().with_init_lora_weights("loftq"), 73_728),
+        (lora().with_alora_invocation_tokens([1, 2]), 73_728),
+        (lora().with_velora_config(VeloraConfig::default()), 73_728),
+        (
+            lora().with_monteclora_config(MontecloraConfig::default()),
+            73_920,
+        ),
+    ];
+    for (config, expected) in cases {
+        let counts = model.attach("a", &config).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{config:?}");
+    }
 }
 
 #[test]

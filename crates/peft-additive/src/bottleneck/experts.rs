@@ -1,7 +1,6 @@
 //! AdaMix: several pairs of projections, of which training takes some at random.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 use peft_core::method::{CheckpointKey, Init};
 use peft_core::ops::linear;
@@ -119,27 +118,4 @@ pub(crate) fn mixed(down: &Dense, up: &Dense, experts: &[Expert]) -> [Mixed; 2] 
         mix(&std::iter::once(down).chain(downs).collect::<Vec<_>>()),
         mix(&std::iter::once(up).chain(ups).collect::<Vec<_>>()),
     ]
-}
-
-/// How far two outputs are apart that come from two forward passes with experts of their own: half the Kullback-Leibler
-/// divergences in both directions, the mean over rows. `a` and `b` are logits `[rows, classes]`; the result is `[1]`.
-///
-/// Add it to the mean of both losses (Wang et al. 2022, section 3.2).
-///
-/// ```
-/// # use burn::tensor::Tensor;
-/// use peft_additive::consistency_loss;
-///
-/// # fn loss<M>(model: &M, logits: impl Fn(&M) -> Tensor<2>, loss_of: impl Fn(&Tensor<2>) -> Tensor<1>) -> Tensor<1> {
-/// // Each call takes experts of its own.
-/// let (a, b) = (logits(model), logits(model));
-/// (loss_of(&a) + loss_of(&b)) / 2.0 + consistency_loss(a, b)
-/// # }
-/// ```
-pub fn consistency_loss(a: Tensor<2>, b: Tensor<2>) -> Tensor<1> {
-    let rows = a.dims()[0] as f64;
-    let (a, b) = (log_softmax(a, 1), log_softmax(b, 1));
-    // Σ p (ln p - ln q) + Σ q (ln q - ln p)
-    let both = (a.clone().exp() - b.clone().exp()) * (a - b);
-    both.sum() / (2.0 * rows)
 }

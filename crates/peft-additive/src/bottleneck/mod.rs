@@ -23,7 +23,7 @@ pub use config::{
     ADAMIX, ADAPTER_PLUS, BottleneckConfig, COMPACTER, COMPACTER_PLUS_PLUS, HOULSBY, PARALLEL,
     PFEIFFER, SPARSE_ADAPTER,
 };
-pub use experts::{Expert, consistency_loss};
+pub use experts::Expert;
 pub use fields::{
     BottleneckInit, ExpertSharing, HypercomplexInit, InvertibleKind, Pruning, ReductionFactor,
     ResidualBeforeLn, RuleInit, Scaling,

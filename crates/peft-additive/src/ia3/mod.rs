@@ -66,6 +66,11 @@ impl WeightAdapter for Ia3 {
         value * self.ia3_l.val().reshape(shape)
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4> {
         let l = self.ia3_l.val();
         let channels = input.dims()[1];

@@ -224,6 +224,7 @@ fn with_registered(
             method: info.name.into(),
             reference: false,
             kinds: Kind::all(),
+            left_out: None,
             config: Map::new(),
             llama: Map::new(),
             learning_rates: grid.learning_rates.clone(),

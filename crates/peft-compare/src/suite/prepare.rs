@@ -105,10 +105,16 @@ impl Order {
             .iter()
             .find(|method| !method.reference && !method.kinds.contains(&task.kind));
         match (misplaced, &self.suite.methods) {
-            (Some(method), MethodChoice::Named(_)) => self.refuse(&format!(
-                "method {} is not for tasks like {}",
-                method.name, task.name
-            )),
+            (Some(method), MethodChoice::Named(_)) => {
+                let why = match &method.left_out {
+                    Some(why) => format!(" ({why})"),
+                    None => String::new(),
+                };
+                self.refuse(&format!(
+                    "method {} is not for tasks like {}{why}",
+                    method.name, task.name
+                ))
+            }
             _ => Ok(()),
         }
     }

@@ -93,12 +93,26 @@ pub trait WeightAdapter: Adapter {
         true
     }
 
+    /// Whether [`linear`](Self::linear) and its siblings read the matrix below ([`BaseLinear::weight`]) and not only call
+    /// what is below. An adapter that [is no change of a weight](Self::is_mergeable) cannot lie below one that does, and
+    /// is refused there when both are activated. Default: yes, unless the change is [`low_rank`](Self::low_rank).
+    fn needs_weight(&self) -> bool {
+        self.low_rank().is_none()
+    }
+
     /// Whether a layer may keep W' from one forward pass to the next while nothing is trained, so that it composes once
     /// ([`kept_weights`](crate::kept_weights)). Say no where the activation side costs little beside the layer's own
     /// product, as scaling does. What is [`low_rank`](Self::low_rank) is kept only if its factors have more than half as
     /// many elements as the weight. Default: yes.
     fn keeps_weight(&self) -> bool {
         true
+    }
+
+    /// How many tasks it has parameters of, where the context has to say which task each row is of
+    /// ([`ForwardContext::tasks`]): ids are below it. With one task the context need not say. Default: `None`, as all rows
+    /// are alike.
+    fn num_tasks(&self) -> Option<usize> {
+        None
     }
 
     /// Whether a head that is this table ([`TiedHead`](crate::TiedHead)) changes with it: new tokens do, a

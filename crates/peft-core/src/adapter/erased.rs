@@ -198,7 +198,7 @@ pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
 
 /// A typed adapter.
 #[derive(Clone, Debug)]
-struct Typed<A> {
+pub(crate) struct Typed<A> {
     /// Absent only while it is being changed, so that no second handle on its tensors keeps an optimizer from updating
     /// them in place.
     state: Option<A>,
@@ -206,7 +206,7 @@ struct Typed<A> {
 }
 
 impl<A: Adapter> Typed<A> {
-    fn new(state: A, role: Role) -> Self {
+    pub(crate) fn new(state: A, role: Role) -> Self {
         Self {
             state: Some(state),
             role,
@@ -278,7 +278,9 @@ pub(crate) trait ErasedWeight: ErasedModule {
     fn embedding(&self, ids: Tensor<2, Int>, base: &dyn BaseEmbedding) -> Tensor<3>;
     fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4>;
     fn is_mergeable(&self) -> bool;
+    fn needs_weight(&self) -> bool;
     fn keeps_weight(&self) -> bool;
+    fn num_tasks(&self) -> Option<usize>;
     fn affects_tied_head(&self) -> bool;
     fn tied_low_rank(&self) -> Option<LowRank>;
     fn boxed(&self) -> Box<dyn ErasedWeight>;
@@ -303,8 +305,14 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     fn is_mergeable(&self) -> bool {
         self.state().is_mergeable()
     }
+    fn needs_weight(&self) -> bool {
+        self.state().needs_weight()
+    }
     fn keeps_weight(&self) -> bool {
         self.state().keeps_weight()
+    }
+    fn num_tasks(&self) -> Option<usize> {
+        self.state().num_tasks()
     }
     fn affects_tied_head(&self) -> bool {
         self.state().affects_tied_head()
@@ -349,6 +357,13 @@ struct Freeze;
 impl ModuleMapper for Freeze {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         param.set_require_grad(false)
+    }
+}
+
+impl dyn ErasedModule + '_ {
+    /// Makes all parameters constants.
+    pub(crate) fn freeze(&mut self) {
+        self.map(&mut FromDyn(&mut Freeze));
     }
 }
 
@@ -430,134 +445,5 @@ impl<A: AttentionAdapter> ErasedAttention for Typed<A> {
     }
     fn boxed(&self) -> Box<dyn ErasedAttention> {
         Box::new(self.clone())
-    }
-}
-
-/// An adapter of any method at any of the places.
-#[derive(Debug)]
-pub(crate) enum AnyAdapter {
-    Weight(Box<dyn ErasedWeight>),
-    Hidden(Box<dyn ErasedHidden>),
-    Prompt(Box<dyn ErasedPrompt>),
-    KeyValue(Box<dyn ErasedKeyValue>),
-    Attention(Box<dyn ErasedAttention>),
-}
-
-impl Clone for AnyAdapter {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Weight(adapter) => Self::Weight(adapter.boxed()),
-            Self::Hidden(adapter) => Self::Hidden(adapter.boxed()),
-            Self::Prompt(adapter) => Self::Prompt(adapter.boxed()),
-            Self::KeyValue(adapter) => Self::KeyValue(adapter.boxed()),
-            Self::Attention(adapter) => Self::Attention(adapter.boxed()),
-        }
-    }
-}
-
-impl AnyAdapter {
-    pub(crate) fn weight(adapter: impl WeightAdapter, role: Role) -> Self {
-        Self::Weight(Box::new(Typed::new(adapter, role)))
-    }
-    pub(crate) fn hidden(adapter: impl HiddenAdapter) -> Self {
-        Self::Hidden(Box::new(Typed::new(adapter, Role::Method)))
-    }
-    pub(crate) fn prompt(adapter: impl PromptAdapter) -> Self {
-        Self::Prompt(Box::new(Typed::new(adapter, Role::Method)))
-    }
-    pub(crate) fn key_value(adapter: impl KeyValueAdapter) -> Self {
-        Self::KeyValue(Box::new(Typed::new(adapter, Role::Method)))
-    }
-    pub(crate) fn attention(adapter: impl AttentionAdapter) -> Self {
-        Self::Attention(Box::new(Typed::new(adapter, Role::Method)))
-    }
-
-    /// The part that does not depend on the place.
-    pub(crate) fn module(&self) -> &dyn ErasedModule {
-        match self {
-            Self::Weight(adapter) => adapter.as_ref(),
-            Self::Hidden(adapter) => adapter.as_ref(),
-            Self::Prompt(adapter) => adapter.as_ref(),
-            Self::KeyValue(adapter) => adapter.as_ref(),
-            Self::Attention(adapter) => adapter.as_ref(),
-        }
-    }
-
-    pub(crate) fn module_mut(&mut self) -> &mut dyn ErasedModule {
-        match self {
-            Self::Weight(adapter) => adapter.as_mut(),
-            Self::Hidden(adapter) => adapter.as_mut(),
-            Self::Prompt(adapter) => adapter.as_mut(),
-            Self::KeyValue(adapter) => adapter.as_mut(),
-            Self::Attention(adapter) => adapter.as_mut(),
-        }
-    }
-
-    /// The adapter, which is on a weight.
-    pub(crate) fn weight_adapter(&self) -> &dyn ErasedWeight {
-        match self {
-            Self::Weight(adapter) => adapter.as_ref(),
-            other => unreachable!("{} is on a weight", other.place()),
-        }
-    }
-
-    /// The adapter, which is at a site of hidden states.
-    pub(crate) fn hidden_adapter(&self) -> &dyn ErasedHidden {
-        match self {
-            Self::Hidden(adapter) => adapter.as_ref(),
-            other => unreachable!("{} is at a site of hidden states", other.place()),
-        }
-    }
-
-    /// The adapter, which is at a site of embeddings.
-    pub(crate) fn prompt_adapter(&self) -> &dyn ErasedPrompt {
-        match self {
-            Self::Prompt(adapter) => adapter.as_ref(),
-            other => unreachable!("{} is at a site of embeddings", other.place()),
-        }
-    }
-
-    /// The adapter, which is at a site of keys and values.
-    pub(crate) fn key_value_adapter(&self) -> &dyn ErasedKeyValue {
-        match self {
-            Self::KeyValue(adapter) => adapter.as_ref(),
-            other => unreachable!("{} is at a site of keys and values", other.place()),
-        }
-    }
-
-    /// The adapter, which is at a site of attention's heads.
-    pub(crate) fn attention_adapter(&self) -> &dyn ErasedAttention {
-        match self {
-            Self::Attention(adapter) => adapter.as_ref(),
-            other => unreachable!("{} is at a site of attention's heads", other.place()),
-        }
-    }
-
-    /// How many virtual tokens it puts in front.
-    pub(crate) fn virtual_tokens(&self) -> usize {
-        match self {
-            Self::Prompt(adapter) => adapter.virtual_tokens(),
-            Self::KeyValue(adapter) => adapter.virtual_tokens(),
-            Self::Weight(_) | Self::Hidden(_) | Self::Attention(_) => 0,
-        }
-    }
-
-    /// How many of the model's positions those take.
-    pub(crate) fn positions(&self) -> usize {
-        match self {
-            Self::KeyValue(adapter) => adapter.positions(),
-            other => other.virtual_tokens(),
-        }
-    }
-
-    /// What it was made for. A plan takes adapters for places of their type only.
-    fn place(&self) -> &'static str {
-        match self {
-            Self::Weight(_) => "an adapter of a weight",
-            Self::Hidden(_) => "an adapter of a hidden state",
-            Self::Prompt(_) => "a prompt",
-            Self::KeyValue(_) => "a prefix",
-            Self::Attention(_) => "an adapter of attention's heads",
-        }
     }
 }

@@ -33,6 +33,7 @@ use crate::adapter::task_ids::TaskIds;
 /// ```
 #[derive(Clone, Default)]
 pub struct ForwardContext {
+    token_ids: Option<Tensor<2, Int>>,
     positions: Option<Positions>,
     padding: Option<Tensor<2, Bool>>,
     virtual_tokens: usize,
@@ -59,6 +60,13 @@ impl ForwardContext {
     /// An empty context.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Sets which tokens the pass is of: the ids `[batch, seq]` that the model was called with, without virtual tokens.
+    #[must_use]
+    pub fn with_token_ids(mut self, ids: Tensor<2, Int>) -> Self {
+        self.token_ids = Some(ids);
+        self
     }
 
     /// Sets the position of each token in its text, row after row, of `rows` rows; 1 where all rows have the same
@@ -141,6 +149,11 @@ impl ForwardContext {
     pub fn with_value<T: Any + Send + Sync>(mut self, value: T) -> Self {
         self.values.insert(TypeId::of::<T>(), Arc::new(value));
         self
+    }
+
+    /// Which tokens the pass is of, `[batch, seq]`, without virtual tokens. With a cache, these are the new ones.
+    pub fn token_ids(&self) -> Option<Tensor<2, Int>> {
+        self.token_ids.clone()
     }
 
     /// The positions of the tokens of row `row` of the batch in their text.
@@ -235,6 +248,36 @@ impl ForwardContext {
         self
     }
 
+    /// The context of the last `count` of the pass's `of` tokens: for what a model goes on with, as a head that needs no
+    /// others.
+    ///
+    /// # Panics
+    ///
+    /// If `count` is above `of`.
+    #[must_use]
+    pub fn of_last_tokens(&self, count: usize, of: usize) -> Self {
+        assert!(count <= of, "{count} tokens are not the last of {of}");
+        let mut last = self.clone();
+        if count == of {
+            return last;
+        }
+        last.virtual_tokens = self.virtual_tokens.saturating_sub(of - count);
+        last.padding = last
+            .padding
+            .map(|padding| padding.narrow(1, of - count, count));
+        last.segments = None;
+        last.routing = last.routing.map(|routing| routing.of_last_tokens(count));
+        last.positions = last.positions.map(|Positions { values, rows }| {
+            let of_row = |row: &[usize]| row[row.len() - count..].to_vec();
+            let values = values.chunks(values.len() / rows).flat_map(of_row);
+            Positions {
+                values: values.collect(),
+                rows,
+            }
+        });
+        last
+    }
+
     /// The context of some rows of the batch.
     pub(crate) fn of_rows(&self, rows: &[i64], index: &Tensor<1, Int>) -> Self {
         let positions = self.positions.clone().map(|all| match all.rows {
@@ -250,7 +293,9 @@ impl ForwardContext {
             },
         });
         let padding = self.padding.clone();
+        let ids = self.token_ids.clone();
         Self {
+            token_ids: ids.map(|ids| ids.select(0, index.clone())),
             positions,
             padding: padding.map(|padding| padding.select(0, index.clone())),
             virtual_tokens: self.virtual_tokens,
@@ -270,6 +315,7 @@ impl ForwardContext {
 impl fmt::Debug for ForwardContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ForwardContext")
+            .field("token_ids", &self.token_ids.as_ref().map(Tensor::dims))
             .field(
                 "positions",
                 &self.positions.as_ref().map(|all| all.values.len()),

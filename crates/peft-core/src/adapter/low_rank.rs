@@ -32,6 +32,10 @@ impl<T: LowRankAdapter> WeightAdapter for T {
         (!drops).then(|| self.factors())
     }
 
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         match self.dropout() {
             None => base.forward_with(input, self.factors()),

@@ -1,5 +1,6 @@
 //! The contract of an adapter's state, and what a state is made of.
 
+pub(crate) mod any_adapter;
 pub(crate) mod any_tensor;
 pub(crate) mod attention_context;
 pub(crate) mod base;

@@ -14,6 +14,8 @@ use burn::tensor::Tensor;
 pub struct Routing {
     names: Arc<[String]>,
     weights: Weights,
+    /// The pass goes on with so many of its last tokens.
+    last: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -88,6 +90,7 @@ impl Routing {
         Self {
             names,
             weights: Weights::Given(Box::new(weights)),
+            last: None,
         }
     }
 
@@ -99,6 +102,7 @@ impl Routing {
         Self {
             names: names.into_iter().map(Into::into).collect(),
             weights: Weights::Computed(Arc::new(router)),
+            last: None,
         }
     }
 
@@ -114,10 +118,10 @@ impl Routing {
     /// If the router does not give one weight for each name.
     pub fn weights(&self, place: &RoutedPlace<'_>) -> Tensor<3> {
         let router = match &self.weights {
-            Weights::Given(weights) => return weights.as_ref().clone(),
+            Weights::Given(weights) => return self.of_last(weights.as_ref().clone()),
             Weights::Computed(router) => router,
         };
-        let weights = router.weights(place);
+        let weights = self.of_last(router.weights(place));
         let (found, expected) = (weights.dims()[2], self.names.len());
         assert_eq!(
             found, expected,
@@ -125,6 +129,48 @@ impl Routing {
             place.name
         );
         weights
+    }
+
+    /// Whether the weights can be used for these adapters in a pass over `rows` rows of `tokens` tokens, as far as that is
+    /// known before the pass.
+    ///
+    /// # Errors
+    ///
+    /// What does not fit, in words.
+    pub fn check(&self, adapters: &[String], rows: usize, tokens: usize) -> Result<(), String> {
+        let names = &self.names;
+        if let Some(adapter) = adapters.iter().find(|adapter| !names.contains(adapter)) {
+            return Err(format!(
+                "it has weights for {names:?}, and none for the adapter `{adapter}`"
+            ));
+        }
+        if let Some(found) = self.rows().filter(|found| ![1, rows].contains(found)) {
+            return Err(format!("it has weights for {found} rows, not for {rows}"));
+        }
+        match &self.weights {
+            Weights::Given(weights) if ![1, tokens].contains(&weights.dims()[1]) => {
+                let found = weights.dims()[1];
+                Err(format!(
+                    "it has weights for {found} tokens, not for {tokens}"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The routing of a pass that goes on with the last `count` tokens of each row.
+    pub(crate) fn of_last_tokens(mut self, count: usize) -> Self {
+        self.last = Some(count);
+        self
+    }
+
+    /// Weights `[batch, seq, adapters]` of the tokens that the pass goes on with.
+    fn of_last(&self, weights: Tensor<3>) -> Tensor<3> {
+        let seq = weights.dims()[1];
+        match self.last {
+            Some(last) if last < seq && seq > 1 => weights.narrow(1, seq - last, last),
+            _ => weights,
+        }
     }
 
     /// How many rows of a batch the weights are for, where that is said.

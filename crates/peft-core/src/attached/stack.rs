@@ -7,8 +7,9 @@ use burn::tensor::{Device, Tensor};
 use peft_ops::LowRank;
 use serde_json::{Map, Value};
 
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::any_tensor::AnyTensor;
-use crate::adapter::erased::{AnyAdapter, ErasedWeight, FromDyn};
+use crate::adapter::erased::{ErasedWeight, FromDyn};
 use crate::adapter::quantized_base::QuantizedBase;
 use crate::attached::base_norms::BaseNorms;
 use crate::attached::composition::{Composition, Mixture, Parts};

@@ -1,6 +1,6 @@
 //! A model as it is: what it consists of, and which adapters are on it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::attached::composition::Composition;
@@ -108,6 +108,12 @@ impl Attached {
     pub(crate) fn is_active(&self, name: &str) -> bool {
         let mut used = self.stacks().flat_map(|(_, stack)| stack.used());
         used.any(|entry| entry.name == name)
+    }
+
+    /// The numbers of tasks of the adapters that take part in the forward pass and tell rows apart by task; each once.
+    pub(crate) fn num_tasks(&self) -> BTreeSet<usize> {
+        let used = self.stacks().flat_map(|(_, stack)| stack.used());
+        used.filter_map(|entry| entry.adapter.num_tasks()).collect()
     }
 
     /// The method of an adapter, as it was attached.

@@ -1,10 +1,12 @@
 //! Tables and heads of the base model in an adapter's file.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{DType, TensorData};
 
 use crate::checkpoint::transpose::transpose;
 use crate::layout::model_layout::{LayerKind, Layout, LayoutParam};
-use crate::upstream::{BASE_LAYER, LM_HEAD, PREFIX};
+use crate::upstream::{BASE_LAYERS, LM_HEAD, MODULES_TO_SAVE, PREFIX};
 
 /// Whether a tensor is a table or head of the base model's, which upstream writes beside an adapter of it
 /// (`save_embedding_layers`); it must be as the model has it.
@@ -15,7 +17,8 @@ pub(crate) fn is_base_table(layout: &Layout, key: &str, data: &TensorData) -> Re
     else {
         return Ok(false);
     };
-    let name = layer.strip_suffix(BASE_LAYER).unwrap_or(layer);
+    let base = BASE_LAYERS.iter().find_map(|base| layer.strip_suffix(base));
+    let name = base.unwrap_or(layer);
     let table = |param: &&LayoutParam| {
         let layer = layout.layer_of(param);
         // Upstream knows a head that is the table by a name of its own.
@@ -61,6 +64,17 @@ pub(crate) fn is_base_table(layout: &Layout, key: &str, data: &TensorData) -> Re
              `{name}` (new tokens, as a rule); load that model"
         ),
     })
+}
+
+/// Whether a tensor is a copy of one that stands in the file under its own name: upstream writes what it saves whole of a
+/// resized table a second time, with the wrapper's name in the key.
+pub(crate) fn is_second_copy(
+    tensors: &BTreeMap<String, TensorData>,
+    key: &str,
+    data: &TensorData,
+) -> bool {
+    let wrapper = format!(".{MODULES_TO_SAVE}.");
+    key.contains(&wrapper) && tensors.get(&key.replace(&wrapper, ".")) == Some(data)
 }
 
 /// Whether a file's tensor holds the values that the model has. A file of 16 bits has those of its format.

@@ -103,12 +103,25 @@ fn config_file(dir: &Path) -> PathBuf {
     files::readable(dir, CONFIG_FILE, HEAD_CONFIG_FILE)
 }
 
-/// Refuses a head of AdapterHub's own model classes that computes something else than the heads here do: scores of
-/// classes from the pooled first state.
+/// Refuses a head that computes something else than the heads here do: scores of classes from the pooled first state, or
+/// those of the next token. A usual model class says what its head computes by its name, and others than these have layers of
+/// the same names.
 fn refuse_other(config: &Value, dir: &Path) -> Result<()> {
+    let class = config["model_class"].as_str();
     let config = &config["config"];
     if !config.is_object() {
-        return Ok(());
+        let ends = ["ForSequenceClassification", "ForCausalLM", "LMHeadModel"];
+        return match class.filter(|class| !ends.iter().any(|end| class.ends_with(end))) {
+            None => Ok(()),
+            Some(class) => Err(wrong(
+                &config_file(dir),
+                format!(
+                    "the head is of a `{class}`, and only one of a model for sequence classification or causal language \
+                     modelling computes what a head computes here; delete this file and the head's tensors to have the \
+                     adapter alone"
+                ),
+            )),
+        };
     }
     for (field, expected) in [
         ("head_type", Value::from("classification")),

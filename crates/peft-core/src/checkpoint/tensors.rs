@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::checkpoint_key::{Style, field_names};
-use crate::adapter::erased::{AnyAdapter, ErasedModule, FromDyn};
+use crate::adapter::erased::{ErasedModule, FromDyn};
 use crate::checkpoint::base_table::same_values;
 use crate::checkpoint::read::{FLOATS, INTEGERS};
 use crate::checkpoint::stored::{Part, Specs, Stored, specs_by_field};

@@ -72,6 +72,18 @@ pub struct MethodInfo {
     pub recognises: Option<fn(&Value) -> bool>,
 }
 
+impl MethodInfo {
+    /// The refusal of a field of the method's configuration: [`Error::Config`].
+    pub fn refusal(
+        &self,
+        field: &'static str,
+        value: impl std::fmt::Debug,
+        expected: impl Into<String>,
+    ) -> Error {
+        Error::config(self.title, field, value, expected)
+    }
+}
+
 /// What a method's configuration says: the part of a [`Method`] that
 /// [`method_config`](crate::method::method_config) writes.
 pub trait MethodConfig: std::fmt::Debug + Send + Sync {

@@ -6,8 +6,8 @@ use std::fmt::Debug;
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::contract::Adapter;
-use crate::adapter::erased::AnyAdapter;
 use crate::error::Result;
 
 /// What a method does in a training loop besides being trained: [`Method::schedule`](crate::method::Method::schedule)

@@ -1,14 +1,14 @@
 //! A copy of a parameter, trained in its place: `modules_to_save`, biases, and parameters that a method selects.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::module::embedding;
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::any_tensor::{AnyTensor, with_rank};
 use crate::adapter::base::{BaseEmbedding, BaseLinear};
 use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
 use crate::adapter::contract::{Adapter, WeightAdapter};
-use crate::adapter::erased::AnyAdapter;
 use crate::adapter::role::Role;
 use crate::layout::model_layout::LayoutParam;
 use crate::upstream::BATCHES_SEEN;
@@ -20,6 +20,11 @@ impl TrainedBias {
     /// The bias, `[out]`.
     pub fn value(&self) -> Tensor<1> {
         self.value.val()
+    }
+
+    /// The parameter's id, by which an optimizer's groups find it.
+    pub fn id(&self) -> ParamId {
+        self.value.id
     }
 
     /// With another value.
@@ -153,6 +158,11 @@ impl<const R: usize, const OF_MODULE: bool> ModuleToSave<R, OF_MODULE> {
 impl<const R: usize, const OF_MODULE: bool> WeightAdapter for ModuleToSave<R, OF_MODULE> {
     fn compose<const D: usize>(&self, _weight: Tensor<D>) -> Tensor<D> {
         self.copy()
+    }
+
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
     }
 
     // What lies below is not looked at: a quantized base stays quantized.

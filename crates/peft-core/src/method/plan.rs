@@ -7,11 +7,11 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use serde_json::{Map, Value};
 
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::checkpoint_key::{CheckpointKey, Style};
 use crate::adapter::contract::{
     AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
-use crate::adapter::erased::AnyAdapter;
 use crate::adapter::init::Init;
 use crate::adapter::role::Role;
 use crate::adapter::site_type::{Attention, Hidden, KeyValue, Prompt};
@@ -138,7 +138,7 @@ impl Plan {
     }
 
     /// Whether the file that is being loaded has a tensor whose key begins with `prefix`.
-    pub fn has_stored_below(&self, prefix: &str) -> bool {
+    pub(crate) fn has_stored_below(&self, prefix: &str) -> bool {
         self.stored.keys().any(|key| key.starts_with(prefix))
     }
 
@@ -159,8 +159,11 @@ impl Plan {
         self.part = part;
     }
 
-    /// Puts `adapter` on a parameter.
+    /// Puts `adapter` on a parameter; on none that is a running statistic ([`LayoutParam::is_buffer`]).
     pub fn adapt_weight(&mut self, param: &LayoutParam, adapter: impl WeightAdapter) {
+        if param.is_buffer() {
+            return;
+        }
         self.push(&param.path, AnyAdapter::weight(adapter, Role::Method));
     }
 
@@ -220,14 +223,14 @@ impl Plan {
     /// Trains a copy of a parameter of any rank in its place; the base keeps its value. Counted as the adapter's own. The
     /// copy of a table whose head is that table serves the head, too, and so does that of such a head.
     ///
-    /// Nothing happens where the parameter is trained already, as a copy or in place.
+    /// Nothing happens where the parameter is trained already, as a copy or in place, and to running statistics.
     pub fn train_param(&mut self, layout: &Layout, param: &LayoutParam) {
         let (param, head) = match layout.tied_pair(param) {
             Some((head, table)) => (table, Some(head)),
             None => (param, None),
         };
         let planned = |plan: &Self| plan.places().any(|place| place == param.path);
-        if self.trained_in_place.contains(&param.path) || planned(self) {
+        if param.is_buffer() || self.trained_in_place.contains(&param.path) || planned(self) {
             return;
         }
         let copy = ModuleToSave::of_param(param, layout.is_transposed(param), head);

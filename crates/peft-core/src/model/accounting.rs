@@ -6,8 +6,9 @@ use std::fmt;
 use burn::module::{ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor};
 
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::checkpoint_key::{fields_with_twins_up_to, sparse_fields, unsaved_fields};
-use crate::adapter::erased::{AnyAdapter, FromDyn};
+use crate::adapter::erased::FromDyn;
 use crate::adapter::role::Role;
 use crate::adapter::trainable::is_trainable;
 use crate::attached::stack::{Entry, Stack};

@@ -1,6 +1,6 @@
 //! What an adapter on a model consists of: its configuration, states and tensors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::Module;
 use burn::tensor::TensorData;
@@ -43,6 +43,22 @@ pub trait AdapterState: Module {
         change: impl FnMut(&str, &mut A),
     ) -> Result<Self> {
         states::edit_adapter(self, name, change)
+    }
+
+    /// Trains an adapter no more: its parameters are constants from now on. It acts as before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownAdapter`](crate::Error::UnknownAdapter), [`Error::Merged`](crate::Error::Merged).
+    fn freeze_adapter(&self, name: &str) -> Result<Self> {
+        states::freeze_adapter(self, name)
+    }
+
+    /// Of how many tasks the active adapters have parameters, each number once; empty where none tells rows apart by task.
+    /// A forward pass has to say the tasks of its rows ([`ForwardContext::with_tasks`](crate::nn::ForwardContext::with_tasks)),
+    /// with ids below the smallest number, unless all numbers are 1.
+    fn num_tasks(&self) -> BTreeSet<usize> {
+        traversal::gather(self).num_tasks()
     }
 
     /// The tensors of an adapter under the keys of its checkpoint, as they are trained: its state dict. A file has

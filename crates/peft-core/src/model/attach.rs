@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::method::contract::Method;
 use crate::method::plan::Plan;
 use crate::method::saved_modules::save_modules;
+use crate::model::compose::refuse_unreadable;
 use crate::statistics::calibration::Calibration;
 
 /// See [`PeftModule::attach`](crate::PeftModule::attach); `calibration` is for the method's plan.
@@ -65,6 +66,16 @@ pub(crate) fn fill_plan(plan: &mut Plan, method: &dyn Method, attached: &Attache
     method.plan(layout, plan)?;
     plan.sort(layout);
     let title = method.info().title;
+    for (at, planned) in plan.adapters.iter().enumerate() {
+        // Those of one place are planned one after the other.
+        if at > 0 && plan.adapters[at - 1].path == planned.path {
+            continue;
+        }
+        let same = plan.adapters[at..].iter();
+        let same = same.take_while(|other| other.path == planned.path);
+        let place = || layout.place_name(&planned.path);
+        refuse_unreadable(same.map(|other| (title, &other.adapter)), place)?;
+    }
     refuse_unlisted(title, layout, &plan.adapters)?;
     for style in [
         Style::of(&method.to_json(), method),

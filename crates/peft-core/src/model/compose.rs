@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::site_type::SiteKind;
 use crate::attached::composition::Composition;
 use crate::attached::stack::Stack;
@@ -28,8 +29,8 @@ pub(crate) fn compose<M: Module>(model: &M, composition: &Composition) -> Result
 /// Refuses a composition in which an adapter sits where it cannot take part.
 pub(crate) fn check_places(attached: &Attached, composition: &Composition) -> Result<()> {
     let layout = &attached.layout;
-    if matches!(composition, Composition::Stack(_)) {
-        return Ok(());
+    if let Composition::Stack(names) = composition {
+        return check_nesting(attached, names);
     }
     for (path, stack) in attached.stacks() {
         let used = |name: &&str| stack.entry(name).is_some();
@@ -54,6 +55,49 @@ pub(crate) fn check_places(attached: &Attached, composition: &Composition) -> Re
                 adapter: adapter.to_string(),
                 reason: format!("at `{}` {reason}", layout.place_name(path)),
             });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses adapters one on the other of which one reads a matrix that the one below does not have.
+fn check_nesting(attached: &Attached, active: &[String]) -> Result<()> {
+    for (path, stack) in attached.stacks() {
+        let entries = stack.entries.iter();
+        let entries = entries.filter(|entry| active.contains(&entry.name));
+        let adapters = entries.map(|entry| (entry.name.as_str(), &entry.adapter));
+        let place = || attached.layout.place_name(path);
+        refuse_unreadable(adapters, place)?;
+    }
+    Ok(())
+}
+
+/// Refuses `adapters` of one place, the innermost first, of which one reads the matrix below it while one of those below
+/// is no change of a weight.
+pub(crate) fn refuse_unreadable<'a>(
+    adapters: impl Iterator<Item = (&'a str, &'a AnyAdapter)>,
+    place: impl FnOnce() -> String,
+) -> Result<()> {
+    let mut below: Option<&str> = None;
+    for (name, adapter) in adapters {
+        let AnyAdapter::Weight(adapter) = adapter else {
+            return Ok(());
+        };
+        if let Some(other) = below
+            && adapter.needs_weight()
+        {
+            let reason = format!(
+                "at `{}` it reads the weight of what lies below, and `{other}` below it is no change of a weight: activate \
+                 one of the two, or attach `{other}` after it",
+                place()
+            );
+            return Err(Error::Composition {
+                adapter: name.to_string(),
+                reason,
+            });
+        }
+        if !adapter.is_mergeable() {
+            below = Some(name);
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::adapter::checkpoint_key::Style;
 use crate::adapter::init::Init;
 use crate::attached::view::Attached;
-use crate::checkpoint::base_table::is_base_table;
+use crate::checkpoint::base_table::{is_base_table, is_second_copy};
 use crate::checkpoint::folder::read_folder;
 use crate::checkpoint::tensors::fill;
 use crate::checkpoint::{heads, read, respelled};
@@ -203,7 +203,7 @@ fn refuse_unused(
 ) -> Result<(), String> {
     let mut extra = Vec::new();
     for (key, data) in tensors.iter().filter(|(key, _)| !used.contains(*key)) {
-        if !is_base_table(layout, key, data)? {
+        if !is_second_copy(tensors, key, data) && !is_base_table(layout, key, data)? {
             extra.push(key);
         }
     }

@@ -107,6 +107,16 @@ pub(crate) fn edit_adapter<M: Module, A: Adapter>(
     Ok(traversal::place(model, put(&attached, name, states)))
 }
 
+/// See [`AdapterState::freeze_adapter`](crate::state::AdapterState::freeze_adapter).
+pub(crate) fn freeze_adapter<M: Module>(model: &M, name: &str) -> Result<M> {
+    let attached = unmerged(model)?;
+    let mut states = of(&attached, name)?;
+    for placed in &mut states.states {
+        placed.adapter.module_mut().freeze();
+    }
+    Ok(traversal::place(model, put(&attached, name, states)))
+}
+
 /// See [`AdapterState::adapter_tensors`](crate::state::AdapterState::adapter_tensors).
 pub(crate) fn adapter_tensors<M: Module>(
     model: &M,

@@ -2,9 +2,9 @@
 
 use burn::tensor::{Device, Tensor};
 
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::any_tensor::AnyTensor;
 use crate::adapter::attention_context::{AttentionContext, PrefixContext};
-use crate::adapter::erased::AnyAdapter;
 use crate::adapter::site_type::{Attention, KeyValue, SiteKind};
 use crate::attached::stack::{Entry, Stack};
 use crate::nn::mixture::mix;

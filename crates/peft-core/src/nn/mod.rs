@@ -2,6 +2,7 @@
 
 pub(crate) mod attention_site;
 pub(crate) mod base_layer;
+pub(crate) mod consistency;
 pub(crate) mod convolution;
 pub(crate) mod cross_entropy;
 pub(crate) mod layers;
@@ -24,6 +25,7 @@ pub use crate::adapter::site_type::{
 };
 pub use crate::adapter::task_ids::TaskIds;
 pub use crate::attached::stack::{ACTIVE_ADAPTER, INACTIVE_ADAPTER};
+pub use consistency::consistency_loss;
 pub use cross_entropy::adapted_cross_entropy;
 pub use layers::{
     AdaptedForward, adapted_attention, adapted_gelu, adapted_layer_norm, adapted_norm,

@@ -7,7 +7,7 @@ use burn::module::{
 };
 use burn::tensor::{Bool, Device, Tensor};
 
-use crate::adapter::erased::AnyAdapter;
+use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::site_context::SiteContext;
 use crate::adapter::site_type::{
@@ -194,14 +194,6 @@ impl Site<Prompt> {
     /// How many virtual tokens the active adapters put in front.
     pub fn virtual_tokens(&self) -> usize {
         virtual_tokens(&self.stack)
-    }
-
-    /// The numbers of tasks of the active adapters that have prompts of several
-    /// ([`num_tasks`](crate::method::PromptAdapter::num_tasks)).
-    pub fn num_tasks(&self) -> Vec<usize> {
-        let used = self.stack.used();
-        let tasks = used.map(|entry| entry.adapter.prompt_adapter().num_tasks());
-        tasks.flatten().collect()
     }
 
     /// Embeddings `[batch, seq, d]` and padding mask `[batch, seq]` (true where padded) with the

@@ -56,6 +56,7 @@ impl BertEmbeddings {
         first: usize,
     ) -> (Tensor<3>, ForwardContext) {
         let device = ids.device();
+        let context = context.with_token_ids(ids.clone());
         let words = self.word_embeddings.adapted_in(ids, &context);
         let (words, context) = self.prompt.add_prompt_in(words, context);
         let context =

@@ -21,7 +21,7 @@ impl Limits<'_> {
     pub(super) fn run(
         &self,
         prompt: &[u32],
-        mut logits: impl FnMut(&[u32]) -> Vec<f64>,
+        mut logits: impl FnMut(&[u32]) -> Result<Vec<f64>, GenerateError>,
         mut found: impl FnMut(u32) -> Result<bool, GenerateError>,
     ) -> Result<(Vec<u32>, StoppedBy), GenerateError> {
         let mut rng = StdRng::seed_from_u64(self.config.seed);
@@ -34,7 +34,7 @@ impl Limits<'_> {
             if ids.len() >= self.context {
                 break StoppedBy::Context;
             }
-            let mut scores = logits(&ids[seen..]);
+            let mut scores = logits(&ids[seen..])?;
             seen = ids.len();
             if let Some(&value) = scores.iter().find(|score| !score.is_finite()) {
                 let tokens = ids.len();
@@ -72,7 +72,9 @@ mod tests {
             eos,
             context,
         };
-        limits.run(&[4, 0], counting, |_| Ok(false)).unwrap()
+        limits
+            .run(&[4, 0], |ids| Ok(counting(ids)), |_| Ok(false))
+            .unwrap()
     }
 
     #[test]
@@ -96,7 +98,7 @@ mod tests {
         let mut given = Vec::new();
         let logits = |ids: &[u32]| {
             given.push(ids.to_vec());
-            counting(ids)
+            Ok(counting(ids))
         };
         limits.run(&[3, 3, 0], logits, |_| Ok(false)).unwrap();
         assert_eq!(given, [vec![3, 3, 0], vec![1], vec![2]]);
@@ -110,7 +112,9 @@ mod tests {
             eos: &[],
             context: 100,
         };
-        let (ids, stopped_by) = limits.run(&[0], counting, |id| Ok(id == 3)).unwrap();
+        let (ids, stopped_by) = limits
+            .run(&[0], |ids| Ok(counting(ids)), |id| Ok(id == 3))
+            .unwrap();
         assert_eq!((ids, stopped_by), (vec![1, 2, 3], StoppedBy::StopString));
     }
 
@@ -122,7 +126,7 @@ mod tests {
             eos: &[],
             context: 100,
         };
-        let logits = |_: &[u32]| vec![0.0, f64::NAN];
+        let logits = |_: &[u32]| Ok(vec![0.0, f64::NAN]);
         let error = limits.run(&[0, 1], logits, |_| Ok(false)).unwrap_err();
         assert!(error.to_string().contains("behind 2 tokens hold NaN"));
     }

@@ -65,10 +65,24 @@ pub enum GenerateError {
     /// The model's adapters are composed by weights that a forward pass brings, and generation brings none.
     #[error(
         "the model's adapters are composed by routing (`Composition::Routed`), and generation has no weights for them: \
-         `activate` adapters, or compose them with fixed weights"
+         give them with `Llama::routed_by`, `activate` adapters, or compose them with fixed weights"
     )]
     Routed,
+    /// The weights that were given for the model's adapters do not fit.
+    #[error("the routing does not fit: {reason}")]
+    Routing {
+        /// What does not fit, and what would.
+        reason: String,
+    },
     /// The tokenizer failed on the prompt or on the tokens generated.
     #[error(transparent)]
     Tokenizer(#[from] LoadError),
+}
+
+impl GenerateError {
+    pub(super) fn routing(reason: impl Into<String>) -> Self {
+        Self::Routing {
+            reason: reason.into(),
+        }
+    }
 }

@@ -4,22 +4,17 @@ mod config;
 mod decode;
 mod error;
 mod file;
+mod generator;
 mod processors;
+mod routing;
 mod stream;
 
-use std::borrow::Cow;
-
-use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::nn::{ForwardContext, TaskIds};
-use peft_core::{Composition, PeftModule as _};
-
-use self::decode::Limits;
-use self::stream::TextStream;
 use crate::{Llama, LlamaTokenizer};
 
 pub use config::GenerateConfig;
 pub use error::GenerateError;
+pub use generator::Generator;
+pub use routing::TextRouting;
 
 /// What ended a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +53,7 @@ impl Llama {
     /// the prompt begins with the text of its BOS token, as rendered chats of many models do. (To
     /// have none, encode the prompt and call [`generate_from`](Self::generate_from).)
     ///
-    /// Active adapters take part. Texts are generated one at a time: where rows have adapters of their own
+    /// Active adapters take part; those that are routed need [`routed_by`](Self::routed_by). Texts are generated one at a time: where rows have adapters of their own
     /// ([`set_adapter_per_row`](peft_core::PeftModule::set_adapter_per_row)), there must be one row. A model on an autodiff device generates by `self.valid()`: no
     /// graph is built, and there is no dropout.
     ///
@@ -93,14 +88,7 @@ impl Llama {
         config: &GenerateConfig,
         on_text: impl FnMut(&str),
     ) -> Result<Generated, GenerateError> {
-        let special = !tokenizer.begins_with_bos(prompt);
-        let mut ids = tokenizer.encode(prompt, special)?;
-        // Some tokenizers end every text, and this one is to go on.
-        let ended = ids.last().is_some_and(|id| tokenizer.eos().contains(id));
-        if special && ended && !ids.ends_with(&tokenizer.encode(prompt, false)?) {
-            ids.pop();
-        }
-        self.generate_from(tokenizer, &ids, config, on_text)
+        Generator::of(self).generate(tokenizer, prompt, config, on_text)
     }
 
     /// As [`generate`](Self::generate), from the token ids of a prompt; none are added to them.
@@ -113,40 +101,9 @@ impl Llama {
         tokenizer: &LlamaTokenizer,
         prompt: &[u32],
         config: &GenerateConfig,
-        mut on_text: impl FnMut(&str),
+        on_text: impl FnMut(&str),
     ) -> Result<Generated, GenerateError> {
-        let prompt = self.prompt(prompt)?;
-        let eos: &[u32] = match (&config.eos_token_id, tokenizer.eos()) {
-            (Some(ids), _) => ids,
-            (None, []) => &self.config().eos_token_ids,
-            (None, ids) => ids,
-        };
-        let mut text = String::new();
-        let mut give = |piece: &str| {
-            if !piece.is_empty() {
-                text.push_str(piece);
-                on_text(piece);
-            }
-        };
-        let mut stream = TextStream::new(tokenizer, &config.stop_strings);
-        let (ids, mut stopped_by) = self.tokens(&prompt, config, eos, |id| {
-            let (piece, stopped) = stream.push(id)?;
-            give(&piece);
-            Ok(stopped)
-        })?;
-        if stopped_by != StoppedBy::StopString {
-            let (piece, stopped) = stream.finish()?;
-            give(&piece);
-            if stopped {
-                stopped_by = StoppedBy::StopString;
-            }
-        }
-        Ok(Generated {
-            text,
-            ids,
-            prompt_tokens: prompt.len(),
-            stopped_by,
-        })
+        Generator::of(self).generate_from(tokenizer, prompt, config, on_text)
     }
 
     /// The token ids that follow those of a prompt, with the one that ends the text if there is
@@ -160,109 +117,12 @@ impl Llama {
         prompt: &[u32],
         config: &GenerateConfig,
     ) -> Result<Vec<u32>, GenerateError> {
-        if !config.stop_strings.is_empty() {
-            return Err(GenerateError::Setting {
-                setting: "stop_strings",
-                found: format!("{:?}", config.stop_strings),
-                expected: "empty where there is no tokenizer".to_string(),
-            });
-        }
-        let prompt = self.prompt(prompt)?;
-        let model = &self.config().eos_token_ids;
-        let eos = config.eos_token_id.as_ref().unwrap_or(model);
-        let (ids, _) = self.tokens(&prompt, config, eos, |_| Ok(false))?;
-        Ok(ids)
+        Generator::of(self).generate_ids(prompt, config)
     }
 
-    /// The most tokens of a text: positions that virtual tokens leave.
-    fn context(&self) -> usize {
-        let positions = self.config().max_position_embeddings;
-        positions.saturating_sub(self.virtual_tokens())
-    }
-
-    /// A prompt that the model can be given: BOS where it is empty.
-    fn prompt<'a>(&self, ids: &'a [u32]) -> Result<Cow<'a, [u32]>, GenerateError> {
-        let config = self.config();
-        if ids.is_empty() {
-            let bos = config.bos_token_id.ok_or(GenerateError::EmptyPrompt)?;
-            return Ok(Cow::Owned(vec![bos]));
-        }
-        let (tokens, context) = (ids.len(), self.context());
-        if tokens > context {
-            return Err(GenerateError::PromptTooLong { tokens, context });
-        }
-        let vocab = config.vocab_size;
-        match ids.iter().position(|&id| id as usize >= vocab) {
-            None => Ok(Cow::Borrowed(ids)),
-            Some(position) => Err(GenerateError::TokenId {
-                position,
-                id: ids[position],
-                vocab,
-            }),
-        }
-    }
-
-    /// Refuses a task that an active adapter does not have, and none where it has several.
-    fn check_task(&self, task: Option<usize>) -> Result<(), GenerateError> {
-        for tasks in self.num_tasks() {
-            let is_told = task.map_or(tasks == 1, |task| task < tasks);
-            if !is_told {
-                return Err(GenerateError::Setting {
-                    setting: "task",
-                    found: task.map_or("not given".to_string(), |task| task.to_string()),
-                    expected: format!(
-                        "below {tasks}: an active adapter has {tasks} tasks, counted from 0"
-                    ),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// The tokens behind `prompt`, and what ended them; `found` says of each whether it ends a stop
-    /// string.
-    fn tokens(
-        &self,
-        prompt: &[u32],
-        config: &GenerateConfig,
-        eos: &[u32],
-        found: impl FnMut(u32) -> Result<bool, GenerateError>,
-    ) -> Result<(Vec<u32>, StoppedBy), GenerateError> {
-        config.check()?;
-        self.check_task(config.task)?;
-        match self.composition() {
-            Composition::PerRow(rows) if rows.len() != 1 => {
-                return Err(GenerateError::Rows { rows: rows.len() });
-            }
-            Composition::Routed(_) => return Err(GenerateError::Routed),
-            _ => {}
-        }
-        let valid;
-        let model = if self.device().is_autodiff() {
-            valid = self.valid();
-            &valid
-        } else {
-            self
-        };
-        let device = model.device();
-        let mut cache = model.cache();
-        let context = match config.task {
-            Some(task) => ForwardContext::new().with_tasks(TaskIds::new([task])),
-            None => ForwardContext::new(),
-        };
-        let logits = |ids: &[u32]| {
-            let shape = [1, ids.len()];
-            let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-            let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
-            let logits = model.next_logits_in(ids, context.clone(), &mut cache);
-            let data = logits.into_data();
-            data.iter::<f64>().collect::<Vec<f64>>()
-        };
-        let limits = Limits {
-            config,
-            eos,
-            context: self.context(),
-        };
-        limits.run(prompt, logits, found)
+    /// Generates with adapters that are weighed anew for each token, as X-LoRA and Arrow do: the model's composition is
+    /// [`Composition::Routed`](peft_core::Composition::Routed), and `routing` gives the weights.
+    pub fn routed_by<'a>(&'a self, routing: &'a TextRouting<'a>) -> Generator<'a> {
+        Generator::of(self).with_routing(routing)
     }
 }

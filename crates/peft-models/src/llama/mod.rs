@@ -10,6 +10,7 @@ mod layer;
 mod load;
 mod rope;
 mod tiny;
+mod vocabulary;
 
 use std::sync::Arc;
 
@@ -224,12 +225,46 @@ impl Llama {
         cache: &mut KvCache,
     ) -> Tensor<2> {
         let rows = ids.dims()[0];
+        let (x, context) = self.next_states(ids, context, cache);
+        let length = x.dims()[1];
+        let context = context.of_last_tokens(1, length);
+        let x = x.slice_dim(1, length - 1..length);
+        let x = self.leave_stream(x, &context);
+        self.logits(x, &context)
+            .reshape([rows, self.config.vocab_size])
+    }
+
+    /// The hidden states of `ids` `[batch, seq]` that the head would see, given what is in the cache, which grows by them:
+    /// `[batch, seq, hidden_size]`, and as [`hidden_in`](Self::hidden_in) with virtual tokens in front in the first call.
+    /// A router goes by them ([`TextRouting`](crate::TextRouting)).
+    ///
+    /// # Panics
+    ///
+    /// As [`next_logits`](Self::next_logits).
+    pub fn next_hidden_in(
+        &self,
+        ids: Tensor<2, Int>,
+        context: ForwardContext,
+        cache: &mut KvCache,
+    ) -> Tensor<3> {
+        let (x, context) = self.next_states(ids, context, cache);
+        self.leave_stream(x, &context)
+    }
+
+    /// The stream after the last layer, of ids that follow what is in the cache, and what flowed with the pass.
+    fn next_states(
+        &self,
+        ids: Tensor<2, Int>,
+        context: ForwardContext,
+        cache: &mut KvCache,
+    ) -> (Tensor<3>, ForwardContext) {
         let context = context
             .with_cached_tokens(cache.length)
             .with_memory(&cache.memory);
         let (mut x, context) = if cache.is_empty() {
             self.embed(ids, context)
         } else {
+            let context = context.with_token_ids(ids.clone());
             let x = self.model.embed_tokens.adapted_in(ids, &context);
             (self.enter_stream(x, &context), context)
         };
@@ -250,12 +285,7 @@ impl Llama {
             x = layer.forward(x, &positions, Some(cache));
         }
         cache.length = last;
-        let context = &positions.context;
-        let length = x.dims()[1];
-        let x = x.slice_dim(1, length - 1..length);
-        let x = self.leave_stream(x, context);
-        self.logits(x, context)
-            .reshape([rows, self.config.vocab_size])
+        (x, positions.context)
     }
 
     /// The sum over the batch's targets of their negative log likelihoods, in nats: `[1]`. The logits of the
@@ -268,6 +298,22 @@ impl Llama {
         let (x, positions) = self.enter(batch);
         let (x, positions) = self.through_layers(x, positions);
         self.head_loss(x, batch, &positions.context)
+    }
+
+    /// Logits `[rows · length, vocab_size]` of what follows each of the batch's tokens.
+    ///
+    /// # Panics
+    ///
+    /// If the batch does not fit the model.
+    pub fn batch_logits(&self, batch: &LmBatch) -> Tensor<2> {
+        let (x, positions) = self.enter(batch);
+        let (x, positions) = self.through_layers(x, positions);
+        let count = x.dims()[1];
+        let x = x.slice_dim(1, count - batch.length..count);
+        let context = positions.context.of_last_tokens(batch.length, count);
+        let x = self.leave_stream(x, &context);
+        self.logits(x, &context)
+            .reshape([batch.rows * batch.length, self.config.vocab_size])
     }
 
     /// What goes into the first layer, and where it is.
@@ -298,11 +344,6 @@ impl Llama {
         self.model.prompt.virtual_tokens() + self.prefix_positions()
     }
 
-    /// The numbers of tasks of the active adapters that have prompts of several.
-    pub(crate) fn num_tasks(&self) -> Vec<usize> {
-        self.model.prompt.num_tasks()
-    }
-
     /// How many of those have keys and values only: the most that a layer has.
     fn prefix_positions(&self) -> usize {
         let layers = self.model.layers.iter();
@@ -323,6 +364,7 @@ impl Llama {
     }
 
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
+        let context = context.with_token_ids(ids.clone());
         let words = self.model.embed_tokens.adapted_in(ids, &context);
         let (x, context) = self.model.prompt.add_prompt_in(words, context);
         (self.enter_stream(x, &context), context)
@@ -445,6 +487,7 @@ impl Llama {
     fn head_loss(&self, x: Tensor<3>, batch: &LmBatch, context: &ForwardContext) -> Tensor<1> {
         let [rows, count, width] = x.dims();
         let x = x.slice_dim(1, count - batch.length..count);
+        let context = &context.of_last_tokens(batch.length, count);
         let x = self
             .leave_stream(x, context)
             .reshape([rows * batch.length, width]);

@@ -44,6 +44,9 @@ pub use tolerance::{EXCUSED_BY_ROUNDING, MOST_EXCUSED, ROUNDINGS, Tolerance, tol
 
 type Tensors = BTreeMap<String, TensorData>;
 
+/// Fields of upstream's, each with the method, that are refused here and whose page says why.
+pub const REFUSED: &[(&str, &str)] = &[("LoRA", "layer_replication")];
+
 /// What a case was found to be.
 #[derive(Clone, Debug)]
 pub struct Measured {
@@ -72,6 +75,9 @@ pub enum Problem {
     /// There is no such method, or no such model, here.
     #[error("unsupported: {0}")]
     Unsupported(String),
+    /// It is refused here by name, as its method's page says.
+    #[error("refused, as its page says: {0}")]
+    Refused(String),
     /// The case could not be read or run.
     #[error("{0}")]
     Failed(String),
@@ -87,6 +93,11 @@ impl From<peft_core::Error> for Problem {
     fn from(error: peft_core::Error) -> Self {
         match error {
             peft_core::Error::UnknownMethod { found, .. } => Self::Unsupported(found),
+            peft_core::Error::Config { method, field, .. }
+                if REFUSED.contains(&(method, field)) =>
+            {
+                Self::Refused(error.to_string())
+            }
             other => Self::Failed(other.to_string()),
         }
     }

@@ -14,6 +14,7 @@ mod reparameterization;
 mod selective;
 mod soft_prompt;
 mod spellings;
+mod starts;
 mod task_heads;
 
 /// Paths from this crate, which is where cargo runs its tests.

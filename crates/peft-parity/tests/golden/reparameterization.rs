@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::PeftModule;
-use peft_models::Bert;
+use peft_models::{Bert, Llama};
 use peft_parity::golden;
 use peft_reparameterization::METHODS;
 
@@ -76,13 +77,19 @@ fn what_is_not_built_yet_is_refused_and_not_misread() {
     let name = "adapter_model.safetensors";
     std::fs::copy(case.join(name), dir.path().join(name)).unwrap();
     let config = std::fs::read_to_string(case.join("adapter_config.json")).unwrap();
-    for (field, value) in [("use_qalora", "true"), ("layer_replication", "[[0, 1]]")] {
+    for (field, value) in [
+        ("use_qalora", "true"),
+        ("layer_replication", "[[0, 2], [1, 2]]"),
+    ] {
         let start = config.rfind('}').unwrap();
         let config = format!("{}, \"{field}\": {value} }}", &config[..start]);
         std::fs::write(dir.path().join("adapter_config.json"), config).unwrap();
         let refused = base.load_adapter("x", dir.path(), METHODS).unwrap_err();
         assert!(refused.to_string().contains(field), "{refused}");
     }
+    // What is refused by name is no failure.
+    let refused = golden::Problem::from(base.load_adapter("x", dir.path(), METHODS).unwrap_err());
+    assert!(matches!(refused, golden::Problem::Refused(_)), "{refused}");
 }
 
 #[test]
@@ -328,7 +335,9 @@ fn what_was_converted_to_plain_lora_is_plain_lora() {
     let base = Path::new(BERT_MORE);
     let names = [
         "lora_corda_kpm",
+        "lora_ga_a2rbr_weight_svd",
         "lora_ga_arb2r_stable",
+        "lora_ga_arbr_gd_scale",
         "lora_pissa_converted",
     ];
     golden::check(base, &cases, &names, METHODS);
@@ -344,6 +353,64 @@ fn what_was_converted_to_plain_lora_is_plain_lora() {
     let plain = Path::new(CASES).join("lora_pissa");
     let measured = golden::measure(Path::new(BERT), &plain, METHODS, device).unwrap();
     assert_eq!(measured.counted, None);
+}
+
+#[test]
+fn variants_compute_what_upstream_computes() {
+    let cases = Path::new(CASES).join("bert_more");
+    let base = Path::new("../peft-additive/tests/golden/bert_more/base");
+    let names = [
+        "lora_kasa",
+        "lora_bd",
+        "lora_mica",
+        "lora_loftq",
+        "lora_loftq_iter3",
+    ];
+    golden::check(base, &cases, &names, METHODS);
+    let tied = Path::new(CASES).join("llama_tied");
+    let names = [
+        "lora_kasa",
+        "lora_bd",
+        "lora_alora",
+        "lora_velora",
+        "lora_monteclora",
+    ];
+    golden::check(Path::new(LLAMA_TIED), &tied, &names, METHODS);
+}
+
+/// The invocation is 7, 9; the second row has none.
+#[test]
+fn an_alora_acts_on_with_a_cache() {
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let case = Path::new(CASES).join("llama_tied/lora_alora");
+    let base = Llama::load(LLAMA_TIED, device).unwrap();
+    let model = base.load_adapter("a", &case, METHODS).unwrap();
+    let text = [[3_i64, 7, 9, 12, 40, 8, 21], [3, 7, 8, 12, 40, 8, 21]];
+    let ids = |from: usize, to: usize| {
+        let values: Vec<i64> = text
+            .iter()
+            .flat_map(|row| &row[from..to])
+            .copied()
+            .collect();
+        Tensor::<2, Int>::from_data(TensorData::new(values, [2, to - from]), device)
+    };
+    let mut cache = model.cache();
+    let mut last = model.next_logits(ids(0, 3), &mut cache);
+    for at in 3..7 {
+        last = model.next_logits(ids(at, at + 1), &mut cache);
+    }
+    let whole = |model: &Llama| -> Vec<f32> {
+        let logits = model.forward(ids(0, 7), None);
+        logits.slice_dim(1, 6..7).into_data().iter().collect()
+    };
+    let last: Vec<f32> = last.into_data().iter().collect();
+    let distance = peft_testing::farthest(last, whole(&model));
+    assert!(distance < 1e-4, "{distance}");
+    // The row without an invocation has the base's logits, the other one has not.
+    let (with, without) = (whole(&model), whole(&base));
+    let half = with.len() / 2;
+    assert!(peft_testing::farthest(with[..half].to_vec(), without[..half].to_vec()) > 1e-2);
+    assert_eq!(with[half..], without[half..]);
 }
 
 #[test]

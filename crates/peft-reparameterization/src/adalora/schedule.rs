@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::adalora::config::{ADALORA, AdaLoraConfig};
 use crate::adalora::state::AdaLora;
+use crate::math::orthogonality::beside_identity;
 
 /// The parameters of a layer, as they are called in what a training remembers.
 const PARAMETERS: [&str; 3] = ["lora_A", "lora_E", "lora_B"];
@@ -100,13 +101,6 @@ pub(crate) struct AdaLoraSchedule {
     importance: BTreeMap<String, [Importance; 3]>,
     /// Which singular values are left, by layer; empty before the first allocation.
     kept: BTreeMap<String, Vec<bool>>,
-}
-
-/// The Frobenius norm of what a square matrix has besides the identity.
-fn beside_identity(product: Tensor<2>) -> Tensor<1> {
-    let identity = Tensor::<2>::eye(product.dims()[0], &product.device()).cast(product.dtype());
-    // The root has no derivative at 0.
-    ((product - identity).square().sum() + 1e-24).sqrt()
 }
 
 impl AdaLoraSchedule {

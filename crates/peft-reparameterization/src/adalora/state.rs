@@ -123,6 +123,11 @@ impl WeightAdapter for AdaLora {
         self.rank() > 0
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         if self.rank() == 0 {
             return inner.forward(input);

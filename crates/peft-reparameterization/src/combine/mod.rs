@@ -1,4 +1,5 @@
 //! LoRA adapters made of others, or of a fine-tuned model.
 
 pub(crate) mod extract;
+pub(crate) mod intruders;
 pub(crate) mod weighted;

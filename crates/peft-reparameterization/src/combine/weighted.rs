@@ -164,18 +164,18 @@ fn elect(majority: TiesElectSign, values: impl Iterator<Item = (f32, f64)> + Clo
 }
 
 /// Everything that an adapter changes, by layer.
-struct Adapter {
+pub(crate) struct Adapter {
     name: String,
     weight: f64,
-    config: LoraConfig,
-    factors: BTreeMap<String, Factors>,
+    pub(crate) config: LoraConfig,
+    pub(crate) factors: BTreeMap<String, Factors>,
     /// β of `lora_bias`, times its scale.
-    added: BTreeMap<String, Tensor<1>>,
-    biases: BTreeMap<String, Tensor<1>>,
+    pub(crate) added: BTreeMap<String, Tensor<1>>,
+    pub(crate) biases: BTreeMap<String, Tensor<1>>,
 }
 
 impl Adapter {
-    fn of<M: PeftModule>(model: &M, name: &str, weight: f64) -> Result<Self> {
+    pub(crate) fn of<M: PeftModule>(model: &M, name: &str, weight: f64) -> Result<Self> {
         let refuse = |reason: &str| CombineError::refuse(name, reason);
         let mut json = model.adapter_config(name)?;
         if json["peft_type"] != LORA.peft_type {
@@ -189,35 +189,7 @@ impl Adapter {
         if !weight.is_finite() {
             return Err(refuse("its weight is not finite"));
         }
-        if config.use_dora {
-            return Err(refuse(
-                "DoRA scales the whole weight, so its changes do not add up; merge it into the base instead",
-            ));
-        }
-        let saves = config
-            .common
-            .modules_to_save
-            .as_ref()
-            .is_some_and(|modules| !modules.is_empty());
-        let head = matches!(
-            config.common.task_type.as_deref(),
-            Some("SEQ_CLS" | "TOKEN_CLS" | "QUESTION_ANS")
-        );
-        if saves || head {
-            return Err(refuse(
-                "it has modules that were trained whole (`modules_to_save`, or its task's head), which do not add up",
-            ));
-        }
-        if config.trainable_token_indices.is_some() {
-            return Err(refuse(
-                "it has rows of an embedding table, which do not add up",
-            ));
-        }
-        if config.ensure_weight_tying {
-            return Err(refuse(
-                "it has `ensure_weight_tying`, and what is combined would not keep table and head equal",
-            ));
-        }
+        check_plain(name, &config)?;
         let mut factors = BTreeMap::new();
         for (layer, state) in model.adapter_states::<LoraLinear>(name)? {
             let change = state.change();
@@ -277,6 +249,46 @@ impl Adapter {
                 .collect(),
         })
     }
+}
+
+/// Refuses an adapter whose factors are not all that it changes.
+fn check_plain(name: &str, config: &LoraConfig) -> Result<()> {
+    let refuse = |reason: &str| CombineError::refuse(name, reason);
+    if config.use_dora {
+        return Err(refuse(
+            "DoRA scales the whole weight, so its changes do not add up; merge it into the base instead",
+        ));
+    }
+    if let Some(field) = config.not_plain() {
+        return Err(refuse(&format!(
+            "it is another LoRA than the plain one (`{field}`); merge it into the base instead, if it can be"
+        )));
+    }
+    let saves = config
+        .common
+        .modules_to_save
+        .as_ref()
+        .is_some_and(|modules| !modules.is_empty());
+    let head = matches!(
+        config.common.task_type.as_deref(),
+        Some("SEQ_CLS" | "TOKEN_CLS" | "QUESTION_ANS")
+    );
+    if saves || head {
+        return Err(refuse(
+            "it has modules that were trained whole (`modules_to_save`, or its task's head), which do not add up",
+        ));
+    }
+    if config.trainable_token_indices.is_some() {
+        return Err(refuse(
+            "it has rows of an embedding table, which do not add up",
+        ));
+    }
+    if config.ensure_weight_tying {
+        return Err(refuse(
+            "it has `ensure_weight_tying`, and what is combined would not keep table and head equal",
+        ));
+    }
+    Ok(())
 }
 
 /// Makes LoRA adapters that are on a model into a new one, called `name`, and attaches it.

@@ -7,6 +7,13 @@ use peft_core::method::{Bias, ByLayer, Common, method_config};
 use serde::{Deserialize, Serialize};
 
 use crate::lora::adapterhub::AdapterHubLora;
+use crate::lora::block_diagonal::BdLoraConfig;
+use crate::lora::corda::CordaConfig;
+use crate::lora::gradient_start::LoraGaConfig;
+use crate::lora::kasa::KasaConfig;
+use crate::lora::loftq::LoftqConfig;
+use crate::lora::monteclora::MontecloraConfig;
+use crate::lora::velora::VeloraConfig;
 
 /// Initial values of the factors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +32,13 @@ pub enum InitLora {
     ///   `"pissa_niter_4"` the same in 4 iterations of a faster, approximate algorithm;
     /// - `"olora"`: from the QR decomposition of the base, which is without the product (Büyükakyüz 2024);
     /// - `"eva"`: A from activations, set by [`eva`](crate::eva) (Paischer et al. 2024); B zero.
+    /// - `"mica"`: B the directions of the smallest r singular values of the base, frozen; A zero;
+    /// - `"loftq"`: the best of their rank for what quantization to 4 bits takes from the base, which is left as that leaves
+    ///   it (Li et al. 2023); see [`loftq_config`](LoraConfig::loftq_config);
+    /// - `"corda"`: from the base and the second moments of its inputs, taken out of the base (Yang et al. 2024); see
+    ///   [`corda_config`](LoraConfig::corda_config). Attached by `attach_with`, with a calibration;
+    /// - `"lora_ga"`: from the gradients of the base, taken out of the base (Wang et al. 2024); see
+    ///   [`lora_ga_config`](LoraConfig::lora_ga_config). Attached by `attach_with`, with a calibration.
     Named(String),
 }
 
@@ -74,7 +88,8 @@ impl From<&str> for InitLora {
     LORA, peft_type = "LORA", title = "LoRA", family = Reparameterization, identity_at_init, mergeable, new(r),
     reference = "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, section 4.1",
     parse = LoraConfig::PARSE, recognises = LoraConfig::RECOGNISES, to_json = LoraConfig::json,
-    unsupported("use_qalora", "use_bdlora", "layer_replication", "target_parameters", "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "fan_in_fan_out")
+    info = LoraConfig::PROMISES,
+    unsupported("use_qalora", "target_parameters", "arrow_config", "fan_in_fan_out")
 )]
 pub struct LoraConfig {
     /// Rank. Default: 8. At least 1. More than the layer's smaller side adds parameters, not what the change can
@@ -112,6 +127,29 @@ pub struct LoraConfig {
     /// `adapterhub`.
     #[field(skip_false)]
     pub use_gating: bool,
+    /// One factor of each layer in blocks on its diagonal (BD-LoRA). Default: none.
+    pub use_bdlora: Option<BdLoraConfig>,
+    /// Singular values of its own, on a base without its r smallest ones (KaSA, Wang et al. 2024). Default: none.
+    pub kasa_config: Option<KasaConfig>,
+    /// Acts from the last of these token sequences in a text on, and nowhere in a text without one (aLoRA, Greenewald et
+    /// al. 2025). Default: none, on all tokens.
+    pub alora_invocation_tokens: Option<Vec<usize>>,
+    /// Keeps few numbers of A's inputs while it is trained (VeLoRA, Miles et al. 2024). Default: none.
+    pub velora_config: Option<VeloraConfig>,
+    /// Draws A around its mean while it is trained (MonteCLoRA, Sengupta et al. 2025). Default: none.
+    pub monteclora_config: Option<MontecloraConfig>,
+    /// How `"loftq"` quantizes. Default: 4 bits, one iteration.
+    #[field(default = Some(LoftqConfig::default()))]
+    pub loftq_config: Option<LoftqConfig>,
+    /// Which directions `"corda"` trains. Default: those of `CordaConfig::default()`.
+    pub corda_config: Option<CordaConfig>,
+    /// Which directions and lengths `"lora_ga"` begins with. Default: those of `LoraGaConfig::default()`.
+    pub lora_ga_config: Option<LoraGaConfig>,
+    /// Damping δ, above 0, of the Riemannian preconditioner of gradients (Zhang and Pilanci 2024); upstream's default is
+    /// 1e-2. It acts in a training that calls the model's training hooks. Default: none, gradients stay as they are.
+    /// Upstream has no such field: there it is a setting of the optimizer. Not stored.
+    #[field(skip, positive)]
+    pub riemannian: Option<f64>,
     /// Writes files in AdapterHub's layout, and adapts the layers that these fields of its name, in place of
     /// `target_modules`. Default: none, Hugging Face PEFT's layout.
     #[field(skip)]

@@ -93,6 +93,10 @@ impl WeightAdapter for LoraConv2d {
         self.groups() == 1
     }
 
+    fn needs_weight(&self) -> bool {
+        self.magnitude.is_some() || self.groups() == 1
+    }
+
     fn conv2d(&self, input: Tensor<4>, inner: &dyn BaseConv2d) -> Tensor<4> {
         let options = inner.options();
         let groups = self.groups();

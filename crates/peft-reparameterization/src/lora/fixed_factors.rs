@@ -12,8 +12,8 @@ use serde_json::Value;
 use crate::combine_error::CombineError;
 use crate::lora::config::{LORA, LoraConfig};
 use crate::lora::conv::LoraConv2d;
-use crate::lora::init::on_device;
 use crate::lora::state::{LoraBias, LoraEmbedding, LoraLinear};
+use crate::lora::values::on_device;
 use crate::math::linalg;
 
 /// Where factors came from, and go to.

@@ -1,23 +1,15 @@
 //! Initial values of LoRA's factors.
 
-use std::sync::{Arc, OnceLock};
-
-use burn::module::{Param, ParamId};
-use burn::tensor::{DType, Device, Shape, Tensor};
+use burn::module::Param;
+use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::{Init, LayoutParam};
 use peft_core::{Error, Result};
 
 use crate::lora::config::InitLora;
 use crate::lora::config::LORA;
 use crate::lora::state::InitialFactors;
+use crate::lora::values::{computed, on_device};
 use crate::math::linalg::{qr, svd, svd_fast};
-
-/// Rank and scale of one layer.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) struct Size {
-    pub(crate) rank: usize,
-    pub(crate) scale: f64,
-}
 
 /// What [`InitLora`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +26,14 @@ pub(crate) enum Start {
     Pissa(Option<usize>),
     /// The first rows of the triangular factor, taken out of the base.
     Olora,
+    /// B the directions of the smallest singular values, frozen; A zero.
+    Mica,
+    /// What quantization to four bits takes from the base, which is left as that quantization leaves it.
+    Loftq,
+    /// Of the base times the second moment of its inputs, taken out of the base; from a calibration.
+    Corda,
+    /// Of the gradients of the base, taken out of the base; from a calibration.
+    LoraGa,
 }
 
 impl InitLora {
@@ -54,12 +54,17 @@ impl InitLora {
             ("eva", _) => Ok(Start::Eva),
             ("pissa", _) => Ok(Start::Pissa(None)),
             ("olora", _) => Ok(Start::Olora),
+            ("mica", _) => Ok(Start::Mica),
+            ("loftq", _) => Ok(Start::Loftq),
+            ("corda", _) => Ok(Start::Corda),
+            ("lora_ga", _) => Ok(Start::LoraGa),
             (_, Some(Ok(iterations))) if iterations <= 1000 => Ok(Start::Pissa(Some(iterations))),
             _ => Err(Error::config(
                 LORA.title,
                 "init_lora_weights",
                 name,
-                "true, false, \"gaussian\", \"orthogonal\", \"eva\", \"olora\", \"pissa\" or \"pissa_niter_4\"",
+                "true, false, \"gaussian\", \"orthogonal\", \"eva\", \"olora\", \"pissa\", \"pissa_niter_4\", \"mica\", \"loftq\", \
+                 \"corda\" or \"lora_ga\"",
             )),
         }
     }
@@ -69,6 +74,15 @@ impl Start {
     /// Whether the base is without what the factors begin as.
     pub(crate) fn subtracts_from_base(self) -> bool {
         matches!(self, Self::Pissa(_) | Self::Olora)
+    }
+
+    /// The largest rank of a new adapter on a layer whose smaller side is `side`.
+    pub(crate) fn most(self, side: usize) -> usize {
+        match self {
+            Self::Kaiming { .. } | Self::Gaussian | Self::Orthogonal | Self::Eva => usize::MAX,
+            Self::Pissa(_) | Self::Olora | Self::Mica | Self::Loftq | Self::Corda => side,
+            Self::LoraGa => side / 2,
+        }
     }
 
     /// The factors that are taken out of a weight `[in, out]`: `[in, r]` and `[r, out]`, in `f32`, whose
@@ -96,33 +110,17 @@ impl Start {
         ])
     }
 
-    /// The factors to be taken out of `param`, computed when they are first looked at: not before a file
-    /// has been found to fit.
+    /// The factors to be taken out of `param`.
     pub(crate) fn removed(self, param: &LayoutParam, rank: usize, scale: f64) -> InitialFactors {
-        let [d_in, d_out] = [param.shape()[0], param.shape()[1]];
         let weight = param.value::<2>();
-        let dtype = param.dtype();
-        // Both factors come from one decomposition.
-        let part: Arc<OnceLock<Option<[Tensor<2>; 2]>>> = Arc::default();
-        let factor = |which: usize, shape: [usize; 2]| {
-            let (weight, part) = (weight.clone(), part.clone());
-            let compute = move |device: &Device, _: bool| {
-                let part = part.get_or_init(|| self.part(weight.clone(), rank, scale));
-                let plain = device.clone().without_autodiff();
-                let value = match part {
-                    Some(factors) => factors[which].clone().to_device(&plain),
-                    // Not a number, so that it shows.
-                    None => Tensor::full(shape, f32::NAN, &plain),
-                };
-                on_device(value.cast(dtype), device)
-            };
-            let shape = Shape::from(shape.to_vec());
-            Param::uninitialized(ParamId::new(), compute, param.device(), false, shape)
-        };
-        InitialFactors {
-            a: factor(0, [d_in, rank]),
-            b: factor(1, [rank, d_out]),
-        }
+        computed(param, rank, move || self.part(weight.clone(), rank, scale))
+    }
+
+    /// The rows of B, `[rank, out]`, for a weight `[in, out]`; `None` where it is not finite.
+    pub(crate) fn minor(weight: Tensor<2>, rank: usize) -> Option<Tensor<2>> {
+        let vt = svd(weight.without_autodiff().cast(DType::F32))?.vt;
+        let [all, out] = vt.dims();
+        Some(vt.slice([all.saturating_sub(rank)..all, 0..out]))
     }
 }
 
@@ -147,13 +145,4 @@ pub(crate) fn orthogonal(
     let a = random([d_in, rank / 2]).matmul(odd) / 10.0;
     let b = even.transpose().matmul(random([rank / 2, d_out])) / 10.0;
     [a, b].map(|value| Param::from_tensor(on_device(value.cast(like.1), like.0)))
-}
-
-/// A tensor without autodiff, on the device's autodiff side if it has one.
-pub(crate) fn on_device<const D: usize>(value: Tensor<D>, device: &Device) -> Tensor<D> {
-    if device.is_autodiff() {
-        Tensor::from_inner(value)
-    } else {
-        value
-    }
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::lora::adapterhub::AdapterHubLora;
 use crate::lora::config::{LORA, LoraConfig};
+use crate::lora::init::Start;
 
 /// AdapterHub's fields that are ours under other names, or the same.
 #[derive(Deserialize)]
@@ -82,7 +83,7 @@ impl LoraConfig {
     /// The layout that the configuration is in.
     pub(crate) fn json(&self) -> Value {
         let Some(fields) = &self.adapterhub else {
-            return upstream_json(self);
+            return self.upstream_json();
         };
         let mut fields = fields.clone();
         fields.rest.insert("r".into(), self.r.into());
@@ -94,6 +95,19 @@ impl LoraConfig {
             fields.rest.insert(field.into(), value.into());
         }
         adapterhub_json(&self.common, &fields)
+    }
+
+    fn upstream_json(&self) -> Value {
+        if !matches!(self.init_lora_weights.start(), Ok(Start::Loftq)) {
+            return upstream_json(self);
+        }
+        // Without its numbers upstream refuses the file.
+        let config = self.loftq_config.clone().unwrap_or_default();
+        let spelled_out = Self {
+            loftq_config: Some(config.spelled_out()),
+            ..self.clone()
+        };
+        upstream_json(&spelled_out)
     }
 
     /// Checks what AdapterHub's layout can say, and what only it can.
@@ -115,6 +129,7 @@ impl LoraConfig {
             use_gating: self.use_gating,
             use_dora: self.use_dora,
             freeze_a: self.freeze_a,
+            riemannian: self.riemannian,
             adapterhub: self.adapterhub.clone(),
             common: self.common.clone(),
             ..Self::default()

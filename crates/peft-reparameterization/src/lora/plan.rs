@@ -5,17 +5,18 @@ use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::{
     Bias, Init, LINEAR_EMBEDDING_AND_CONV, Layer, LayerKind, Layout, LayoutParam, Method,
-    MethodConfig as _, Plan, layer_targets, train_biases,
+    MethodConfig as _, MethodHooks, Plan, States, Value, layer_targets, train_biases,
 };
 use peft_core::ops::column_norms;
 use peft_core::{Error, Result};
 
 use crate::lora::config::{LORA, LoraConfig};
 use crate::lora::conv::LoraConv2d;
+use crate::lora::converted::convert;
 use crate::lora::dora::{Magnitude, norms_of_rows};
-use crate::lora::gated::GatedLoraLinear;
-use crate::lora::init::{Size, Start, orthogonal};
-use crate::lora::state::{Follower, InitialFactors, LoraBias, LoraEmbedding, LoraLinear};
+use crate::lora::init::Start;
+use crate::lora::state::{Follower, LoraBias, LoraEmbedding};
+use crate::lora::values::Size;
 
 /// The kernel of a convolution of one or two axes, `[out, …]`.
 fn kernel_rows(param: &LayoutParam) -> Tensor<2> {
@@ -26,12 +27,9 @@ fn kernel_rows(param: &LayoutParam) -> Tensor<2> {
     }
 }
 
-/// Standard deviation of a gate's weights in the beginning, as AdapterHub has it.
-const GATE_STD: f64 = 0.02;
-
 impl LoraConfig {
     /// Initial values of both factors: A of `fan_in` inputs.
-    fn draw<const D: usize>(
+    pub(crate) fn draw<const D: usize>(
         start: Start,
         init: &mut Init,
         Size { rank, .. }: Size,
@@ -51,7 +49,7 @@ impl LoraConfig {
     }
 
     /// Trained or not, as `freeze_a` says.
-    fn factor_a<const D: usize>(&self, a: Param<Tensor<D>>) -> Param<Tensor<D>> {
+    pub(crate) fn factor_a<const D: usize>(&self, a: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.freeze_a {
             a.set_require_grad(false)
         } else {
@@ -60,7 +58,7 @@ impl LoraConfig {
     }
 
     /// DoRA's magnitude: the norms of what the layer begins with.
-    fn magnitude<const D: usize>(
+    pub(crate) fn magnitude<const D: usize>(
         &self,
         plan: &mut Plan,
         shape: [usize; D],
@@ -77,61 +75,6 @@ impl LoraConfig {
         Some(Magnitude { value })
     }
 
-    /// `added_bias`: whether B has a bias that is not on the layer's own.
-    fn adapt_linear(
-        &self,
-        param: &LayoutParam,
-        size: Size,
-        start: Start,
-        added_bias: bool,
-        plan: &mut Plan,
-    ) {
-        let (rank, scale) = (size.rank, size.scale);
-        let [d_in, d_out] = [param.shape()[0], param.shape()[1]];
-        let like = (&param.device(), param.dtype());
-        let removed = start
-            .subtracts_from_base()
-            .then(|| start.removed(param, rank, scale));
-        let [lora_a, lora_b] = match &removed {
-            Some(InitialFactors { a, b }) if plan.is_new() => {
-                [a, b].map(|factor| Param::from_tensor(factor.val().detach()))
-            }
-            _ if start == Start::Orthogonal && plan.is_new() => {
-                orthogonal(plan.init(), [d_in, rank, d_out], like)
-            }
-            _ => {
-                let shapes = [[d_in, rank], [rank, d_out]];
-                Self::draw(start, plan.init(), size, shapes, d_in, like)
-            }
-        };
-        if self.use_gating {
-            let init = plan.init();
-            let state = GatedLoraLinear {
-                lora_a: self.factor_a(lora_a),
-                lora_b,
-                gate: init.normal([d_in, 1], GATE_STD, like),
-                // As torch's linear layers.
-                gate_bias: init.kaiming_uniform([1], d_in, like),
-                dropout: DropoutConfig::new(self.lora_dropout).init(),
-            };
-            plan.adapt_weight(param, state);
-            return;
-        }
-        let mut state = LoraLinear {
-            lora_a: self.factor_a(lora_a),
-            lora_b,
-            scale,
-            dropout: DropoutConfig::new(self.lora_dropout).init(),
-            removed,
-            magnitude: None,
-            added_bias: added_bias.then(|| plan.init().zeros([d_out], like)),
-        };
-        state.magnitude = self.magnitude(plan, [d_out], param, || {
-            column_norms(param.value::<2>() + state.delta())
-        });
-        plan.adapt_weight(param, state);
-    }
-
     /// `head`: one that is the table, and follows.
     fn adapt_embedding(
         &self,
@@ -140,15 +83,20 @@ impl LoraConfig {
         start: Start,
         head: Option<&Layer>,
         plan: &mut Plan,
-    ) {
+    ) -> Result<()> {
         let [rows, width] = [param.shape()[0], param.shape()[1]];
         let like = (&param.device(), param.dtype());
-        let init = plan.init();
-        let lora_a = match start {
-            Start::Kaiming { zero: false } => init.normal([rows, size.rank], 1.0, like),
-            _ => init.zeros([rows, size.rank], like),
+        let [lora_a, lora_b] = if start == Start::Mica {
+            let shapes = [[rows, size.rank], [size.rank, width]];
+            Self::minor_factors(param, size.rank, shapes, plan)?
+        } else {
+            let init = plan.init();
+            let lora_a = match start {
+                Start::Kaiming { zero: false } => init.normal([rows, size.rank], 1.0, like),
+                _ => init.zeros([rows, size.rank], like),
+            };
+            [lora_a, init.normal([size.rank, width], 1.0, like)]
         };
-        let lora_b = init.normal([size.rank, width], 1.0, like);
         let mut state = LoraEmbedding {
             lora_a: self.factor_a(lora_a),
             lora_b,
@@ -163,6 +111,7 @@ impl LoraConfig {
             column_norms(param.value::<2>() + state.delta())
         });
         plan.adapt_weight(param, state);
+        Ok(())
     }
 
     /// How many groups B has at a convolution with a kernel of `shape`: the layer's, or one in a file whose A is of one
@@ -233,12 +182,24 @@ impl LoraConfig {
         let refuse = |field, value: &dyn std::fmt::Debug, expected: String| {
             Err(Error::config(LORA.title, field, value, expected))
         };
-        let most = rows.min(columns);
+        if let Some(field) = self.linear_only()
+            && layer.kind != LayerKind::Linear
+        {
+            let expected = format!("linear layers with `{field}`; this one is {}", layer.kind);
+            return refuse("target_modules", &layer.name, expected);
+        }
         // A decomposition gives so many directions. Others may be more, as upstream has it: no use, but harmless.
-        if start.subtracts_from_base() && size.rank > most {
+        let (most, why) = match start.most(rows.min(columns)) {
+            _ if self.kasa_config.is_some() => (rows.min(columns) - 1, "`kasa_config`".into()),
+            most => (
+                most,
+                format!("init_lora_weights {:?}", self.init_lora_weights),
+            ),
+        };
+        if size.rank > most {
             let expected = format!(
-                "`{}` has shape {shape:?}, so at most {most} with init_lora_weights {:?}",
-                layer.name, self.init_lora_weights
+                "`{}` has shape {shape:?}, so at most {most} with {why}",
+                layer.name
             );
             return refuse("r", &size.rank, expected);
         }
@@ -247,7 +208,8 @@ impl LoraConfig {
             return refuse("r", &size.rank, expected);
         }
         let plain = matches!(start, Start::Kaiming { .. } | Start::Gaussian);
-        if !plain && layer.kind != LayerKind::Linear {
+        let of_table = start == Start::Mica && layer.kind == LayerKind::Embedding;
+        if !plain && !of_table && layer.kind != LayerKind::Linear {
             let expected = format!(
                 "true, false or \"gaussian\": `{}` is {}, not Linear",
                 layer.name, layer.kind
@@ -270,13 +232,16 @@ impl Method for LoraConfig {
         };
         let start = self.init_lora_weights.start()?;
         let mut all = self.alpha_pattern.values().chain([self.lora_alpha]);
-        if start.subtracts_from_base() && !all.all(|alpha| alpha > 0.0) {
+        let divides = matches!(start, Start::Loftq | Start::Corda | Start::LoraGa);
+        if (start.subtracts_from_base() || divides) && !all.all(|alpha| alpha > 0.0) {
             return refuse(
                 "lora_alpha",
                 &self.lora_alpha,
                 "above 0, as the base's singular values are",
             );
         }
+        self.refuse_replication()?;
+        self.check_variant(start)?;
         if self.freeze_a && start.subtracts_from_base() {
             return refuse(
                 "freeze_a",
@@ -330,7 +295,7 @@ impl Method for LoraConfig {
         for &(layer, weight) in &targets {
             let size = size(layer)?;
             // What is taken out of the base is as large as the configuration says.
-            if plan.is_new() || start.subtracts_from_base() {
+            if plan.is_new() || start.subtracts_from_base() || self.kasa_config.is_some() {
                 self.fits(layer, weight, size, start)?;
             }
             let with_bias = self.lora_bias && layer.kind != LayerKind::Embedding;
@@ -338,12 +303,14 @@ impl Method for LoraConfig {
                 && layer.kind == LayerKind::Linear
                 && layout.param(layer, "bias").is_none();
             match layer.kind {
-                LayerKind::Linear => self.adapt_linear(weight, size, start, added, plan),
+                LayerKind::Linear => {
+                    self.adapt_linear((layer, weight), size, start, added, plan)?;
+                }
                 LayerKind::Embedding => {
                     let mut pairs = followed.iter();
                     let pair = pairs.find(|(_, table)| table.name == layer.name);
                     let head = pair.map(|(head, _)| *head);
-                    self.adapt_embedding(weight, size, start, head, plan);
+                    self.adapt_embedding(weight, size, start, head, plan)?;
                 }
                 _ => self.adapt_conv(layer, weight, (size, start), plan)?,
             }
@@ -355,16 +322,25 @@ impl Method for LoraConfig {
         self.train_token_rows(layout, &targets, plan)
     }
 
+    fn schedule(&self, steps: usize, states: &States) -> Result<Option<Box<dyn MethodHooks>>> {
+        Ok(self.training_hooks(steps, states))
+    }
+
+    fn finalize(&self, states: &mut States) -> Result<serde_json::Map<String, Value>> {
+        convert(self, states)
+    }
+
     fn max_rank(&self) -> Option<usize> {
-        // DoRA scales the columns of the whole weight.
+        // DoRA scales the columns of the whole weight, and LoftQ begins with another one.
         let start = self
             .init_lora_weights
             .start()
             .ok()
-            .filter(|_| !self.use_dora)?;
+            .filter(|start| !self.use_dora && *start != Start::Loftq)?;
         let rank = self.rank_pattern.values().chain([self.r]).max()?;
         // What is taken out is of that rank, too.
-        Some(if start.subtracts_from_base() {
+        let twice = matches!(start, Start::Corda | Start::LoraGa) || self.kasa_config.is_some();
+        Some(if start.subtracts_from_base() || twice {
             2 * rank
         } else {
             rank

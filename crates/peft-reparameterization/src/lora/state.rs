@@ -116,6 +116,11 @@ impl WeightAdapter for LoraLinear {
         self.added_bias.is_none()
     }
 
+    // DoRA's norms are of the matrix.
+    fn needs_weight(&self) -> bool {
+        self.magnitude.is_some()
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let Some(magnitude) = &self.magnitude else {
             let output = match self.removed() {

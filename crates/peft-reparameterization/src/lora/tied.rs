@@ -4,7 +4,7 @@ use peft_core::method::{Layer, LayerKind, Layout, Plan};
 use peft_core::{Error, Result};
 
 use crate::lora::config::{LORA, LoraConfig, TrainableTokenIndices};
-use crate::lora::init::Size;
+use crate::lora::values::Size;
 use peft_core::method::Target;
 
 /// A head that is a table, and that table.

@@ -3,9 +3,8 @@
 use burn::tensor::module::conv2d;
 use peft_core::method::LINEAR_AND_CONV;
 use peft_core::method::prelude::*;
-use serde::{Deserialize, Serialize};
 
-use crate::init_name;
+use crate::init_name::InitWeights;
 use crate::lycoris::change_dropout::ChangeDropout;
 use crate::lycoris::tucker;
 
@@ -214,6 +213,11 @@ impl WeightAdapter for LokrLinear {
         conv2d(input, kernel + change.reshape(shape), None, inner.options())
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let change = self.product(input.clone());
         let [_, out] = change.dims();
@@ -225,25 +229,7 @@ impl WeightAdapter for LokrLinear {
     }
 }
 
-/// Initial values of LoKr.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-#[non_exhaustive]
-pub enum InitLokr {
-    /// `true`: K₁ is zero, K₂ random. `false`: both random, so that the fresh adapter does change
-    /// outputs; for tests.
-    Default(bool),
-    /// `"lycoris"`: K₂ is zero, K₁ random, as in the LyCORIS library.
-    Named(String),
-}
-
-impl Default for InitLokr {
-    fn default() -> Self {
-        Self::Default(true)
-    }
-}
-
-/// The name of [`InitLokr::Named`].
+/// The name of LyCORIS's initial values.
 const LYCORIS: &str = "lycoris";
 
 /// LoKr's configuration. Fields are called and behave as in Hugging Face PEFT's `LoKrConfig`.
@@ -280,8 +266,9 @@ pub struct LokrConfig {
     /// only if it is true.
     #[field(skip_false)]
     pub krona: bool,
-    /// Initial values. Default: `true`.
-    pub init_weights: InitLokr,
+    /// Initial values. Default: true, K₁ is zero, K₂ random. False: both random, so that a fresh adapter does change
+    /// outputs; for tests. `"lycoris"`: K₂ is zero, K₁ random, as in the LyCORIS library.
+    pub init_weights: InitWeights,
     /// Other ranks for some layers: the key is a regular expression for the end of the name.
     #[field(at_least = 1)]
     pub rank_pattern: ByLayer<usize>,
@@ -329,10 +316,7 @@ impl LinearMethod for LokrConfig {
     const LAYERS: (&'static [LayerKind], &'static str) = LINEAR_AND_CONV;
 
     fn check(&self) -> Result<()> {
-        match &self.init_weights {
-            InitLokr::Named(name) => init_name::check(&LOKR, name, &[LYCORIS]),
-            InitLokr::Default(_) => Ok(()),
-        }
+        self.init_weights.check(&LOKR, &[LYCORIS])
     }
 
     fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<LokrLinear> {
@@ -353,9 +337,9 @@ impl LinearMethod for LokrConfig {
         let rank_1 = (self.decompose_both && is_product([in_1, out_1])).then_some(rank);
         let rank_2 = is_product([in_2, out_2]).then_some(rank);
         // Zero is the last matrix of K₁, as upstream has it.
-        let zero_1 = self.init_weights == InitLokr::Default(true);
+        let zero_1 = self.init_weights == InitWeights::Default(true);
         let zero_1 = [zero_1 && rank_1.is_none(), zero_1];
-        let zero_2 = matches!(self.init_weights, InitLokr::Named(_));
+        let zero_2 = matches!(self.init_weights, InitWeights::Named(_));
         let init = plan.init();
         let w1 = KroneckerFactor::draw(init, [in_1, out_1], rank_1, zero_1, like);
         let with_core = self.use_effective_conv2d && tucker::has_core(&kernel);

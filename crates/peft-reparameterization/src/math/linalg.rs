@@ -1,6 +1,7 @@
 //! Singular values and orthonormal bases, computed on the host by faer.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use faer::linalg::solvers::Solve as _;
 use faer::{Mat, MatRef};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -56,22 +57,64 @@ pub(crate) fn svd(matrix: Tensor<2>) -> Option<Svd> {
         return None;
     }
     // In f64: what is left over in f32 is 1e-4 of the matrix where singular values lie close.
-    let wide = Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| {
-        f64::from(matrix[(row, column)])
-    });
-    let svd = wide.thin_svd().ok()?;
-    let narrow = |matrix: MatRef<'_, f64>| {
-        Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| {
-            matrix[(row, column)] as f32
-        })
-    };
-    let s: Vec<f32> = svd.S().column_vector().iter().map(|s| *s as f32).collect();
-    let count = s.len();
+    let svd = wide(&matrix).thin_svd().ok()?;
     Some(Svd {
         u: device(narrow(svd.U()).as_ref(), &on),
-        s: Tensor::from_data(TensorData::new(s, [count]), (&on, DType::F32)),
+        s: values(svd.S().column_vector().iter(), &on),
         vt: device(narrow(svd.V().transpose()).as_ref(), &on),
     })
+}
+
+fn wide(matrix: &Mat<f32>) -> Mat<f64> {
+    Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| {
+        f64::from(matrix[(row, column)])
+    })
+}
+
+fn narrow(matrix: MatRef<'_, f64>) -> Mat<f32> {
+    Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| {
+        matrix[(row, column)] as f32
+    })
+}
+
+fn values<'a>(values: impl Iterator<Item = &'a f64>, on: &Device) -> Tensor<1> {
+    let values: Vec<f32> = values.map(|value| *value as f32).collect();
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), (on, DType::F32))
+}
+
+/// The singular values of `M C`, for a matrix M `[rows, columns]` and a symmetric C `[columns, columns]` that can be
+/// inverted, their vectors on the left, and those on the right times the inverse of C: so the three multiply to M. `None`
+/// where one of them is not finite.
+pub(crate) fn svd_within(matrix: Tensor<2>, metric: Tensor<2>) -> Option<Svd> {
+    let on = matrix.device();
+    let (matrix, metric) = (host(matrix), host(metric));
+    if !matrix.is_all_finite() || !metric.is_all_finite() {
+        return None;
+    }
+    let metric = wide(&metric);
+    let svd = (wide(&matrix) * &metric).thin_svd().ok()?;
+    let right = metric.partial_piv_lu().solve(svd.V());
+    right.is_all_finite().then(|| Svd {
+        u: device(narrow(svd.U()).as_ref(), &on),
+        s: values(svd.S().column_vector().iter(), &on),
+        vt: device(narrow(right.transpose()).as_ref(), &on),
+    })
+}
+
+/// The inverse of a square matrix with `damping` added to its diagonal, computed in f64; `None` where it is not finite.
+pub(crate) fn inverse(matrix: Tensor<2>, damping: f64) -> Option<Tensor<2>> {
+    let on = matrix.device();
+    let mut matrix = wide(&host(matrix));
+    for at in 0..matrix.nrows() {
+        matrix[(at, at)] += damping;
+    }
+    let size = matrix.nrows();
+    let identity = Mat::<f64>::identity(size, size);
+    let inverse = matrix.partial_piv_lu().solve(identity);
+    inverse
+        .is_all_finite()
+        .then(|| device(narrow(inverse.as_ref()).as_ref(), &on))
 }
 
 /// About the largest `k` singular values and their vectors, by subspace iteration from a fixed random

@@ -1,8 +1,12 @@
-//! Linear algebra, filters of wavelets, and random numbers as torch and NumPy draw them.
+//! Linear algebra, the gamma function, filters of wavelets, random numbers as torch and NumPy draw them, and four-bit
+//! numbers.
 
+pub(crate) mod gamma;
 pub(crate) mod linalg;
+pub(crate) mod nf4;
 pub(crate) mod numpy_random;
 pub(crate) mod of_weight;
+pub(crate) mod orthogonality;
 pub(crate) mod qr;
 pub(crate) mod signs;
 pub(crate) mod torch_random;

@@ -57,6 +57,11 @@ impl WeightAdapter for MtlLoraLinear {
         )
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         let [ups, rank, d_out] = self.lora_b.dims();
         let tasks = self.weights.dims()[0];
@@ -81,6 +86,10 @@ impl WeightAdapter for MtlLoraLinear {
 
     fn is_mergeable(&self) -> bool {
         false
+    }
+
+    fn num_tasks(&self) -> Option<usize> {
+        Some(self.weights.dims()[0])
     }
 }
 

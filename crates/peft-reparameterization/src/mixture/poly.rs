@@ -62,6 +62,11 @@ impl WeightAdapter for PolyLinear {
         )
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         let ([splits, skills, part_in, rank], [_, _, _, part_out]) =
             (self.poly_lora_a.dims(), self.poly_lora_b.dims());
@@ -93,6 +98,10 @@ impl WeightAdapter for PolyLinear {
 
     fn is_mergeable(&self) -> bool {
         false
+    }
+
+    fn num_tasks(&self) -> Option<usize> {
+        Some(self.module_logits.dims()[0])
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use burn::module::{Module, ModuleDisplay, ModuleMapper, Param};
+use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
 use peft_core::method::LayoutParam;
-use peft_core::nn::{ACTIVE_ADAPTER, ForwardContext, INACTIVE_ADAPTER, Routing};
+use peft_core::nn::{ForwardContext, Routing};
 use peft_core::state::AdapterState as _;
 use peft_core::{Composition, Error, PeftModule, Result};
 
@@ -42,11 +42,12 @@ impl XLoraConfig {
         let layers = expert_layers(model, experts)?;
         let names: Vec<String> = experts.iter().map(ToString::to_string).collect();
         let routed = model.set_composition(&Composition::Routed(names.clone()))?;
-        let routed = if self.use_trainable_adapters {
-            routed
+        let frozen = if self.use_trainable_adapters {
+            Vec::new()
         } else {
-            routed.map(&mut Freeze { inside: 0 })
+            routed.adapters()
         };
+        let routed = (frozen.iter()).try_fold(routed, |model, name| model.freeze_adapter(name))?;
         let device = device_of(&routed);
         let classifier = XLoraClassifier::new(self, width, [layers.len(), names.len()], &device);
         Ok(XLora {
@@ -197,31 +198,4 @@ pub(crate) fn device_of<M: PeftModule>(model: &M) -> Device {
     let layout = model.layout();
     let device = layout.params.first().map(LayoutParam::device);
     device.unwrap_or_default()
-}
-
-/// Freezes what adapters train.
-struct Freeze {
-    inside: usize,
-}
-
-impl Freeze {
-    fn is_adapter(container: &str) -> bool {
-        container == ACTIVE_ADAPTER || container == INACTIVE_ADAPTER
-    }
-}
-
-impl ModuleMapper for Freeze {
-    fn enter_module(&mut self, _name: &str, container: &str) {
-        self.inside += usize::from(Self::is_adapter(container));
-    }
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.inside -= usize::from(Self::is_adapter(container));
-    }
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if self.inside > 0 {
-            param.set_require_grad(false)
-        } else {
-            param
-        }
-    }
 }

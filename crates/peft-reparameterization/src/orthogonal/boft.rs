@@ -5,6 +5,7 @@ use burn::tensor::module::conv2d;
 use peft_core::method::LINEAR_AND_CONV;
 use peft_core::method::prelude::*;
 
+use crate::orthogonal::one_of_two;
 use crate::orthogonal::rotation::{cayley, drop_blocks, rotate_inputs, rotate_rows};
 
 /// `W' = B_(m−1) … B₁ B₀ W · diag(s)` with factors `B_i = P_i·diag(R_i1, R_i2, …)·P_iᵀ`: rotations in
@@ -110,6 +111,11 @@ impl WeightAdapter for BoftLinear {
         conv2d(input, kernel, None, inner.options())
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let rotations = drop_blocks(self.rotations(), &self.dropout);
         let mut input = input;
@@ -194,15 +200,8 @@ impl LinearMethod for BoftConfig {
     const LAYERS: (&'static [LayerKind], &'static str) = LINEAR_AND_CONV;
 
     fn check(&self) -> Result<()> {
-        if (self.boft_block_size == 0) == (self.boft_block_num == 0) {
-            let (field, value) = (
-                "boft_block_size, boft_block_num",
-                (self.boft_block_size, self.boft_block_num),
-            );
-            let expected = "one of them, and 0 for the other";
-            return Err(Error::config(BOFT.title, field, value, expected));
-        }
-        Ok(())
+        let sizes = [self.boft_block_size, self.boft_block_num];
+        one_of_two(&BOFT, "boft_block_size, boft_block_num", sizes)
     }
 
     fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<BoftLinear> {

@@ -103,6 +103,11 @@ impl WeightAdapter for HraLinear {
         from_matrix(matrix.clone() - u.matmul(c.matmul(matrix)), shape)
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let (down, up) = self.factors();
         let change = LowRank::new(down, up, -1.0);

@@ -5,6 +5,7 @@ use burn::tensor::module::conv2d;
 use peft_core::method::LINEAR_EMBEDDING_AND_CONV;
 use peft_core::method::prelude::*;
 
+use crate::orthogonal::one_of_two;
 use crate::orthogonal::rotation::{
     Triangles, cayley, drop_blocks, neumann, rotate_inputs, rotate_rows,
 };
@@ -73,6 +74,11 @@ impl WeightAdapter for OftLinear {
         let shape = weight.shape();
         let blocks = self.of_blocks(self.rotations());
         from_matrix(rotate_rows(matrix_of(weight), blocks), shape)
+    }
+
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
     }
 
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
@@ -195,21 +201,14 @@ fn nearest_divisor(width: usize, wanted: usize) -> usize {
 impl Method for OftConfig {
     fn validate(&self) -> Result<()> {
         self.check_fields()?;
-        let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
-            Err(Error::config(OFT.title, field, value, expected))
-        };
-        if (self.r == 0) == (self.oft_block_size == 0) {
-            let value = (self.r, self.oft_block_size);
-            let expected = "one of them, and 0 for the other";
-            return refuse("r, oft_block_size", &value, expected);
-        }
+        one_of_two(&OFT, "r, oft_block_size", [self.r, self.oft_block_size])?;
         if self.coft && self.eps <= 0.0 {
-            return refuse("eps", &self.eps, "above 0");
+            return Err(OFT.refusal("eps", self.eps, "above 0"));
         }
         let terms = self.num_cayley_neumann_terms;
         if self.use_cayley_neumann && !(2..=100).contains(&terms) {
             let expected = "from 2 to 100: one term rotates nothing";
-            return refuse("num_cayley_neumann_terms", &terms, expected);
+            return Err(OFT.refusal("num_cayley_neumann_terms", terms, expected));
         }
         Ok(())
     }

@@ -201,13 +201,11 @@ impl Method for VbLoraConfig {
     fn validate(&self) -> Result<()> {
         self.check_fields()?;
         if self.topk > self.num_vectors {
-            let expected = "from 1 to num_vectors";
-            return Err(Error::config(VBLORA.title, "topk", self.topk, expected));
+            return Err(VBLORA.refusal("topk", self.topk, "from 1 to num_vectors"));
         }
         if self.save_only_topk_weights && self.topk < 2 {
             let expected = "false where topk is 1: the only weight is 1, and there is none to save";
-            let field = "save_only_topk_weights";
-            return Err(Error::config(VBLORA.title, field, true, expected));
+            return Err(VBLORA.refusal("save_only_topk_weights", true, expected));
         }
         Ok(())
     }

@@ -2,9 +2,8 @@
 
 use peft_core::method::prelude::*;
 use peft_core::ops;
-use serde::{Deserialize, Serialize};
 
-use crate::init_name;
+use crate::init_name::InitWeights;
 
 /// `W' = W + C / in`: every block of C, of b inputs and b outputs, is circulant.
 ///
@@ -69,24 +68,6 @@ impl WeightAdapter for C3aLinear {
     }
 }
 
-/// Initial values of the kernels.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-#[non_exhaustive]
-pub enum InitC3a {
-    /// `true`: zeros, so that the fresh adapter changes nothing. `false`: as `"xavier_uniform"`.
-    Default(bool),
-    /// `"xavier_uniform"`: uniform with bound sqrt(6 / (in + out)). `"kaiming_uniform"`: uniform with bound
-    /// sqrt(1 / in). `"gaussian"`: normal with standard deviation 1.
-    Named(String),
-}
-
-impl Default for InitC3a {
-    fn default() -> Self {
-        Self::Named(XAVIER.into())
-    }
-}
-
 const XAVIER: &str = "xavier_uniform";
 const KAIMING: &str = "kaiming_uniform";
 const GAUSSIAN: &str = "gaussian";
@@ -103,8 +84,11 @@ pub struct C3aConfig {
     /// Other sizes for some layers: the key is a regular expression for the end of the name.
     #[field(at_least = 1)]
     pub block_size_pattern: ByLayer<usize>,
-    /// Initial values. Default: `"xavier_uniform"`, with which a fresh adapter does change outputs.
-    pub init_weights: InitC3a,
+    /// Initial values. True: zeros, so that a fresh adapter changes nothing. False: as `"xavier_uniform"`, uniform with bound
+    /// sqrt(6 / (in + out)). `"kaiming_uniform"`: uniform with bound sqrt(1 / in). `"gaussian"`: normal with standard
+    /// deviation 1.
+    #[field(default = XAVIER.into())]
+    pub init_weights: InitWeights,
     pub bias: Bias,
     /// Computes the gradient of the layers' inputs as Hugging Face PEFT 0.21 does, to repeat its runs. It is not the
     /// gradient of what the layer computes: kernels are run through in the other direction. Not a field of upstream's.
@@ -118,10 +102,7 @@ impl LinearMethod for C3aConfig {
     type State = C3aLinear;
 
     fn check(&self) -> Result<()> {
-        match &self.init_weights {
-            InitC3a::Named(name) => init_name::check(&C3A, name, &[XAVIER, KAIMING, GAUSSIAN]),
-            InitC3a::Default(_) => Ok(()),
-        }
+        self.init_weights.check(&C3A, &[XAVIER, KAIMING, GAUSSIAN])
     }
 
     fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<C3aLinear> {
@@ -139,9 +120,9 @@ impl LinearMethod for C3aConfig {
         let (shape, like) = ([out / size, d_in / size, size], target.like());
         let init = plan.init();
         let kernel = match &self.init_weights {
-            InitC3a::Default(true) => init.zeros(shape, like),
-            InitC3a::Named(name) if name == GAUSSIAN => init.normal(shape, 1.0, like),
-            InitC3a::Named(name) if name == KAIMING => init.kaiming_uniform(shape, d_in, like),
+            InitWeights::Default(true) => init.zeros(shape, like),
+            InitWeights::Named(name) if name == GAUSSIAN => init.normal(shape, 1.0, like),
+            InitWeights::Named(name) if name == KAIMING => init.kaiming_uniform(shape, d_in, like),
             _ => init.uniform(shape, (6.0 / (d_in + out) as f64).sqrt(), like),
         };
         Ok(C3aLinear {

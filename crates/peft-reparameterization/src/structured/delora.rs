@@ -3,7 +3,7 @@
 use burn::nn::{Dropout, DropoutConfig};
 use peft_core::method::prelude::*;
 
-use crate::lora::init::on_device;
+use crate::lora::values::on_device;
 
 /// No factor is divided by less than this.
 const SHORTEST: f64 = 1e-4;

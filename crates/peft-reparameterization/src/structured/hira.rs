@@ -192,8 +192,7 @@ impl Method for HiraConfig {
         if let InitLora::Named(name) = &self.init_weights
             && !name.eq_ignore_ascii_case("gaussian")
         {
-            let (field, expected) = ("init_weights", "true, false or \"gaussian\"");
-            return Err(Error::config(HIRA.title, field, name, expected));
+            return Err(HIRA.refusal("init_weights", name, "true, false or \"gaussian\""));
         }
         Ok(())
     }

@@ -3,9 +3,8 @@
 use burn::nn::{Dropout, DropoutConfig};
 use peft_core::method::prelude::*;
 use peft_core::nn::AdaptedForward;
-use serde::{Deserialize, Serialize};
 
-use crate::init_name;
+use crate::init_name::InitWeights;
 
 /// `W' = W + E D`: row i changes by row `i mod r` of D, whose columns repeat where there are fewer than
 /// the layer's.
@@ -55,6 +54,11 @@ impl WeightAdapter for MissLinear {
         weight + delta.reshape(shape)
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let change = self.product(self.dropout.adapted(input.clone()));
         let output = inner.forward(input);
@@ -97,30 +101,6 @@ impl WeightAdapter for MissBat {
     }
 }
 
-/// Variant and initial values of MiSS.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-#[non_exhaustive]
-pub enum InitMiss {
-    /// `true`: D is zero. `false`: random, so that the fresh adapter does change outputs; for tests.
-    Default(bool),
-    /// `"bat"`: blocks of W are multiplied as well. `"mini"`: D has `mini_r` columns, which repeat.
-    /// Zero at first, both.
-    Named(String),
-}
-
-impl Default for InitMiss {
-    fn default() -> Self {
-        Self::Default(true)
-    }
-}
-
-impl InitMiss {
-    fn is(&self, variant: &str) -> bool {
-        matches!(self, Self::Named(name) if name == variant)
-    }
-}
-
 const BAT: &str = "bat";
 const MINI: &str = "mini";
 
@@ -141,8 +121,10 @@ pub struct MissConfig {
     /// Columns of D for `mini`: a divisor of the layer's output features.
     #[field(default = 1, any)]
     pub mini_r: usize,
-    /// Variant and initial values. Default: `true`.
-    pub init_weights: InitMiss,
+    /// Variant and initial values. Default: true, D is zero. False: random, so that a fresh adapter does change outputs; for
+    /// tests. `"bat"`: blocks of W are multiplied as well. `"mini"`: D has `mini_r` columns, which repeat. Both are zero
+    /// at first.
+    pub init_weights: InitWeights,
     pub bias: Bias,
     pub targets: Targets,
     pub common: Common,
@@ -151,13 +133,13 @@ pub struct MissConfig {
 impl MissConfig {
     /// The variant `bat`, with blocks of `r`.
     pub fn bat(r: usize) -> Self {
-        Self::new(r).with_init_weights(InitMiss::Named(BAT.into()))
+        Self::new(r).with_init_weights(BAT)
     }
 
     /// The variant `mini`, with `r` rows and `mini_r` columns.
     pub fn mini(r: usize, mini_r: usize) -> Self {
         let mini = Self::new(r).with_mini_r(mini_r);
-        mini.with_init_weights(InitMiss::Named(MINI.into()))
+        mini.with_init_weights(MINI)
     }
 
     fn bat_on(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<MissBat> {
@@ -180,7 +162,7 @@ impl MissConfig {
             return Err(refusal(target, "mini_r", self.mini_r, expected));
         }
         let shape = [self.r, if mini { self.mini_r } else { out }];
-        let miss_block = if self.init_weights == InitMiss::Default(false) {
+        let miss_block = if self.init_weights == InitWeights::Default(false) {
             plan.init().kaiming_uniform(shape, out, target.like())
         } else {
             plan.init().zeros(shape, target.like())
@@ -202,12 +184,9 @@ fn refusal(target: &TargetLayer<'_>, field: &'static str, value: usize, expected
 impl Method for MissConfig {
     fn validate(&self) -> Result<()> {
         self.check_fields()?;
-        if let InitMiss::Named(name) = &self.init_weights {
-            init_name::check(&MISS, name, &[BAT, MINI])?;
-        }
+        self.init_weights.check(&MISS, &[BAT, MINI])?;
         if self.mini_r == 0 && self.init_weights.is(MINI) {
-            let expected = "at least 1";
-            return Err(Error::config(MISS.title, "mini_r", self.mini_r, expected));
+            return Err(MISS.refusal("mini_r", self.mini_r, "at least 1"));
         }
         Ok(())
     }
@@ -226,9 +205,9 @@ impl Method for MissConfig {
 
     fn max_rank(&self) -> Option<usize> {
         match &self.init_weights {
-            InitMiss::Named(name) if name == BAT => None,
-            InitMiss::Named(_) => Some(self.r.min(self.mini_r)),
-            InitMiss::Default(_) => Some(self.r),
+            InitWeights::Named(name) if name == BAT => None,
+            InitWeights::Named(_) => Some(self.r.min(self.mini_r)),
+            InitWeights::Default(_) => Some(self.r),
         }
     }
 }

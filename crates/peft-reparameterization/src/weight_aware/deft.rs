@@ -4,7 +4,7 @@ use burn::nn::DropoutConfig;
 use peft_core::method::prelude::*;
 use peft_core::method::{MethodHooks, States};
 
-use crate::lora::init::on_device;
+use crate::lora::values::on_device;
 use crate::weight_aware::deft_schedule::DeftSchedule;
 use crate::weight_aware::deft_state::{DeftDecomposition, DeftLinear, projection};
 

@@ -111,7 +111,7 @@ fn refuse(field: &'static str, value: impl std::fmt::Debug, expected: &str) -> E
     Error::config(INTRINSIC_PROMPT.title, field, value, expected)
 }
 
-/// An auto-encoder of prompts (Qin et al. 2021, section 3): one linear layer to the space, and the [`PromptDecoder`] back.
+/// An auto-encoder of prompts (Qin et al. 2021, multi-task subspace finding): one linear layer to the space, and the [`PromptDecoder`] back.
 ///
 /// Fit it to prompts of several tasks; a further task is then trained in its space, by
 /// [`IntrinsicPromptConfig::of_decoder`](super::IntrinsicPromptConfig::of_decoder).

@@ -61,7 +61,7 @@ impl PromptAdapter for IntrinsicPrompt {
 #[method_config(
     INTRINSIC_PROMPT, name = "intrinsic-prompt-tuning", peft_type = "INTRINSIC_PROMPT_TUNING", title = "Intrinsic prompt tuning", family = SoftPrompt,
     new(num_virtual_tokens, intrinsic_dim),
-    reference = "Qin et al. 2021, Exploring Universal Intrinsic Task Subspace via Prompt Tuning, section 3"
+    reference = "Qin et al. 2021, Exploring Universal Intrinsic Task Subspace via Prompt Tuning, intrinsic subspace tuning"
 )]
 pub struct IntrinsicPromptConfig {
     /// How many virtual tokens. Default: 10. At least 1; each takes one of the model's positions.

@@ -101,6 +101,7 @@ impl Tokens {
         Row {
             targets,
             segments: vec![0; positions],
+            task: None,
             ids: self.ids.into_iter().take(positions).collect(),
         }
     }
@@ -157,6 +158,7 @@ fn pieces(
         part,
     };
     let pieces = match record {
+        Record::OfTask { record, .. } => return pieces(number, record, tokenizer, config),
         Record::Text(text) => Ok(vec![piece(text, Part::Learned)]),
         Record::Completion { prompt, completion } => Ok(vec![
             piece(prompt, Part::Given),
@@ -174,6 +176,14 @@ fn pieces(
     pieces.map_err(|reason| Error::Chat { number, reason })
 }
 
+/// A record's task, and the record itself.
+fn of_task(record: &Record) -> (Option<usize>, &Record) {
+    match record {
+        Record::OfTask { task, record } => (Some(*task), of_task(record).1),
+        other => (None, other),
+    }
+}
+
 pub(super) fn encode(
     records: &[Record],
     tokenizer: &impl Tokenize,
@@ -182,7 +192,14 @@ pub(super) fn encode(
     let opening = opening(tokenizer)?;
     let end: Vec<u32> = tokenizer.eos().into_iter().collect();
     let mut encoded = Encoded::default();
+    let has_tasks = records
+        .iter()
+        .any(|record| matches!(record, Record::OfTask { .. }));
     for (number, record) in (1..).zip(records) {
+        let (task, record) = of_task(record);
+        if has_tasks && task.is_none() {
+            return Err(Error::Task { number });
+        }
         let pieces = pieces(number, record, tokenizer, config)?;
         let text = matches!(record, Record::Text(_));
         let all = text || !config.completion_only;
@@ -195,12 +212,16 @@ pub(super) fn encode(
         if !matches!(record, Record::Chat { .. }) {
             tokens.push(&end, true);
         }
+        let row = |tokens: Tokens| Row {
+            task,
+            ..tokens.into_row()
+        };
         if text {
-            encoded.texts.push(tokens.into_row());
+            encoded.texts.push(row(tokens));
         } else {
             // One more than positions: the last token only follows.
             encoded.truncated += usize::from(tokens.truncate(config.max_length + 1));
-            encoded.instructions.push(tokens.into_row());
+            encoded.instructions.push(row(tokens));
         }
     }
     Ok(encoded)

@@ -25,11 +25,19 @@ const SYSTEM: &str = "system";
 pub(super) fn parse(line: &str) -> Result<Record, String> {
     let fields = serde_json::from_str(line).map_err(|error| format!("no JSON object: {error}"))?;
     let fields = Fields(fields);
+    let record = record(&fields)?;
+    Ok(match fields.task()? {
+        Some(task) => record.with_task(task),
+        None => record,
+    })
+}
+
+fn record(fields: &Fields) -> Result<Record, String> {
     let has = |name: &str| fields.0.contains_key(name);
     if has("messages") {
         fields.without(&UNREAD, "messages")?;
         fields.without(&["history"], "messages")?;
-        return conversation(&fields);
+        return conversation(fields);
     }
     if has("prompt") && has("completion") {
         fields.without(&UNREAD, "prompt")?;
@@ -41,7 +49,7 @@ pub(super) fn parse(line: &str) -> Result<Record, String> {
     }
     if has("instruction") && has("output") {
         fields.without(&UNREAD, "instruction")?;
-        return instruction(&fields);
+        return instruction(fields);
     }
     if has("text") {
         return fields.string("text").map(Record::Text);
@@ -81,6 +89,19 @@ impl Fields {
     /// A field that may be missing.
     fn optional(&self, name: &str) -> Result<Option<String>, String> {
         self.given(name).map(|_| self.string(name)).transpose()
+    }
+
+    /// The number of the record's task. A task that is named says nothing here.
+    fn task(&self) -> Result<Option<usize>, String> {
+        let Some(task @ Value::Number(number)) = self.given("task") else {
+            return Ok(None);
+        };
+        match number.as_u64().map(usize::try_from) {
+            Some(Ok(number)) => Ok(Some(number)),
+            _ => Err(format!(
+                "`task` is {task}, but tasks are counted from 0: 0, 1, 2, …"
+            )),
+        }
     }
 
     /// Refuses fields that hold something and that are not read beside `others`.
@@ -362,6 +383,24 @@ mod tests {
         for field in ["system", "history", "tools"] {
             let line = json!({"prompt": "a", "completion": "b", field: "c"});
             refused(&line.to_string(), &format!("`{field}` is not read"));
+        }
+    }
+
+    #[test]
+    fn a_line_says_its_task() {
+        let text = || Record::Text("a".into());
+        for (task, expected) in [
+            (json!(0), text().with_task(0)),
+            (json!(3), text().with_task(3)),
+            (json!(null), text()),
+            (json!("translation"), text()),
+        ] {
+            let line = json!({"text": "a", "task": task}).to_string();
+            assert_eq!(parse(&line), Ok(expected));
+        }
+        for task in [json!(-1), json!(0.5)] {
+            let line = json!({"text": "a", "task": task}).to_string();
+            refused(&line, "`task` is ");
         }
     }
 

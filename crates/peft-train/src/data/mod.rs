@@ -18,8 +18,11 @@ mod line;
 mod pack;
 mod read;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use peft_core::nn::TaskIds;
+use peft_core::state::AdapterState as _;
 use peft_models::{LmBatch, LoadError, Message, Moment};
 use sha2::{Digest as _, Sha256};
 
@@ -27,7 +30,7 @@ pub use peft_models::ChatTemplate;
 pub use read::read;
 
 use crate::digest::hex;
-use crate::model::Limits;
+use crate::model::{CausalLm, Limits};
 use crate::{Error, Result, TrainConfig};
 
 /// The target of positions that predict nothing.
@@ -78,9 +81,26 @@ pub enum Record {
         /// Which of the messages, counted from 0, are never learned, though the assistant says them.
         excluded: Vec<usize>,
     },
+    /// A record of one of several tasks, for adapters that have parameters for each.
+    OfTask {
+        /// The task, counted from 0.
+        task: usize,
+        /// What is learned of it.
+        record: Box<Record>,
+    },
 }
 
 impl Record {
+    /// The record as one of this task, counted from 0.
+    #[must_use]
+    pub fn with_task(self, task: usize) -> Self {
+        let record = match self {
+            Self::OfTask { record, .. } => record,
+            other => Box::new(other),
+        };
+        Self::OfTask { task, record }
+    }
+
     /// A conversation of which all that the assistant says is learned.
     pub fn chat(messages: Vec<Message>) -> Self {
         Self::Chat {
@@ -97,6 +117,8 @@ pub(crate) struct Row {
     pub(crate) targets: Vec<i64>,
     /// Counted from 0 in each row.
     pub(crate) segments: Vec<u32>,
+    /// Of all of its texts, if the data have tasks.
+    pub(crate) task: Option<usize>,
 }
 
 impl Row {
@@ -147,12 +169,14 @@ impl Dataset {
         Ok(data)
     }
 
-    /// Makes rows of records, texts first. Records without a token to predict make none.
+    /// Makes rows of records, texts first. Records without a token to predict make none. A row is of one task: where
+    /// records have tasks, `packing` puts those of one task together.
     ///
     /// # Errors
     ///
     /// [`Error::Config`] for settings out of range; [`Error::Load`] if the tokenizer fails;
-    /// [`Error::Chat`] for a conversation that cannot be written out.
+    /// [`Error::Chat`] for a conversation that cannot be written out; [`Error::Task`] for a record without a task where
+    /// others have one.
     pub fn new(
         records: &[Record],
         tokenizer: &impl Tokenize,
@@ -161,10 +185,14 @@ impl Dataset {
         config.validate()?;
         let encoded = encode::encode(records, tokenizer, config)?;
         let length = config.max_length;
-        let mut rows = pack::cut(encoded.texts, length, config.packing);
+        let mut rows;
         if config.packing {
-            rows.extend(pack::pack(encoded.instructions, length));
+            rows = pack::by_task(encoded.texts, |texts| pack::cut(texts, length, true));
+            rows.extend(pack::by_task(encoded.instructions, |texts| {
+                pack::pack(texts, length)
+            }));
         } else {
+            rows = pack::cut(encoded.texts, length, false);
             rows.extend(encoded.instructions);
         }
         rows.retain(|row| row.learned() > 0);
@@ -234,12 +262,13 @@ impl Dataset {
             padding.resize(end - length + row.len(), false);
             padding.resize(end, true);
         }
+        let tasks: Option<Vec<usize>> = rows.iter().map(|row| row.task).collect();
         let shared = rows.iter().any(|row| row.segments.last() > Some(&0));
         LmBatch {
             ids,
             targets,
             segments: shared.then_some(segments),
-            tasks: None,
+            tasks: tasks.filter(|tasks| !tasks.is_empty()).map(TaskIds::new),
             padding,
             rows: rows.len(),
             length,
@@ -256,12 +285,39 @@ impl Dataset {
                 hasher.update(target.to_le_bytes());
                 hasher.update(segment.to_le_bytes());
             }
+            if let Some(task) = row.task {
+                hasher.update(b"task");
+                hasher.update((task as u64).to_le_bytes());
+            }
         }
         hex(hasher)
     }
 
-    /// Refuses data that a model of these limits cannot read; `what` data they are.
-    pub(crate) fn fits(&self, limits: Option<Limits>, what: &'static str) -> Result<()> {
+    /// Refuses data that a model cannot read; `what` data they are.
+    pub(crate) fn fits<M: CausalLm>(&self, model: &M, what: &'static str) -> Result<()> {
+        self.fit_tasks(&model.num_tasks(), what)?;
+        self.fit_limits(model.limits(), what)
+    }
+
+    /// Refuses rows whose task is not said or unknown, where adapters have so many tasks.
+    fn fit_tasks(&self, counts: &BTreeSet<usize>, what: &'static str) -> Result<()> {
+        let (Some(&fewest), Some(&most)) = (counts.first(), counts.last()) else {
+            return Ok(());
+        };
+        let fits = |row: &&Row| row.task.map_or(most == 1, |task| task < fewest);
+        match self.rows.iter().find(|row| !fits(row)) {
+            None => Ok(()),
+            Some(row) => Err(Error::Tasks {
+                what,
+                found: row
+                    .task
+                    .map_or("no task".into(), |task| format!("task {task}")),
+                tasks: if row.task.is_none() { most } else { fewest },
+            }),
+        }
+    }
+
+    fn fit_limits(&self, limits: Option<Limits>, what: &'static str) -> Result<()> {
         let Some(limits) = limits else {
             return Ok(());
         };
@@ -353,6 +409,60 @@ pub(crate) mod tests {
         assert_eq!(batch.ids, [257, 97, 98, 99, 257, 100]);
         assert_eq!(batch.targets, [97, 98, 99, 256, 100, 256]);
         assert_eq!(batch.segments, Some(vec![0, 0, 0, 0, 1, 1]));
+    }
+
+    #[test]
+    fn a_row_has_the_task_of_its_records() {
+        let config = TrainConfig::new();
+        let records = [text("abc").with_task(2), text("d").with_task(0)];
+        let data = Dataset::new(&records, &Bytes, &config).unwrap();
+        assert_eq!(data.batch(&[1, 0]).tasks, Some(TaskIds::new([0, 2])));
+        let plain = Dataset::new(&[text("abc"), text("d")], &Bytes, &config).unwrap();
+        assert_eq!(plain.batch(&[1, 0]).tasks, None);
+        assert_ne!(data.digest(), plain.digest());
+        let mixed = [text("abc").with_task(2), text("d")];
+        let error = Dataset::new(&mixed, &Bytes, &config).unwrap_err();
+        assert!(matches!(error, Error::Task { number: 2 }), "{error}");
+    }
+
+    #[test]
+    fn texts_of_two_tasks_share_no_row() {
+        let config = TrainConfig::new().with_packing(true);
+        let completion = |letter: &str| Record::Completion {
+            prompt: letter.into(),
+            completion: "z".into(),
+        };
+        let records = [("a", 1), ("b", 0), ("c", 1)];
+        for make in [text as fn(&str) -> Record, completion] {
+            let records = records.map(|(letter, task)| make(letter).with_task(task));
+            let data = Dataset::new(&records, &Bytes, &config).unwrap();
+            assert_eq!(data.len(), 2);
+            let batch = data.batch(&[0, 1]);
+            assert_eq!(batch.tasks, Some(TaskIds::new([0, 1])));
+            let (first, second) = batch.ids.split_at(batch.length);
+            assert!(first.contains(&98) && !first.contains(&97));
+            assert!([97, 99].iter().all(|letter| second.contains(letter)));
+        }
+    }
+
+    #[test]
+    fn data_say_the_tasks_that_adapters_have() {
+        let config = TrainConfig::new();
+        let of = |records: &[Record]| Dataset::new(records, &Bytes, &config).unwrap();
+        let (none, third) = (of(&[text("abc")]), of(&[text("abc").with_task(2)]));
+        let fits = |data: &Dataset, counts: &[usize]| {
+            let counts = counts.iter().copied().collect();
+            data.fit_tasks(&counts, "training")
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(fits(&none, &[]), Ok(()));
+        assert_eq!(fits(&third, &[]), Ok(()));
+        assert_eq!(fits(&none, &[1]), Ok(()));
+        assert_eq!(fits(&third, &[3, 4]), Ok(()));
+        let refused = fits(&none, &[1, 3]).unwrap_err();
+        assert!(refused.contains("has no task") && refused.contains("3 tasks"));
+        let refused = fits(&third, &[2, 3]).unwrap_err();
+        assert!(refused.contains("has task 2") && refused.contains("2 tasks"));
     }
 
     #[test]

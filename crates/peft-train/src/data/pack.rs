@@ -1,6 +1,6 @@
 //! Cutting long texts into rows, and packing short ones together.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Row;
 
@@ -18,7 +18,10 @@ pub(super) fn cut(texts: Vec<Row>, length: usize, packing: bool) -> Vec<Row> {
                 .map_or(0, |row| length - row.len());
             open = true;
             if room == 0 {
-                rows.push(Row::default());
+                rows.push(Row {
+                    task: text.task,
+                    ..Row::default()
+                });
             }
             let room = if room == 0 { length } else { room };
             let end = text.len().min(start + room);
@@ -56,6 +59,19 @@ pub(super) fn pack(mut rows: Vec<Row>, length: usize) -> Vec<Row> {
     packed
 }
 
+/// The rows that `pack` makes of the texts of each task.
+pub(super) fn by_task(texts: Vec<Row>, pack: impl Fn(Vec<Row>) -> Vec<Row>) -> Vec<Row> {
+    let mut tasks: BTreeMap<Option<usize>, Vec<Row>> = BTreeMap::new();
+    for text in texts {
+        tasks.entry(text.task).or_default().push(text);
+    }
+    let packed = tasks.into_iter().flat_map(|(task, texts)| {
+        let of_task = move |row: Row| Row { task, ..row };
+        pack(texts).into_iter().map(of_task)
+    });
+    packed.collect()
+}
+
 /// Puts a part of `text`, which is one segment, behind what `row` has.
 fn append(row: &mut Row, text: &Row, part: std::ops::Range<usize>) {
     let segment = row.segments.last().map_or(0, |last| last + 1);
@@ -75,6 +91,7 @@ mod tests {
             ids: ids.clone().collect(),
             targets: ids.clone().map(|id| i64::from(id) + 1).collect(),
             segments: ids.map(|_| 0).collect(),
+            task: None,
         }
     }
 

@@ -29,6 +29,9 @@ const NOT_READ: [&str; 4] = ["json", "csv", "tsv", "parquet"];
 /// | `instruction`, `output`, optionally `input`, `system`, `history` | a conversation: the user says `instruction`, an empty line and `input`, the assistant `output`. `system` comes before, then the pairs of `history`, a question and an answer each, which is learned as well |
 /// | `messages`, a list of `{"role", "content"}`, optionally `system` | a conversation; roles are `system`, `user` and `assistant`, who has the last word |
 ///
+/// Any of them may have `task`, a whole number from 0 on: the task of the record, for adapters that have parameters of
+/// several. A name as `task` is not read.
+///
 /// A message with `"weight": 0` is not learned; 1 is as if it were not there, other weights are refused.
 /// `train`, `training` and `loss` (true or false, 1 or 0) are read alike. Refused is what cannot be learned so:
 /// `tools`, `functions` and `images` of a conversation, `tool_calls`, `function_call`, `reasoning_content`,

@@ -34,6 +34,8 @@ fn needed(method: &str) -> Value {
     match method {
         "adapter-fusion" => json!({"adapter_names": ["one", "two"]}),
         "c3a" => json!({"block_size": 32}),
+        // Of a norm's few numbers one at least.
+        "fishmask" | "lt-sft" | "diff-pruning" => json!({"keep_ratio": 0.1}),
         "trainable-tokens" => json!({"token_indices": [3, 4]}),
         "vblora" => json!({"vector_length": 32}),
         _ => json!({}),
@@ -55,13 +57,21 @@ fn takes(base: &Zoo, info: &MethodInfo, layer: &str) -> Result<bool, Error> {
             field: "target_modules" | "modules_to_save",
             ..
         }) => return Ok(false),
+        // It has found its layer, and asks for what is gathered on data.
+        Err(Error::Calibration { .. }) => return Ok(true),
         attached => attached?,
     };
     let below = format!("base_model.model.{layer}.");
     match model.adapter_tensors("a") {
         // It trains the model itself.
         Err(Error::UnknownAdapter { .. }) => Ok(false),
-        tensors => Ok(tensors?.keys().any(|key| key.starts_with(&below))),
+        // What a method trains may be shared by all layers, and named after none.
+        tensors => {
+            let asked = method.to_json()["target_modules"] == given["target_modules"];
+            let tensors = tensors?;
+            let named = tensors.keys().any(|key| key.starts_with(&below));
+            Ok(named || asked && !tensors.is_empty())
+        }
     }
 }
 
