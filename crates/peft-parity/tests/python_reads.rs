@@ -87,7 +87,6 @@ fn lora_cases() -> Cases {
     ]
 }
 
-    (             "glora-bias", (             "glora-vectors", (             "osf-shares", (             "psoft-series", ("osf", ("psoft", ), 3_usize)                     .with_targets(TARGETS), Box::new(                 GloraConfig::new(4)                     .with_config_a_b(GloraForm::None)                     .with_targets(TARGETS), Box::new(                 GloraConfig::new(4)                     .with_config_a_b(GloraForm::Vector)                     .with_config_c(GloraForm::Vector)                     .with_config_d_e(GloraForm::Vector)                     .with_targets(TARGETS), Box::new(                 OsfConfig::new()                     .with_effective_rank(0.75)                     .with_rank_pattern("value", Box::new(                 PsoftConfig::new(5)                     .with_ab_svd_init(PsoftFactors::PissaInit)                     .with_use_cayley_neumann(true)                     .with_cayley_neumann_eps(0.5)                     .with_targets(TARGETS), Box::new(GloraConfig::new(4).with_targets(TARGETS))), Box::new(OsfConfig::new().with_targets(TARGETS))), Box::new(PsoftConfig::new(6).with_targets(TARGETS))), ] }, fn spectral_cases() -> Cases {     vec![         ("glora",
 fn other_weight_cases() -> Cases {
     vec![
         ("loha", Box::new(LohaConfig::new(4).with_targets(TARGETS))),
@@ -547,10 +546,6 @@ fn spectral_cases() -> Cases {
                     .with_config_a_b(GloraForm::None)
                     .with_targets(TARGETS),
             ),
-        ),
-        (
-            "frod",
-            Box::new(FrodConfig::new(0.05).with_targets(["query", "value"])),
         ),
         ("psoft", Box::new(PsoftConfig::new(6).with_targets(TARGETS))),
         (
