@@ -437,6 +437,78 @@ fn short_forms_are_those_of_adapterhub() {
 }
 
 /// The batch holds its rows once for each adapter, and so does the output.
+/// `Stack(a, Parallel(b, c))`, `Parallel(Stack(a, b), c)` and rows without an adapter, of weights, biases, norms and sites.
+#[test]
+fn rows_have_stacks_of_their_own() {
+    let lora = LoraConfig::new(2)
+        .with_alpha(6.0)
+        .with_targets(["query", "dense"]);
+    let bottleneck = BottleneckConfig::houlsby().with_reduction_factor(4.0);
+    let methods: [&dyn Method; 3] = [&lora, &bottleneck, &BitFitConfig::new()];
+    for (backend, device) in cpu_devices() {
+        let mut model = bert(&device);
+        for (name, (method, step)) in ["a", "b", "c"]
+            .into_iter()
+            .zip(methods.iter().zip([0.3, 1.1, 2.7]))
+        {
+            model = attach(&model, name, *method, step);
+        }
+        // The same layers twice: one adapter lies on the other.
+        model = attach(&model, "d", &lora, 4.1);
+        let stacks: [&[&str]; 4] = [&["a", "b"], &["a", "c", "d"], &[], &["d"]];
+        let rows = stacks.map(|stack| stack.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let mixed = model
+            .set_composition(&Composition::PerRowStack(rows.to_vec()))
+            .unwrap();
+        let found = mixed.forward(ids(&device), None);
+        for (row, stack) in stacks.into_iter().enumerate() {
+            let alone = match stack {
+                [] => model.disable_adapters().unwrap(),
+                names => model.activate(names).unwrap(),
+            };
+            let alone = alone.forward(ids(&device).narrow(0, row, 1), None);
+            let distance = farthest(&data(found.clone().narrow(0, row, 1)), &data(alone));
+            assert!(distance < 1e-5, "row {row} on {backend}: {distance}");
+        }
+        let left = mixed.detach("a").unwrap();
+        let rows = [
+            vec!["b".into()],
+            vec!["c".into(), "d".into()],
+            vec![],
+            vec!["d".into()],
+        ];
+        assert_eq!(left.composition(), Composition::PerRowStack(rows.to_vec()));
+    }
+}
+
+#[test]
+fn one_of_a_rows_adapters_may_have_virtual_tokens() {
+    let (_, device) = cpu_devices().remove(0);
+    let model = attach(&bert(&device), "a", &PromptTuningConfig::new(2), 0.1);
+    let model = attach(&model, "b", &PromptTuningConfig::new(2), 0.7);
+    let model = attach(
+        &model,
+        "c",
+        &LoraConfig::new(2).with_targets(["query"]),
+        1.3,
+    );
+    let stacks = |rows: [&[&str]; 2]| {
+        let rows = rows.map(|row| row.iter().map(ToString::to_string).collect());
+        model.set_composition(&Composition::PerRowStack(rows.to_vec()))
+    };
+    let error = stacks([&["a", "b"], &["a"]]).unwrap_err();
+    assert!(error.to_string().contains("virtual tokens"), "{error}");
+    let ids = ids(&device).narrow(0, 0, 2);
+    let found = stacks([&["a", "c"], &["b"]])
+        .unwrap()
+        .forward(ids.clone(), None);
+    for (row, names) in [["a", "c"].as_slice(), &["b"]].into_iter().enumerate() {
+        let alone = model.activate(names).unwrap();
+        let alone = alone.forward(ids.clone().narrow(0, row, 1), None);
+        assert!(farthest(&data(found.clone().narrow(0, row, 1)), &data(alone)) < 1e-5);
+    }
+}
+
 #[test]
 fn parallel_adapters_have_an_output_each() {
     let (_, device) = cpu_devices().remove(0);

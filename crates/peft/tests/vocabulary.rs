@@ -65,7 +65,8 @@ fn adapters_that_were_saved_over_a_resized_vocabulary_compute_what_upstream_comp
             // The smaller model does not take it, and says why.
             let error = base.load_adapter("a", &folder, &peft::methods());
             let error = error.map(|_| ()).unwrap_err().to_string();
-            assert!(error.contains("104"), "{case}: {error}");
+            let rows = if case == "tied_tokens" { "101" } else { "104" };
+            assert!(error.contains(rows), "{case}: {error}");
 
             let grown = base.with_vocabulary_of(&folder).unwrap();
             assert_eq!(grown.config().vocab_size, 104);

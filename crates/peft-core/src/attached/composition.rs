@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 /// |---|---|---|
 /// | `Stack` | each adapter sees the layer with those below it: changes of a weight add up | `Stack` |
 /// | `PerRow` | `fᵢ` of the row's own adapter | `BatchSplit`, `Parallel` |
+/// | `PerRowStack` | that of the row's own adapters, one on the other | `Stack` in or around those two |
 /// | `Weighted` | `f + Σ wᵢ (fᵢ − f)`, one weight for an adapter | `Average` |
 /// | `Routed` | the same, one weight for an adapter and a row or token | |
 ///
@@ -22,6 +23,11 @@ pub enum Composition {
     Stack(Vec<String>),
     /// Row i of the following batches has the adapter i, or none.
     PerRow(Vec<Option<String>>),
+    /// Row i of the following batches has these adapters, one on the other in the order of their attachment. AdapterHub's
+    /// nested compositions are this: `Stack("a", Parallel("b", "c"))` is rows with `a` and `b`, and rows with `a` and `c`;
+    /// `Parallel(Stack("a", "b"), "c")` is rows with `a` and `b`, and rows with `c`. Of the adapters of a row one at most may
+    /// put virtual tokens in front.
+    PerRowStack(Vec<Vec<String>>),
     /// The changes that these adapters make to each layer's and site's output, added up with weights.
     Weighted(Vec<(String, f64)>),
     /// The same with weights that the forward pass brings: see [`Routing`](crate::nn::Routing).
@@ -80,6 +86,7 @@ impl Composition {
         let all: Vec<&str> = match self {
             Self::Stack(names) | Self::Routed(names) => names.iter().map(String::as_str).collect(),
             Self::PerRow(rows) => rows.iter().flatten().map(String::as_str).collect(),
+            Self::PerRowStack(rows) => rows.iter().flatten().map(String::as_str).collect(),
             Self::Weighted(weights) => weights.iter().map(|(name, _)| name.as_str()).collect(),
         };
         let mut names = Vec::new();
@@ -107,6 +114,9 @@ impl Composition {
                 let other = |row: &Option<String>| row.clone().filter(|row| row != adapter);
                 Self::PerRow(rows.iter().map(other).collect())
             }
+            Self::PerRowStack(rows) => {
+                Self::PerRowStack(rows.iter().map(|row| others(row)).collect())
+            }
             Self::Weighted(weights) => {
                 let others = weights.iter().filter(|(name, _)| name != adapter);
                 Self::Weighted(others.cloned().collect())
@@ -117,7 +127,7 @@ impl Composition {
     /// Refuses weights that are no numbers, and adapters that have several.
     pub(crate) fn check(&self) -> Result<()> {
         let given = match self {
-            Self::Stack(_) | Self::PerRow(_) => 0,
+            Self::Stack(_) | Self::PerRow(_) | Self::PerRowStack(_) => 0,
             Self::Weighted(weights) => weights.len(),
             Self::Routed(names) => names.len(),
         };
@@ -178,7 +188,18 @@ impl Mixture {
         let parts = match composition.as_ref() {
             Composition::Stack(_) => return None,
             Composition::PerRow(rows) => {
-                let entries = rows.iter().map(|row| at(row.as_deref()?));
+                let entries = rows.iter().map(|row| row.as_deref().and_then(at));
+                let entries = entries.map(|entry| entry.into_iter().collect());
+                Parts::PerRow(Arc::new(PerRow::new(entries)))
+            }
+            Composition::PerRowStack(rows) => {
+                let entries = rows.iter().map(|row| {
+                    let mut here: Vec<usize> = row.iter().filter_map(|name| at(name)).collect();
+                    // The order of attachment; a name that is there twice is one adapter.
+                    here.sort_unstable();
+                    here.dedup();
+                    here
+                });
                 Parts::PerRow(Arc::new(PerRow::new(entries)))
             }
             Composition::Weighted(weights) => {
@@ -201,7 +222,7 @@ impl Mixture {
     /// Whether it has something to do at this place.
     pub(crate) fn is_used(&self) -> bool {
         match &self.parts {
-            Parts::PerRow(rows) => rows.groups.iter().any(|group| group.entry.is_some()),
+            Parts::PerRow(rows) => rows.groups.iter().any(|group| !group.entries.is_empty()),
             Parts::Weighted(entries) => !entries.is_empty(),
             Parts::Routed(entries) => !entries.is_empty(),
         }
@@ -210,7 +231,10 @@ impl Mixture {
     /// Whether the adapter at this index has a part in it.
     pub(crate) fn uses(&self, entry: usize) -> bool {
         match &self.parts {
-            Parts::PerRow(rows) => rows.groups.iter().any(|group| group.entry == Some(entry)),
+            Parts::PerRow(rows) => rows
+                .groups
+                .iter()
+                .any(|group| group.entries.contains(&entry)),
             Parts::Weighted(entries) => entries.iter().any(|(used, _)| *used == entry),
             Parts::Routed(entries) => entries.contains(&entry),
         }
@@ -225,24 +249,24 @@ pub(crate) struct PerRow {
     pub(crate) group_of: Vec<i64>,
 }
 
-/// Rows with the same adapter at one place.
+/// Rows with the same adapters at one place.
 #[derive(Debug)]
 pub(crate) struct Group {
-    /// Index of the adapter's entry; rows without one have none at this place.
-    pub(crate) entry: Option<usize>,
+    /// Indices of the adapters' entries, the innermost first; rows without one have none at this place.
+    pub(crate) entries: Vec<usize>,
     pub(crate) rows: Vec<i64>,
 }
 
 impl PerRow {
     /// Those of rows with these entries.
-    pub(crate) fn new(entries: impl Iterator<Item = Option<usize>>) -> Self {
+    pub(crate) fn new(entries: impl Iterator<Item = Vec<usize>>) -> Self {
         let mut groups: Vec<Group> = Vec::new();
         let mut group_of = Vec::new();
-        for (row, entry) in entries.enumerate() {
-            let found = groups.iter().position(|group| group.entry == entry);
+        for (row, entries) in entries.enumerate() {
+            let found = groups.iter().position(|group| group.entries == entries);
             let group = found.unwrap_or_else(|| {
                 let rows = Vec::new();
-                groups.push(Group { entry, rows });
+                groups.push(Group { entries, rows });
                 groups.len() - 1
             });
             groups[group].rows.push(index(row));

@@ -154,12 +154,17 @@ impl Stack {
 
     /// The place with the adapter at this index alone, or with none.
     pub(crate) fn only(&self, index: Option<usize>) -> Self {
-        let entry = index.map(|index| Entry {
+        self.with(index.as_slice())
+    }
+
+    /// The place with the adapters at these indices, one on the other.
+    pub(crate) fn with(&self, indices: &[usize]) -> Self {
+        let entries = indices.iter().map(|index| Entry {
             active: true,
-            ..self.entries[index].clone()
+            ..self.entries[*index].clone()
         });
         Self {
-            entries: entry.into_iter().collect(),
+            entries: entries.collect(),
             merged: None,
             quantized: self.quantized.clone(),
             mixture: None,

@@ -1,5 +1,6 @@
 //! Other compositions of the adapters that are on a model.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -110,6 +111,7 @@ fn of_param(
     stack: &Stack,
     composition: &Composition,
 ) -> Option<String> {
+    // A head that moves with its table goes by the name of a row's adapter.
     let per_row = matches!(composition, Composition::PerRow(_));
     let weighted = matches!(composition, Composition::Weighted(_));
     let layer = layout.layer_of(param);
@@ -150,10 +152,17 @@ fn of_end(stack: &Stack, composition: &Composition) -> Option<String> {
             let rows = rows.iter();
             rows.map(|row| row.as_deref().is_some_and(ends)).collect()
         }
+        Composition::PerRowStack(rows) => {
+            let rows = rows.iter();
+            rows.map(|row| row.iter().any(|name| ends(name))).collect()
+        }
         other => other.names().into_iter().map(ends).collect(),
     };
     // Weights are of differences from the model without adapters, which has its end.
-    if !matches!(composition, Composition::PerRow(_)) {
+    if matches!(
+        composition,
+        Composition::Weighted(_) | Composition::Routed(_)
+    ) {
         ends.push(false);
     }
     let differ = ends.iter().any(|end| *end) && !ends.iter().all(|end| *end);
@@ -170,20 +179,44 @@ fn of_virtual_tokens(stack: &Stack, composition: &Composition) -> Option<String>
         let entry = stack.entry(name);
         entry.map_or(0, |entry| entry.adapter.virtual_tokens())
     };
-    let Composition::PerRow(rows) = composition else {
-        return Some(
+    let rows: Vec<Option<&str>> = match composition {
+        Composition::PerRow(rows) => rows.iter().map(Option::as_deref).collect(),
+        Composition::PerRowStack(rows) => {
+            let here = |row: &[String]| {
+                let names: BTreeSet<&String> = row.iter().collect();
+                names
+                    .into_iter()
+                    .filter(|name| stack.entry(name).is_some())
+                    .count()
+            };
+            if rows.iter().any(|row| here(row) > 1) {
+                return Some(
+                    "it puts virtual tokens in front, and another adapter of the same row does, too: one of a row's \
+                     adapters may"
+                        .to_string(),
+                );
+            }
+            let first = rows.iter().map(|row| {
+                let mut names = row.iter().map(String::as_str);
+                names.find(|name| stack.entry(name).is_some())
+            });
+            first.collect()
+        }
+        _ => {
+            return Some(
             "it puts virtual tokens in front, which are there or not, without a weight: activate it for all rows, or \
              give each row its adapter"
                 .to_string(),
-        );
+            );
+        }
     };
-    let counts = rows.iter().map(|row| row.as_deref().map_or(0, tokens));
+    let counts = rows.iter().map(|row| row.map_or(0, tokens));
     let (least, most) = (counts.clone().min()?, counts.clone().max()?);
     let positions = |name: &str| {
         let entry = stack.entry(name);
         entry.map_or(0, |entry| entry.adapter.positions())
     };
-    let mut taken = rows.iter().map(|row| row.as_deref().map_or(0, positions));
+    let mut taken = rows.iter().map(|row| row.map_or(0, positions));
     let first = taken.next()?;
     if least == most && taken.any(|other| other != first) {
         return Some(

@@ -28,11 +28,11 @@ pub(crate) fn mix<K: Basic + 'static, const D: usize, const E: usize>(
         Parts::PerRow(rows) => {
             check_rows(rows, &input.dims());
             if let [group] = rows.groups.as_slice() {
-                return run(&stack.only(group.entry), input, context);
+                return run(&stack.with(&group.entries), input, context);
             }
-            return rows.run(&input.device(), |entry, rows, index| {
+            return rows.run(&input.device(), |entries, rows, index| {
                 let part = input.clone().select(0, index.clone());
-                run(&stack.only(entry), part, &context.of_rows(rows, &index))
+                run(&stack.with(entries), part, &context.of_rows(rows, &index))
             });
         }
         Parts::Weighted(entries) => entries
@@ -162,15 +162,15 @@ fn check_rows<const D: usize>(rows: &PerRow, shape: &[usize; D]) {
 }
 
 impl PerRow {
-    /// What `part` makes of each group's entry and rows, in the order of the rows.
+    /// What `part` makes of each group's entries and rows, in the order of the rows.
     pub(crate) fn run<const E: usize>(
         &self,
         device: &burn::tensor::Device,
-        part: impl Fn(Option<usize>, &[i64], Tensor<1, Int>) -> Tensor<E>,
+        part: impl Fn(&[usize], &[i64], Tensor<1, Int>) -> Tensor<E>,
     ) -> Tensor<E> {
         let index = |rows: &[i64]| Tensor::<1, Int>::from_data(rows, device);
         let parts = self.groups.iter().map(|group| {
-            let output = part(group.entry, &group.rows, index(&group.rows));
+            let output = part(&group.entries, &group.rows, index(&group.rows));
             let (found, asked) = (output.dims()[0], group.rows.len());
             assert_eq!(
                 found, asked,
@@ -185,9 +185,9 @@ impl PerRow {
     /// One value for each row, of those that `of` gives for the groups' entries.
     pub(crate) fn spread<const D: usize, const E: usize>(
         &self,
-        of: impl Fn(Option<usize>) -> Tensor<D>,
+        of: impl Fn(&[usize]) -> Tensor<D>,
     ) -> Tensor<E> {
-        let values = self.groups.iter().map(|group| of(group.entry));
+        let values = self.groups.iter().map(|group| of(&group.entries));
         let values = Tensor::stack::<E>(values.collect(), 0);
         let rows = Tensor::<1, Int>::from_data(self.group_of.as_slice(), &values.device());
         values.select(0, rows)
@@ -258,10 +258,15 @@ fn added_by_rows<const D: usize>(
     rows: &PerRow,
     input: &Tensor<D>,
 ) -> Option<Option<Tensor<D>>> {
-    let factors = rows.groups.iter().map(|group| match group.entry {
-        None => Some(None),
-        Some(entry) => low_rank(place, entry).map(Some),
-    });
+    let factors = rows
+        .groups
+        .iter()
+        .map(|group| match group.entries.as_slice() {
+            [] => Some(None),
+            [entry] => low_rank(place, *entry).map(Some),
+            // Several would be products of several ranks for a row.
+            _ => None,
+        });
     let factors: Vec<Option<LowRank>> = factors.collect::<Option<_>>()?;
     if factors.len() == 1 && factors[0].is_some() {
         // One adapter for all rows is fused with the layer.

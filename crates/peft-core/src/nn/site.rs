@@ -247,9 +247,9 @@ impl Site<Prompt> {
         };
         let device = hidden.device();
         let rows = rows_of(mixture, batch);
-        vec![rows.run(&device, |entry, rows, index| {
+        vec![rows.run(&device, |entries, rows, index| {
             let context = context.of_rows(rows, &index);
-            let entry = entry_of_rows(&self.stack, entry);
+            let entry = entry_of_rows(&self.stack, entries);
             of(entry, &hidden.clone().select(0, index), &context)
         })]
     }
@@ -283,9 +283,11 @@ pub(super) fn rows_of(mixture: &Mixture, batch: usize) -> &PerRow {
 }
 
 /// The adapter of some rows, where adapters put virtual tokens in front.
-pub(super) fn entry_of_rows(stack: &Stack, at: Option<usize>) -> &Entry {
-    let at = at.expect("`set_composition` refuses rows without virtual tokens among others");
-    &stack.entries[at]
+pub(super) fn entry_of_rows<'a>(stack: &'a Stack, at: &[usize]) -> &'a Entry {
+    let [at] = at else {
+        unreachable!("`set_composition` refuses rows of none or several with virtual tokens")
+    };
+    &stack.entries[*at]
 }
 
 impl<T: SiteType> Module for Site<T> {

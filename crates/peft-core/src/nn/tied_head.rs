@@ -79,7 +79,7 @@ impl TiedHead {
         // The table differs between rows, and the head with it.
         let named = Named::new(rows);
         named.rows.run(&hidden.device(), |name, rows, index| {
-            let name = name.map(|name| named.names[name]);
+            let name = name.first().map(|name| named.names[*name]);
             let (on_table, stack) = (on_table.named(name), self.stack.named(name));
             let place = Self::place(table, Some(&on_table), &stack);
             let context = context.of_rows(rows, &index);
@@ -164,15 +164,18 @@ struct Named<'a> {
 impl<'a> Named<'a> {
     fn new(rows: &'a [Option<String>]) -> Self {
         let mut names: Vec<&str> = Vec::new();
-        let indices: Vec<Option<usize>> = rows
+        let indices: Vec<Vec<usize>> = rows
             .iter()
             .map(|row| {
-                let name = row.as_deref()?;
-                let known = names.iter().position(|known| *known == name);
-                Some(known.unwrap_or_else(|| {
-                    names.push(name);
-                    names.len() - 1
-                }))
+                let name = row.as_deref();
+                let index = name.map(|name| {
+                    let known = names.iter().position(|known| *known == name);
+                    known.unwrap_or_else(|| {
+                        names.push(name);
+                        names.len() - 1
+                    })
+                });
+                index.into_iter().collect()
             })
             .collect();
         Self {

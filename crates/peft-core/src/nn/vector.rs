@@ -25,9 +25,9 @@ impl Vector {
             return Self::Same(param.val());
         };
         let base = param.base();
-        let of = |entry: Option<usize>| -> Tensor<1> {
+        let of = |entries: &[usize]| -> Tensor<1> {
             let base = AnyTensor::new(base.clone());
-            stack.only(entry).compose(&base).get()
+            stack.with(entries).compose(&base).get()
         };
         match &mixture.parts {
             Parts::PerRow(rows) => {
@@ -37,10 +37,10 @@ impl Vector {
             Parts::Weighted(_) => Self::Same(param.val()),
             Parts::Routed(entries) => {
                 let weights = Weights::at(&mixture.place, None, context);
-                let start: Tensor<3> = of(None).unsqueeze();
+                let start: Tensor<3> = of(&[]).unsqueeze();
                 let sum = entries.iter().fold(start.clone(), |sum, entry| {
                     let weight = weights.of(&stack.entries[*entry].name);
-                    let change = of(Some(*entry)).unsqueeze::<3>() - start.clone();
+                    let change = of(&[*entry]).unsqueeze::<3>() - start.clone();
                     sum + weight.cast(change.dtype()) * change
                 });
                 Self::Varied(sum)

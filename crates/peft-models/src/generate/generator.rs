@@ -220,6 +220,9 @@ impl<'a> Generator<'a> {
             (Composition::PerRow(rows), _) if rows.len() != 1 => {
                 Err(GenerateError::Rows { rows: rows.len() })
             }
+            (Composition::PerRowStack(rows), _) if rows.len() != 1 => {
+                Err(GenerateError::Rows { rows: rows.len() })
+            }
             (Composition::Routed(_), None) => Err(GenerateError::Routed),
             (Composition::Routed(_), Some(_)) if self.model.device().is_autodiff() => {
                 let reason = "it is given for a model with autodiff: generate with the `valid()` of the model, and of \
