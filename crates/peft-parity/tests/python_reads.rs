@@ -18,10 +18,10 @@ use peft::core::method::{Activation, Method};
 use peft::hybrid::UnionConfig;
 use peft::reparameterization::{
     AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
-    DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig,
-    HiraConfig, HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig,
-    OsfConfig, PeanutConfig, PsoftConfig, PsoftFactors, PveraConfig, RandLoraConfig,
-    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig, WaveFtConfig,
+    DeftDecomposition, FourierFtConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig,
+    HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, OsfConfig,
+    PeanutConfig, PsoftConfig, PsoftFactors, PveraConfig, RandLoraConfig, TinyLoraConfig,
+    UniLoraConfig, VbLoraConfig, VeraConfig, WaveFtConfig,
 };
 use peft::selective::{LnTuningConfig, ShiraConfig, SuperTuningConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
@@ -462,8 +462,8 @@ fn python_computes_what_we_computed() {
     write(&cases, dir.path());
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(BASE);
     let answers = python.run("python_reads.py", &base, dir.path());
-    // Upstream misses the copies of RandLoRA's bases, which say nothing.
-    let noisy = ["randlora"];
+    // Upstream misses the copies of RandLoRA's bases, which say nothing, and GLoRA's zeros of parts that are not there.
+    let noisy = ["randlora", "glora-bias"];
     answers.check(cases.iter().map(|(name, _)| *name), "output", &noisy);
 }
 
@@ -546,10 +546,6 @@ fn spectral_cases() -> Cases {
                     .with_config_a_b(GloraForm::None)
                     .with_targets(TARGETS),
             ),
-        ),
-        (
-            "frod",
-            Box::new(FrodConfig::new(0.05).with_targets(["query", "value"])),
         ),
         ("psoft", Box::new(PsoftConfig::new(6).with_targets(TARGETS))),
         (
