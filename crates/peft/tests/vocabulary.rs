@@ -171,7 +171,7 @@ fn what_cannot_grow_is_refused() {
         .with_skip_modules(Vec::<String>::new())
         .with_burn_block_size(None);
     let packed = base.pack_weights(&quantizer).unwrap();
-    refused(&packed, 110, &["`lm_head` quantized", "dense"]);
+    refused(&packed, 110, &["`model.embed_tokens` quantized", "dense"]);
 }
 
 #[test]
