@@ -66,15 +66,21 @@ pub(crate) fn is_base_table(layout: &Layout, key: &str, data: &TensorData) -> Re
     })
 }
 
-/// Whether a tensor is a copy of one that stands in the file under its own name: upstream writes what it saves whole of a
-/// resized table a second time, with the wrapper's name in the key.
+/// Whether a tensor is a copy of one that stands in the file under its own name. Beside the table of a larger vocabulary,
+/// upstream writes what it saves whole a second time, with the wrapper's name in the key, and trained rows a second time for
+/// a head that is the table.
 pub(crate) fn is_second_copy(
+    layout: &Layout,
     tensors: &BTreeMap<String, TensorData>,
     key: &str,
     data: &TensorData,
 ) -> bool {
+    let is_here = |other: String| other != key && tensors.get(&other) == Some(data);
     let wrapper = format!(".{MODULES_TO_SAVE}.");
-    key.contains(&wrapper) && tensors.get(&key.replace(&wrapper, ".")) == Some(data)
+    let head = format!("{PREFIX}{LM_HEAD}.");
+    let of_table = |table: &str| key.replacen(&head, &format!("{PREFIX}{table}."), 1);
+    let mut tables = layout.tied_heads().map(|(_, table)| table);
+    is_here(key.replace(&wrapper, ".")) || tables.any(|table| is_here(of_table(&table.name)))
 }
 
 /// Whether a file's tensor holds the values that the model has. A file of 16 bits has those of its format.

@@ -203,7 +203,8 @@ fn refuse_unused(
 ) -> Result<(), String> {
     let mut extra = Vec::new();
     for (key, data) in tensors.iter().filter(|(key, _)| !used.contains(*key)) {
-        if !is_second_copy(tensors, key, data) && !is_base_table(layout, key, data)? {
+        let copy = is_second_copy(layout, tensors, key, data);
+        if !copy && !is_base_table(layout, key, data)? {
             extra.push(key);
         }
     }

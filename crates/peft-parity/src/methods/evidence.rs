@@ -202,11 +202,14 @@ fn model(base: &Path) -> Result<String, Wrong> {
     } else {
         base.to_path_buf()
     };
+    // The networks of convolutions are none of transformers'.
+    if folder.join("architecture.json").is_file() {
+        return Ok("cnn".to_string());
+    }
     let path = folder.join("config.json");
     let config: serde_json::Value =
         serde_json::from_str(&text(&path)?).map_err(|error| Wrong::new(&path, error))?;
     let kind = config["model_type"].as_str();
-    let kind = kind.or_else(|| config["architecture"].as_str());
     let kind = kind.ok_or_else(|| Wrong::new(&path, "it does not say `model_type`"))?;
     Ok(kind.to_string())
 }

@@ -107,6 +107,7 @@ fn title_of(model: &str) -> &str {
     match model {
         "bert" => "BERT",
         "llama" => "Llama",
+        "cnn" => "a CNN",
         "gpt2" => "GPT-2",
         "t5" => "T5",
         "roberta" => "RoBERTa",
