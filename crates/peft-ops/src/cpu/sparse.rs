@@ -4,10 +4,12 @@
 use rayon::prelude::*;
 
 use super::math::vectors;
-use super::matrix::{build, change_blocks};
+use super::matrix::change_blocks;
 
 /// Rows of a block.
 const LANES: usize = 32;
+/// Outputs that are put back into the rows at a time: a line of the cache.
+const TILE: usize = 16;
 /// Sums over rows are of no more parts than this: each part has sums of its own in memory.
 const PARTS: usize = 16;
 
@@ -81,21 +83,26 @@ impl Pattern {
             vectors(
                 #[inline(always)]
                 |fma| {
-                    for output in 0..d_out {
-                        let range = self.of_output(output);
-                        if range.is_empty() {
+                    for first in (0..d_out).step_by(TILE) {
+                        let last = d_out.min(first + TILE);
+                        if self.starts[first] == self.starts[last] {
                             continue;
                         }
-                        let mut sums = [0.0_f32; LANES];
-                        for (value, input) in values[range.clone()].iter().zip(&self.inputs[range])
-                        {
-                            let column = &turned[*input as usize];
-                            for (sum, x) in sums.iter_mut().zip(column) {
-                                *sum = fma.add(*value, *x, *sum);
+                        let mut tile = [[0.0_f32; LANES]; TILE];
+                        for (output, sums) in (first..last).zip(&mut tile) {
+                            let range = self.of_output(output);
+                            let inputs = &self.inputs[range.clone()];
+                            for (value, input) in values[range].iter().zip(inputs) {
+                                let column = &turned[*input as usize];
+                                for (sum, x) in sums.iter_mut().zip(column) {
+                                    *sum = fma.add(*value, *x, *sum);
+                                }
                             }
                         }
-                        for (row, sum) in part.chunks_exact_mut(d_out).zip(sums) {
-                            row[output] += sum;
+                        for (lane, row) in part.chunks_exact_mut(d_out).enumerate() {
+                            for (y, sums) in row[first..last].iter_mut().zip(&tile) {
+                                *y += sums[lane];
+                            }
                         }
                     }
                 },
@@ -103,37 +110,39 @@ impl Pattern {
         });
     }
 
+    /// The same elements of the transpose.
+    fn transposed(&self) -> Self {
+        let [d_in, d_out] = self.widths();
+        let mut starts = vec![0_u32; d_in + 1];
+        for input in &self.inputs {
+            starts[*input as usize + 1] += 1;
+        }
+        for input in 0..d_in {
+            starts[input + 1] += starts[input];
+        }
+        let mut next = starts.clone();
+        let (mut outputs, mut order) = (vec![0; self.inputs.len()], vec![0; self.inputs.len()]);
+        for output in 0..d_out {
+            for element in self.of_output(output) {
+                let place = &mut next[self.inputs[element] as usize];
+                outputs[*place as usize] = output as u32;
+                order[*place as usize] = self.order[element];
+                *place += 1;
+            }
+        }
+        Self {
+            d_in: d_out,
+            starts,
+            inputs: outputs,
+            order,
+        }
+    }
+
     /// `dy Sᵀ`, `[rows, in]`.
     pub(crate) fn input_gradient(&self, values: &[f32], dy: &[f32]) -> Vec<f32> {
         let [d_in, d_out] = self.widths();
-        let values = self.sorted(values);
-        let [gradient] = build(dy.len() / d_out, [d_in], LANES, |first, [part]| {
-            let part = part.zeros();
-            let rows = part.len() / d_in;
-            let dy = turned(&dy[first * d_out..(first + rows) * d_out], d_out);
-            let mut columns = vec![[0.0_f32; LANES]; d_in];
-            vectors(
-                #[inline(always)]
-                |fma| {
-                    for (output, dy) in dy.iter().enumerate() {
-                        let range = self.of_output(output);
-                        for (value, input) in values[range.clone()].iter().zip(&self.inputs[range])
-                        {
-                            let column = &mut columns[*input as usize];
-                            for (sum, dy) in column.iter_mut().zip(dy) {
-                                *sum = fma.add(*value, *dy, *sum);
-                            }
-                        }
-                    }
-                },
-            );
-            for (lane, row) in part.chunks_exact_mut(d_in).enumerate() {
-                for (value, column) in row.iter_mut().zip(&columns) {
-                    *value = column[lane];
-                }
-            }
-            [part]
-        });
+        let mut gradient = vec![0.0; dy.len() / d_out * d_in];
+        self.transposed().add(values, dy, &mut gradient);
         gradient
     }
 
