@@ -6,9 +6,11 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft::additive::BottleneckConfig;
 use peft::core::PeftModule;
+use peft::core::calibration::Calibrate as _;
 use peft::core::method::{Method, MethodInfo};
 use peft_models::{KvCache, Llama, LlamaConfig};
 use serde::{Deserialize, Serialize};
@@ -115,7 +117,7 @@ pub(crate) fn run(only: &str, rounds: usize, device: &str) -> Result<Vec<Latency
 
 /// A base, and what a pass of it or of an adapted model is.
 trait Subject {
-    type Model: PeftModule;
+    type Model: PeftModule + Module;
     /// What is made once for a model.
     type Ready;
 
@@ -125,6 +127,13 @@ trait Subject {
     fn base(&self) -> &Self::Model;
     fn ready(&self, model: &Self::Model) -> Self::Ready;
     fn pass(&self, model: &Self::Model, ready: &Self::Ready) -> TensorData;
+    /// Something to differentiate, of a few tokens: some methods choose by gradients what they train, and any choice takes
+    /// the same time.
+    fn loss(model: &Self::Model) -> Tensor<1>;
+}
+
+fn few_tokens(model: &impl Module) -> Tensor<2, Int> {
+    Tensor::zeros([1, 4], &model.devices()[0])
 }
 
 /// MiniLM-L6 as a classifier.
@@ -161,6 +170,10 @@ impl Subject for Encoder {
     fn pass(&self, model: &Self::Model, (): &()) -> TensorData {
         let padding = Some(self.padding.clone());
         model.forward(self.ids.clone(), padding).into_data()
+    }
+
+    fn loss(model: &Self::Model) -> Tensor<1> {
+        model.forward(few_tokens(model), None).mean()
     }
 }
 
@@ -211,6 +224,10 @@ impl Subject for Decoder {
         let token = self.token.clone();
         model.next_logits(token, &mut cache.clone()).into_data()
     }
+
+    fn loss(model: &Self::Model) -> Tensor<1> {
+        model.forward(few_tokens(model), None).mean()
+    }
 }
 
 /// Measures and prints methods on one subject.
@@ -222,7 +239,7 @@ fn of<S: Subject>(
 ) -> Vec<Latency> {
     let mut all = Vec::new();
     for (info, name) in chosen {
-        match attached(info, subject.base(), S::LLAMA) {
+        match attached::<S>(info, subject.base()) {
             Ok((model, default)) => {
                 let latency = measured(name, pairs, subject, &model, default);
                 print_line(&latency, shape.needed());
@@ -236,21 +253,28 @@ fn of<S: Subject>(
 
 /// The base with a method: with its defaults, or as the comparison has it where these do not fit the model. What a method
 /// fuses are adapters after feed-forward.
-fn attached<M: PeftModule>(info: &MethodInfo, base: &M, llama: bool) -> Result<(M, bool), Failure> {
-    let with = |json: &Value| -> Result<M, Failure> {
+fn attached<S: Subject>(info: &MethodInfo, base: &S::Model) -> Result<(S::Model, bool), Failure> {
+    let with = |json: &Value| -> Result<S::Model, Failure> {
         let method: Box<dyn Method> = (info.parse)(json)?;
         let mut model = base.clone();
         for name in json["adapter_names"].as_array().into_iter().flatten() {
             let name = name.as_str().unwrap_or_default();
             model = model.attach(name, &BottleneckConfig::pfeiffer())?;
         }
-        Ok(model.attach("bench", method.as_ref())?)
+        if method.statistics().is_none() {
+            return Ok(model.attach("bench", method.as_ref())?);
+        }
+        let loss = |model: &S::Model, ()| S::loss(model);
+        let trained = model.train();
+        Ok(trained
+            .attach_on("bench", method.as_ref(), [()], loss)?
+            .valid())
     };
     let refused = match with(&json!({})) {
         Ok(model) => return Ok((model, true)),
         Err(refused) => refused,
     };
-    match entry(info.name, llama) {
+    match entry(info.name, S::LLAMA) {
         Some(json) => Ok((with(&json)?, false)),
         None => Err(refused),
     }
@@ -363,7 +387,7 @@ mod tests {
         let encoder = Encoder::new(3, device).unwrap();
         for info in peft::methods() {
             let (model, default) =
-                attached(info, &encoder.model, Encoder::LLAMA).unwrap_or_else(|refused| {
+                attached::<Encoder>(info, &encoder.model).unwrap_or_else(|refused| {
                     panic!("{}: {refused}", info.name);
                 });
             let latency = measured(info.name, 1, &encoder, &model, default);
@@ -377,7 +401,7 @@ mod tests {
         let decoder = Decoder::new(device);
         let infos = peft::methods();
         let lora = infos.iter().find(|info| info.name == "lora").unwrap();
-        let (model, _) = attached(lora, &decoder.model, Decoder::LLAMA).unwrap();
+        let (model, _) = attached::<Decoder>(lora, &decoder.model).unwrap();
         let latency = measured("lora", 2, &decoder, &model, true);
         assert!(latency.base_ms > 0.0 && latency.unmerged_ms > 0.0);
     }

@@ -33,8 +33,8 @@ def check(base, case):
     found = {"output": run(model), "warnings": [str(w.message) for w in caught if "adapter keys" in str(w.message)]}
     try:
         found["merged"] = run(model.merge_and_unload(safe_merge=True))
-    except AttributeError:
-        pass  # Prompts cannot be merged.
+    except (AttributeError, NotImplementedError):
+        pass  # Prompts and mixtures cannot be merged.
     return found
 
 
