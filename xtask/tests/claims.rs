@@ -96,6 +96,15 @@ fn cases(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// Whether a script puts the name together: `f"waveft_{wavelet}"`.
+fn puts_together(script: &str, name: &str) -> bool {
+    let mut begins = script.split("f\"").skip(1);
+    begins.any(|text| {
+        let begin = text.split('{').next().unwrap_or_default();
+        begin.len() > 3 && !begin.contains('"') && name.starts_with(begin)
+    })
+}
+
 #[test]
 fn the_vendored_cases_are_as_many_as_is_said() {
     let mut found = Vec::new();
@@ -130,11 +139,17 @@ fn the_vendored_cases_are_as_many_as_is_said() {
     for path in &found {
         assert!(path.join("io.safetensors").exists(), "{}", path.display());
     }
-    let scripts = ["generate_hf_peft.py", "generate_hf_more.py"];
+    let scripts = [
+        "generate_hf_peft.py",
+        "generate_hf_more.py",
+        "generate_seeded.py",
+    ];
     let scripts = scripts.map(|script| text(&format!("crates/peft-parity/tests/golden/{script}")));
     for path in &of_peft {
         let name = path.file_name().unwrap().to_str().unwrap();
-        let named = |script: &String| script.contains(&format!("\"{name}\""));
+        let named = |script: &String| {
+            script.contains(&format!("\"{name}\"")) || puts_together(script, name)
+        };
         assert!(scripts.iter().any(named), "no script writes {name}");
     }
     let script = text("crates/peft-parity/tests/golden/generate_adapterhub.py");
