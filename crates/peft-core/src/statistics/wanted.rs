@@ -6,7 +6,7 @@ use crate::statistics::inputs::InputKinds;
 
 /// Which statistics a [`Calibrator`](crate::calibration::Calibrator) gathers, of which layers. By default it gathers none: ask for at least one.
 ///
-/// Statistics are F32 tensors on the device of the layer. They stay in memory until the [`Calibration`] is dropped. For
+/// Statistics are F32 tensors on the device of the layer. They stay in memory until the [`Calibration`](crate::calibration::Calibration) is dropped. For
 /// each selected layer with `in` input features, and for each of its parameters with `n` elements, they take:
 ///
 /// | field | used by | bytes |
