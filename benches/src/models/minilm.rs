@@ -14,7 +14,7 @@ use crate::case::{Case, Engine, Method, Pass, Shape};
 use crate::memory_model::Encoder;
 
 /// The published configuration of `sentence-transformers/all-MiniLM-L6-v2`.
-fn config(dropout: f64) -> Result<BertConfig, Failure> {
+pub(crate) fn config(dropout: f64) -> Result<BertConfig, Failure> {
     Ok(serde_json::from_value(serde_json::json!({
         "vocab_size": 30522,
         "hidden_size": 384,
@@ -34,7 +34,15 @@ fn config(dropout: f64) -> Result<BertConfig, Failure> {
 
 /// MiniLM-L6 with mean pooling and two classes.
 pub(crate) fn classifier(dropout: f64, device: &Device) -> Result<BertClassifier, Failure> {
-    let mut bert = config(dropout)?.init(device);
+    classifier_of(&config(dropout)?, device)
+}
+
+/// The same of another width or depth.
+pub(crate) fn classifier_of(
+    config: &BertConfig,
+    device: &Device,
+) -> Result<BertClassifier, Failure> {
+    let mut bert = config.init(device);
     // Mean pooling has no use for it.
     bert.pooler = None;
     Ok(BertClassifier::new_head(
