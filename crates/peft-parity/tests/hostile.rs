@@ -394,18 +394,19 @@ fn looking_and_loading_leave_nothing_behind() {
         let round = || {
             load(&base, dir.path());
         };
-        // Tests beside this one allocate, too: the least growth of several rounds counts.
+        // Tests beside this one allocate, too: what is left behind every time is left behind by this one.
         round();
-        let growth = (0..5)
+        let growths: Vec<usize> = (0..40)
             .map(|_| {
                 let before = ALLOCATOR.allocated();
                 (0..10).for_each(|_| round());
                 ALLOCATOR.allocated().saturating_sub(before)
             })
-            .min();
+            .take_while(|growth| *growth >= 20_000)
+            .collect();
         assert!(
-            growth < Some(20_000),
-            "{growth:?} bytes in ten rounds: {config}"
+            growths.len() < 40,
+            "{growths:?} bytes, each in ten rounds: {config}"
         );
     }
 }
