@@ -7,6 +7,8 @@ use peft_core::calibration::{Calibration, CalibrationConfig};
 use peft_core::method::{Layer, LayoutParam};
 use peft_core::{Error, PeftModule, Result, Selection, Targets};
 
+use crate::elements::of_rank;
+
 /// What error messages call this, in the place of a method.
 const TITLE: &str = "Selection of layers";
 
@@ -94,39 +96,6 @@ fn squares<const D: usize>(tensor: Tensor<D>) -> f64 {
     sum(tensor.square())
 }
 
-/// Calls a function of the number of axes.
-macro_rules! with_axes {
-    ($param:expr, $D:ident => $body:expr) => {
-        match $param.shape().len() {
-            1 => {
-                const $D: usize = 1;
-                $body
-            }
-            2 => {
-                const $D: usize = 2;
-                $body
-            }
-            3 => {
-                const $D: usize = 3;
-                $body
-            }
-            4 => {
-                const $D: usize = 4;
-                $body
-            }
-            axes => {
-                let expected = "parameters with 1 to 4 axes";
-                Err(Error::config(
-                    TITLE,
-                    "model",
-                    (&$param.name, axes),
-                    expected,
-                ))
-            }
-        }
-    };
-}
-
 /// A layer, or a block of layers, with its number.
 #[derive(Clone, Debug)]
 struct Scored {
@@ -196,7 +165,7 @@ impl LayerScores {
                 continue;
             }
             for param in params {
-                let own = with_axes!(param, D => criterion.sums::<D>(param, calibration))?;
+                let own = of_rank!(param, D => criterion.sums::<D>(param, calibration))?;
                 sums = [sums[0] + own[0], sums[1] + own[1]];
             }
             scored.push(Scored::of(&layer.name, sums));
@@ -234,7 +203,7 @@ impl LayerScores {
                 if old.is_tied() {
                     continue;
                 }
-                let own = with_axes!(old, D => Ok(change::<D>(old, new)))?;
+                let own = of_rank!(old, D => Ok(change::<D>(old, new)))?;
                 sums = [sums[0] + own[0], sums[1] + own[1]];
             }
             if sums[1] > 0.0 {
