@@ -2,13 +2,14 @@
 
 use peft_core::method::Activation;
 use peft_reparameterization::{
-    AdaLoraConfig, BdLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
-    DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig,
-    HiraConfig, HraConfig, InitWeights, KasaConfig, KronaBlockConfig, LilyConfig, LoftqConfig,
-    LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MontecloraConfig, MtlLoraConfig,
-    OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors, PveraConfig,
-    RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig, VbLoraConfig,
-    VeloraConfig, VeloraInit, VeraConfig, WaveFtConfig,
+    AdaLoraConfig, AdapterHubLora, AdapterHubMtl, AdapterHubVera, BdLoraConfig, Bias, BoftConfig,
+    C3aConfig, DeLoraConfig, DeftConfig, DeftDecomposition, FourierFtConfig, FrodConfig,
+    GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig, InitWeights, KasaConfig,
+    KronaBlockConfig, LilyConfig, LoftqConfig, LohaConfig, LokrConfig, LoraConfig, METHODS,
+    MissConfig, MontecloraConfig, MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig,
+    PsoftConfig, PsoftFactors, PveraConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix,
+    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeloraConfig, VeloraInit, VeraConfig,
+    WaveFtConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -219,6 +220,52 @@ peft_conformance::conformance_suite!(
                 .with_bias(Bias::Adapted)
                 .with_targets(["query", "dense"])
                 .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "mtl-lora, AdapterHub's layout",
+            MtlLoraConfig::new(4, 1)
+                .with_alpha(12.0)
+                .with_n_up_projection(3)
+                .with_weights_sharpness(0.5)
+                .with_adapterhub(AdapterHubMtl::default())
+        ),
+        Case::new(
+            "lora in AdapterHub's layout, magnitudes",
+            LoraConfig::new(3)
+                .with_alpha(6.0)
+                .with_use_dora(true)
+                .with_adapterhub(AdapterHubLora::default())
+        ),
+        Case::new(
+            "lora in AdapterHub's layout, magnitudes, gates, dropout and a head",
+            LoraConfig::new(3)
+                .with_lora_dropout(0.1)
+                .with_use_dora(true)
+                .with_use_gating(true)
+                .with_adapterhub(AdapterHubLora {
+                    intermediate_lora: true,
+                    leave_out: vec![0],
+                    ..AdapterHubLora::default()
+                })
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "vera, AdapterHub's layout",
+            VeraConfig::new(3).with_adapterhub(AdapterHubVera {
+                alpha: 6.0,
+                vera_b: 0.5,
+                ..AdapterHubVera::default()
+            })
+        ),
+        Case::new(
+            "vera, AdapterHub's layout, with magnitudes, gates and dropout",
+            VeraConfig::new(3)
+                .with_vera_dropout(0.1)
+                .with_adapterhub(AdapterHubVera {
+                    use_gating: true,
+                    use_dora: true,
+                    ..AdapterHubVera::default()
+                })
         ),
         Case::new(
             "vera, all linear",

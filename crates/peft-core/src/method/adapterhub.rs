@@ -8,6 +8,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::adapter::site_type::HiddenState;
 use crate::error::{Error, Result};
 use crate::layout::model_layout::{Layer, LayerKind, Layout};
 use crate::method::contract::{Common, MethodInfo};
@@ -68,6 +70,35 @@ pub fn adapterhub_json<C: Serialize>(common: &Common, fields: &C) -> Value {
         outer.insert("config".into(), fields);
     }
     json
+}
+
+/// What the model without its head is called, in which what all layers of an adapter share has its place: empty for a model
+/// without a head.
+pub fn model_root(layout: &Layout) -> String {
+    let mut sites = layout.hidden_sites(HiddenState::EmbeddingOutput);
+    sites.next().map_or(String::new(), |site| site.name.clone())
+}
+
+/// The key of what is no layer's: in AdapterHub's files `<module>.<list>.<adapter>.<key>`, where the module is the model
+/// itself if its name is empty.
+pub fn listed(
+    field: &str,
+    (module, list): (&str, &str),
+    key: &str,
+    transposed: bool,
+) -> CheckpointKey {
+    let list = if module.is_empty() {
+        list.to_string()
+    } else {
+        format!("{module}.{list}")
+    };
+    let in_file = CheckpointKey::root("", &format!("{list}.{{adapter}}.{key}"));
+    let in_memory = CheckpointKey::named(field, &format!("{list}.{key}"));
+    if transposed {
+        in_memory.transposed().in_adapterhub(in_file.transposed())
+    } else {
+        in_memory.in_adapterhub(in_file)
+    }
 }
 
 /// What a layer is, by the end of its name.

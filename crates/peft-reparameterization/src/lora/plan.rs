@@ -268,14 +268,10 @@ impl Method for LoraConfig {
                 expected,
             ));
         }
-        self.check_start(plan)?;
-        let targets = match &self.adapterhub {
-            None => layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV)?,
-            Some(fields) => {
-                let projections = fields.projections();
-                projections.select(layout, plan, (self.info(), "loras"))?
-            }
-        };
+        if let Some(fields) = &self.adapterhub {
+            return self.plan_adapterhub(fields, layout, plan);
+        }
+        let targets = layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV)?;
         let targets = targets.iter().map(|target| (target.layer, target.weight));
         let targets = targets.collect();
         let size = |layer: &Layer| {
