@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::nn::Dropout;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use peft_core::method::{Adapter, BaseLinear, TextGate, WeightAdapter};
 use peft_core::nn::AdaptedForward as _;
 use peft_core::ops::{LowRank, linear};
@@ -92,8 +92,12 @@ impl AdapterHubEnd {
 /// Norms of the columns of `W + AB`, `[out]`. Unlike the paper's (section 4.3), AdapterHub's have a gradient: with it, slopes are
 /// those of what the layer computes.
 fn norms(weight: Tensor<2>, change: &LowRank) -> Tensor<1> {
-    let sum = weight.detach() + change.product();
-    sum.powi_scalar(2).sum_dim(0).sqrt().reshape([-1])
+    let dtype = weight.dtype();
+    // In half precision a sum of squares would overflow.
+    let change = change.clone().cast(DType::F32);
+    let sum = weight.detach().cast(DType::F32) + change.product();
+    let norms: Tensor<1> = sum.powi_scalar(2).sum_dim(0).sqrt().reshape([-1]);
+    norms.cast(dtype)
 }
 
 /// `y = f ∘ (x W + b + g·(drop(x) A) B)` with a gate g or the scale, and f as [`AdapterHubEnd`] says.
