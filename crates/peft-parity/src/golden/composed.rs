@@ -78,8 +78,13 @@ fn nested<M: PeftModule>(
     let (io, _) = read(&case.join("io.safetensors"))?;
     let rows = io.get("input_ids").map_or(0, |ids| ids.shape()[0]);
     let tree = Nested::from_adapterhub(json, rows / copies(json))?;
-    let tree = upstream_average::as_upstream(tree);
-    let mut model = upstream_average::with_zeros(model, keys)?;
+    let zeros = upstream_average::needs_zeros(keys);
+    let tree = upstream_average::as_upstream(tree, zeros);
+    let mut model = if zeros {
+        upstream_average::with_zeros(model, keys)?
+    } else {
+        model.clone()
+    };
     let fusion = adapters_of(case).join(FUSION);
     let Some(fused) = fused(&tree).filter(|_| fusion.exists()) else {
         return Ok(model.set_composition(&Composition::Nested(tree))?);

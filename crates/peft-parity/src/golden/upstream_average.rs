@@ -63,32 +63,41 @@ impl Method for ZerosConfig {
 /// The model with the adapter of zeros beside those whose files have these keys.
 pub(super) fn with_zeros<M: PeftModule>(model: &M, keys: &[String]) -> Result<M, Problem> {
     // Changes of weights begin at nothing, and need no zeros.
-    let places = keys.iter().filter_map(|key| key.split_once(".adapters."));
+    let places = keys.iter().filter_map(|key| key.split_once(ADAPTERS));
     let places = places.map(|(site, _)| site.to_string());
     let zeros = ZerosConfig::new().with_places(places.collect::<Vec<_>>());
     Ok(model.attach(ZEROS_NAME, &zeros)?)
 }
 
-/// A tree with each average as upstream computes it.
-pub(super) fn as_upstream(tree: Nested) -> Nested {
+/// In the keys of adapters of hidden states.
+const ADAPTERS: &str = ".adapters.";
+
+/// Whether adapters whose files have these keys need zeros.
+pub(super) fn needs_zeros(keys: &[String]) -> bool {
+    keys.iter().any(|key| key.contains(ADAPTERS))
+}
+
+/// A tree with each average as upstream computes it, with zeros where they are needed.
+pub(super) fn as_upstream(tree: Nested, zeros: bool) -> Nested {
+    let same = |part| as_upstream(part, zeros);
     let counted = |parts: Vec<(Nested, usize)>| {
         let parts = parts.into_iter();
-        parts
-            .map(|(part, count)| (as_upstream(part), count))
-            .collect()
+        parts.map(|(part, count)| (same(part), count)).collect()
     };
     match tree {
-        Nested::Stack(parts) => Nested::Stack(parts.into_iter().map(as_upstream).collect()),
+        Nested::Stack(parts) => Nested::Stack(parts.into_iter().map(same).collect()),
         Nested::Rows(parts) => Nested::Rows(counted(parts)),
         Nested::Tokens(parts) => Nested::Tokens(counted(parts)),
         Nested::Weighted(parts) => {
             let count = parts.len() as f64;
             let parts = parts.into_iter();
             let mut parts: Vec<(Nested, f64)> = parts
-                .map(|(part, weight)| (as_upstream(part), weight / count))
+                .map(|(part, weight)| (same(part), weight / count))
                 .collect();
             let sum: f64 = parts.iter().map(|(_, weight)| weight).sum();
-            parts.push((ZEROS_NAME.into(), 1.0 - sum));
+            if zeros {
+                parts.push((ZEROS_NAME.into(), 1.0 - sum));
+            }
             Nested::Weighted(parts)
         }
         other => other,

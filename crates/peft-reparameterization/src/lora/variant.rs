@@ -119,7 +119,8 @@ impl LoraConfig {
             return refuse("alora_invocation_tokens", tokens, expected);
         }
         let variants = self.variants();
-        if let [first, second, ..] = variants.as_slice() {
+        // AdapterHub's gates and magnitudes go together.
+        if let ([first, second, ..], None) = (variants.as_slice(), &self.adapterhub) {
             return refuse(second, &"set", format!("left out with `{first}`"));
         }
         if self.riemannian.is_some() && variants.iter().any(|field| *field != "use_dora") {
