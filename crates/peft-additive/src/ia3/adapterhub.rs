@@ -251,7 +251,7 @@ mod tests {
             ("use_dora", json!(true)),
             ("vera_d", json!(0.1)),
             ("init_weights", json!("vera")),
-            ("attn_matrices", json!(["o"])),
+            ("attn_matrices", json!(["x"])),
         ] {
             let mut file = file();
             file["config"][field] = value;

@@ -117,6 +117,9 @@ pub(crate) fn block(name: &str) -> Option<usize> {
     name.split('.').find_map(|segment| segment.parse().ok())
 }
 
+/// A name in AdapterHub's configurations that none of its layers has.
+const OUTPUT: &str = "o";
+
 /// Linear layers of a model's blocks, as AdapterHub's configurations choose them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Projections {
@@ -131,13 +134,15 @@ pub struct Projections {
 }
 
 impl Projections {
-    /// Refuses names of attention's matrices that AdapterHub has no layer for.
+    /// Refuses names of attention's matrices that AdapterHub has no layer for. `o` is one that its configurations may have,
+    /// and none of its layers is called so: it means nothing in a file, and is refused by [`select`](Self::select) in a new
+    /// adapter.
     ///
     /// # Errors
     ///
     /// [`Error::Config`].
     pub fn check(&self, info: &MethodInfo) -> Result<()> {
-        let known = |name: &&String| ["q", "k", "v"].contains(&name.as_str());
+        let known = |name: &&String| ["q", "k", "v", OUTPUT].contains(&name.as_str());
         match self.attention.iter().find(|name| !known(name)) {
             None => Ok(()),
             Some(name) => {
@@ -185,6 +190,11 @@ impl Projections {
         plan: &Plan,
         (info, list): (&MethodInfo, &str),
     ) -> Result<Vec<TargetLayer<'a>>> {
+        if plan.is_new() && self.attention.iter().any(|name| name == OUTPUT) {
+            let expected =
+                "q, k and v, some of them: AdapterHub adapts no projection of attention's output";
+            return Err(Error::config(info.title, "attn_matrices", OUTPUT, expected));
+        }
         let layers = |chosen: &Self| -> Vec<&'a Layer> {
             let all = layout.layers.iter();
             all.filter(|layer| chosen.contains(layer)).collect()

@@ -194,7 +194,7 @@ mod tests {
     fn what_the_layout_cannot_say_is_refused() {
         let hub = || LoraConfig::new(4).with_adapterhub(AdapterHubLora::default());
         let unknown = AdapterHubLora {
-            attn_matrices: vec!["o".into()],
+            attn_matrices: vec!["x".into()],
             ..AdapterHubLora::default()
         };
         assert!(hub().validate().is_ok());
