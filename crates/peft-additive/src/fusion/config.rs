@@ -241,7 +241,7 @@ impl Method for AdapterFusionConfig {
             for site in layout.hidden_sites(state) {
                 let there = |name: &&String| plan.adapters_at(&site).contains(name);
                 let names: Vec<&String> = self.adapter_names.iter().filter(there).collect();
-                let stored = plan.is_stored(&format!("{}.{DICT}", site.name));
+                let stored = plan.is_stored(&format!("{}.{DICT}.", site.name));
                 found.extend(&names);
                 // AdapterHub has a fusion at blocks that the adapters leave out, too.
                 if names.is_empty() && !stored {

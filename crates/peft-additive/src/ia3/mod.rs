@@ -36,19 +36,13 @@ impl Ia3 {
     /// l for a kernel `[out, in / groups, …]`: of outputs, or of the inputs of each output.
     fn of_kernel<const D: usize>(&self, kernel: [usize; D]) -> Tensor<D> {
         let l = self.ia3_l.val();
-        let mut shape = [1; D];
         let [outputs, inputs] = l.dims();
-        let (out, channels) = (kernel[0], kernel[1]);
-        if inputs == 1 && outputs == out {
-            shape[0] = out;
-            return l.reshape(shape);
-        }
         // Outputs of a group see its inputs.
-        let groups = (inputs / channels).max(1);
-        let l = l.reshape([groups, 1, channels]);
-        let spread = l.expand([groups, out / groups, channels]);
-        (shape[0], shape[1]) = (out, channels);
-        spread.reshape(shape)
+        let groups = (inputs / kernel[1]).max(1);
+        let l = l.reshape([groups, outputs, inputs / groups]);
+        let mut shape = [1; D];
+        (shape[0], shape[1]) = (kernel[0], inputs / groups);
+        l.repeat_dim(1, kernel[0] / groups / outputs).reshape(shape)
     }
 }
 

@@ -295,7 +295,7 @@ fn linear_weight<'a>(layout: &'a Layout, layer: &Layer) -> Result<&'a LayoutPara
         method: "Calibration of inputs",
         layer: layer.name.clone(),
         kind: layer.kind.to_string(),
-        supported: "Linear",
+        supported: "Linear".into(),
     })
 }
 

@@ -135,7 +135,7 @@ fn adapted_layers<M: PeftModule>(
                 method: LORA.title,
                 layer,
                 kind: kind.to_string(),
-                supported: "Linear",
+                supported: "Linear".into(),
             });
         }
     }

@@ -197,7 +197,7 @@ impl BoftConfig {
 impl LinearMethod for BoftConfig {
     type State = BoftLinear;
 
-    const LAYERS: (&'static [LayerKind], &'static str) = LINEAR_AND_CONV;
+    const LAYERS: &'static [LayerKind] = LINEAR_AND_CONV;
 
     fn check(&self) -> Result<()> {
         let sizes = [self.boft_block_size, self.boft_block_num];

@@ -242,13 +242,8 @@ impl OsfConfig {
         });
         let [u_init, s_init, v_init, u_high, v_high] = parts;
         let init = plan.init();
-        let [mut u_low, mut v_low] = [[low, d_out], [d_in, low]].map(|shape| {
-            if self.init_weights {
-                init.zeros(shape, like)
-            } else {
-                init.normal(shape, 1.0, like)
-            }
-        });
+        let [mut u_low, mut v_low] = [[low, d_out], [d_in, low]]
+            .map(|shape| init.zeros_or_normal(self.init_weights, shape, 1.0, like));
         let mut s_low = init.normal([low], 1.0, like);
         if plan.is_new() && self.init_weights {
             u_low = beginning_as(u_init.val());

@@ -206,11 +206,9 @@ impl LinearMethod for FourierFtConfig {
         let frequencies = plan.in_common(([count, d_in, out], device.clone()), || {
             Frequencies::new(seed, count, [d_in, out], device)
         });
-        let spectrum = if self.init_weights {
-            plan.init().zeros([count], like)
-        } else {
-            plan.init().normal([count], 1.0, like)
-        };
+        let spectrum = plan
+            .init()
+            .zeros_or_normal(self.init_weights, [count], 1.0, like);
         Ok(FourierFtLinear {
             spectrum,
             frequencies,

@@ -145,6 +145,10 @@ impl WeightAdapter for GloraLinear {
         }
     }
 
+    fn needs_weight(&self) -> bool {
+        self.a.x.is_none() || self.b.x.is_none()
+    }
+
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         let (Some(a), Some(b)) = (&self.a.x, &self.b.x) else {
             // W ∘ A has full rank, so W' is needed.

@@ -73,6 +73,11 @@ impl WeightAdapter for HiraEmbedding {
         scaled(weight, self.hira_a.val().matmul(self.hira_b.val()))
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     // Only the rows that are looked up.
     fn embedding(&self, ids: Tensor<2, Int>, inner: &dyn BaseEmbedding) -> Tensor<3> {
         let down = embedding(self.hira_a.val(), ids.clone());
