@@ -5,6 +5,8 @@
 //! with `torch`, `transformers` and `adapters`; elsewhere the tests say that they did nothing.
 
 mod common;
+#[path = "python_reads/lora.rs"]
+mod lora;
 #[path = "python_reads/weights.rs"]
 mod weights;
 
@@ -16,9 +18,10 @@ use burn::tensor::{Int, Tensor};
 use common::python::{Python, write_io};
 use peft::additive::{BeftConfig, BottleneckConfig, Ia3Config, RoadConfig, RoadVariant};
 use peft::core::PeftModule as _;
+use peft::core::calibration::Calibrate as _;
 use peft::core::method::Method;
 use peft::hybrid::UnionConfig;
-use peft::reparameterization::{AdapterHubLora, LoraConfig};
+use peft::reparameterization::{AdapterHubLora, LoraConfig, eva};
 use peft::selective::{LnTuningConfig, ShiraConfig, SuperTuningConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
     AdapterHubPrompt, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig,
@@ -31,7 +34,8 @@ const TARGETS: [&str; 3] = ["query", "value", "output.dense"];
 type Cases = Vec<(&'static str, Box<dyn Method>)>;
 
 fn cases() -> Cases {
-    let mut cases = weights::cases();
+    let mut cases = lora::cases();
+    cases.extend(weights::cases());
     cases.extend(scaling_cases());
     cases.extend(selective_cases());
     cases.extend(prompt_cases());
@@ -202,13 +206,25 @@ fn write(cases: &Cases, dir: &Path) {
     for (name, method) in cases {
         autodiff.seed(11);
         let base = Bert::load(BASE, &autodiff).unwrap();
-        let mut model = base.attach("trained", method.as_ref()).unwrap();
         let run = |model: &Bert, device| {
             let data = |values: &[i64]| burn::tensor::TensorData::new(values.to_vec(), shape);
             let ids = Tensor::<2, Int>::from_data(data(&ids), device);
             let mask = Tensor::<2, Int>::from_data(data(&mask), device);
             model.forward(ids, Some(mask.equal_elem(0))).hidden
         };
+        // What begins with statistics sees the texts once.
+        let looked_at = |model: &Bert| run(model, &autodiff).powi_scalar(2).mean();
+        let mut model = if *name == "lora-eva" {
+            let config = LoraConfig::new(4).with_alpha(10.0).with_targets(TARGETS);
+            eva(&base, "trained", &config, 2.0, |probed| {
+                run(probed, &device);
+            })
+        } else {
+            base.attach_on("trained", method.as_ref(), [()], |model, ()| {
+                looked_at(model)
+            })
+        }
+        .unwrap();
         let mut optimizer = AdamConfig::new().init();
         let before = run(&model.valid(), &device);
         for _ in 0..5 {

@@ -2,10 +2,11 @@
 
 use peft_core::method::Activation;
 use peft_reparameterization::{
-    AdaLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig, DeftDecomposition,
-    FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig,
-    InitWeights, KronaBlockConfig, LohaConfig, LokrConfig, METHODS, MissConfig, OftConfig,
-    OsfConfig, PeanutConfig, PsoftConfig, PsoftFactors, SaidConfig, WaveFtConfig,
+    AdaLoraConfig, AdamssConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
+    DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig,
+    HiraConfig, HraConfig, InitWeights, KronaBlockConfig, LohaConfig, LokrConfig, METHODS,
+    MissConfig, OftConfig, OsfConfig, PeanutConfig, PsoftConfig, PsoftFactors, SaidConfig,
+    WaveFtConfig,
 };
 
 #[path = "conformance/lora.rs"]
@@ -405,6 +406,24 @@ peft_conformance::conformance_suite!(METHODS, {
                 .with_alpha(6.0)
                 .with_deft_dropout(0.1)
                 .with_bias(Bias::All)
+                .with_targets(["query", "dense", "lm_head"])
+                .with_modules_to_save(["classifier"]),
+        ),
+        Case::new(
+            "adamss",
+            AdamssConfig::new(8, 3, 2).with_targets(["query", "value"]),
+        ),
+        Case::new(
+            "adamss, ranks by directions, a schedule and a head",
+            AdamssConfig::new(6, 4, 3)
+                .with_use_dynamic_rank(true)
+                .with_svd_threshold(0.3)
+                .with_random_seed(7)
+                .with_use_asa(true)
+                .with_asa_target_subspaces(4)
+                .with_init_warmup(3)
+                .with_final_warmup(9)
+                .with_mask_interval(2)
                 .with_targets(["query", "dense", "lm_head"])
                 .with_modules_to_save(["classifier"]),
         ),

@@ -1,10 +1,10 @@
-//! Methods that change weights, in Hugging Face PEFT's layout.
+//! Other methods that change weights, in Hugging Face PEFT's layout.
 
 use peft::core::method::Activation;
 use peft::reparameterization::{
-    AdaLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig, DeftDecomposition,
-    FourierFtConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig, LilyConfig,
-    LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, OsfConfig, PeanutConfig,
+    AdaLoraConfig, AdamssConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
+    DeftDecomposition, FourierFtConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig,
+    HraConfig, LilyConfig, LohaConfig, LokrConfig, MissConfig, OftConfig, OsfConfig, PeanutConfig,
     PsoftConfig, PsoftFactors, PveraConfig, RandLoraConfig, TinyLoraConfig, UniLoraConfig,
     VbLoraConfig, VeraConfig, WaveFtConfig,
 };
@@ -12,53 +12,11 @@ use peft::reparameterization::{
 use crate::{Cases, TARGETS};
 
 pub(crate) fn cases() -> Cases {
-    let mut cases = lora_cases();
-    cases.extend(other_weight_cases());
+    let mut cases = other_weight_cases();
     cases.extend(random_projection_cases());
     cases.extend(newer_weight_cases());
     cases.extend(spectral_cases());
     cases
-}
-
-fn lora_cases() -> Cases {
-    let lora = || LoraConfig::new(4).with_alpha(10.0).with_targets(TARGETS);
-    vec![
-        ("lora", Box::new(lora())),
-        ("lora-rslora", Box::new(lora().with_use_rslora(true))),
-        (
-            "lora-patterns",
-            Box::new(
-                lora()
-                    .with_rank_pattern(r"layer\.1\..*query", 2)
-                    .with_alpha_pattern("value", 3.0),
-            ),
-        ),
-        (
-            "lora-embedding",
-            Box::new(LoraConfig::new(3).with_targets(["word_embeddings", "key"])),
-        ),
-        ("lora-dora", Box::new(lora().with_use_dora(true))),
-        ("lora-bias-for-b", Box::new(lora().with_lora_bias(true))),
-        ("lora-bias-all", Box::new(lora().with_bias(Bias::All))),
-        ("lora-bias-only", Box::new(lora().with_bias(Bias::Adapted))),
-        (
-            "lora-pissa",
-            Box::new(lora().with_init_lora_weights("pissa")),
-        ),
-        (
-            "lora-olora",
-            Box::new(lora().with_init_lora_weights("olora")),
-        ),
-        ("lora-frozen-a", Box::new(lora().with_freeze_a(true))),
-        (
-            "lora-pooler",
-            Box::new(lora().with_modules_to_save(["pooler"])),
-        ),
-        (
-            "lora-token-rows",
-            Box::new(lora().with_trainable_token_indices([4, 8, 15])),
-        ),
-    ]
 }
 
 fn other_weight_cases() -> Cases {
@@ -302,6 +260,20 @@ fn spectral_cases() -> Cases {
                     .with_ab_svd_init(PsoftFactors::PissaInit)
                     .with_use_cayley_neumann(true)
                     .with_cayley_neumann_eps(0.5)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "adamss",
+            Box::new(AdamssConfig::new(12, 3, 2).with_targets(TARGETS)),
+        ),
+        (
+            "adamss-dynamic",
+            Box::new(
+                AdamssConfig::new(9, 4, 3)
+                    .with_use_dynamic_rank(true)
+                    .with_svd_threshold(0.4)
+                    .with_random_seed(3)
                     .with_targets(TARGETS),
             ),
         ),
