@@ -7,6 +7,12 @@ use peft_reparameterization::{
 };
 
 pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = plain_and_dora();
+    cases.extend(variants());
+    cases
+}
+
+fn plain_and_dora() -> Vec<Case> {
     vec![
         Case::new(
             "query and value",
@@ -77,6 +83,11 @@ pub(crate) fn cases() -> Vec<Case> {
                 .with_ensure_weight_tying(true)
                 .with_targets(["value", "lm_head"]),
         ),
+    ]
+}
+
+fn variants() -> Vec<Case> {
+    vec![
         Case::new(
             "token rows",
             LoraConfig::new(3)

@@ -7,6 +7,12 @@ use peft_reparameterization::{
 };
 
 pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = mixtures_and_matrices();
+    cases.extend(vectors());
+    cases
+}
+
+fn mixtures_and_matrices() -> Vec<Case> {
     vec![
         Case::new(
             "lily, every two layers, names that overlap",
@@ -82,6 +88,11 @@ pub(crate) fn cases() -> Vec<Case> {
                 .with_sparse(true)
                 .with_targets(["query", "key", "value", "dense"]),
         ),
+    ]
+}
+
+fn vectors() -> Vec<Case> {
+    vec![
         Case::new(
             "randlora, very sparse, unsaved, dropout, head",
             RandLoraConfig::new(6)
