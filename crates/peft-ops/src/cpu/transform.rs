@@ -12,57 +12,84 @@ use super::matrix::{build, sum_rows};
 /// Numbers that a step of a transform takes at a time: one AVX-512 register.
 const LANES: usize = 16;
 
-/// A vector of a power of two, times Hadamard's matrix: entry (i, j) of that is negative where i and j have an odd
-/// number of binary ones in common.
+/// Hadamard's matrix of [`LANES`]: entry (i, j) is negative where i and j have an odd number of binary ones in common.
+const SMALL: [[f32; LANES]; LANES] = {
+    let mut matrix = [[1.0; LANES]; LANES];
+    let mut at = 0;
+    while at < LANES * LANES {
+        let (row, column) = (at / LANES, at % LANES);
+        if (row & column).count_ones() % 2 == 1 {
+            matrix[row][column] = -1.0;
+        }
+        at += 1;
+    }
+    matrix
+};
+
+/// A vector of a power of two, times Hadamard's matrix of that size, in place.
 #[inline(always)]
 fn hadamard(fma: Fma, x: &mut [f32]) {
     if x.len() < LANES {
         let mut half = 1;
         while half < x.len() {
-            step(x, half);
+            for pair in x.chunks_exact_mut(2 * half) {
+                let (left, right) = pair.split_at_mut(half);
+                for (a, b) in left.iter_mut().zip(right) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
             half *= 2;
         }
         return;
     }
     let (parts, _) = x.as_chunks_mut::<LANES>();
-    for part in parts {
-        within::<1>(fma, part);
-        within::<2>(fma, part);
-        within::<4>(fma, part);
-        within::<8>(fma, part);
+    for part in parts.iter_mut() {
+        // A small product is faster than to exchange numbers within a register.
+        let mut sums = [0.0_f32; LANES];
+        for (value, row) in part.iter().zip(&SMALL) {
+            for (sum, sign) in sums.iter_mut().zip(row) {
+                *sum = fma.add(*value, *sign, *sum);
+            }
+        }
+        *part = sums;
     }
-    let mut half = LANES;
-    while half < x.len() {
-        step(x, half);
-        half *= 2;
+    // Two doublings at a time, so that each number is read and written half as often.
+    let mut half = 1;
+    while 4 * half <= parts.len() {
+        for group in parts.chunks_exact_mut(4 * half) {
+            let (left, right) = group.split_at_mut(2 * half);
+            let ((a, b), (c, d)) = (left.split_at_mut(half), right.split_at_mut(half));
+            for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+                four(a, b, c, d);
+            }
+        }
+        half *= 4;
     }
-}
-
-/// Sums and differences of elements `half` apart.
-#[inline(always)]
-fn step(x: &mut [f32], half: usize) {
-    for pair in x.chunks_exact_mut(2 * half) {
-        let (left, right) = pair.split_at_mut(half);
+    if half < parts.len() {
+        let (left, right) = parts.split_at_mut(half);
         for (a, b) in left.iter_mut().zip(right) {
-            (*a, *b) = (*a + *b, *a - *b);
+            for (a, b) in a.iter_mut().zip(b) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
         }
     }
 }
 
-/// The same inside of a register.
+type Lanes = [f32; LANES];
+
+/// Sums and differences of four registers.
 #[inline(always)]
-fn within<const HALF: usize>(fma: Fma, x: &mut [f32; LANES]) {
-    let mut other = [0.0; LANES];
-    let mut signs = [1.0_f32; LANES];
+fn four(a: &mut Lanes, b: &mut Lanes, c: &mut Lanes, d: &mut Lanes) {
+    let mut out = [[0.0; LANES]; 4];
     for lane in 0..LANES {
-        other[lane] = x[lane ^ HALF];
-        if lane & HALF != 0 {
-            signs[lane] = -1.0;
-        }
+        let (sum, difference) = (a[lane] + b[lane], a[lane] - b[lane]);
+        let (other_sum, other_difference) = (c[lane] + d[lane], c[lane] - d[lane]);
+        out[0][lane] = sum + other_sum;
+        out[1][lane] = difference + other_difference;
+        out[2][lane] = sum - other_sum;
+        out[3][lane] = difference - other_difference;
     }
-    for lane in 0..LANES {
-        x[lane] = fma.add(x[lane], signs[lane], other[lane]);
-    }
+    [*a, *b, *c, *d] = out;
 }
 
 /// Random diagonals between two of Hadamard's transforms, in blocks of `size`: `H (G ⊙ v)`, one block behind the other.
