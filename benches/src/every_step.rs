@@ -40,7 +40,7 @@ pub(crate) struct Step {
     /// Median milliseconds of LoRA's step.
     lora_ms: f64,
     /// Median milliseconds of the method's.
-    step_ms: f64,
+    method_ms: f64,
     /// Over the pairs of steps.
     pub(crate) ratio: Spread,
     /// Whether the method has its defaults (on all linear layers, if it has targets), or the comparison's configuration.
@@ -52,7 +52,7 @@ pub(crate) fn run(only: &str, rounds: usize, device: &str) -> Result<Vec<Step>, 
     let device = peft::core::device::device(device)?.autodiff();
     device.seed(1);
     let mut all = Vec::new();
-    let encoder = || Ok(Encoder::new([32, 64], &device)?);
+    let encoder = || Encoder::new([32, 64], &device);
     all.extend(of("minilm", only, rounds, encoder)?);
     let decoder = || Ok(Decoder::new(&device));
     all.extend(of("llama", only, rounds, decoder)?);
@@ -287,7 +287,7 @@ fn measured<S: Subject>(
     Step {
         name: name.to_string(),
         lora_ms: median(&mut loras) * 1e3,
-        step_ms: median(&mut methods) * 1e3,
+        method_ms: median(&mut methods) * 1e3,
         ratio: Spread::of(ratios),
         default,
     }
@@ -308,7 +308,7 @@ fn print_line(step: &Step) {
         "  {:<44} {:>8.1} {:>8.1}  {:>7.3}  {:<17} {:<8} {verdict}{note}",
         step.name,
         step.lora_ms,
-        step.step_ms,
+        step.method_ms,
         ratio.median,
         format!("({:.3} - {:.3})", ratio.min, ratio.max),
         NEEDED.text(),
