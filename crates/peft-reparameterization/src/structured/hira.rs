@@ -5,7 +5,7 @@ use burn::tensor::module::{conv2d, embedding};
 use peft_core::method::LINEAR_EMBEDDING_AND_CONV;
 use peft_core::method::prelude::*;
 use peft_core::nn::{AdaptedForward, dropout_rate};
-use peft_core::ops::linear;
+use peft_core::ops::{linear, scale_by_product};
 use serde::{Deserialize, Deserializer};
 
 use crate::lora::config::InitLora;
@@ -43,7 +43,9 @@ impl HiraLinear {
 
 impl WeightAdapter for HiraLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        scaled(weight, self.product())
+        let (shape, matrix) = (weight.shape(), matrix_of(weight));
+        let scaled = scale_by_product(matrix, self.hira_a.val(), self.hira_b.val());
+        from_matrix(scaled, shape)
     }
 
     // W ⊙ A B has full rank: without W', its product with the input would take r dense products.
