@@ -64,10 +64,9 @@ impl MethodHooks for FusionHooks {
         if self.first.is_some() {
             let first = tensors.remove(FIRST);
             let first = first.and_then(|data| data.iter::<f64>().next());
-            let first = first.filter(|first| (1.0..=FIRST_TEMPERATURE).contains(first));
-            self.first = Some(first.ok_or_else(|| {
-                format!("tensor `{FIRST}` must hold one number in [1, {FIRST_TEMPERATURE}]")
-            })?);
+            let first = first.filter(|first| first.is_finite() && *first >= 1.0);
+            let problem = || format!("tensor `{FIRST}` must hold one number, at least 1");
+            self.first = Some(first.ok_or_else(problem)?);
         }
         Ok(())
     }
