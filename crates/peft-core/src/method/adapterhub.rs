@@ -15,7 +15,7 @@ use crate::layout::model_layout::{Layer, LayerKind, Layout};
 use crate::method::contract::{Common, MethodInfo};
 use crate::method::linear::TargetLayer;
 use crate::method::plan::Plan;
-use crate::upstream::{ADAPTERHUB_VERSION, CONFIG_FILE, PROJECTIONS, Projection};
+use crate::upstream::{ADAPTERHUB_VERSION, CONFIG_FILE, PACKED, PROJECTIONS, Projection};
 
 /// The method's fields in a configuration of AdapterHub's layout; `None` in another layout.
 pub fn adapterhub_fields(json: &Value) -> Option<&Map<String, Value>> {
@@ -112,6 +112,13 @@ fn projection(name: &str) -> Option<Projection> {
     found.and_then(|(_, projection)| *projection)
 }
 
+/// Whether a layer is queries, keys and values in one matrix.
+fn is_packed(name: &str) -> bool {
+    name.rsplit('.')
+        .next()
+        .is_some_and(|last| PACKED.contains(&last))
+}
+
 /// The first number among the segments of a name: the block's index.
 pub(crate) fn block(name: &str) -> Option<usize> {
     name.split('.').find_map(|segment| segment.parse().ok())
@@ -204,13 +211,31 @@ impl Projections {
         let is_swapped =
             !plan.is_new() && !as_named.iter().all(is_stored) && swapped.iter().all(is_stored);
         let chosen = if is_swapped { swapped } else { as_named };
+        let of_attention = |layer: &&Layer| {
+            let of = projection(&layer.name);
+            matches!(
+                of,
+                Some(Projection::Query | Projection::Key | Projection::Value)
+            )
+        };
+        let wants_attention = self.attention.iter().any(|name| name != OUTPUT);
+        let lacks_attention = wants_attention && !chosen.iter().any(of_attention);
         let found = chosen.into_iter().filter_map(|layer| {
             let weight = layout.param(layer, "weight")?;
             let free = !plan.is_saved(weight);
             free.then(|| TargetLayer::new(layout, (layer, weight)))
         });
         let found: Vec<_> = found.collect();
-        if found.is_empty() {
+        let packed = || layout.layers.iter().find(|layer| is_packed(&layer.name));
+        if lacks_attention && let Some(packed) = packed() {
+            let expected = format!(
+                "layers of queries, keys and values by themselves: `{}` is all of them in one matrix, for which AdapterHub has \
+                 factors of another form, and here there are none",
+                packed.name
+            );
+            return Err(Error::config(info.title, "attn_matrices", self, expected));
+        }
+        if found.is_empty() || lacks_attention {
             let expected = format!(
                 "projections that the model has, by names as `query`, `q_proj`, `intermediate.dense`, `up_proj`, \
                  `output.dense`, `down_proj`, in blocks that are not left out; it has {}",
@@ -236,6 +261,7 @@ mod tests {
         assert_eq!(of("attention.output.dense"), None);
         assert_eq!(of("prequery"), None);
         assert_eq!(block("encoder.layer.3.output"), Some(3));
+        assert!(is_packed("h.0.attn.c_attn") && !is_packed("h.0.attn.c_proj"));
     }
 
     #[test]
