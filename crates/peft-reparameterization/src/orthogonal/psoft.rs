@@ -99,6 +99,11 @@ impl LowRankAdapter for PsoftLinear {
     fn dropout(&self) -> Option<&Dropout> {
         Some(&self.dropout)
     }
+
+    // An inverse, or a series in its place.
+    fn computes_factors(&self) -> bool {
+        self.triangle.is_some()
+    }
 }
 
 /// How the part of the weight is divided among A and B.
@@ -228,11 +233,7 @@ impl LinearMethod for PsoftConfig {
         let init = plan.init();
         let triangle = self.psoft_orth.then(|| {
             let shape = [r * (r - 1) / 2];
-            if self.init_weights {
-                init.zeros(shape, like)
-            } else {
-                init.normal(shape, 0.1, like)
-            }
+            init.zeros_or_normal(self.init_weights, shape, 0.1, like)
         });
         let free = (!self.psoft_orth).then(|| {
             let std = if self.init_weights { 0.0 } else { 0.1 };
