@@ -136,7 +136,7 @@ impl Plain {
                 }
             }
         }
-        if step % 2 != 0 {
+        if !step.is_multiple_of(2) {
             return;
         }
         // Six groups at first, two at the end, evenly.
