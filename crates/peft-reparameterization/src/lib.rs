@@ -45,6 +45,7 @@ pub use lycoris::krona_block::{KRONA_B, KronaBlock, KronaBlockConfig};
 pub use lycoris::loha::{LOHA, LohaConfig, LohaLinear};
 pub use lycoris::loha_conv::LohaConv;
 pub use lycoris::lokr::{KroneckerFactor, LOKR, LokrConfig, LokrLinear};
+pub use math::nf4::NF4_VALUES;
 pub use mixture::arrow::{ArrowConfig, arrow, gen_know_sub};
 pub use mixture::classifier::XLoraClassifier;
 pub use mixture::lily::{LILY, LilyConfig, LilyLinear};
