@@ -3,6 +3,7 @@
 
 mod autodiff;
 mod backward;
+mod composing;
 mod forward;
 mod kept;
 mod tensors;
@@ -17,6 +18,8 @@ use crate::cpu::dropout::Coins;
 use crate::cpu::sparse::Pattern;
 use crate::quantized::QuantizedWeight;
 use crate::segments::Segments;
+
+pub(crate) use composing::Composing;
 
 /// Settings of a linear layer.
 #[derive(Clone, Debug)]
@@ -41,6 +44,10 @@ pub(crate) enum Maybe<B: Backend> {
 }
 
 impl<B: Backend> Maybe<B> {
+    fn from_option(tensor: Option<FloatTensor<B>>) -> Self {
+        tensor.map_or(Self::Absent, Self::Given)
+    }
+
     fn get(self) -> Option<FloatTensor<B>> {
         match self {
             Self::Given(tensor) => Some(tensor),
@@ -51,7 +58,7 @@ impl<B: Backend> Maybe<B> {
 
 impl From<Option<FloatTensor<Dispatch>>> for Maybe<Dispatch> {
     fn from(tensor: Option<FloatTensor<Dispatch>>) -> Self {
-        tensor.map_or(Self::Absent, Self::Given)
+        Self::from_option(tensor)
     }
 }
 

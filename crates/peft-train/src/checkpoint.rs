@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use peft_core::checkpoint::write_tensors;
 use peft_core::files::{self, NewFolder};
+use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, TrainingHooks};
 use peft_models::Moment;
 
@@ -68,12 +69,7 @@ pub(crate) fn save<M: PeftModule>(
     let place = folder.path();
     let adapters = model.adapters();
     for name in &adapters {
-        let folder = if adapters.len() == 1 {
-            place.to_path_buf()
-        } else {
-            place.join(name)
-        };
-        model.save_adapter(name, folder)?;
+        model.save_adapter(name, folder_of(place, name, adapters.len()))?;
     }
     write_tensors(&place.join(TRAINED_FILE), &trained::values(model))?;
     write_tensors(&place.join(OPTIMIZER_FILE), &run.optimizer.state(model))?;
@@ -109,6 +105,49 @@ fn state(path: &Path) -> Result<State> {
     serde_json::from_str(&text).map_err(|error| wrong(&file, format!("no state of a run: {error}")))
 }
 
+/// A copy of `model` with a checkpoint's values.
+///
+/// A method may train something else from a step on. Then the adapters in the checkpoint have another form than fresh
+/// ones of the same configuration, and are read from their own files first.
+fn restored<M: PeftModule>(path: &Path, model: &M, values: &Tensors) -> Result<M, String> {
+    let Err(reason) = trained::fit(model, values) else {
+        return trained::restored(model.clone(), values);
+    };
+    let in_form = read_again(path, model).ok_or_else(|| reason.clone())?;
+    trained::restored(in_form, values).map_err(|_| reason)
+}
+
+/// A copy of `model` with the checkpoint's adapters in place of its own; none if these have other configurations.
+fn read_again<M: PeftModule>(path: &Path, model: &M) -> Option<M> {
+    let mut read = model.clone();
+    let adapters = model.summary().adapters;
+    for adapter in &adapters {
+        let name = &adapter.name;
+        let folder = folder_of(path, name, adapters.len());
+        read = read.swap_adapter(name, folder, &[adapter.info]).ok()?;
+        let [ours, theirs] = [model.adapter_config(name), read.adapter_config(name)];
+        let (ours, theirs) = (ours.ok()?, theirs.ok()?);
+        // What is not said is decided as the adapter is attached, and said in its file.
+        let mut said = ours
+            .as_object()?
+            .iter()
+            .filter(|(_, value)| !value.is_null());
+        if said.any(|(field, value)| theirs[field] != *value) {
+            return None;
+        }
+    }
+    Some(read)
+}
+
+/// Where a checkpoint of `count` adapters has that one.
+fn folder_of(path: &Path, name: &str, count: usize) -> PathBuf {
+    if count == 1 {
+        path.to_path_buf()
+    } else {
+        path.join(name)
+    }
+}
+
 /// A copy of `model` with a checkpoint's values, and `optimizer` with its moments; `fresh` is the run's state
 /// before its first step.
 pub(crate) fn load<M: PeftModule>(
@@ -123,7 +162,7 @@ pub(crate) fn load<M: PeftModule>(
     }
     let file = path.join(TRAINED_FILE);
     let values = tensors::read(&file)?;
-    let model = trained::restored(model.clone(), &values).map_err(|reason| wrong(&file, reason))?;
+    let model = restored(path, model, &values).map_err(|reason| wrong(&file, reason))?;
     let file = path.join(OPTIMIZER_FILE);
     let moments = tensors::read(&file)?;
     optimizer

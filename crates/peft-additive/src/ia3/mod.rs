@@ -36,19 +36,13 @@ impl Ia3 {
     /// l for a kernel `[out, in / groups, …]`: of outputs, or of the inputs of each output.
     fn of_kernel<const D: usize>(&self, kernel: [usize; D]) -> Tensor<D> {
         let l = self.ia3_l.val();
-        let mut shape = [1; D];
         let [outputs, inputs] = l.dims();
-        let (out, channels) = (kernel[0], kernel[1]);
-        if inputs == 1 && outputs == out {
-            shape[0] = out;
-            return l.reshape(shape);
-        }
         // Outputs of a group see its inputs.
-        let groups = (inputs / channels).max(1);
-        let l = l.reshape([groups, 1, channels]);
-        let spread = l.expand([groups, out / groups, channels]);
-        (shape[0], shape[1]) = (out, channels);
-        spread.reshape(shape)
+        let groups = (inputs / kernel[1]).max(1);
+        let l = l.reshape([groups, outputs, inputs / groups]);
+        let mut shape = [1; D];
+        (shape[0], shape[1]) = (kernel[0], inputs / groups);
+        l.repeat_dim(1, kernel[0] / groups / outputs).reshape(shape)
     }
 }
 
@@ -136,11 +130,42 @@ impl Ia3Config {
             config.targets.target_modules = Some(targets);
         }
         // Of layers that the user names, those that are upstream's.
-        if config.feedforward_modules.is_none() {
-            note(plan, "feedforward_modules", &feedforward);
-            config.feedforward_modules = Some(feedforward);
-        }
+        config.feedforward_modules.get_or_insert(feedforward);
         config
+    }
+
+    /// Writes into the file which of the `targets` are scaled inside, where `config` has upstream's for the kind of model.
+    /// In a file these are names of `target_modules` only, and of layers that the user names some may be no such names.
+    fn note_inside(
+        &self,
+        config: &Self,
+        targets: &[TargetLayer<'_>],
+        plan: &mut Plan,
+    ) -> Result<()> {
+        let inside = config.feedforward_modules.as_ref();
+        let Some(inside) = inside.filter(|_| self.feedforward_modules.is_none()) else {
+            return Ok(());
+        };
+        let (Some(Selection::Names(named)), Selection::Names(names)) =
+            (&config.targets.target_modules, inside)
+        else {
+            note(plan, "feedforward_modules", inside);
+            return Ok(());
+        };
+        if names.iter().all(|name| named.contains(name)) {
+            note(plan, "feedforward_modules", inside);
+            return Ok(());
+        }
+        let (mut own, mut all) = (Vec::new(), named.clone());
+        for target in targets {
+            if inside.matches(target.layer)? {
+                own.push(target.layer.name.clone());
+            }
+        }
+        all.extend(own.iter().filter(|name| !named.contains(name)).cloned());
+        note(plan, "target_modules", &all.into());
+        note(plan, "feedforward_modules", &own.into());
+        Ok(())
     }
 
     /// How many channels of a convolution's input are scaled: those of all groups that the model says there are, or those
@@ -213,6 +238,7 @@ impl Method for Ia3Config {
         }
         let config = self.with_defaults(layout, plan);
         let targets = layer_targets(&config, layout, plan, LINEAR_AND_CONV)?;
+        self.note_inside(&config, &targets, plan)?;
         adapt_each(&config, &targets, layout, plan, |target, plan| {
             config.on_layer(target, plan)
         })

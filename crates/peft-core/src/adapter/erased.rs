@@ -14,7 +14,7 @@ use peft_ops::LowRank;
 use crate::adapter::any_tensor::{AnyTensor, with_rank};
 use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
-use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
+use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{
     Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
@@ -180,7 +180,6 @@ impl<M: ModuleMapper> DynMapper for FromDyn<'_, M> {
 pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
     fn role(&self) -> Role;
     fn tensors(&self) -> Vec<CheckpointKey>;
-    fn constants(&self) -> Vec<FileConstant>;
     /// As a file holds it.
     fn stored(&self) -> Box<dyn ErasedModule>;
     /// It has a file's values now.
@@ -230,9 +229,6 @@ impl<A: Adapter> ErasedModule for Typed<A> {
     }
     fn tensors(&self) -> Vec<CheckpointKey> {
         self.state().tensors()
-    }
-    fn constants(&self) -> Vec<FileConstant> {
-        self.state().constants()
     }
     fn stored(&self) -> Box<dyn ErasedModule> {
         Box::new(Self::new(self.state().for_checkpoint(), self.role))

@@ -81,14 +81,9 @@ impl<'a> SiteContext<'a> {
         }
     }
 
-    /// The output of another adapter of this site for `hidden` `[batch, seq, d]`, active or not. `None` if there is no
-    /// adapter of that name here. Gradients reach `hidden` and not the other adapter, which is frozen.
-    pub fn output_of(&self, adapter: &str, hidden: Tensor<3>) -> Option<Tensor<3>> {
-        let parts = self.parts_of(adapter, hidden)?;
-        Some(parts.kept + parts.added)
-    }
-
-    /// The same in its parts: what a method that fuses adapters works on.
+    /// What another adapter of this site does to `hidden` `[batch, seq, d]`, active or not: what a method that fuses
+    /// adapters works on. `None` if there is no adapter of that name here. Gradients reach `hidden` and not the other
+    /// adapter, which is frozen.
     pub fn parts_of(&self, adapter: &str, hidden: Tensor<3>) -> Option<HiddenParts> {
         self.siblings?(adapter, hidden)
     }

@@ -158,7 +158,7 @@ impl Projections {
             let all = layout.layers.iter();
             all.filter(|layer| chosen.contains(layer)).collect()
         };
-        let is_stored = |layer: &&Layer| plan.has_stored_below(&format!("{}.{list}.", layer.name));
+        let is_stored = |layer: &&Layer| plan.is_stored(&format!("{}.{list}.", layer.name));
         let (as_named, swapped) = (layers(self), layers(&self.swapped()));
         let is_swapped =
             !plan.is_new() && !as_named.iter().all(is_stored) && swapped.iter().all(is_stored);

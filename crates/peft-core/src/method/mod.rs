@@ -17,7 +17,7 @@ pub(crate) mod trainable_tokens;
 
 pub use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 pub use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
-pub use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
+pub use crate::adapter::checkpoint_key::CheckpointKey;
 pub use crate::adapter::contract::{
     Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
@@ -48,10 +48,7 @@ pub use peft_derive::method_config;
 pub use plan::Plan;
 pub use serde_json::Value;
 pub use sparse_delta::SparseDelta;
-pub use targeting::{
-    LINEAR, LINEAR_AND_CONV, LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV, Target,
-    refuse_unsupported, train_biases,
-};
+pub use targeting::{LINEAR_AND_CONV, LINEAR_EMBEDDING_AND_CONV, refuse_unsupported, train_biases};
 pub use trainable_tokens::TrainableTokens;
 
 /// Lists the tensors of a state in its checkpoint: the derive of [`Adapter`](trait@Adapter).

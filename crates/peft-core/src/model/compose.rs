@@ -67,17 +67,17 @@ fn check_nesting(attached: &Attached, active: &[String]) -> Result<()> {
         let entries = stack.entries.iter();
         let entries = entries.filter(|entry| active.contains(&entry.name));
         let adapters = entries.map(|entry| (entry.name.as_str(), &entry.adapter));
-        let place = || attached.layout.place_name(path);
-        refuse_unreadable(adapters, place)?;
+        refuse_unreadable(adapters, &attached.layout, path)?;
     }
     Ok(())
 }
 
-/// Refuses `adapters` of one place, the innermost first, of which one reads the matrix below it while one of those below
-/// is no change of a weight.
+/// Refuses `adapters` of the place at a field path, the innermost first, of which one reads the matrix below it while one
+/// of those below is no change of a weight.
 pub(crate) fn refuse_unreadable<'a>(
     adapters: impl Iterator<Item = (&'a str, &'a AnyAdapter)>,
-    place: impl FnOnce() -> String,
+    layout: &Layout,
+    path: &str,
 ) -> Result<()> {
     let mut below: Option<&str> = None;
     for (name, adapter) in adapters {
@@ -85,12 +85,12 @@ pub(crate) fn refuse_unreadable<'a>(
             return Ok(());
         };
         if let Some(other) = below
-            && adapter.needs_weight()
+            && (adapter.needs_weight() || adapter.is_mergeable() && is_kernel(layout, path))
         {
             let reason = format!(
                 "at `{}` it reads the weight of what lies below, and `{other}` below it is no change of a weight: activate \
                  one of the two, or attach `{other}` after it",
-                place()
+                layout.place_name(path)
             );
             return Err(Error::Composition {
                 adapter: name.to_string(),
@@ -102,6 +102,13 @@ pub(crate) fn refuse_unreadable<'a>(
         }
     }
     Ok(())
+}
+
+/// Whether the parameter at a field path is of a convolution.
+fn is_kernel(layout: &Layout, path: &str) -> bool {
+    let param = layout.params.iter().find(|param| param.path == path);
+    let kind = param.map(|param| &layout.layer_of(param).kind);
+    matches!(kind, Some(LayerKind::Conv1d | LayerKind::Conv2d))
 }
 
 /// What is wrong with the composition at a parameter.

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
 };
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::forward_context::ForwardContext;
@@ -196,21 +196,10 @@ impl Site<Prompt> {
         virtual_tokens(&self.stack)
     }
 
-    /// Embeddings `[batch, seq, d]` and padding mask `[batch, seq]` (true where padded) with the
-    /// active adapters' virtual tokens in front: both grow by [`virtual_tokens`](Self::virtual_tokens).
+    /// Embeddings `[batch, seq, d]` with the active adapters' virtual tokens in front: they grow by
+    /// [`virtual_tokens`](Self::virtual_tokens). Returns them, and the context with their padding, and with that many
+    /// virtual tokens more.
     pub fn add_prompt(
-        &self,
-        embeddings: Tensor<3>,
-        padding: Option<Tensor<2, Bool>>,
-    ) -> (Tensor<3>, Option<Tensor<2, Bool>>) {
-        let context = ForwardContext::new().with_padding(padding);
-        let (embeddings, context) = self.add_prompt_in(embeddings, context);
-        (embeddings, context.padding())
-    }
-
-    /// As [`add_prompt`](Self::add_prompt), for adapters that use what is in the context: the tasks of the batch's rows,
-    /// say. Returns the embeddings, and the context with their padding, and with that many virtual tokens more.
-    pub fn add_prompt_in(
         &self,
         embeddings: Tensor<3>,
         context: ForwardContext,
