@@ -19,7 +19,7 @@ use crate::lora::adapterhub::{AdapterHubLora, Begin};
 use crate::lora::adapterhub_state::AdapterHubEnd;
 use crate::lora::layouts::number;
 use crate::math::torch_random::TorchGenerator;
-use crate::shared_projection::projections::{drawn, first_like, lazy};
+use crate::shared_projection::projections::{drawn, first_like, fits, lazy};
 use crate::shared_projection::vera::{VERA, VeraConfig};
 use crate::shared_projection::vera_adapterhub::AdapterHubVera;
 /// AdapterHub's dictionary of what layers share.
@@ -178,6 +178,10 @@ impl VeraConfig {
                 &projections,
                 expected,
             ));
+        }
+        if !fits(&[self.r, self.r.max(widths[0]).max(widths[1])]) {
+            let expected = "a rank whose matrices fit into memory";
+            return Err(Error::config(VERA.title, "r", self.r, expected));
         }
         let root = model_root(layout);
         let shared = Shares::new(
