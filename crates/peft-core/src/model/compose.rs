@@ -45,7 +45,7 @@ pub(crate) fn check_places(attached: &Attached, composition: &Composition) -> Re
             for (_, entries) in tree.of_rows(&at).0.into_iter().flatten() {
                 let entries = entries.iter().map(|at| &stack.entries[*at]);
                 let adapters = entries.map(|entry| (entry.name.as_str(), &entry.adapter));
-                refuse_unreadable(adapters, || layout.place_name(path))?;
+                refuse_unreadable(adapters, layout, path)?;
             }
         }
         let problem = match (param, site) {

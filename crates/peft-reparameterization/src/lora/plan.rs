@@ -3,6 +3,7 @@
 use burn::module::Param;
 use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device, Tensor};
+use peft_core::calibration::CalibrationConfig;
 use peft_core::method::{
     Bias, Init, LINEAR_EMBEDDING_AND_CONV, Layer, LayerKind, Layout, LayoutParam, Method,
     MethodConfig as _, MethodHooks, Plan, States, Value, layer_targets, train_biases,
@@ -223,6 +224,18 @@ impl LoraConfig {
 impl Method for LoraConfig {
     fn ties_heads(&self) -> bool {
         self.ensure_weight_tying
+    }
+
+    fn statistics(&self) -> Option<CalibrationConfig> {
+        let start = self.init_lora_weights.start().ok()?;
+        let second_moments = matches!(start, Start::Corda);
+        let gradients = matches!(start, Start::LoraGa);
+        (second_moments || gradients).then(|| CalibrationConfig {
+            targets: self.targets.clone(),
+            second_moments,
+            gradients,
+            ..CalibrationConfig::default()
+        })
     }
 
     fn validate(&self) -> Result<()> {

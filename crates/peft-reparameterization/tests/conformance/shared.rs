@@ -8,12 +8,11 @@ use peft_reparameterization::{
 };
 
 pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = mixtures_and_matrices();
-    cases.extend(vectors());
-    cases
+    let parts = [mixtures(), adapterhub(), matrices(), vectors()];
+    parts.into_iter().flatten().collect()
 }
 
-fn mixtures_and_matrices() -> Vec<Case> {
+fn mixtures() -> Vec<Case> {
     vec![
         Case::new(
             "lily, every two layers, names that overlap",
@@ -60,6 +59,12 @@ fn mixtures_and_matrices() -> Vec<Case> {
                 .with_targets(["query", "dense"])
                 .with_modules_to_save(["classifier"]),
         ),
+    ]
+}
+
+/// In AdapterHub's layout.
+fn adapterhub() -> Vec<Case> {
+    vec![
         Case::new(
             "mtl-lora, AdapterHub's layout",
             MtlLoraConfig::new(4, 1)
@@ -106,6 +111,11 @@ fn mixtures_and_matrices() -> Vec<Case> {
                     ..AdapterHubVera::default()
                 }),
         ),
+    ]
+}
+
+fn matrices() -> Vec<Case> {
+    vec![
         Case::new(
             "vera, all linear",
             VeraConfig::new(12)
