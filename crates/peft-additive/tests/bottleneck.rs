@@ -25,10 +25,6 @@ fn what_cannot_work_is_refused_before_a_model_is_touched() {
     for (config, field) in [
         (houlsby().with_reduction_factor(0.0), "reduction_factor"),
         (
-            houlsby().with_reduction_factor([("first", 2.0)]),
-            "reduction_factor",
-        ),
-        (
             houlsby().with_reduction_factor([("0", -1.0)]),
             "reduction_factor",
         ),
@@ -74,6 +70,13 @@ fn what_does_not_fit_the_model_is_refused() {
         refused(&missing).contains("block 1"),
         "{}",
         refused(&missing)
+    );
+    let no_block =
+        BottleneckConfig::pfeiffer().with_reduction_factor([("1_mh", 4.0), ("default", 8.0)]);
+    assert!(
+        refused(&no_block).contains("1_mh"),
+        "{}",
+        refused(&no_block)
     );
     let huge = BottleneckConfig::pfeiffer().with_reduction_factor(1e-300);
     assert!(refused(&huge).contains("reduction_factor"));

@@ -35,6 +35,12 @@ pub trait BaseLinear {
     /// The effective weight, `[in, out]`. Costs a dense matrix where adapters lie below.
     fn weight(&self) -> Tensor<2>;
 
+    /// The model's own weight, `[in, out]`, without the adapters that lie below. Costs a dense matrix where the base is
+    /// quantized. Default: [`weight`](Self::weight).
+    fn own_weight(&self) -> Tensor<2> {
+        self.weight()
+    }
+
     /// The bias, `[out]`.
     fn bias(&self) -> Option<Tensor<1>>;
 

@@ -89,6 +89,10 @@ impl BaseLinear for LinearBelow<'_> {
         composed(&dequantized(&self.base, self.quantized), self.below)
     }
 
+    fn own_weight(&self) -> Tensor<2> {
+        dequantized(&self.base, self.quantized)
+    }
+
     fn bias(&self) -> Option<Tensor<1>> {
         self.bias.clone()
     }

@@ -59,7 +59,6 @@ impl AdapterHubEnd {
                 },
             }),
             scale,
-            has_bias: target.bias.is_some(),
         }
     }
 }

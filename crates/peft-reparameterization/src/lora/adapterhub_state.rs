@@ -11,8 +11,8 @@ use crate::lora::dora::{self, Magnitude};
 
 /// What a layer computes with a change of AdapterHub's: `f ∘ (x W + b + c)`, where c is the change with its scale or gate.
 ///
-/// Without DoRA f is 1. With it `f = m / ‖W + Δ‖`, where Δ is the change of the weight **without** the scale, and f multiplies
-/// the bias, too: so AdapterHub's layers compute, and so their magnitudes were trained.
+/// Without DoRA f is 1. With it `f = m / ‖W + Δ‖`, where W is the model's own weight, Δ the change of it **without** the scale,
+/// and f multiplies the bias, too: so AdapterHub's layers compute, and so their magnitudes were trained.
 #[derive(Module, Adapter, Debug)]
 pub struct AdapterHubEnd {
     /// For each text; in place of the scale (Mao et al. 2022, UniPELT, section 3).
@@ -23,14 +23,12 @@ pub struct AdapterHubEnd {
     pub magnitude: Option<Magnitude<1>>,
     /// s, without a gate.
     pub scale: f64,
-    /// Whether the layer has a bias, which DoRA changes here.
-    pub has_bias: bool,
 }
 
 impl AdapterHubEnd {
     /// Whether a weight says all.
     pub(crate) fn is_mergeable(&self) -> bool {
-        self.gate.is_none() && (self.magnitude.is_none() || !self.has_bias)
+        self.gate.is_none() && self.magnitude.is_none()
     }
 
     /// The factors of a change that is of low rank and nothing else.
@@ -50,14 +48,8 @@ impl AdapterHubEnd {
              bias, too. Call the model's layer with `adapted`"
         );
         let shape = weight.shape();
-        let change = change.clone().cast(weight.dtype());
-        let delta = change.product() * self.scale;
-        let Some(magnitude) = &self.magnitude else {
-            return weight + delta.reshape(shape);
-        };
-        let weight = weight.reshape([change.down.dims()[0], change.up.dims()[1]]);
-        let factor = magnitude.over(norms(weight.clone(), &change));
-        ((weight + delta) * factor.unsqueeze()).reshape(shape)
+        let delta = change.clone().cast(weight.dtype()).product() * self.scale;
+        weight + delta.reshape(shape)
     }
 
     /// The layer's output. `added` is `[tokens, out]`, what the change adds without its scale; `change` gives the change of
@@ -80,8 +72,8 @@ impl AdapterHubEnd {
             return output;
         };
         let change = change().cast(dtype);
-        let norms = if trains {
-            norms(base.weight(), &change)
+        let norms = if trains || base.base_norms().is_none() {
+            norms(base.own_weight(), &change)
         } else {
             dora::norms_below(base, &change)
         };
@@ -131,9 +123,9 @@ impl WeightAdapter for AdapterHubLoraLinear {
         self.end.is_mergeable()
     }
 
-    // DoRA's norms are of the matrix.
+    // What is below is called, and its matrix is not looked at.
     fn needs_weight(&self) -> bool {
-        self.end.magnitude.is_some()
+        false
     }
 
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {

@@ -19,7 +19,7 @@ use crate::lora::adapterhub::{AdapterHubLora, Begin};
 use crate::lora::adapterhub_state::AdapterHubEnd;
 use crate::lora::layouts::number;
 use crate::math::torch_random::TorchGenerator;
-use crate::shared_projection::projections::{drawn, first_like, lazy};
+use crate::shared_projection::projections::{drawn, first_like, fits, lazy};
 use crate::shared_projection::vera::{VERA, VeraConfig};
 use crate::shared_projection::vera_adapterhub::AdapterHubVera;
 /// AdapterHub's dictionary of what layers share.
@@ -179,6 +179,10 @@ impl VeraConfig {
                 expected,
             ));
         }
+        if !fits(&[self.r, self.r.max(widths[0]).max(widths[1])]) {
+            let expected = "a rank whose matrices fit into memory";
+            return Err(Error::config(VERA.title, "r", self.r, expected));
+        }
         let root = model_root(layout);
         let shared = Shares::new(
             self.r,
@@ -258,30 +262,46 @@ impl Shares {
             let [a, b] = [a, b].map(|shape| frozen(init.zeros(shape, like)));
             return Ok(Self { a, b, saved: true });
         }
-        let mut draw = |which: usize, shape: [usize; 2]| -> Param<Tensor<2>> {
-            let values = match (begin, seed, which) {
-                (Begin::Ia3, ..) => vec![1.0; shape[0] * shape[1]],
-                (Begin::Lora, _, 1) => vec![0.0; shape[0] * shape[1]],
-                (_, None, _) if !is_new => vec![0.0; shape[0] * shape[1]],
-                (Begin::Bert, None, _) => return frozen(init.normal(shape, 0.02, like)),
-                (Begin::Vera, None, _) => {
-                    let fan_in = if which == 0 { d_in } else { rank };
-                    return frozen(init.uniform(shape, (6.0 / fan_in as f64).sqrt(), like));
-                }
-                (Begin::Lora, None, _) => {
-                    return frozen(init.kaiming_uniform(shape, d_in, like));
-                }
-                (begin, Some(seed), which) => {
-                    let upright = seeded(begin, seed, [[rank, d_in], [d_out, rank]]);
-                    transposed(&upright[which], [shape[1], shape[0]])
-                }
+        if let Some(seed) = seed {
+            let upright = [[rank, d_in], [d_out, rank]];
+            let of_seed = |which: usize, shape: [usize; 2]| {
+                lazy(shape, like, false, move || {
+                    transposed(&seeded(begin, seed, upright)[which], upright[which])
+                })
             };
-            lazy(shape, like, false, move || values)
+            let b = if begin == Begin::Lora {
+                lazy(b, like, false, move || vec![0.0; b[0] * b[1]])
+            } else {
+                of_seed(1, b)
+            };
+            let (a, saved) = (of_seed(0, a), is_new);
+            return Ok(Self { a, b, saved });
+        }
+        if !is_new {
+            // Without a seed: ones, or a B of zeros, with which A does not matter.
+            let value = f32::from(u8::from(begin == Begin::Ia3));
+            let filled = |[rows, columns]: [usize; 2]| {
+                lazy([rows, columns], like, false, move || {
+                    vec![value; rows * columns]
+                })
+            };
+            let (a, b, saved) = (filled(a), filled(b), false);
+            return Ok(Self { a, b, saved });
+        }
+        let bound = |fan_in: usize| (6.0 / fan_in as f64).sqrt();
+        let [a, b] = match begin {
+            Begin::Lora => [init.kaiming_uniform(a, d_in, like), init.zeros(b, like)],
+            Begin::Ia3 => [a, b].map(|shape| init.ones(shape, like)),
+            Begin::Bert => [a, b].map(|shape| init.normal(shape, 0.02, like)),
+            Begin::Vera => [
+                init.uniform(a, bound(d_in), like),
+                init.uniform(b, bound(rank), like),
+            ],
         };
         Ok(Self {
-            a: draw(0, a),
-            b: draw(1, b),
-            saved: is_new,
+            a: frozen(a),
+            b: frozen(b),
+            saved: true,
         })
     }
 }
@@ -374,7 +394,7 @@ impl WeightAdapter for AdapterHubVeraLinear {
     }
 
     fn needs_weight(&self) -> bool {
-        self.end.magnitude.is_some()
+        false
     }
 
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
