@@ -184,6 +184,17 @@ peft_conformance::conformance_suite!(
                 .with_adapterhub(AdapterHubIa3::default())
                 .with_modules_to_save(["classifier"])
         ),
+        Case::new("ia3, AdapterHub's layout with gates", {
+            let mut fields = AdapterHubIa3::default();
+            fields.rest.insert("use_gating".into(), true.into());
+            Ia3Config::new().with_adapterhub(fields)
+        }),
+        Case::new("ia3, AdapterHub's layout with an alpha", {
+            let mut fields = AdapterHubIa3::default();
+            fields.rest.insert("alpha".into(), 3.into());
+            fields.rest.insert("init_weights".into(), "bert".into());
+            Ia3Config::new().with_adapterhub(fields)
+        }),
         Case::new(
             "ia3, with a head",
             Ia3Config::new()

@@ -16,12 +16,16 @@ use burn::module::Module as _;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Int, Tensor};
 use common::python::{Python, write_io};
-use peft::additive::{BeftConfig, BottleneckConfig, Ia3Config, RoadConfig, RoadVariant};
+use peft::additive::{
+    AdapterHubIa3, BeftConfig, BottleneckConfig, Ia3Config, RoadConfig, RoadVariant,
+};
 use peft::core::PeftModule as _;
 use peft::core::calibration::Calibrate as _;
 use peft::core::method::Method;
 use peft::hybrid::UnionConfig;
-use peft::reparameterization::{AdapterHubLora, LoraConfig, eva};
+use peft::reparameterization::{
+    AdapterHubLora, AdapterHubMtl, AdapterHubVera, LoraConfig, MtlLoraConfig, VeraConfig, eva,
+};
 use peft::selective::{LnTuningConfig, ShiraConfig, SuperTuningConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
     AdapterHubPrompt, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig,
@@ -170,6 +174,15 @@ fn adapterhub_cases() -> Cases {
     };
     let prompt = || PromptTuningConfig::new(5).with_adapterhub(AdapterHubPrompt::default());
     let gated = || lora(AdapterHubLora::default()).with_use_gating(true);
+    let gated_ia3 = || {
+        let mut fields = AdapterHubIa3::default();
+        fields.rest.insert("use_gating".into(), true.into());
+        Ia3Config::new().with_adapterhub(fields)
+    };
+    let vera = || AdapterHubVera {
+        vera_b: 0.5,
+        ..AdapterHubVera::default()
+    };
     vec![
         ("houlsby", Box::new(BottleneckConfig::houlsby())),
         ("pfeiffer", Box::new(BottleneckConfig::pfeiffer())),
@@ -178,7 +191,21 @@ fn adapterhub_cases() -> Cases {
         ("lora-gated", Box::new(gated())),
         (
             "lora-dora",
-            Box::new(lora(everywhere()).with_alpha(4.0).with_use_dora(true)),
+            Box::new(lora(everywhere()).with_use_dora(true)),
+        ),
+        ("lora-dora-gated", Box::new(gated().with_use_dora(true))),
+        ("ia3-gated", Box::new(gated_ia3())),
+        (
+            "vera-matrices",
+            Box::new(VeraConfig::new(4).with_adapterhub(vera())),
+        ),
+        (
+            "mtl-lora-one",
+            Box::new(
+                MtlLoraConfig::new(4, 1)
+                    .with_n_up_projection(2)
+                    .with_adapterhub(AdapterHubMtl::default()),
+            ),
         ),
         ("prompt-tuning", Box::new(prompt())),
         (

@@ -279,8 +279,10 @@ fn what_cannot_work_is_refused() {
 
     let mut zeros = net(0.0);
     zeros.two.weight = zeros.two.weight.map(|old| old.zeros_like().require_grad());
-    let refused = zeros.attach("x", &config()).unwrap_err().to_string();
-    assert!(refused.contains("at most 1"), "{refused}");
+    // Of one singular vector, which is some output's alone: two kinds of outputs.
+    let one = AdamssConfig::new(1, 3, 1).with_targets(["two"]);
+    let refused = zeros.attach("x", &one).unwrap_err().to_string();
+    assert!(refused.contains("at most 2"), "{refused}");
 
     let json = serde_json::json!({ "peft_type": "ADAMSS", "init_weights": "gaussian" });
     let refused = serde_json::from_value::<AdamssConfig>(json).unwrap_err();

@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 
 use peft_core::checkpoint::write_tensors;
 use peft_core::files::{self, NewFolder};
-use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, TrainingHooks};
 use peft_models::Moment;
 
@@ -113,30 +112,15 @@ fn restored<M: PeftModule>(path: &Path, model: &M, values: &Tensors) -> Result<M
     let Err(reason) = trained::fit(model, values) else {
         return trained::restored(model.clone(), values);
     };
-    let in_form = read_again(path, model).ok_or_else(|| reason.clone())?;
-    trained::restored(in_form, values).map_err(|_| reason)
-}
-
-/// A copy of `model` with the checkpoint's adapters in place of its own; none if these have other configurations.
-fn read_again<M: PeftModule>(path: &Path, model: &M) -> Option<M> {
-    let mut read = model.clone();
     let adapters = model.summary().adapters;
-    for adapter in &adapters {
-        let name = &adapter.name;
-        let folder = folder_of(path, name, adapters.len());
-        read = read.swap_adapter(name, folder, &[adapter.info]).ok()?;
-        let [ours, theirs] = [model.adapter_config(name), read.adapter_config(name)];
-        let (ours, theirs) = (ours.ok()?, theirs.ok()?);
-        // What is not said is decided as the adapter is attached, and said in its file.
-        let mut said = ours
-            .as_object()?
-            .iter()
-            .filter(|(_, value)| !value.is_null());
-        if said.any(|(field, value)| theirs[field] != *value) {
-            return None;
-        }
+    let read = adapters.iter().try_fold(model.clone(), |model, adapter| {
+        let folder = folder_of(path, &adapter.name, adapters.len());
+        model.swap_adapter(&adapter.name, folder, &[adapter.info])
+    });
+    match read {
+        Ok(read) => trained::restored(read, values).map_err(|_| reason),
+        Err(_) => Err(reason),
     }
-    Some(read)
 }
 
 /// Where a checkpoint of `count` adapters has that one.

@@ -169,6 +169,13 @@ pub trait PromptAdapter: Adapter {
     /// The virtual tokens' embeddings, `[virtual_tokens, d]`.
     fn prompt(&self) -> Tensor<2>;
 
+    /// Whether the virtual tokens stand behind the text's first token. Where they have no positions and each token sees all,
+    /// attention does not tell that from the front, where they are computed; but then it is the text's first token that
+    /// stands for the text ([`ForwardContext::first_token`]). Default: no.
+    fn is_behind_first_token(&self) -> bool {
+        false
+    }
+
     /// How many tasks it has prompts of, where the context has to say which task each row is of
     /// ([`ForwardContext::tasks`]): ids are below it. With one task the context need not say. Default: `None`, as all rows
     /// are alike.

@@ -378,6 +378,7 @@ impl dyn ErasedHidden + '_ {
 
 pub(crate) trait ErasedPrompt: ErasedModule {
     fn virtual_tokens(&self) -> usize;
+    fn is_behind_first_token(&self) -> bool;
     fn num_tasks(&self) -> Option<usize>;
     fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3>;
     fn boxed(&self) -> Box<dyn ErasedPrompt>;
@@ -386,6 +387,9 @@ pub(crate) trait ErasedPrompt: ErasedModule {
 impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
     fn virtual_tokens(&self) -> usize {
         self.state().virtual_tokens()
+    }
+    fn is_behind_first_token(&self) -> bool {
+        self.state().is_behind_first_token()
     }
     fn num_tasks(&self) -> Option<usize> {
         self.state().num_tasks()

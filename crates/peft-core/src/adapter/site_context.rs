@@ -89,13 +89,30 @@ impl<'a> SiteContext<'a> {
     }
 
     /// The same with the site's adapters.
-    pub(crate) fn with_siblings(&self, siblings: &'a RunSibling<'a>) -> Self {
-        Self {
+    pub(crate) fn with_siblings<'b>(&'b self, siblings: &'b RunSibling<'b>) -> SiteContext<'b> {
+        SiteContext {
             forward: self.forward,
             sublayer_input: self.sublayer_input.clone(),
             residual: self.residual.clone(),
             norm: self.norm,
             siblings: Some(siblings),
+        }
+    }
+
+    /// The context of some tokens of each row, whose part of the forward pass's context is `forward`.
+    pub(crate) fn of_tokens<'b>(
+        &'b self,
+        forward: &'b ForwardContext,
+        from: usize,
+        count: usize,
+    ) -> SiteContext<'b> {
+        let narrow = |tensor: &Tensor<3>| tensor.clone().narrow(1, from, count);
+        SiteContext {
+            forward,
+            sublayer_input: self.sublayer_input.as_ref().map(narrow),
+            residual: self.residual.as_ref().map(narrow),
+            norm: self.norm,
+            siblings: self.siblings,
         }
     }
 

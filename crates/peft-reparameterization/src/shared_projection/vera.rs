@@ -4,6 +4,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use peft_core::method::prelude::*;
 
 use crate::shared_projection::projections::{VeraProjections, corner, vera_vectors};
+use crate::shared_projection::vera_adapterhub::AdapterHubVera;
 
 /// Kopiczko et al. 2024, section 3.1: `y = xW + ((drop(x) A) ∘ d) B ∘ b`, where A and B are corners
 /// of two frozen matrices that all layers share.
@@ -47,7 +48,8 @@ impl LowRankAdapter for VeraLinear {
 /// VeRA's configuration. Fields are called and behave as in Hugging Face PEFT's `VeraConfig`.
 #[method_config(
     VERA, peft_type = "VERA", title = "VeRA", family = Reparameterization, identity_at_init, mergeable, new(r),
-    reference = "Kopiczko et al. 2024, VeRA: Vector-based Random Matrix Adaptation, section 3.1"
+    reference = "Kopiczko et al. 2024, VeRA: Vector-based Random Matrix Adaptation, section 3.1",
+    parse = VeraConfig::PARSE, recognises = VeraConfig::RECOGNISES, to_json = VeraConfig::json, info = VeraConfig::PROMISES
 )]
 pub struct VeraConfig {
     /// Rank of the projections. It may exceed a layer's width.
@@ -70,12 +72,24 @@ pub struct VeraConfig {
     /// change outputs; for tests.
     #[field(default = true)]
     pub init_weights: bool,
+    /// Writes files in AdapterHub's layout, and adapts the layers that these fields of its name, with matrices in the place of
+    /// both vectors. Default: none, Hugging Face PEFT's layout.
+    #[field(skip)]
+    pub adapterhub: Option<AdapterHubVera>,
     pub targets: Targets,
     pub common: Common,
 }
 
 impl Method for VeraConfig {
+    fn validate(&self) -> Result<()> {
+        self.check_fields()?;
+        self.check_layout()
+    }
+
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        if let Some(fields) = &self.adapterhub {
+            return self.plan_adapterhub(fields, layout, plan);
+        }
         let targets = linear_targets(self, layout, plan)?;
         let projections = VeraProjections {
             key: self.projection_prng_key,
@@ -101,7 +115,9 @@ impl Method for VeraConfig {
     }
 
     fn max_rank(&self) -> Option<usize> {
-        Some(self.r)
+        let fields = self.adapterhub.as_ref();
+        let low_rank = fields.is_none_or(|fields| !(fields.use_dora || fields.use_gating));
+        low_rank.then_some(self.r)
     }
 }
 

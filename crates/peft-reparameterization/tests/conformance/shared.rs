@@ -2,17 +2,17 @@
 
 use peft_conformance::Case;
 use peft_reparameterization::{
-    Bias, LilyConfig, MtlLoraConfig, PolyConfig, PveraConfig, RandLoraConfig, TaskSpecificMatrix,
-    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeraConfig,
+    AdapterHubLora, AdapterHubMtl, AdapterHubVera, Bias, LilyConfig, LoraConfig, MtlLoraConfig,
+    PolyConfig, PveraConfig, RandLoraConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig,
+    VbLoraConfig, VeraConfig,
 };
 
 pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = mixtures_and_matrices();
-    cases.extend(vectors());
-    cases
+    let parts = [mixtures(), adapterhub(), matrices(), vectors()];
+    parts.into_iter().flatten().collect()
 }
 
-fn mixtures_and_matrices() -> Vec<Case> {
+fn mixtures() -> Vec<Case> {
     vec![
         Case::new(
             "lily, every two layers, names that overlap",
@@ -59,6 +59,63 @@ fn mixtures_and_matrices() -> Vec<Case> {
                 .with_targets(["query", "dense"])
                 .with_modules_to_save(["classifier"]),
         ),
+    ]
+}
+
+/// In AdapterHub's layout.
+fn adapterhub() -> Vec<Case> {
+    vec![
+        Case::new(
+            "mtl-lora, AdapterHub's layout",
+            MtlLoraConfig::new(4, 1)
+                .with_alpha(12.0)
+                .with_n_up_projection(3)
+                .with_weights_sharpness(0.5)
+                .with_adapterhub(AdapterHubMtl::default()),
+        ),
+        Case::new(
+            "lora in AdapterHub's layout, magnitudes",
+            LoraConfig::new(3)
+                .with_alpha(6.0)
+                .with_use_dora(true)
+                .with_adapterhub(AdapterHubLora::default()),
+        ),
+        Case::new(
+            "lora in AdapterHub's layout, magnitudes, gates, dropout and a head",
+            LoraConfig::new(3)
+                .with_lora_dropout(0.1)
+                .with_use_dora(true)
+                .with_use_gating(true)
+                .with_adapterhub(AdapterHubLora {
+                    intermediate_lora: true,
+                    leave_out: vec![0],
+                    ..AdapterHubLora::default()
+                })
+                .with_modules_to_save(["classifier"]),
+        ),
+        Case::new(
+            "vera, AdapterHub's layout",
+            VeraConfig::new(3).with_adapterhub(AdapterHubVera {
+                alpha: 6.0,
+                vera_b: 0.5,
+                ..AdapterHubVera::default()
+            }),
+        ),
+        Case::new(
+            "vera, AdapterHub's layout, with magnitudes, gates and dropout",
+            VeraConfig::new(3)
+                .with_vera_dropout(0.1)
+                .with_adapterhub(AdapterHubVera {
+                    use_gating: true,
+                    use_dora: true,
+                    ..AdapterHubVera::default()
+                }),
+        ),
+    ]
+}
+
+fn matrices() -> Vec<Case> {
+    vec![
         Case::new(
             "vera, all linear",
             VeraConfig::new(12)
