@@ -101,6 +101,14 @@ fn a_step_of_ladder_side_tuning_takes_less_memory_than_one_of_lora() {
     );
 }
 
+/// 0.5 % of all elements: gradients and moments are of these, and no matrix of differences exists.
+#[test]
+fn a_step_of_sparse_training_takes_less_memory_than_one_of_full_fine_tuning() {
+    let [sparse, full] = ["fishmask", "full"]
+        .map(|method| bytes(&memory(&format!("minilm/train/{method}/ours"))["live"]));
+    assert!(sparse < 0.85 * full, "{sparse} and {full} bytes");
+}
+
 #[test]
 fn the_memory_model_of_a_published_llama_is_what_is_live_and_resident() {
     if peft_testing::fetched("SmolLM2-135M-Instruct").is_none() {
