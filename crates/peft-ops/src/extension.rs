@@ -5,7 +5,9 @@ mod autodiff;
 mod backward;
 mod forward;
 mod kept;
+mod rounded;
 mod tensors;
+mod weight;
 
 use std::sync::Arc;
 
@@ -15,8 +17,11 @@ use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
 use crate::cpu::sparse::Pattern;
+use crate::options::MixedPrecision;
 use crate::quantized::QuantizedWeight;
 use crate::segments::Segments;
+
+pub(crate) use rounded::forget as forget_rounded;
 
 /// Settings of a linear layer.
 #[derive(Clone, Debug)]
@@ -31,6 +36,8 @@ pub(crate) struct Layer {
     pub(crate) coins: Option<Coins>,
     /// The weight, if it is quantized.
     pub(crate) quantized: Option<QuantizedWeight>,
+    /// Of products with the weight.
+    pub(crate) precision: MixedPrecision,
 }
 
 /// A tensor that may be absent.
@@ -133,6 +140,7 @@ pub(crate) trait Fused: Backend {
         #[extension_type] through: Maybe<Self>,
         #[extension_type] up: Maybe<Self>,
         targets: Arc<Vec<i64>>,
+        precision: MixedPrecision,
     ) -> FloatTensor<Self>;
 
     /// Norms of a matrix's columns, without a gradient.

@@ -11,6 +11,8 @@ use crate::extension::{Fused, Layer, Maybe};
 #[cfg(feature = "flex")]
 use crate::fused::{coins, fuses};
 use crate::low_rank::LowRank;
+#[cfg(feature = "flex")]
+use crate::precision::mixed_precision;
 use crate::quantized::QuantizedWeight;
 use crate::reference;
 
@@ -267,6 +269,7 @@ impl Parts {
                 epsilon: 0.0,
                 coins,
                 quantized,
+                precision: mixed_precision(),
             },
         }
     }
