@@ -94,6 +94,20 @@ named! {
         BitFit = "bitfit",
         /// The largest 0.5 % of the elements of every linear layer but the head.
         Sparse = "sparse",
+        /// The 0.5 % of all elements but the head's with the largest Fisher information.
+        FishMask = "fishmask",
+        /// Differences and gates of all elements, before the mask is fixed.
+        DiffPruning = "diff-pruning",
+        /// `lora-all` that keeps 64 numbers of each input for the gradient of A.
+        VeloraAll = "velora-all",
+        /// The last block, in place.
+        Last1 = "last-1",
+        /// The last two.
+        Last2 = "last-2",
+        /// The last four.
+        Last4 = "last-4",
+        /// All six blocks of MiniLM-L6, without the embeddings.
+        Last6 = "last-6",
         /// Ten virtual tokens.
         Prompt = "prompt",
         /// Nothing: the model as it is.
@@ -141,6 +155,7 @@ impl Method {
         matches!(
             self,
             Self::LoraAll
+                | Self::VeloraAll
                 | Self::LoraAllCheckpointed
                 | Self::QloraAll
                 | Self::QloraAllCheckpointed
@@ -154,6 +169,17 @@ impl Method {
             self,
             Self::QloraQv | Self::QloraAll | Self::QloraAllCheckpointed | Self::QloraAllFp4
         )
+    }
+
+    /// How many of the last blocks train, where these are what trains.
+    pub(crate) fn last_blocks(self) -> Option<usize> {
+        match self {
+            Self::Last1 => Some(1),
+            Self::Last2 => Some(2),
+            Self::Last4 => Some(4),
+            Self::Last6 => Some(6),
+            _ => None,
+        }
     }
 
     /// Whether activations are computed again in the backward pass.

@@ -57,6 +57,12 @@ enum Task {
         /// Where they go
         folder: PathBuf,
     },
+    /// FishMask's elements, chosen on an example and written as an adapter
+    #[command(hide = true)]
+    Mask {
+        /// Where it goes
+        folder: PathBuf,
+    },
     /// Train LoRA on the language model in f32, NF4 (from LoftQ's values, too) and FP4, and say what each one
     /// learned: takes minutes
     QloraLoss(qlora_loss::Settings),
@@ -68,6 +74,7 @@ fn main() -> ExitCode {
     let result = match &arguments.task {
         Some(Task::Worker { case }) => worker::run(*case, &arguments.device),
         Some(Task::Export { folder }) => models::llama::export(&arguments.device, folder),
+        Some(Task::Mask { folder }) => models::minilm::choose_mask(&arguments.device, folder),
         Some(Task::QloraLoss(settings)) => {
             qlora_loss::run(settings, &arguments.device, arguments.json.as_deref())
         }

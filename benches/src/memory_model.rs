@@ -76,6 +76,7 @@ impl Layer {
 /// Sizes of a BERT encoder and its input.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Encoder {
+    /// Blocks, from the lowest one on that is trained or adapted.
     pub(crate) layers: u64,
     pub(crate) width: u64,
     /// Rows times tokens, virtual ones included.
@@ -102,15 +103,18 @@ impl Encoder {
             Method::LoraQv => (1, 0),
             // Of queries, keys and values; of the projection after attention; of the feed-forward part.
             Method::LoraAll | Method::Full => (3, 0),
+            _ if method.last_blocks().is_some() => (3, 0),
             // Of both bottlenecks; the attention of the first layer has nothing to train before it.
             Method::Houlsby => (2, 3),
             _ => (0, 0),
         };
         // Gradients of the feed-forward part and of its output; where that part's activation is the input
         // of something trained, it is computed again.
-        let moment = match method {
-            Method::LoraAll | Method::Full => 9,
-            _ => 5,
+        let all = matches!(method, Method::LoraAll | Method::Full);
+        let moment = if all || method.last_blocks().is_some() {
+            9
+        } else {
+            5
         };
         let (kept, moment) = match method {
             // The feed-forward part, its activation in blocks of a quarter for each of two threads, its

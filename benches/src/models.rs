@@ -19,9 +19,13 @@ use crate::memory_model::MemoryModel;
 
 type Failure = Box<dyn std::error::Error>;
 
+/// Steps that a training is said to have: more than are measured. What a method does in the last part of a training is not
+/// measured.
+const STEPS: usize = 1_000_000;
+
 /// A case that is ready to run.
 pub(crate) struct Work {
-    pub(crate) iterate: Box<dyn FnMut()>,
+    pub(crate) iterate: Box<dyn FnMut() -> Result<(), Failure>>,
     pub(crate) tokens: usize,
     pub(crate) trainable: usize,
     /// Bytes of the model's own weights as they are stored.
@@ -64,23 +68,33 @@ fn infer<M: PeftModule + 'static>(
         bits: bits(&model),
         iterate: Box::new(move || {
             black_box(forward(&model));
+            Ok(())
         }),
         memory_model: None,
     }
 }
 
-/// Training steps: forward, backward, AdamW.
+/// Training steps: forward, backward, AdamW, and what the method does besides.
 fn train<M: Module + PeftModule + 'static>(
     model: M,
     tokens: usize,
     device: &Device,
     loss: impl Fn(&M) -> Tensor<1> + 'static,
-) -> Work {
+) -> Result<Work, Failure> {
     let mut optimizer = AdamWConfig::new().with_weight_decay(0.01).init();
-    train_by(model, tokens, device, move |model: M| {
-        let gradients = GradientsParams::from_grads(loss(&model).backward(), &model);
-        optimizer.step(1e-4, model, gradients)
-    })
+    let mut training = model.training_hooks(STEPS)?;
+    let step = move |model: M| {
+        let loss = loss(&model);
+        let loss = match training.penalty(&model)? {
+            Some(penalty) => loss + penalty,
+            None => loss,
+        };
+        let mut gradients = GradientsParams::from_grads(loss.backward(), &model);
+        training.before_step(&model, &mut gradients)?;
+        let model = optimizer.step(1e-4, model, gradients);
+        Ok(training.after_step(model)?)
+    };
+    Ok(train_by(model, tokens, device, step))
 }
 
 /// The same of steps by `step`.
@@ -88,17 +102,18 @@ fn train_by<M: Module + PeftModule + 'static>(
     model: M,
     tokens: usize,
     device: &Device,
-    mut step: impl FnMut(M) -> M + 'static,
+    mut step: impl FnMut(M) -> Result<M, Failure> + 'static,
 ) -> Work {
     let (trainable, _) = trainable(&model);
     let (weights, bits) = (weight_bytes(&model), bits(&model));
     let mut model = Some(model);
     let device = device.clone();
     let iterate = move || {
-        let Some(now) = model.take() else { return };
-        model = Some(step(now));
+        let now = model.take().ok_or("a step before this one failed")?;
+        model = Some(step(now)?);
         // Nothing is left to do in the background when the clock stops.
         let _ = device.sync();
+        Ok(())
     };
     Work {
         tokens,

@@ -11,6 +11,8 @@ use crate::case::Case;
 use crate::memory_model::MemoryModel;
 use crate::models;
 
+type Failure = Box<dyn std::error::Error>;
+
 /// What a worker prints first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Ready {
@@ -67,7 +69,7 @@ fn say(value: &impl Serialize) -> io::Result<()> {
     out.flush()
 }
 
-pub(crate) fn run(case: Case, device: &str) -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn run(case: Case, device: &str) -> Result<(), Failure> {
     let before = status("VmRSS");
     let allocated = ALLOCATOR.allocated();
     let mut work = models::work(case, device)?;
@@ -83,10 +85,10 @@ pub(crate) fn run(case: Case, device: &str) -> Result<(), Box<dyn std::error::Er
         let seconds = (0..count)
             .map(|_| {
                 let start = Instant::now();
-                (work.iterate)();
-                start.elapsed().as_secs_f64()
+                (work.iterate)()?;
+                Ok(start.elapsed().as_secs_f64())
             })
-            .collect();
+            .collect::<Result<_, Failure>>()?;
         say(&Times { seconds })?;
     }
     say(&Memory {

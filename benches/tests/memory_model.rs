@@ -74,6 +74,10 @@ fn the_memory_model_is_within_15_percent_of_what_is_live_and_resident() {
         "minilm/train/houlsby",
         "minilm/train/bitfit",
         "minilm/train/prompt",
+        "minilm/train/last-1",
+        "minilm/train/last-2",
+        "minilm/train/last-4",
+        "minilm/train/last-6",
         "linear-4096/train/full",
         "linear-4096/train/lora-all",
     ] {

@@ -49,7 +49,7 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
         // A layer within a model: what comes in has a gradient.
         let x = x.clone().detach().require_grad();
         model.linear.adapted(x).powi_scalar(2).mean()
-    });
+    })?;
     work.memory_model = (case.engine == Engine::Ours).then(|| sizes.memory_model(case.method));
     Ok(work)
 }

@@ -50,13 +50,13 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
         train_by(model, TOKENS, device, move |model: Llama| {
             optimizer.prepare(&model);
             let gradients = gradients(&model);
-            optimizer.step(1e-4, model, gradients)
+            Ok(optimizer.step(1e-4, model, gradients))
         })
     } else {
         let mut optimizer = AdamWConfig::new().with_weight_decay(0.01).init();
         train_by(model, TOKENS, device, move |model: Llama| {
             let gradients = gradients(&model);
-            optimizer.step(1e-4, model, gradients)
+            Ok(optimizer.step(1e-4, model, gradients))
         })
     };
     work.memory_model = memory_model;

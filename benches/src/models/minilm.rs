@@ -1,17 +1,29 @@
 //! MiniLM-L6 as a classifier.
 
+use std::env;
+use std::path::Path;
+use std::process::Command;
+
 use burn::module::{Lora, Module as _, ParamGroup};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft::additive::{BottleneckConfig, LstConfig};
 use peft::core::PeftModule as _;
-use peft::selective::{BitFitConfig, HeadOnlyConfig, SuperTuningConfig};
+use peft::core::calibration::Calibrate as _;
+use peft::reparameterization::VeloraConfig;
+use peft::selective::{
+    BitFitConfig, DiffPruningConfig, FishMaskConfig, HeadOnlyConfig, PartialConfig,
+    SuperTuningConfig,
+};
 use peft::soft_prompt::PromptTuningConfig;
 use peft_models::{BertClassifier, BertConfig, Pooling};
 
 use super::{Failure, Work, infer, lora, matching, train, trainable};
 use crate::case::{Case, Engine, Method, Pass, Shape};
 use crate::memory_model::Encoder;
+
+/// The adapter's name.
+const NAME: &str = "bench";
 
 /// The published configuration of `sentence-transformers/all-MiniLM-L6-v2`.
 pub(crate) fn config(dropout: f64) -> Result<BertConfig, Failure> {
@@ -87,13 +99,12 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
                 .into_data()
         }));
     }
-    let labels: Vec<i64> = (0..rows).map(|row| (row % 2) as i64).collect();
-    let labels = Tensor::<1, Int>::from_data(labels.as_slice(), device);
+    let labels = labels(rows, device);
     let cross_entropy = CrossEntropyLossConfig::new().init(device);
     let virtual_tokens = model.bert.embeddings.prompt.virtual_tokens() * rows;
     let (trainable, largest) = trainable(&model);
     let encoder = Encoder {
-        layers: 6,
+        layers: case.method.last_blocks().unwrap_or(6) as u64,
         width: 384,
         tokens: (tokens + virtual_tokens) as u64,
         total: model.counts().total as u64,
@@ -103,19 +114,64 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
     let mut work = train(model, tokens, device, move |model: &BertClassifier| {
         let logits = model.forward(ids.clone(), Some(padding.clone()));
         cross_entropy.forward(logits, labels.clone())
-    });
-    // Of a second network, and of sparse changes, there is no memory model.
-    let modelled =
-        case.engine == Engine::Ours && !matches!(case.method, Method::Lst | Method::Sparse);
+    })?;
+    // There is none of a second network, of sparse changes, of gates and of what is kept in compressed form.
+    let modelled = case.engine == Engine::Ours
+        && !matches!(
+            case.method,
+            Method::Lst
+                | Method::Sparse
+                | Method::FishMask
+                | Method::DiffPruning
+                | Method::VeloraAll
+        );
     work.memory_model = modelled.then(|| encoder.memory_model(case.method));
     Ok(work)
+}
+
+/// The first class and the second in turn.
+fn labels(rows: usize, device: &Device) -> Tensor<1, Int> {
+    let labels: Vec<i64> = (0..rows).map(|row| (row % 2) as i64).collect();
+    Tensor::from_data(labels.as_slice(), device)
+}
+
+/// Chooses `FishMask`'s elements, and writes the adapter.
+pub(crate) fn choose_mask(device: &str, folder: &Path) -> Result<(), Failure> {
+    let device = peft::core::device::device(device)?;
+    device.seed(1);
+    let model = classifier(0.0, &device)?.train();
+    let device = device.autodiff();
+    let (ids, padding) = batch([1, 64], &device);
+    let labels = labels(1, &device);
+    let cross_entropy = CrossEntropyLossConfig::new().init(&device);
+    let config = FishMaskConfig::new().with_modules_to_save(["classifier"]);
+    let loss = |model: &BertClassifier, ()| {
+        let logits = model.forward(ids.clone(), Some(padding.clone()));
+        cross_entropy.forward(logits, labels.clone())
+    };
+    let model = model.attach_on(NAME, &config, [()], loss)?;
+    Ok(model.save_adapter(NAME, folder)?)
+}
+
+/// The model with a mask that another process chose: choosing needs gradients of all elements, and the memory of a step is
+/// what is asked for.
+fn masked(model: &BertClassifier) -> Result<BertClassifier, Failure> {
+    let folder = tempfile::tempdir()?;
+    let status = Command::new(env::current_exe()?)
+        .arg("mask")
+        .arg(folder.path())
+        .status()?;
+    if !status.success() {
+        return Err("the mask could not be chosen".into());
+    }
+    Ok(model.load_adapter(NAME, folder.path(), &peft::methods())?)
 }
 
 /// The model with what the case's method puts on it.
 fn prepared(model: BertClassifier, case: Case) -> Result<BertClassifier, Failure> {
     const QV: [&str; 2] = ["query", "value"];
     let head = ["classifier"];
-    let name = "bench";
+    let name = NAME;
     if case.engine == Engine::Burn && matches!(case.method, Method::LoraQv | Method::LoraAll) {
         let layers: &[&str] = match case.method {
             Method::LoraAll => &["query", "key", "value", "dense"],
@@ -147,6 +203,20 @@ fn prepared(model: BertClassifier, case: Case) -> Result<BertClassifier, Failure
         Method::BitFit => model.attach(name, &BitFitConfig::new().with_modules_to_save(head))?,
         Method::Sparse => {
             let config = SuperTuningConfig::new().with_sparsity(0.995);
+            model.attach(name, &config.with_modules_to_save(head))?
+        }
+        Method::FishMask => masked(&model)?,
+        Method::DiffPruning => {
+            let config = DiffPruningConfig::new().with_modules_to_save(head);
+            model.attach(name, &config)?
+        }
+        Method::VeloraAll => {
+            let config = lora(case.method, QV).with_velora_config(VeloraConfig::default());
+            model.attach(name, &config.with_modules_to_save(head))?
+        }
+        Method::Last1 | Method::Last2 | Method::Last4 | Method::Last6 => {
+            let blocks = case.method.last_blocks().unwrap_or_default();
+            let config = PartialConfig::last(blocks).with_in_place(true);
             model.attach(name, &config.with_modules_to_save(head))?
         }
         Method::Prompt => {

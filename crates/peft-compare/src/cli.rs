@@ -9,9 +9,9 @@ use crate::definition::{
     DataSource, Definitions, Kind, MethodChoice, ModelSource, Rule, SplitRule, Task, Training, Tune,
 };
 use crate::job::Job;
-use crate::record::RunRecord;
+use crate::record::{Failure, RunRecord};
 use crate::registry::Registry;
-use crate::suite::Order;
+use crate::suite::{FAILURES, Order, RUNS, Results};
 use crate::{Error, report, train};
 use clap::{Args, Parser, Subcommand};
 
@@ -100,9 +100,7 @@ pub fn main(registry: &Registry) -> ExitCode {
     peft_core::ops::keep_freed_memory();
     let cli = Cli::parse();
     let result = match cli.command {
-        Some(Action::Report { dir }) => RunRecord::load_dir(&dir.join("runs"))
-            .map_err(Error::from)
-            .and_then(|records| finish(&dir, &records)),
+        Some(Action::Report { dir }) => load(&dir).and_then(|results| finish(&dir, &results)),
         Some(Action::RunJob { out, job }) => run_job(&out, &job, registry),
         None => compare(cli.compare, registry),
     };
@@ -195,8 +193,28 @@ fn compare(options: Compare, registry: &Registry) -> Result<(), Error> {
         return Ok(());
     }
     let stop = stop_flag();
-    let records = order.run(&stop)?;
-    finish(&out, &records)
+    let results = order.run(&stop)?;
+    finish(&out, &results)?;
+    match results.failures.first() {
+        None => Ok(()),
+        Some(first) => Err(Error::Failed {
+            failed: results.failures.len(),
+            first: first.line(),
+        }),
+    }
+}
+
+/// What a comparison left in its folder.
+fn load(dir: &Path) -> Result<Results, Error> {
+    let failures = Failure::load_dir(&dir.join(FAILURES))?;
+    let runs = dir.join(RUNS);
+    // Where all runs failed there is no such folder.
+    let records = if failures.is_empty() || runs.is_dir() {
+        RunRecord::load_dir(&runs)?
+    } else {
+        Vec::new()
+    };
+    Ok(Results { records, failures })
 }
 
 /// Whether a file is for a language model.
@@ -261,6 +279,7 @@ fn own_task(options: &Compare, data: &Path, definitions: &Definitions) -> Result
                 general: None,
             };
             // Any number of rows: the published rates, and the usual three passes.
+            task.learning_rates.clear();
             task.training = Training {
                 learning_rate_factor: 1.0,
                 epochs: 3,
@@ -277,9 +296,10 @@ fn own_task(options: &Compare, data: &Path, definitions: &Definitions) -> Result
     Ok(task)
 }
 
-fn finish(out: &Path, records: &[RunRecord]) -> Result<(), Error> {
-    let written = report::write_all(out, records)?;
-    println!("{}", report::terminal::table(records));
+fn finish(out: &Path, results: &Results) -> Result<(), Error> {
+    let Results { records, failures } = results;
+    let written = report::write_all(out, records, failures)?;
+    println!("{}", report::terminal::table(records, failures));
     println!("report: {}", written.html.display());
     println!(
         "also:   {} and {}",

@@ -1,7 +1,10 @@
 //! Tasks, methods and suites as data. The files explain their fields.
 
 mod load;
+mod parts;
+mod rates;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -158,7 +161,7 @@ pub struct Training {
     pub epochs: usize,
     /// Rows per step.
     pub batch_size: usize,
-    /// Factor of every method's learning rates: short runs want larger ones. Default: 1.
+    /// Factor of the learning rates of methods for which the task has no own: short runs want larger ones. Default: 1.
     #[serde(default = "one")]
     pub learning_rate_factor: f64,
     /// Whether rows of like length share a batch, which saves padding. Default: no.
@@ -207,6 +210,20 @@ pub struct Task {
     pub split: SplitRule,
     /// The training.
     pub training: Training,
+    /// Grids of single methods, by the names of their entries, in place of the entry's own: found on this task's dev
+    /// split. `learning_rate_factor` does not change them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub learning_rates: BTreeMap<String, Vec<f64>>,
+}
+
+/// An adapter that an entry is built from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// The adapter's name on the model.
+    pub name: String,
+    /// The entry that configures it.
+    pub entry: String,
 }
 
 /// A configuration of a method, and its learning rates.
@@ -229,12 +246,19 @@ pub struct MethodEntry {
     /// Fields of the method's configuration.
     #[serde(default)]
     pub config: Map<String, Value>,
+    /// Adapters that have to be on the model before it. Each is trained on a share of the training rows, at the middle
+    /// rate of its own entry's grid.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Part>,
     /// Fields that are otherwise on Llama-like models, whose layers have other names and widths.
     #[serde(default)]
     pub llama: Map<String, Value>,
     /// The grid; empty for what does not train.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub learning_rates: Vec<f64>,
+    /// Whether the grid is the family's: nobody wrote an entry for the method.
+    #[serde(skip)]
+    pub of_family: bool,
 }
 
 impl MethodEntry {

@@ -38,13 +38,15 @@ pub enum Error {
     /// A model or data set is not on this machine.
     #[error("{0}")]
     Missing(String),
-    /// One job failed.
-    #[error("{job} failed: {reason}")]
-    Job {
-        /// The job.
-        job: String,
-        /// The last words of its process.
-        reason: String,
+    /// Some runs failed; the others have results.
+    #[error(
+        "{failed} of the runs failed, the report names them: {first}; the same command tries them again"
+    )]
+    Failed {
+        /// How many.
+        failed: usize,
+        /// The first of them, with its error.
+        first: String,
     },
     /// Another comparison is writing there.
     #[error("{out}: another comparison is running into this folder; wait for it, or give another --out", out = out.display())]

@@ -15,6 +15,17 @@ use crate::record::{Counts, Environment, Epoch, Forgetting, Git, Latency, Memory
 use crate::registry::Registry;
 use crate::{Error, Result};
 
+/// An adapter that is trained before the method of a run is attached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobPart {
+    /// Its name on the model.
+    pub name: String,
+    /// Its configuration.
+    pub method: MethodEntry,
+    /// Its learning rate.
+    pub learning_rate: f64,
+}
+
 /// Everything that decides a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
@@ -22,6 +33,9 @@ pub struct Job {
     pub task: Task,
     /// The configured method.
     pub method: MethodEntry,
+    /// What it is built from, in the order of training.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<JobPart>,
     /// The learning rate of this run.
     pub learning_rate: f64,
     /// Seed of head, adapter, order of rows and dropout.
@@ -91,6 +105,17 @@ impl Job {
             fields.remove("seed");
         }
         json
+    }
+
+    /// The training of one part.
+    #[must_use]
+    pub fn of_part(&self, part: &JobPart) -> Self {
+        Self {
+            method: part.method.clone(),
+            learning_rate: part.learning_rate,
+            parts: Vec::new(),
+            ..self.clone()
+        }
     }
 
     /// One line for people.
@@ -191,6 +216,7 @@ mod tests {
         Job {
             task: definitions.task(task).unwrap().clone(),
             method: entry.clone(),
+            parts: Vec::new(),
             learning_rate: 1e-3,
             seed: 1,
             device: "flex".into(),

@@ -111,6 +111,12 @@ impl Progress {
         }
     }
 
+    /// A run failed; the others go on.
+    pub(crate) fn fail(&self, line: &str) {
+        self.advance();
+        self.say(&format!("[{}/{}] FAILED: {line}", self.done(), self.total));
+    }
+
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }

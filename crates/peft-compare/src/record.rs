@@ -3,8 +3,12 @@
 //! A record holds everything the report needs, so that results can be moved, merged and reported on another
 //! machine, long after the run.
 
+mod failure;
+mod grid;
 mod store;
 
+pub use self::failure::Failure;
+pub use self::grid::{Grid, GridSource, Place};
 pub use self::store::RecordError;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -45,6 +49,9 @@ pub struct RunRecord {
     pub learning_rate: f64,
     /// The learning rates that were tried; every method gets the same number of trials.
     pub tuning: Vec<Trial>,
+    /// The grid that they are of. `None` of what does not train, and in records from before it was kept.
+    #[serde(default)]
+    pub grid: Option<Grid>,
     /// The whole definition of the run without its seed.
     pub definition: Value,
     /// Hexadecimal hash of `definition`; equal for all seeds of a method.
@@ -125,9 +132,12 @@ pub struct Method {
 pub struct Trial {
     /// The learning rate.
     pub learning_rate: f64,
-    /// The dev score it reached.
+    /// The dev score it reached; NaN if it diverged or failed.
     #[serde(deserialize_with = "number_or_nan")]
     pub dev: f64,
+    /// Why it has no score, if the run failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// The source revision of a run.
@@ -239,6 +249,19 @@ pub struct Memory {
     pub peak_bytes: u64,
     /// In use before training, with the model loaded.
     pub baseline_bytes: u64,
+}
+
+impl RunRecord {
+    /// Where in its grid the learning rate lies; `None` where fewer than three rates were tried.
+    pub fn place(&self) -> Option<Place> {
+        Place::of(self.learning_rate, &self.tuning, self.dev_noise())
+    }
+
+    /// The standard error of the dev score that the choice of dev rows makes; known of accuracy alone.
+    fn dev_noise(&self) -> Option<f64> {
+        let known = self.kind == Kind::Classification && self.rows.dev > 0;
+        known.then(|| (self.dev * (1.0 - self.dev) / self.rows.dev as f64).sqrt())
+    }
 }
 
 impl Memory {

@@ -3,20 +3,35 @@
 
 mod plan;
 mod prepare;
+mod run;
 
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use crate::definition::{Definitions, MethodEntry, Suite, Task, Tune, family_key, overridden};
+use crate::definition::{
+    Definitions, MethodEntry, Part, Suite, Task, Tune, family_key, overridden,
+};
 use crate::error::io;
-use crate::job::{Inputs, Job, Outcome, hash};
+use crate::job::{Inputs, Job, JobPart, Outcome, hash};
 use crate::progress::Progress;
-use crate::record::{Method, Model, RunRecord, SCHEMA, Trial};
+use crate::record::{Failure, Grid, Method, Model, RunRecord, SCHEMA, Trial};
 use crate::registry::Registry;
 use crate::{Error, Result};
+
+/// Folder of the records in the folder of results.
+pub const RUNS: &str = "runs";
+/// Folder of what failed in the folder of results.
+pub const FAILURES: &str = "failures";
+
+/// What a comparison ends with.
+#[derive(Clone, Debug, Default)]
+pub struct Results {
+    /// The runs that a report is made of.
+    pub records: Vec<RunRecord>,
+    /// Those that have no result.
+    pub failures: Vec<Failure>,
+}
 
 /// What to run and where to put it.
 #[derive(Clone, Debug)]
@@ -33,6 +48,8 @@ pub struct Order {
     pub out: PathBuf,
     /// The methods that entries may configure.
     registry: Registry,
+    /// All entries: those of the suite may be built from others.
+    entries: Vec<MethodEntry>,
     /// What the tasks read, by their names; filled by [`prepare`](Self::prepare).
     inputs: HashMap<String, Inputs>,
     /// What does not fit a task's model; filled by [`prepare`](Self::prepare).
@@ -55,11 +72,12 @@ impl Order {
     ///
     /// Unknown names, overrides that do not fit.
     pub fn new(definitions: &Definitions, suite: &Suite, device: &str, out: &Path) -> Result<Self> {
-        let tasks = suite
-            .tasks
-            .iter()
-            .map(|name| overridden(definitions.task(name)?, &suite.overrides))
-            .collect::<Result<_>>()?;
+        let task = |name: &String| {
+            let task = overridden(definitions.task(name)?, &suite.overrides)?;
+            definitions.check_rates(&task, &format!("suite {}", suite.name))?;
+            Ok(task)
+        };
+        let tasks = suite.tasks.iter().map(task).collect::<Result<_>>()?;
         Ok(Self {
             suite: suite.clone(),
             tasks,
@@ -71,6 +89,7 @@ impl Order {
             device: device.to_string(),
             out: out.to_path_buf(),
             registry: definitions.registry.clone(),
+            entries: definitions.methods.clone(),
             inputs: HashMap::new(),
             left_out: Vec::new(),
         })
@@ -95,8 +114,9 @@ impl Order {
 
     fn job(&self, task: &Task, method: &MethodEntry, learning_rate: f64, seed: u64) -> Job {
         Job {
-            task: task.clone(),
-            method: method.clone(),
+            task: task.without_grids(),
+            method: method.without_grid(),
+            parts: self.parts_of(task, method),
             learning_rate,
             seed,
             device: self.device.clone(),
@@ -104,17 +124,26 @@ impl Order {
         }
     }
 
+    /// What a method is built from, each at the middle rate of its grid on the task.
+    fn parts_of(&self, task: &Task, method: &MethodEntry) -> Vec<JobPart> {
+        let part = |part: &Part| {
+            let entry = self.entries.iter().find(|entry| entry.name == part.entry)?;
+            let rates = task.grid(entry).learning_rates;
+            Some(JobPart {
+                name: part.name.clone(),
+                method: entry.without_grid(),
+                learning_rate: rates[rates.len() / 2],
+            })
+        };
+        method.parts.iter().filter_map(part).collect()
+    }
+
     /// The learning rates that are tried on a task.
-    fn grid(&self, task: &Task, method: &MethodEntry) -> Vec<f64> {
+    fn rates(&self, task: &Task, method: &MethodEntry) -> Vec<f64> {
         if !method.trains() {
             return vec![0.0];
         }
-        let rates = method.learning_rates.iter().map(|rate| {
-            let rate = rate * task.training.learning_rate_factor;
-            // 3e-4 times 3 is 9e-4 and not 8.999999999999999e-4.
-            format!("{rate:.3e}").parse().unwrap_or(rate)
-        });
-        let rates: Vec<f64> = rates.collect();
+        let rates = task.grid(method).learning_rates;
         match self.suite.tune {
             Tune::FirstSeed => rates,
             Tune::None => vec![rates[rates.len() / 2]],
@@ -126,7 +155,7 @@ impl Order {
         let of_task = |task: &Task| {
             let methods = self.methods_of(task);
             let runs = methods
-                .map(|method| self.grid(task, method).len() + self.seeds_of(method).len() - 1);
+                .map(|method| self.rates(task, method).len() + self.seeds_of(method).len() - 1);
             runs.sum::<usize>()
         };
         self.tasks.iter().map(of_task).sum()
@@ -137,16 +166,20 @@ impl Order {
     }
 
     fn runs_dir(&self) -> PathBuf {
-        self.out.join("runs")
+        self.out.join(RUNS)
     }
 
-    /// Runs what is missing and returns the records, old and new.
+    fn failures_dir(&self) -> PathBuf {
+        self.out.join(FAILURES)
+    }
+
+    /// Runs what is missing and returns the records, old and new. A run that fails does not end the others: it is kept
+    /// as a [`Failure`], and tried again by the next call.
     ///
     /// # Errors
     ///
-    /// [`Error::Stopped`] when `stop` was set: what is finished is kept. [`Error::Job`] with the
-    /// last words of a failed run.
-    pub fn run(&self, stop: &AtomicBool) -> Result<Vec<RunRecord>> {
+    /// [`Error::Stopped`] when `stop` was set: what is finished is kept. Folders and files that cannot be written.
+    pub fn run(&self, stop: &AtomicBool) -> Result<Results> {
         // Two at once would do the work twice and spoil each other's timings.
         peft_core::files::create_dir(&self.out)?;
         let path = self.out.join(".lock");
@@ -156,118 +189,22 @@ impl Order {
                 out: self.out.clone(),
             });
         }
+        // Whatever failed before is tried again.
+        if self.failures_dir().is_dir() {
+            peft_core::files::remove_dir(&self.failures_dir())?;
+        }
         let progress = Progress::new(self.total());
-        let mut records = Vec::new();
+        let mut results = Results::default();
         for task in &self.tasks {
             for method in self.methods_of(task) {
-                records.extend(self.compare(task, method, &progress, stop)?);
+                self.compare(task, method, &progress, stop, &mut results)?;
             }
         }
         progress.finish();
-        Ok(records)
+        Ok(results)
     }
 
-    /// All runs of one method on one task.
-    fn compare(
-        &self,
-        task: &Task,
-        method: &MethodEntry,
-        progress: &Progress,
-        stop: &AtomicBool,
-    ) -> Result<Vec<RunRecord>> {
-        let first = self.suite.seeds[0];
-        let mut trials = Vec::new();
-        for rate in self.grid(task, method) {
-            trials.push(self.outcome(&self.job(task, method, rate, first), progress, stop)?);
-        }
-        // The first of equals: the smaller rate, as grids rise.
-        let metric = task.kind.metric();
-        let score = |trial: &Outcome| metric.oriented(trial.dev);
-        let best = trials
-            .iter()
-            .filter(|trial| trial.dev.is_finite())
-            .reduce(|best, trial| {
-                if score(trial) > score(best) {
-                    trial
-                } else {
-                    best
-                }
-            })
-            .unwrap_or(&trials[0]);
-        if !method.trains() {
-            // One run stands for all seeds, so that differences to it can be paired.
-            let records = self.suite.seeds.iter().map(|seed| {
-                let mut outcome = best.clone();
-                outcome.job.seed = *seed;
-                self.record(&outcome, &[])
-            });
-            return records.collect();
-        }
-        let tuning: Vec<Trial> = trials
-            .iter()
-            .map(|trial| Trial {
-                learning_rate: trial.job.learning_rate,
-                dev: trial.dev,
-            })
-            .collect();
-        let mut records = vec![self.record(best, &tuning)?];
-        for seed in &self.suite.seeds[1..] {
-            let job = self.job(task, method, best.job.learning_rate, *seed);
-            let outcome = self.outcome(&job, progress, stop)?;
-            records.push(self.record(&outcome, &tuning)?);
-        }
-        Ok(records)
-    }
-
-    /// A job's outcome, from its file or by running it.
-    fn outcome(&self, job: &Job, progress: &Progress, stop: &AtomicBool) -> Result<Outcome> {
-        let id = job.id();
-        if let Some(outcome) = Outcome::read(&self.jobs_dir(), &id) {
-            progress.known(&outcome);
-            return Ok(outcome);
-        }
-        let stopped = || Error::Stopped {
-            done: progress.done(),
-            total: self.total(),
-        };
-        if stop.load(Ordering::SeqCst) {
-            return Err(stopped());
-        }
-        progress.start(&job.label());
-        let mut child = self.spawn(job)?;
-        let last = follow(&mut child, progress, stop);
-        let status = child.wait().map_err(io(&self.out))?;
-        if stop.load(Ordering::SeqCst) {
-            return Err(stopped());
-        }
-        match Outcome::read(&self.jobs_dir(), &id) {
-            Some(outcome) if status.success() => {
-                progress.end(&outcome);
-                Ok(outcome)
-            }
-            _ => Err(Error::Job {
-                job: job.label(),
-                reason: last.unwrap_or(status.to_string()),
-            }),
-        }
-    }
-
-    /// Each run has a process of its own, so that its peak memory is its own.
-    fn spawn(&self, job: &Job) -> Result<Child> {
-        let program = std::env::current_exe().map_err(io(Path::new("peft-compare")))?;
-        Command::new(&program)
-            .arg("run-job")
-            .arg("--out")
-            .arg(self.jobs_dir())
-            .arg(serde_json::to_string(job).expect("plain data"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(io(&program))
-    }
-
-    fn record(&self, outcome: &Outcome, tuning: &[Trial]) -> Result<RunRecord> {
+    fn record(&self, outcome: &Outcome, grid: Option<Grid>, tuning: &[Trial]) -> Result<RunRecord> {
         let job = &outcome.job;
         let configured = job.configured(&self.registry)?;
         let info = configured.info();
@@ -301,6 +238,7 @@ impl Order {
             seed: job.seed,
             learning_rate: job.learning_rate,
             tuning: tuning.to_vec(),
+            grid,
             definition_hash: hash(&definition),
             definition,
             git: outcome.git.clone(),
@@ -326,35 +264,4 @@ impl Order {
         record.write(&self.runs_dir())?;
         Ok(record)
     }
-}
-
-/// Reads a job's messages until it ends; returns its last words of trouble.
-fn follow(child: &mut Child, progress: &Progress, stop: &AtomicBool) -> Option<String> {
-    let (stdout, mut stderr) = (child.stdout.take()?, child.stderr.take()?);
-    // Read beside the progress: a full pipe would block the job.
-    let words = std::thread::spawn(move || {
-        let mut words = Vec::new();
-        let _ = std::io::copy(&mut stderr, &mut words);
-        String::from_utf8_lossy(&words).into_owned()
-    });
-    for line in BufReader::new(stdout)
-        .lines()
-        .map_while(std::result::Result::ok)
-    {
-        let fields: Vec<f64> = line
-            .split_whitespace()
-            .filter_map(|field| field.parse().ok())
-            .collect();
-        if let [step, steps, loss] = fields[..] {
-            progress.step(step as u64, steps as u64, loss);
-        }
-        if stop.load(Ordering::SeqCst) {
-            // The job may not have been told: a signal to this process alone is not passed on.
-            let _ = child.kill();
-        }
-    }
-    let words = words.join().unwrap_or_default();
-    let lines: Vec<&str> = words.trim().lines().collect();
-    let last = lines[lines.len().saturating_sub(12)..].join("\n");
-    (!last.is_empty()).then_some(last)
 }

@@ -3,7 +3,9 @@
 mod classification;
 mod fit;
 mod language_model;
+mod parts;
 
+use std::path::Path;
 use std::time::Instant;
 
 use peft_core::PeftModule;
@@ -64,9 +66,10 @@ pub fn run(
     let started_at = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
     let start = Instant::now();
     let method = job.configured(registry)?;
+    let parts = parts::of(job, registry)?;
     let measured = match job.task.kind {
-        Kind::Classification => classification::run(job, method.as_ref(), &mut progress)?,
-        Kind::LanguageModel => language_model::run(job, method.as_ref(), &mut progress)?,
+        Kind::Classification => classification::run(job, method.as_ref(), &parts, &mut progress)?,
+        Kind::LanguageModel => language_model::run(job, method.as_ref(), &parts, &mut progress)?,
     };
     let Measured {
         curve,
@@ -106,11 +109,11 @@ pub fn run(
         latency_ms: measured.latency_ms,
         git: crate::environment::git(),
         environment: crate::environment::environment(&job.device),
-        notes: if finite {
-            Vec::new()
-        } else {
-            vec!["training diverged".to_string()]
-        },
+        notes: (!finite)
+            .then(|| "training diverged".to_string())
+            .into_iter()
+            .chain(parts::note(&parts))
+            .collect(),
     })
 }
 
@@ -177,14 +180,26 @@ fn latency<M: PeftModule>(
     })
 }
 
-/// Bytes of what has to be kept: the adapter's folder, or the whole model where there is none.
+/// Bytes of what has to be kept: the adapters' folders, or the whole model where there is none.
 fn saved_bytes<M: PeftModule>(model: &M) -> Result<u64> {
     let dir = tempfile::tempdir().map_err(crate::error::io(&std::env::temp_dir()))?;
-    match model.adapters().first() {
-        Some(name) => model.save_adapter(name, dir.path())?,
-        None => model.save_model(dir.path().join("model.safetensors"))?,
+    let adapters = model.adapters();
+    if adapters.is_empty() {
+        model.save_model(dir.path().join("model.safetensors"))?;
+        return bytes_in(dir.path());
     }
-    let files = std::fs::read_dir(dir.path()).map_err(crate::error::io(dir.path()))?;
+    let mut bytes = 0;
+    for name in &adapters {
+        let folder = dir.path().join(name);
+        model.save_adapter(name, &folder)?;
+        bytes += bytes_in(&folder)?;
+    }
+    Ok(bytes)
+}
+
+/// Bytes of the files in a folder.
+fn bytes_in(dir: &Path) -> Result<u64> {
+    let files = std::fs::read_dir(dir).map_err(crate::error::io(dir))?;
     Ok(files
         .filter_map(|file| file.ok()?.metadata().ok())
         .map(|data| data.len())

@@ -115,6 +115,47 @@ fn a_text_of_ones_own_is_learned_measured_and_reported() {
 }
 
 #[test]
+fn what_is_built_from_others_trains_them_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (text(dir.path()), dir.path().join("out"));
+    let output = Command::new(env!("CARGO_BIN_EXE_peft-compare"))
+        .arg("--model")
+        .arg(model())
+        .arg("--data")
+        .arg(&data)
+        .arg("--out")
+        .arg(&out)
+        .args([
+            "--methods",
+            "adapter-fusion,pfeiffer",
+            "--seeds",
+            "1",
+            "--no-tune",
+        ])
+        .args(["--max-len", "32", "--train", "24"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let runs = RunRecord::load_dir(&out.join("runs")).unwrap();
+    let run = |name: &str| runs.iter().find(|run| run.method.name == name).unwrap();
+    let (fusion, part) = (run("adapter-fusion"), run("pfeiffer"));
+    // Three matrices and two biases at each of the two blocks are trained; two adapters are kept besides.
+    assert_eq!(
+        fusion.counts.stored,
+        fusion.counts.trainable + 2 * part.counts.stored
+    );
+    assert!(fusion.adapter_bytes > 2 * part.adapter_bytes);
+    assert!(fusion.test < fusion.baseline, "it learned");
+    assert!(
+        fusion.notes[0].contains("built from one (pfeiffer"),
+        "{:?}",
+        fusion.notes
+    );
+    assert_eq!(fusion.definition["parts"][1]["name"], "two");
+    assert!(part.notes.is_empty());
+}
+
+#[test]
 fn what_cannot_work_is_refused_before_any_training() {
     let dir = tempfile::tempdir().unwrap();
     let data = text(dir.path());
@@ -145,4 +186,46 @@ fn a_dry_run_says_what_would_run() {
     assert!(plan.contains("24 train") && plan.contains("40 of general text; 24 steps"));
     assert!(plan.contains("base: measured once"));
     assert!(!dir.path().join("out/jobs").exists());
+}
+
+#[test]
+fn a_run_that_fails_is_reported_and_tried_again_and_the_others_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (text(dir.path()), dir.path().join("out"));
+    let run = || compare(&data, &out, &["--max-len", "32", "--train", "8"]);
+    assert!(run().status.success());
+    let runs = RunRecord::load_dir(&out.join("runs")).unwrap();
+    let lora = |run: &&RunRecord| run.method.name == "lora" && run.seed == 1;
+    let id = &runs.iter().find(lora).unwrap().id;
+
+    // Where its result would go is a folder: nothing can be written there.
+    let result = out.join(format!("jobs/{id}.json"));
+    std::fs::remove_file(&result).unwrap();
+    std::fs::create_dir(&result).unwrap();
+    std::fs::write(result.join("taken"), "").unwrap();
+    std::fs::remove_dir_all(out.join("runs")).unwrap();
+    let failed = run();
+    assert_eq!(failed.status.code(), Some(1));
+    let words = said(&failed);
+    assert!(words.contains("FAILED: lora on ledger"), "{words}");
+    assert!(words.contains("tries them again"), "{words}");
+    let names = |out: &Path| -> Vec<String> {
+        let runs = RunRecord::load_dir(&out.join("runs")).unwrap();
+        runs.into_iter().map(|run| run.method.name).collect()
+    };
+    // Without the first seed no rate is chosen, so the second does not run.
+    assert_eq!(names(&out), ["base", "base", "full", "full"]);
+    let report = || std::fs::read_to_string(out.join("report.md")).unwrap();
+    assert!(report().contains("## Failed") && report().contains("| lora |"));
+    let again = Command::new(env!("CARGO_BIN_EXE_peft-compare"))
+        .arg("report")
+        .arg(&out)
+        .output()
+        .unwrap();
+    assert!(again.status.success() && report().contains("## Failed"));
+
+    std::fs::remove_dir_all(&result).unwrap();
+    assert!(run().status.success());
+    assert_eq!(names(&out).len(), runs.len());
+    assert!(!report().contains("## Failed") && !out.join("failures").exists());
 }

@@ -39,10 +39,10 @@ fn block(name: &str) -> Option<usize> {
     name.split('.').find_map(|segment| segment.parse().ok())
 }
 
-/// Chen et al. 2023, section 4.5, *S4* as they found it for T5-base: the groups of [`spindle`] have a bottleneck and LoRA; a
+/// Chen et al. 2023, *S4* as they found it for T5-base: the groups of [`spindle`] have a bottleneck and LoRA; a
 /// bottleneck and a prefix; both and trained biases; a prefix, trained biases and LoRA.
 ///
-/// Every block has about `per_block` trained parameters (section 4.3): sizes are the largest whole ones that fit. The
+/// Every block has about `per_block` trained parameters, as the paper found it best: sizes are the largest whole ones that fit. The
 /// prefix has one length in all groups, half of what is left beside the biases. A model without biases has none trained.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ mod llama;
 mod llama_tokenizer;
 mod panics;
 mod tokenizer;
+mod vocabulary;
 
 pub use bert::{
     Bert, BertAttention, BertClassifier, BertConfig, BertEmbeddings, BertEncoder, BertIntermediate,

@@ -19,6 +19,7 @@ pub(crate) use load::OneOrMany;
 pub use moment::Moment;
 pub(crate) use read::read;
 pub use turns::ChatTemplate;
+pub(crate) use vocabulary::add_tokens;
 
 use save::Kept;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use tokenizers::TruncationDirection;
 
-use crate::llama_tokenizer::check_ids;
+use crate::llama_tokenizer::{add_tokens, check_ids};
 use crate::panics::caught;
 use crate::{BertConfig, LoadError, checkpoint};
 
@@ -125,6 +125,33 @@ impl Tokenizer {
                 Ok(whole.get_ids().to_vec())
             })
             .collect()
+    }
+
+    /// The tokenizer with more tokens, and their ids in the order of `tokens`; a token that is there already keeps its id. A
+    /// token is found in texts as it is written, before they are cut up.
+    ///
+    /// Ids follow those of the tokenizer. Where the model has more embeddings than the tokenizer has tokens, the first new
+    /// ones need no new rows; otherwise [`vocab_size`](Self::vocab_size) grows, and so must the model:
+    /// [`Bert::resize_token_embeddings`](crate::Bert::resize_token_embeddings).
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Setting`] for an empty token; [`LoadError::Tokenizer`] if the tokenizer fails.
+    pub fn with_tokens(
+        &self,
+        tokens: &[&str],
+        special: bool,
+    ) -> Result<(Self, Vec<u32>), LoadError> {
+        let mut grown = self.clone();
+        let (ids, _) = add_tokens(&mut grown.inner, &self.path, tokens, special)?;
+        let needed = ids.iter().max().map_or(0, |id| *id as usize + 1);
+        grown.vocab_size = grown.vocab_size.max(needed);
+        Ok((grown, ids))
+    }
+
+    /// Number of embeddings of the model: all ids are below.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
     }
 
     /// Rows of token ids, as [`encode`](Self::encode) makes them, filled up to the longest.

@@ -147,6 +147,9 @@ fn row(
                     "upstream's file lacks {} numbers that all adapters share; these were found from its output",
                     measured.lost
                 )),
+                None if measured.expected.is_none() => {
+                    Some("it is not known how many elements upstream trains".to_string())
+                }
                 counted => counted.map(|counted| counted.to_string()),
             },
             ..blank

@@ -27,12 +27,19 @@ const BASE: &str = "../peft-models/tests/golden/llama/base";
 /// The text's task, for adapters that have several.
 const TASK: usize = 1;
 
+/// A token that is in the text once.
+const INVOCATION: usize = 10;
+
 fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
     let lora = || LoraConfig::new(4).with_alpha(10.0);
     vec![
         ("lora", Box::new(lora().with_targets(["q_proj", "v_proj"]))),
         ("lora-all-linear", Box::new(lora())),
         ("lora-dora", Box::new(lora().with_use_dora(true))),
+        (
+            "lora-alora",
+            Box::new(lora().with_alora_invocation_tokens([INVOCATION])),
+        ),
         ("lora-bias-for-b", Box::new(lora().with_lora_bias(true))),
         (
             "lora-embedding",

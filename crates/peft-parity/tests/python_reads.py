@@ -4,6 +4,7 @@ Usage: python_reads.py BASE CASES. Prints one JSON object: the largest differenc
 merged model's outputs, or an error, by case.
 """
 
+import inspect
 import json
 import sys
 import warnings
@@ -11,11 +12,17 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.utils.loftq_utils import loftq_init
 from safetensors.torch import load_file
 from transformers import AutoModel, logging
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+
+# Upstream asks for CUDA by name where it quantizes; the same code runs on a CPU.
+inner = inspect.unwrap(loftq_init)
+constants = tuple("cpu" if constant == "cuda" else constant for constant in inner.__code__.co_consts)
+inner.__code__ = inner.__code__.replace(co_consts=constants)
 
 
 @torch.no_grad()

@@ -14,14 +14,17 @@ use burn::tensor::{Int, Tensor};
 use common::python::{Python, write_io};
 use peft::additive::{BeftConfig, BottleneckConfig, Ia3Config, RoadConfig, RoadVariant};
 use peft::core::PeftModule as _;
+use peft::core::calibration::Calibrate as _;
 use peft::core::method::{Activation, Method};
 use peft::hybrid::UnionConfig;
 use peft::reparameterization::{
-    AdaLoraConfig, AdapterHubLora, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
-    DeftDecomposition, FourierFtConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig,
-    HraConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig, OftConfig, OsfConfig,
-    PeanutConfig, PsoftConfig, PsoftFactors, PveraConfig, RandLoraConfig, TinyLoraConfig,
-    UniLoraConfig, VbLoraConfig, VeraConfig, WaveFtConfig,
+    AdaLoraConfig, AdamssConfig, AdapterHubLora, BdLoraConfig, Bias, BoftConfig, C3aConfig,
+    CordaConfig, CordaMethod, DeLoraConfig, DeftConfig, DeftDecomposition, FourierFtConfig,
+    GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig, KasaConfig, LilyConfig,
+    LoftqConfig, LohaConfig, LokrConfig, LoraConfig, LoraGaConfig, LoraGaDirection, LoraGaScale,
+    MissConfig, MontecloraConfig, OftConfig, OsfConfig, PeanutConfig, PsoftConfig, PsoftFactors,
+    PveraConfig, RandLoraConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeloraConfig,
+    VeraConfig, WaveFtConfig, eva,
 };
 use peft::selective::{LnTuningConfig, ShiraConfig, SuperTuningConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
@@ -36,6 +39,7 @@ type Cases = Vec<(&'static str, Box<dyn Method>)>;
 
 fn cases() -> Cases {
     let mut cases = lora_cases();
+    cases.extend(lora_variants());
     cases.extend(other_weight_cases());
     cases.extend(random_projection_cases());
     cases.extend(newer_weight_cases());
@@ -83,6 +87,60 @@ fn lora_cases() -> Cases {
         (
             "lora-token-rows",
             Box::new(lora().with_trainable_token_indices([4, 8, 15])),
+        ),
+    ]
+}
+
+/// LoRA's variants, and what it begins with.
+fn lora_variants() -> Cases {
+    let lora = || LoraConfig::new(4).with_alpha(10.0).with_targets(TARGETS);
+    let started = |start: &str| lora().with_init_lora_weights(start);
+    let blocks = BdLoraConfig::new(2, ["output.dense"], ["query", "value"]);
+    let ga = LoraGaConfig::new(LoraGaDirection::ArBr, LoraGaScale::GdScale);
+    let kpm = CordaConfig::new(CordaMethod::Kpm);
+    vec![
+        ("lora-gaussian", Box::new(started("gaussian"))),
+        ("lora-orthogonal", Box::new(started("orthogonal"))),
+        ("lora-mica", Box::new(started("mica"))),
+        (
+            "lora-loftq",
+            Box::new(started("loftq").with_loftq_config(LoftqConfig::new(2))),
+        ),
+        ("lora-corda", Box::new(started("corda"))),
+        (
+            "lora-corda-kpm",
+            Box::new(started("corda").with_corda_config(kpm)),
+        ),
+        ("lora-ga", Box::new(started("lora_ga"))),
+        (
+            "lora-ga-even",
+            Box::new(started("lora_ga").with_lora_ga_config(ga)),
+        ),
+        ("lora-eva", Box::new(lora())),
+        ("lora-bd", Box::new(lora().with_use_bdlora(blocks))),
+        (
+            "lora-kasa",
+            Box::new(lora().with_kasa_config(KasaConfig::default())),
+        ),
+        (
+            "lora-velora",
+            Box::new(lora().with_velora_config(VeloraConfig {
+                num_groups: 4,
+                ..VeloraConfig::default()
+            })),
+        ),
+        (
+            "lora-monteclora",
+            Box::new(lora().with_monteclora_config(MontecloraConfig::default())),
+        ),
+        (
+            "lora-variants-together",
+            Box::new(
+                started("olora")
+                    .with_use_rslora(true)
+                    .with_use_dora(true)
+                    .with_rank_pattern("value", 6),
+            ),
         ),
     ]
 }
@@ -404,13 +462,25 @@ fn write(cases: &Cases, dir: &Path) {
     for (name, method) in cases {
         autodiff.seed(11);
         let base = Bert::load(BASE, &autodiff).unwrap();
-        let mut model = base.attach("trained", method.as_ref()).unwrap();
         let run = |model: &Bert, device| {
             let data = |values: &[i64]| burn::tensor::TensorData::new(values.to_vec(), shape);
             let ids = Tensor::<2, Int>::from_data(data(&ids), device);
             let mask = Tensor::<2, Int>::from_data(data(&mask), device);
             model.forward(ids, Some(mask.equal_elem(0))).hidden
         };
+        // What begins with statistics sees the texts once.
+        let looked_at = |model: &Bert| run(model, &autodiff).powi_scalar(2).mean();
+        let mut model = if *name == "lora-eva" {
+            let config = LoraConfig::new(4).with_alpha(10.0).with_targets(TARGETS);
+            eva(&base, "trained", &config, 2.0, |probed| {
+                run(probed, &device);
+            })
+        } else {
+            base.attach_on("trained", method.as_ref(), [()], |model, ()| {
+                looked_at(model)
+            })
+        }
+        .unwrap();
         let mut optimizer = AdamConfig::new().init();
         let before = run(&model.valid(), &device);
         for _ in 0..5 {
@@ -555,6 +625,20 @@ fn spectral_cases() -> Cases {
                     .with_ab_svd_init(PsoftFactors::PissaInit)
                     .with_use_cayley_neumann(true)
                     .with_cayley_neumann_eps(0.5)
+                    .with_targets(TARGETS),
+            ),
+        ),
+        (
+            "adamss",
+            Box::new(AdamssConfig::new(12, 3, 2).with_targets(TARGETS)),
+        ),
+        (
+            "adamss-dynamic",
+            Box::new(
+                AdamssConfig::new(9, 4, 3)
+                    .with_use_dynamic_rank(true)
+                    .with_svd_threshold(0.4)
+                    .with_random_seed(3)
                     .with_targets(TARGETS),
             ),
         ),

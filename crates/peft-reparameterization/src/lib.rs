@@ -63,6 +63,8 @@ pub use shared_projection::tinylora::{InitTinyLora, TINYLORA, TinyLora, TinyLora
 pub use shared_projection::unilora::{UNILORA, UniLoraConfig, UniLoraLinear};
 pub use shared_projection::vblora::{VBLORA, VbLoraConfig, VbLoraLinear};
 pub use shared_projection::vera::{VERA, VeraConfig, VeraLinear};
+pub use spectral::adamss::config::{ADAMSS, AdamssConfig};
+pub use spectral::adamss::state::{AdamssBias, AdamssLinear, AdamssSubspaces};
 pub use spectral::frod::{FROD, FrodConfig, FrodLinear};
 pub use spectral::osf::{OSF, OsfConfig, OsfLinear, OsfRank};
 pub use structured::c3a::{C3A, C3aConfig, C3aLinear};
@@ -82,5 +84,5 @@ pub use weight_aware::peanut::{PEANUT, PeanutConfig, PeanutLinear};
 pub const METHODS: &[&MethodInfo] = &[
     &LORA, &ADALORA, &LOHA, &LOKR, &VERA, &RANDLORA, &VBLORA, &HIRA, &MISS, &OFT, &BOFT, &HRA,
     &C3A, &FOURIERFT, &SAID, &LILY, &POLY, &MTL_LORA, &UNILORA, &TINYLORA, &PVERA, &GRALORA,
-    &DELORA, &DEFT, &PEANUT, &WAVEFT, &GLORA, &PSOFT, &OSF, &FROD, &KRONA_B,
+    &DELORA, &DEFT, &PEANUT, &WAVEFT, &GLORA, &PSOFT, &OSF, &FROD, &ADAMSS, &KRONA_B,
 ];

@@ -2,13 +2,13 @@
 
 use peft_core::method::Activation;
 use peft_reparameterization::{
-    AdaLoraConfig, BdLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
-    DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig,
-    HiraConfig, HraConfig, InitWeights, KasaConfig, KronaBlockConfig, LilyConfig, LoftqConfig,
-    LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MontecloraConfig, MtlLoraConfig,
-    OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors, PveraConfig,
-    RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig, VbLoraConfig,
-    VeloraConfig, VeloraInit, VeraConfig, WaveFtConfig,
+    AdaLoraConfig, AdamssConfig, BdLoraConfig, Bias, BoftConfig, C3aConfig, DeLoraConfig,
+    DeftConfig, DeftDecomposition, FourierFtConfig, FrodConfig, GloraConfig, GloraForm,
+    GraLoraConfig, HiraConfig, HraConfig, InitWeights, KasaConfig, KronaBlockConfig, LilyConfig,
+    LoftqConfig, LohaConfig, LokrConfig, LoraConfig, METHODS, MissConfig, MontecloraConfig,
+    MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PsoftFactors,
+    PveraConfig, RandLoraConfig, SaidConfig, TaskSpecificMatrix, TinyLoraConfig, UniLoraConfig,
+    VbLoraConfig, VeloraConfig, VeloraInit, VeraConfig, WaveFtConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -725,6 +725,24 @@ peft_conformance::conformance_suite!(
                 .with_alpha(6.0)
                 .with_deft_dropout(0.1)
                 .with_bias(Bias::All)
+                .with_targets(["query", "dense", "lm_head"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "adamss",
+            AdamssConfig::new(8, 3, 2).with_targets(["query", "value"])
+        ),
+        Case::new(
+            "adamss, ranks by directions, a schedule and a head",
+            AdamssConfig::new(6, 4, 3)
+                .with_use_dynamic_rank(true)
+                .with_svd_threshold(0.3)
+                .with_random_seed(7)
+                .with_use_asa(true)
+                .with_asa_target_subspaces(4)
+                .with_init_warmup(3)
+                .with_final_warmup(9)
+                .with_mask_interval(2)
                 .with_targets(["query", "dense", "lm_head"])
                 .with_modules_to_save(["classifier"])
         ),

@@ -14,7 +14,7 @@ use peft_core::state::AdapterState as _;
 use peft_core::{Composition, PeftModule as _};
 use peft_reparameterization::{
     BoftConfig, C3aConfig, FourierFtConfig, HiraConfig, HiraLinear, LoraConfig, METHODS,
-    SaidConfig, VeraConfig,
+    PsoftConfig, SaidConfig, VeraConfig,
 };
 
 const WIDTH: usize = 8;
@@ -179,6 +179,8 @@ fn methods() -> Vec<(&'static str, Box<dyn Method>)> {
             ])),
         ),
         ("vera", Box::new(VeraConfig::new(8).with_targets(linear))),
+        // Of low rank, but its factors are computed.
+        ("psoft", Box::new(PsoftConfig::new(2).with_targets(linear))),
     ]
 }
 

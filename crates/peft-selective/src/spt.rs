@@ -15,7 +15,7 @@ use crate::ranking::largest_of_all;
 /// [`attach_on`](peft_core::calibration::Calibrate::attach_on) gathers them when the adapter is attached.
 #[method_config(
     SPT, peft_type = "SPT", title = "SPT", family = Selective, identity_at_init, mergeable, new(),
-    reference = "He et al. 2023, Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning, sections 3.2 and 3.3"
+    reference = "He et al. 2023, Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning, section 3"
 )]
 pub struct SptConfig {
     /// The budget: the share of the weights' elements that are chosen, rounded down to a whole number of them.

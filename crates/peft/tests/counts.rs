@@ -12,12 +12,12 @@ use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
 use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
-    AdaLoraConfig, AdapterHubLora, BdLoraConfig, BoftConfig, C3aConfig, DeLoraConfig, DeftConfig,
-    FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig,
-    KasaConfig, KronaBlockConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig, MissConfig,
-    MontecloraConfig, MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig, PsoftConfig,
-    PveraConfig, RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig,
-    VeloraConfig, VeraConfig, WaveFtConfig,
+    AdaLoraConfig, AdamssConfig, AdapterHubLora, BdLoraConfig, BoftConfig, C3aConfig, DeLoraConfig,
+    DeftConfig, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig,
+    HraConfig, KasaConfig, KronaBlockConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig,
+    MissConfig, MontecloraConfig, MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig,
+    PsoftConfig, PveraConfig, RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig,
+    VbLoraConfig, VeloraConfig, VeraConfig, WaveFtConfig,
 };
 use peft::selective::{
     BitFitConfig, DiffPruningConfig, FarConfig, FishMaskConfig, LnTuningConfig, LtSftConfig,
@@ -133,6 +133,16 @@ fn counts_of_parts_of_a_spectrum_are_those_of_their_pages() {
         let counts = model.attach("a", method).unwrap().counts();
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
         assert_eq!(counts.stored, expected, "{method:?}");
+    }
+    // The subspace of each layer's inputs, with the bias, is in the file, too.
+    let adamss = |most, groups, rank| AdamssConfig::new(most, groups, rank).with_targets(both);
+    for (method, expected) in [
+        (adamss(100, 5, 1), 10_608),
+        (adamss(100, 10, 3), 12 * 3 * (10 * 100 + 384)),
+    ] {
+        let counts = model.attach("a", &method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+        assert_eq!(counts.stored, expected + 12 * 100 * 385, "{method:?}");
     }
     // Two bases, and where two matrices have elements, with their shapes, are in the file, too.
     let counts = model.attach("a", &FrodConfig::new(0.01).with_targets(both));

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::rates::rising;
 use super::{Definitions, Kind, MethodChoice, MethodEntry, Suite, Task};
 use crate::error::io;
 use crate::reference::BASE;
@@ -84,12 +85,17 @@ impl Definitions {
         }
         let suites = parse::<SuitesFile>(&texts[2])?.suite;
         let methods = with_registered(method, &family, registry, &texts[1].0)?;
-        Ok(Self {
+        let definitions = Self {
             registry: registry.clone(),
             tasks,
             methods,
             suites,
-        })
+        };
+        definitions.check_parts(&texts[1].0)?;
+        for task in &definitions.tasks {
+            definitions.check_rates(task, &texts[0].0)?;
+        }
+        Ok(definitions)
     }
 
     /// The suite called `name`.
@@ -199,6 +205,14 @@ fn with_registered(
             ));
         }
     }
+    for entry in entries.iter().filter(|entry| entry.trains()) {
+        if !rising(&entry.learning_rates) {
+            return refuse(format!(
+                "method `{}`: the learning rates {:?} must be above 0 and rise",
+                entry.name, entry.learning_rates
+            ));
+        }
+    }
     for (name, family) in families {
         if family.learning_rates.len() != trials {
             return refuse(format!(
@@ -227,7 +241,9 @@ fn with_registered(
             left_out: None,
             config: Map::new(),
             llama: Map::new(),
+            parts: Vec::new(),
             learning_rates: grid.learning_rates.clone(),
+            of_family: true,
         });
     }
     Ok(entries)

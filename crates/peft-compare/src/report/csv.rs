@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::ReportError;
 use super::costs::measured;
 use crate::definition::Kind;
-use crate::record::RunRecord;
+use crate::record::{GridSource, Place, RunRecord};
 
 /// The columns, in order. Empty cells are values that were not measured, or no numbers.
 #[derive(Serialize)]
@@ -22,6 +22,8 @@ struct Row<'a> {
     family: Cow<'a, str>,
     seed: u64,
     learning_rate: f64,
+    grid: Option<GridSource>,
+    grid_place: Option<Place>,
     metric: Cow<'a, str>,
     test: Option<f64>,
     dev: Option<f64>,
@@ -76,6 +78,8 @@ impl<'a> Row<'a> {
             family: text(&run.method.family),
             seed: run.seed,
             learning_rate: run.learning_rate,
+            grid: run.grid.as_ref().map(|grid| grid.source),
+            grid_place: run.place(),
             metric: text(&run.metric.name),
             test: score(run.test),
             dev: score(run.dev),

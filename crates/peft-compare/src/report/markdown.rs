@@ -5,9 +5,9 @@ use std::fmt::Write;
 use super::units::{
     MISSING, bytes, count, estimate, gain, optional, percent, rank_interval, score, significant,
 };
-use super::{BASE, Group, MethodSummary, Report};
+use super::{BASE, Group, MethodSummary, Report, Search};
 use crate::definition::Kind;
-use crate::record::RunRecord;
+use crate::record::Failure;
 
 /// The file's content.
 pub(super) fn render(report: &Report) -> String {
@@ -15,6 +15,7 @@ pub(super) fn render(report: &Report) -> String {
     for group in &report.groups {
         render_group(&mut out, group);
     }
+    render_failures(&mut out, &report.failures);
     out.push_str(
         "\n## How to read this\n\n\
          - ± is half of the 95 % interval of the mean over seeds (Student's t). Each interval is right 19 times of 20 \
@@ -30,6 +31,9 @@ pub(super) fn render(report: &Report) -> String {
          - *Peak* is the memory of training above that of the loaded model.\n\
          - *Front* lists the costs on which no other method's mean is as good for less: P trainable parameters, M peak \
          memory, T step time, B adapter bytes, L unmerged latency, F forgetting.\n\
+         - A winner *inside* its grid has a smaller and a larger rate beside it that are no better. *End* is the smallest or largest \
+         rate: a better one may lie beyond. It is *flat* if a rate inside the grid is as good, but for one standard error of the \
+         dev score.\n\
          - – was not measured or does not exist.\n",
     );
     out
@@ -96,13 +100,56 @@ fn render_group(out: &mut String, group: &Group) {
     if !notes.is_empty() {
         let _ = write!(out, "\n{notes}");
     }
-    out.push_str("\n### Learning rates\n\nTried on the dev split; the one in bold won.\n\n");
+    out.push_str(
+        "\n### Learning rates\n\nTried on the dev split; the one in bold won. *Grid* says whose rates they are, *winner* where \
+         among them it lies.\n\n",
+    );
     table(
         out,
-        &["Method", "Seeds", "Learning rate: dev score"],
+        &[
+            "Method",
+            "Seeds",
+            "Learning rate: dev score",
+            "Grid",
+            "Winner",
+        ],
         group.methods.iter().flat_map(tuning_rows),
     );
     render_settings(out, group);
+}
+
+fn render_failures(out: &mut String, failures: &[Failure]) {
+    if failures.is_empty() {
+        return;
+    }
+    out.push_str(
+        "\n## Failed\n\nThese runs have no result. The same command tries them again.\n\n",
+    );
+    table(
+        out,
+        &[
+            "Suite",
+            "Task",
+            "Model",
+            "Method",
+            "Learning rate",
+            "Seed",
+            "Failed at",
+            "Error",
+        ],
+        failures.iter().map(|failure| {
+            vec![
+                failure.suite.clone(),
+                failure.task.clone(),
+                failure.model.clone(),
+                failure.method.clone(),
+                format!("{:e}", failure.learning_rate),
+                failure.seed.to_string(),
+                failure.failed_at.clone(),
+                failure.error.clone(),
+            ]
+        }),
+    );
 }
 
 fn render_settings(out: &mut String, group: &Group) {
@@ -210,39 +257,42 @@ fn front(summary: &MethodSummary) -> String {
     }
 }
 
-/// Seeds that share one search share a row.
+/// A row for each search.
 fn tuning_rows(summary: &MethodSummary) -> Vec<Vec<String>> {
-    let search = |run: &RunRecord| {
-        let trials = run.tuning.iter().map(|trial| {
-            let text = format!("{:e}: {}", trial.learning_rate, score(trial.dev));
-            if trial.learning_rate.total_cmp(&run.learning_rate).is_eq() {
+    let rates = |search: &Search| {
+        let trials = search.tuning.iter().map(|trial| {
+            let dev = if trial.error.is_some() {
+                "failed".into()
+            } else {
+                score(trial.dev)
+            };
+            let text = format!("{:e}: {dev}", trial.learning_rate);
+            if trial.learning_rate.total_cmp(&search.learning_rate).is_eq() {
                 format!("**{text}**")
             } else {
                 text
             }
         });
         let trials = trials.collect::<Vec<_>>().join(", ");
-        if run.method.name == BASE {
+        if summary.method.name == BASE {
             "not trained".into()
         } else if trials.is_empty() {
-            format!("not tuned; {:e}", run.learning_rate)
+            format!("not tuned; {:e}", search.learning_rate)
         } else {
             trials
         }
     };
-    let searches = summary.runs.chunk_by(|a, b| {
-        a.tuning == b.tuning && a.learning_rate.total_cmp(&b.learning_rate).is_eq()
-    });
-    searches
-        .map(|runs| {
-            let seeds: Vec<_> = runs.iter().map(|run| run.seed.to_string()).collect();
-            vec![
-                summary.method.name.clone(),
-                seeds.join(", "),
-                search(&runs[0]),
-            ]
-        })
-        .collect()
+    let row = |search: &Search| {
+        let seeds: Vec<_> = search.seeds.iter().map(u64::to_string).collect();
+        vec![
+            summary.method.name.clone(),
+            seeds.join(", "),
+            rates(search),
+            optional(search.grid.clone(), String::from),
+            optional(search.place_words, String::from),
+        ]
+    };
+    summary.searches.iter().map(row).collect()
 }
 
 fn table(out: &mut String, header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {

@@ -9,6 +9,7 @@ mod html;
 mod markdown;
 #[cfg(test)]
 pub(crate) mod sample;
+mod search;
 mod sentences;
 mod summary;
 pub mod terminal;
@@ -16,6 +17,7 @@ mod units;
 mod verdict;
 
 pub use self::costs::{Axis, Costs};
+pub use self::search::Search;
 pub use self::summary::{Group, MethodSummary, Setting};
 pub use self::verdict::Verdict;
 
@@ -25,7 +27,7 @@ use std::path::{Path, PathBuf};
 use peft_core::files;
 use serde::Serialize;
 
-use crate::record::RunRecord;
+use crate::record::{Failure, RunRecord};
 
 pub use crate::reference::{BASE, FULL, HEAD_ONLY};
 
@@ -37,6 +39,8 @@ pub const MIN_SEEDS: usize = 3;
 pub struct Report {
     /// One per suite, task and model, in this order.
     pub groups: Vec<Group>,
+    /// Runs that failed.
+    pub failures: Vec<Failure>,
 }
 
 impl Report {
@@ -51,7 +55,15 @@ impl Report {
         }
         Self {
             groups: groups.into_values().map(summarised).collect(),
+            failures: Vec::new(),
         }
+    }
+
+    /// Adds the runs that failed.
+    #[must_use]
+    pub fn with_failures(mut self, failures: &[Failure]) -> Self {
+        self.failures = failures.to_vec();
+        self
     }
 }
 
@@ -101,12 +113,16 @@ pub struct Written {
 ///
 /// # Errors
 ///
-/// When there are no records or a file cannot be written.
-pub fn write_all(dir: &Path, records: &[RunRecord]) -> Result<Written, ReportError> {
-    if records.is_empty() {
+/// When there are neither records nor failures, or a file cannot be written.
+pub fn write_all(
+    dir: &Path,
+    records: &[RunRecord],
+    failures: &[Failure],
+) -> Result<Written, ReportError> {
+    if records.is_empty() && failures.is_empty() {
         return Err(ReportError::Empty);
     }
-    let report = Report::new(records);
+    let report = Report::new(records).with_failures(failures);
     let write = |name: &str, content: &[u8]| {
         let path = dir.join(name);
         match files::write(&path, content) {
@@ -142,7 +158,7 @@ mod tests {
         let csv = String::from_utf8(super::csv::render(&records).unwrap()).unwrap();
         assert!(csv.starts_with("id,suite,task,kind,"));
         assert!(csv.lines().next().unwrap().contains(",forgetting,"));
-        let table = terminal::table(&records);
+        let table = terminal::table(&records, &[]);
         assert!(table.contains("perplexity") && table.contains("general text"));
 
         let records = sample::records(3);
@@ -151,16 +167,49 @@ mod tests {
     }
 
     #[test]
+    fn what_failed_is_in_every_output() {
+        let records = sample::records(1);
+        let failures = [sample::failure("pfeiffer", 3e-3)];
+        let report = Report::new(&records).with_failures(&failures);
+        let error = failures[0].error.lines().next().unwrap();
+        for output in [
+            super::markdown::render(&report),
+            super::html::render(&report).unwrap(),
+            terminal::table(&records, &failures),
+        ] {
+            assert!(output.contains(error), "{output}");
+        }
+        assert!(!super::markdown::render(&Report::new(&records)).contains("## Failed"));
+        // Where all failed there is a report, too.
+        let dir = tempfile::tempdir().unwrap();
+        let written = write_all(dir.path(), &[], &failures).unwrap();
+        let markdown = std::fs::read_to_string(written.markdown).unwrap();
+        assert!(markdown.contains("## Failed"));
+    }
+
+    #[test]
+    fn every_output_says_where_in_its_grid_the_winner_lies() {
+        let records = sample::records(1);
+        let report = Report::new(&records);
+        let markdown = super::markdown::render(&report);
+        assert!(markdown.contains("| of the task | inside |"), "{markdown}");
+        let html = super::html::render(&report).unwrap();
+        assert!(html.contains("\"place\":\"inside\""));
+        let csv = String::from_utf8(super::csv::render(&records).unwrap()).unwrap();
+        assert!(csv.contains(",task,inside,"), "{csv}");
+    }
+
+    #[test]
     fn all_files_are_written() {
         let dir = tempfile::tempdir().unwrap();
-        let written = write_all(&dir.path().join("out"), &sample::records(1)).unwrap();
+        let written = write_all(&dir.path().join("out"), &sample::records(1), &[]).unwrap();
         assert!(
             [written.html, written.markdown, written.csv]
                 .iter()
                 .all(|path| path.is_file())
         );
         assert!(matches!(
-            write_all(dir.path(), &[]),
+            write_all(dir.path(), &[], &[]),
             Err(ReportError::Empty)
         ));
     }

@@ -5,8 +5,8 @@ use serde_json::json;
 use super::{BASE, FULL, HEAD_ONLY};
 use crate::definition::Kind;
 use crate::record::{
-    Counts, Environment, Epoch, Forgetting, Git, Latency, Memory, Method, Model, Rows, RunRecord,
-    SCHEMA, StepTime, Trial,
+    Counts, Environment, Epoch, Failure, Forgetting, Git, Grid, GridSource, Latency, Memory,
+    Method, Model, Rows, RunRecord, SCHEMA, StepTime, Trial,
 };
 
 #[derive(Clone, Copy)]
@@ -163,8 +163,14 @@ pub(crate) fn record(name: &str, seed: u64) -> RunRecord {
             .map(|rate| Trial {
                 learning_rate: rate,
                 dev: test - (rate - learning_rate).abs() * 9.0,
+                error: None,
             })
             .to_vec(),
+        grid: Some(Grid {
+            source: GridSource::Task,
+            factor: 1.0,
+            learning_rates: vec![3e-4, 1e-3, 3e-3],
+        }),
         definition: json!({ "task": "reviews", "method": config, "epochs": 6 }),
         definition_hash: format!("{:016x}", 0x1234_5678_u64 * (index as u64 + 1)),
         git: Git {
@@ -213,6 +219,21 @@ pub(crate) fn record(name: &str, seed: u64) -> RunRecord {
     }
 }
 
+/// A run of a method that failed.
+pub(crate) fn failure(method: &str, learning_rate: f64) -> Failure {
+    Failure {
+        id: format!("{:016x}", learning_rate.to_bits()),
+        suite: "default".into(),
+        task: "reviews".into(),
+        model: "bert-tiny".into(),
+        method: method.into(),
+        learning_rate,
+        seed: 1,
+        error: "the machine ran out of memory\nsignal: 9".into(),
+        failed_at: "2026-01-01T12:00:00Z".into(),
+    }
+}
+
 /// The base model, LoRA and full fine-tuning on running text, with seeds from 1.
 pub(crate) fn language_model_records(seeds: u64) -> Vec<RunRecord> {
     const BEFORE: f64 = 3.1;
@@ -246,6 +267,7 @@ pub(crate) fn language_model_records(seeds: u64) -> Vec<RunRecord> {
         }];
         if base {
             record.tuning.clear();
+            record.grid = None;
             record.learning_rate = 0.0;
         } else {
             record.curve.push(Epoch {

@@ -7,7 +7,7 @@ use super::units::{gain, significant};
 use super::verdict::Verdict;
 use super::{BASE, FULL, Group, MIN_SEEDS, MethodSummary};
 use crate::definition::Kind;
-use crate::record::RunRecord;
+use crate::record::{Place, RunRecord};
 use crate::statistics::MEANINGFUL_GAP;
 
 /// What the runs of a group show, in sentences.
@@ -53,9 +53,19 @@ pub(super) fn verdicts(group: &Group) -> Vec<String> {
     sentences.extend(no_share_of_gap(group));
     sentences.extend(perplexities(group));
     sentences.extend(forgotten(group));
+    let at = |places: &'static [Place]| {
+        move |summary: &MethodSummary| {
+            let mut found = summary.runs.iter().filter_map(RunRecord::place);
+            found.any(|place| places.contains(&place))
+        }
+    };
     sentences.extend(named(
         "The highest or lowest learning rate of the grid won, a better one may lie beyond",
-        &|summary| summary.runs.iter().any(at_edge),
+        &at(&[Place::LowEnd, Place::HighEnd]),
+    ));
+    sentences.extend(named(
+        "The highest or lowest learning rate of the grid won, but one inside it is as good within a standard error of the dev score",
+        &at(&[Place::Flat]),
     ));
     sentences.extend(ranking(group));
     sentences.extend(sampling_error(group));
@@ -142,15 +152,6 @@ fn forgotten(group: &Group) -> Option<String> {
         "Forgetting, what the loss on general text rose by in nats a token, less is better",
         methods,
     )
-}
-
-/// Whether no rate above, or none below, the one that won was tried.
-fn at_edge(run: &RunRecord) -> bool {
-    let tried =
-        |keep: &dyn Fn(f64) -> bool| run.tuning.iter().any(|trial| keep(trial.learning_rate));
-    let above = tried(&|rate| rate > run.learning_rate);
-    let below = tried(&|rate| rate < run.learning_rate);
-    run.tuning.len() > 2 && !(above && below)
 }
 
 fn ranking(group: &Group) -> Vec<String> {
@@ -333,6 +334,26 @@ mod tests {
         assert!(Report::new(&records).groups[0].warnings.is_empty());
         records.retain(|record| record.method.name != BASE);
         assert!(sentences(&records).contains("The base model as it came did not run"));
+    }
+
+    #[test]
+    fn a_winner_at_the_end_of_its_grid_is_pointed_out() {
+        let ends = "a better one may lie beyond: lora.";
+        let flat = "within a standard error of the dev score: bitfit.";
+        let mut records = sample::records(1);
+        let text = sentences(&records);
+        assert!(!text.contains(ends) && !text.contains(flat));
+        for record in &mut records {
+            let inner = match record.method.name.as_str() {
+                "lora" => record.dev - 0.1,
+                "bitfit" => record.dev - 0.01,
+                _ => continue,
+            };
+            record.learning_rate = record.tuning[2].learning_rate;
+            (record.tuning[1].dev, record.tuning[2].dev) = (inner, record.dev);
+        }
+        let text = sentences(&records);
+        assert!(text.contains(ends) && text.contains(flat), "{text}");
     }
 
     #[test]

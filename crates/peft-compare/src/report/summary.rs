@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::verdict::Verdict;
-use super::{Axis, Costs, FULL, MIN_SEEDS};
+use super::{Axis, Costs, FULL, MIN_SEEDS, Search};
 use crate::definition::Kind;
 use crate::record::{Environment, Forgetting, Git, Method, Metric, Model, Rows, RunRecord};
 use crate::statistics::{
@@ -75,6 +75,8 @@ pub struct MethodSummary {
     pub costs: Costs,
     /// The axes on which no other method has a mean as good for as little.
     pub pareto: Vec<Axis>,
+    /// How its learning rate was chosen: one search for all seeds, as a rule.
+    pub searches: Vec<Search>,
     /// Its runs, one per seed.
     pub runs: Vec<RunRecord>,
 }
@@ -224,6 +226,7 @@ impl MethodSummary {
             rank_interval: None,
             costs: Costs::new(&runs),
             pareto: Vec::new(),
+            searches: Search::of(&runs),
             runs,
         }
     }

@@ -7,7 +7,7 @@ use super::units::{
 };
 use super::{Axis, Group, MethodSummary, Report};
 use crate::definition::Kind;
-use crate::record::RunRecord;
+use crate::record::{Failure, RunRecord};
 
 /// Columns of a terminal that the table fits in.
 pub const WIDTH: usize = 120;
@@ -28,13 +28,19 @@ const HEADER: [[&str; 2]; 12] = [
 ];
 
 /// A table of all methods for each suite, task and model, at most [`WIDTH`] columns wide, with what may be claimed.
-pub fn table(records: &[RunRecord]) -> String {
-    Report::new(records)
+/// What failed follows.
+pub fn table(records: &[RunRecord], failures: &[Failure]) -> String {
+    let report = Report::new(records);
+    let mut out = report
         .groups
         .iter()
         .map(group_table)
         .collect::<Vec<_>>()
-        .join("\n")
+        .join("\n");
+    for failure in failures {
+        wrap(&mut out, &format!("Failed: {}", failure.line()));
+    }
+    out
 }
 
 fn group_table(group: &Group) -> String {
@@ -185,12 +191,12 @@ mod tests {
                     record.method.name = "a-method-with-a-very-long-name-indeed".into();
                 }
             }
-            let table = table(&records);
+            let table = table(&records, &[]);
             let widest = table.lines().map(width).max().unwrap();
             assert!(widest <= WIDTH, "{widest} columns:\n{table}");
             assert!(table.contains('…'));
         }
-        let table = table(&sample::language_model_records(3));
+        let table = table(&sample::language_model_records(3), &[]);
         assert!(table.lines().all(|line| width(line) <= WIDTH), "{table}");
         assert!(table.contains("loss on 40 test blocks") && table.contains("untrained model"));
     }

@@ -68,7 +68,7 @@ impl Order {
         let finished = |rate: f64, seed: u64| {
             Outcome::read(&self.jobs_dir(), &self.job(task, method, rate, seed).id())
         };
-        let grid = self.grid(task, method);
+        let grid = self.rates(task, method);
         let seeds = self.seeds_of(method);
         let done: Vec<Outcome> = grid
             .iter()
@@ -84,9 +84,15 @@ impl Order {
         if !method.trains() {
             return format!("  {}: measured once, nothing is trained\n", method.name);
         }
+        let parts = method
+            .parts
+            .iter()
+            .map(|part| format!("; built from {} ({})", part.name, part.entry));
+        let parts: String = parts.collect();
         format!(
-            "  {}: learning rates {grid:?}, {} of {} tried; seeds {seeds:?}\n",
+            "  {}: learning rates {grid:?} ({}), {} of {} tried; seeds {seeds:?}{parts}\n",
             method.name,
+            task.grid(method).origin(),
             done.len(),
             grid.len(),
         )

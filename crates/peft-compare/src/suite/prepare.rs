@@ -1,20 +1,17 @@
 //! Refuses all that can be refused, before any time is spent.
 
 use burn::tensor::{Int, Tensor};
-use peft_core::calibration::Calibrate as _;
-use peft_models::Llama;
+use peft_core::calibration::Calibrate;
+use peft_models::{Bert, BertClassifier, Llama, Pooling};
 
 use super::{LeftOut, Order};
 use crate::definition::{Kind, MethodChoice, Task};
-use crate::job::{Inputs, model_folder};
+use crate::job::{Inputs, model_folder, rows};
 use crate::{Error, Result};
-
-/// Tokens of the model that methods are tried on.
-const TRIAL_VOCABULARY: usize = 256;
 
 impl Order {
     /// Reads what the tasks need and refuses all that can be refused, before any time is spent. With the methods
-    /// `all`, those that a language model has no place for are left out instead; the plan says which and why.
+    /// `all`, those that a task's model has no place for are left out instead; the plan says which and why.
     ///
     /// # Errors
     ///
@@ -37,9 +34,7 @@ impl Order {
             for method in self.methods_of(&task) {
                 self.job(&task, method, 1.0, 0).configured(&self.registry)?;
             }
-            if task.kind == Kind::LanguageModel {
-                self.try_on(&task)?;
-            }
+            self.try_on(&task)?;
             if self.methods_of(&task).next().is_none() {
                 return self.refuse(&format!("no method is for task {}", task.name));
             }
@@ -119,31 +114,70 @@ impl Order {
         }
     }
 
-    /// Attaches each method to a model of one layer as wide as the task's.
-    fn try_on(&mut self, task: &Task) -> Result<()> {
-        let device = peft_core::device::device(&self.device)?;
-        let mut config = Llama::load(model_folder(&task.model)?, &device)?
-            .config()
-            .clone();
-        let positions = config.max_position_embeddings;
-        if task.max_len > positions {
-            return self.refuse(&format!(
-                "max_len: blocks of {} tokens, and the model of task {} reads at most {positions}",
-                task.max_len, task.name
-            ));
+    fn check_length(&self, task: &Task, positions: usize) -> Result<()> {
+        if task.max_len <= positions {
+            return Ok(());
         }
-        config.num_hidden_layers = 1;
-        config.vocab_size = TRIAL_VOCABULARY;
-        let model = config.init(&device.autodiff());
+        self.refuse(&format!(
+            "max_len: {} tokens, and the model of task {} reads at most {positions}",
+            task.max_len, task.name
+        ))
+    }
+
+    /// Attaches each method to the task's model.
+    fn try_on(&mut self, task: &Task) -> Result<()> {
+        let device = peft_core::device::device(&self.device)?.autodiff();
+        let folder = model_folder(&task.model)?;
+        let left_out = match task.kind {
+            Kind::Classification => {
+                let bert = Bert::load(&folder, &device)?;
+                self.check_length(task, bert.config().max_position_embeddings)?;
+                let classes = rows(task)?.0.labels.len();
+                let model = BertClassifier::new_head(bert, classes, Pooling::Mean, 0.0, &device)?;
+                self.misfits(task, &model, |model, ids| model.forward(ids, None))?
+            }
+            Kind::LanguageModel => {
+                let model = Llama::load(&folder, &device)?;
+                self.check_length(task, model.config().max_position_embeddings)?;
+                self.misfits(task, &model, |model, ids| model.forward(ids, None).mean())?
+            }
+        };
+        self.left_out.extend(left_out);
+        Ok(())
+    }
+
+    /// What has no place on the task's model. `forward` runs the model on token ids, `[1, 4]`, to numbers of which the
+    /// mean stands for a loss.
+    fn misfits<M, const D: usize>(
+        &self,
+        task: &Task,
+        model: &M,
+        forward: impl Fn(&M, Tensor<2, Int>) -> Tensor<D>,
+    ) -> Result<Vec<LeftOut>>
+    where
+        M: Calibrate,
+    {
         let mut left_out = Vec::new();
         for method in self.methods_of(task).filter(|method| method.trains()) {
-            let configured = self.job(task, method, 1.0, 0).configured(&self.registry)?;
+            let job = self.job(task, method, 1.0, 0);
+            let configured = job.configured(&self.registry)?;
+            let mut parts = Vec::new();
+            for part in &job.parts {
+                let method = job.of_part(part).configured(&self.registry)?;
+                parts.push((&part.name, method));
+            }
             // Of any text, where a method asks for statistics: what it chooses is thrown away.
-            let loss = |model: &Llama, ()| {
-                let ids = Tensor::<2, Int>::zeros([1, 4], &model.device());
-                model.forward(ids, None).mean()
+            let loss = |model: &M, ()| {
+                let device = &model.devices()[0];
+                forward(model, Tensor::zeros([1, 4], device)).mean()
             };
-            let Err(error) = model.attach_on("compared", configured.as_ref(), [()], loss) else {
+            let attached = parts
+                .iter()
+                .try_fold(model.clone(), |model, (name, part)| {
+                    model.attach(name, part.as_ref())
+                })
+                .and_then(|model| model.attach_on("compared", configured.as_ref(), [()], loss));
+            let Err(error) = attached else {
                 continue;
             };
             match &self.suite.methods {
@@ -160,7 +194,6 @@ impl Order {
                 }
             }
         }
-        self.left_out.extend(left_out);
-        Ok(())
+        Ok(left_out)
     }
 }

@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 
 use super::fit::{Learnable, fit};
+use super::parts::{self, Part};
 use super::{EXAMPLES, Measured, Progress, counts, latency, saved_bytes};
 use crate::Result;
 use crate::definition::Training;
@@ -44,7 +45,9 @@ impl Texts {
 
 struct Classification<'a> {
     texts: Texts,
-    /// Shuffled again each epoch.
+    /// All rows to train on.
+    all: Vec<usize>,
+    /// Those that are learned now, shuffled again each epoch.
     train: Vec<usize>,
     dev: Vec<usize>,
     settings: &'a Training,
@@ -60,6 +63,13 @@ impl Learnable for Classification<'_> {
 
     fn rows(&self) -> usize {
         self.train.len()
+    }
+
+    fn learn(&mut self, share: Option<(usize, usize)>) {
+        self.train = match share {
+            Some((index, of)) => parts::share(&self.all, index, of),
+            None => self.all.clone(),
+        };
     }
 
     /// Grouped by length, rows are sorted within blocks of eight batches, so that batches still differ from epoch to
@@ -142,6 +152,7 @@ impl Classification<'_> {
 pub(super) fn run(
     job: &Job,
     method: &dyn Method,
+    built_from: &[Part],
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Measured> {
     let inner = peft_core::device::device(&job.device)?;
@@ -163,6 +174,7 @@ pub(super) fn run(
     let sizes = [&split.train, &split.dev, &split.test].map(|part| part.len() as u64);
     let mut task = Classification {
         texts,
+        all: split.train.clone(),
         train: split.train,
         dev: split.dev,
         settings: &job.task.training,
@@ -170,6 +182,7 @@ pub(super) fn run(
         inner,
         device,
     };
+    let base = parts::train(built_from, &mut task, base, progress)?;
     let examples = task.train.iter().take(EXAMPLES).copied();
     let model = base.attach_on("compared", method, examples, |model, row| {
         let ((ids, padding), labels) = task.texts.batch(&[row], &task.device);
@@ -177,7 +190,7 @@ pub(super) fn run(
     })?;
     // Full fine-tuning would keep it in memory beside its own weights.
     drop(base);
-    let counts = counts(&model);
+    let counts = parts::counted(built_from, &model, counts(&model))?;
     let fitted = fit(job, &mut task, model, progress)?;
     let test = task.accuracy(&fitted.model, &split.test);
     let longest = (0..task.texts.tokens.len())

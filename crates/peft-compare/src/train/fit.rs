@@ -24,6 +24,9 @@ pub(super) trait Learnable {
     /// Number of training rows.
     fn rows(&self) -> usize;
 
+    /// Sets which training rows are learned: the first of the pair of as many equal shares as the second says, or all.
+    fn learn(&mut self, share: Option<(usize, usize)>);
+
     /// One epoch's batches of training rows, in random order.
     fn batches(&mut self, order: &mut StdRng) -> Vec<Vec<usize>>;
 

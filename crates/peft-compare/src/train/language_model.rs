@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 
 use super::fit::{Learnable, fit};
+use super::parts::{self, Part};
 use super::{EXAMPLES, Measured, Progress, counts, latency, saved_bytes};
 use crate::base::UNTRAINED;
 use crate::data::Passages;
@@ -126,7 +127,7 @@ pub(super) fn sizes(task: &Task, tokenizer: &LlamaTokenizer) -> Result<Rows> {
 
 struct LanguageModel<'a> {
     parts: &'a Parts,
-    /// Shuffled again each epoch.
+    /// The blocks that are learned now, shuffled again each epoch.
     order: Vec<usize>,
     batch_size: usize,
     checkpointing: bool,
@@ -138,6 +139,14 @@ impl Learnable for LanguageModel<'_> {
 
     fn rows(&self) -> usize {
         self.order.len()
+    }
+
+    fn learn(&mut self, share: Option<(usize, usize)>) {
+        let all = &self.parts.train.chosen;
+        self.order = match share {
+            Some((index, of)) => parts::share(all, index, of),
+            None => all.clone(),
+        };
     }
 
     fn batches(&mut self, order: &mut StdRng) -> Vec<Vec<usize>> {
@@ -183,6 +192,7 @@ impl Untrained {
 pub(super) fn run(
     job: &Job,
     method: &dyn Method,
+    built_from: &[Part],
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Measured> {
     let inner = peft_core::device::device(&job.device)?;
@@ -248,19 +258,20 @@ pub(super) fn run(
 
     // From here on nothing but the job draws from it.
     device.seed(job.seed);
-    let examples = parts.train.chosen.iter().take(EXAMPLES).copied();
-    let model = base.attach_on("compared", method, examples, |model, row| {
-        model.loss(&parts.train.data.batch(&[row]))
-    })?;
-    // Full fine-tuning would keep it in memory beside its own weights.
-    drop(base);
-    measured.counts = counts(&model);
     let mut task = LanguageModel {
         parts: &parts,
         order: parts.train.chosen.clone(),
         batch_size: settings.batch_size,
         checkpointing: settings.gradient_checkpointing,
     };
+    let base = parts::train(built_from, &mut task, base, progress)?;
+    let examples = parts.train.chosen.iter().take(EXAMPLES).copied();
+    let model = base.attach_on("compared", method, examples, |model, row| {
+        model.loss(&parts.train.data.batch(&[row]))
+    })?;
+    // Full fine-tuning would keep it in memory beside its own weights.
+    drop(base);
+    measured.counts = parts::counted(built_from, &model, counts(&model))?;
     let fitted = fit(job, &mut task, model, progress)?;
     let tuned = fitted.model.valid();
     curve.extend(fitted.curve);

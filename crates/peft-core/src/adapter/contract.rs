@@ -103,9 +103,15 @@ pub trait WeightAdapter: Adapter {
     /// Whether a layer may keep W' from one forward pass to the next while nothing is trained, so that it composes once
     /// ([`kept_weights`](crate::kept_weights)). Say no where the activation side costs little beside the layer's own
     /// product, as scaling does. What is [`low_rank`](Self::low_rank) is kept only if its factors have more than half as
-    /// many elements as the weight. Default: yes.
+    /// many elements as the weight, or if it [computes them](Self::computes_factors). Default: yes.
     fn keeps_weight(&self) -> bool {
         true
+    }
+
+    /// Whether each call of [`low_rank`](Self::low_rank) computes the factors, in a time that counts beside the layer's own
+    /// product: an inverse, a choice among vectors. Default: no, as factors are parameters.
+    fn computes_factors(&self) -> bool {
+        false
     }
 
     /// How many tasks it has parameters of, where the context has to say which task each row is of

@@ -280,6 +280,7 @@ pub(crate) trait ErasedWeight: ErasedModule {
     fn is_mergeable(&self) -> bool;
     fn needs_weight(&self) -> bool;
     fn keeps_weight(&self) -> bool;
+    fn computes_factors(&self) -> bool;
     fn num_tasks(&self) -> Option<usize>;
     fn affects_tied_head(&self) -> bool;
     fn tied_low_rank(&self) -> Option<LowRank>;
@@ -310,6 +311,9 @@ impl<A: WeightAdapter> ErasedWeight for Typed<A> {
     }
     fn keeps_weight(&self) -> bool {
         self.state().keeps_weight()
+    }
+    fn computes_factors(&self) -> bool {
+        self.state().computes_factors()
     }
     fn num_tasks(&self) -> Option<usize> {
         self.state().num_tasks()

@@ -17,6 +17,11 @@ pub trait LowRankAdapter: Adapter {
     fn dropout(&self) -> Option<&Dropout> {
         None
     }
+
+    /// As [`WeightAdapter::computes_factors`]. Default: no.
+    fn computes_factors(&self) -> bool {
+        false
+    }
 }
 
 impl<T: LowRankAdapter> WeightAdapter for T {
@@ -34,6 +39,10 @@ impl<T: LowRankAdapter> WeightAdapter for T {
 
     fn needs_weight(&self) -> bool {
         false
+    }
+
+    fn computes_factors(&self) -> bool {
+        LowRankAdapter::computes_factors(self)
     }
 
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
-    Param, Parameter,
+    Param, ParamId, Parameter,
 };
 use burn::tensor::kind::Basic;
 use burn::tensor::{Device, Float, Tensor};
@@ -77,6 +77,11 @@ where
     /// The value.
     pub fn val(&self) -> Tensor<D, K> {
         self.param.val()
+    }
+
+    /// The parameter's id, which all handles have in common.
+    pub fn id(&self) -> ParamId {
+        self.param.id
     }
 
     /// The value's shape, of a parameter that has no value yet, too.

@@ -265,7 +265,8 @@ impl Stack {
             };
             // Up to half as many products as the layer's own are no reason for a second weight.
             let costs = |factors| 2 * elements_of(factors) > elements;
-            adapter.keeps_weight() && adapter.low_rank().is_none_or(costs)
+            let costly = || adapter.computes_factors() || adapter.low_rank().is_none_or(costs);
+            adapter.keeps_weight() && costly()
         };
         !self.varies() && adapters().all(ErasedWeight::is_mergeable) && adapters().any(gains)
     }

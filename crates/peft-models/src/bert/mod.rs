@@ -9,6 +9,7 @@ mod load;
 mod pooling;
 mod residual;
 mod tiny;
+mod vocabulary;
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};

@@ -1,11 +1,53 @@
 //! Tokens that a tokenizer gets besides its own.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use tokenizers::AddedToken;
 
 use super::LlamaTokenizer;
 use crate::LoadError;
 use crate::panics::caught;
+
+/// Adds tokens to a tokenizer; returns their ids, and what was added, in their order.
+///
+/// # Errors
+///
+/// Of [`LlamaTokenizer::with_tokens`].
+pub(crate) fn add_tokens(
+    inner: &mut tokenizers::Tokenizer,
+    path: &Path,
+    tokens: &[&str],
+    special: bool,
+) -> Result<(Vec<u32>, Vec<AddedToken>), LoadError> {
+    if tokens.iter().any(|token| token.is_empty()) {
+        return Err(LoadError::Setting {
+            setting: "tokens",
+            found: format!("{tokens:?}"),
+            expected: "texts: an empty one is found nowhere".to_string(),
+        });
+    }
+    let added: Vec<AddedToken> = tokens
+        .iter()
+        .map(|token| AddedToken::from(*token, special))
+        .collect();
+    caught(path, || {
+        if special {
+            inner.add_special_tokens(&added)
+        } else {
+            inner.add_tokens(&added)
+        }
+    })?;
+    let id_of = |token: &&str| {
+        let id = inner.token_to_id(token);
+        id.ok_or_else(|| LoadError::Tokenizer {
+            path: path.to_path_buf(),
+            reason: format!("it does not take the token `{token}`"),
+        })
+    };
+    let ids = tokens.iter().map(id_of).collect::<Result<_, _>>()?;
+    Ok((ids, added))
+}
 
 impl LlamaTokenizer {
     /// The tokenizer with more tokens, and their ids in the order of `tokens`; a token that is there already keeps its id.
@@ -25,34 +67,8 @@ impl LlamaTokenizer {
         tokens: &[&str],
         special: bool,
     ) -> Result<(Self, Vec<u32>), LoadError> {
-        if tokens.iter().any(|token| token.is_empty()) {
-            return Err(LoadError::Setting {
-                setting: "tokens",
-                found: format!("{tokens:?}"),
-                expected: "texts: an empty one is found nowhere".to_string(),
-            });
-        }
-        let added: Vec<AddedToken> = tokens
-            .iter()
-            .map(|token| AddedToken::from(*token, special))
-            .collect();
         let mut grown = self.clone();
-        let inner = &mut grown.inner;
-        caught(&self.path, || {
-            if special {
-                inner.add_special_tokens(&added)
-            } else {
-                inner.add_tokens(&added)
-            }
-        })?;
-        let mut ids = Vec::with_capacity(tokens.len());
-        for token in tokens {
-            let id = grown.inner.token_to_id(token);
-            ids.push(id.ok_or_else(|| LoadError::Tokenizer {
-                path: self.path.clone(),
-                reason: format!("it does not take the token `{token}`"),
-            })?);
-        }
+        let (ids, added) = add_tokens(&mut grown.inner, &self.path, tokens, special)?;
         let needed = ids.iter().max().map_or(0, |id| *id as usize + 1);
         grown.vocab_size = grown.vocab_size.max(needed);
         for ((token, id), added) in tokens.iter().zip(&ids).zip(&added) {

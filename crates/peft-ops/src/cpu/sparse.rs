@@ -8,7 +8,7 @@ use super::matrix::change_blocks;
 
 /// Rows of a block.
 const LANES: usize = 32;
-/// Outputs that are put back into the rows at a time: a line of the cache.
+/// Inputs and outputs that are turned at a time: of a row, a line of the cache.
 const TILE: usize = 16;
 /// Sums over rows are of no more parts than this: each part has sums of its own in memory.
 const PARTS: usize = 16;
@@ -216,9 +216,12 @@ fn dot(fma: super::math::Fma, x: &[f32; LANES], y: &[f32; LANES]) -> f32 {
 /// At most [`LANES`] rows as columns; what is missing is 0.
 fn turned(rows: &[f32], width: usize) -> Vec<[f32; LANES]> {
     let mut columns = vec![[0.0; LANES]; width];
-    for (lane, row) in rows.chunks_exact(width).enumerate() {
-        for (column, value) in columns.iter_mut().zip(row) {
-            column[lane] = *value;
+    // A tile of columns stays in the cache while all rows write into it.
+    for (tile, columns) in columns.chunks_mut(TILE).enumerate() {
+        for (lane, row) in rows.chunks_exact(width).enumerate() {
+            for (column, value) in columns.iter_mut().zip(&row[tile * TILE..]) {
+                column[lane] = *value;
+            }
         }
     }
     columns

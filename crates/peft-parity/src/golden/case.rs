@@ -122,6 +122,7 @@ const MERGE_ERROR: f32 = 1e-3;
 pub const UPSTREAM_MERGES_WRONG: &[(&str, &str)] = &[
     ("llama", "lora_embedding"),
     ("llama", "lora_dora_embedding"),
+    ("llama", "lora_table"),
     ("llama", "lora_tied_head"),
     ("llama", "lora_weight_tying_head"),
     ("llama", "lora_weight_tying_targets"),

@@ -68,6 +68,7 @@ pub fn measure(
         }
         Some("llama" | "mistral" | "qwen2") => {
             let llama = Llama::load(base, &autodiff).map_err(|error| problem(&error))?;
+            let llama = with_tokens_of(llama, case);
             let logits =
                 |llama: &Llama, input: Input, context| llama.forward_in(input.ids(), context);
             let hidden =
@@ -79,6 +80,15 @@ pub fn measure(
             "model_type {}",
             other.unwrap_or("missing")
         ))),
+    }
+}
+
+/// The model with the tokens that the case's file has a longer table for.
+fn with_tokens_of(llama: Llama, case: &Path) -> Llama {
+    // What cannot be read is found out when the adapter is loaded.
+    match llama.with_vocabulary_of(case) {
+        Ok(grown) if grown.counts().total > llama.counts().total => grown,
+        _ => llama,
     }
 }
 
@@ -261,19 +271,16 @@ where
 /// What a case holds besides its checkpoint.
 struct Values {
     io: Tensors,
-    /// Elements that upstream trains; unknown of several adapters.
+    /// Elements that upstream trains; unknown of several adapters, and of a file that was written once more in another
+    /// spelling.
     trainable: Option<usize>,
     grads: Option<Tensors>,
 }
 
 impl Values {
     fn read(case: &Path) -> Result<Self, Problem> {
-        let problem = Problem::new(case);
         let (io, metadata) = read(&case.join("io.safetensors"))?;
         let trainable = metadata.get("trainable").and_then(|text| text.parse().ok());
-        if trainable.is_none() && !is_composed(case) {
-            return Err(problem(&"io.safetensors says no `trainable`"));
-        }
         let path = case.join("grads.safetensors");
         let grads = path.exists().then(|| read(&path)).transpose()?;
         Ok(Self {

@@ -32,6 +32,7 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use peft_core::method::MethodInfo;
 
+use case::is_composed;
 pub use case::{
     SAYS_LESS, UPSTREAM_IS_WRONG_UNMERGED, UPSTREAM_MERGES_WRONG, UPSTREAM_SEES_PADDING, is_case,
     peft_type,
@@ -61,7 +62,8 @@ pub struct Measured {
     /// How many numbers upstream's file lacks, which were found from its outputs: what all adapters share, in a model
     /// without a head.
     pub lost: usize,
-    /// Elements that upstream trains, in the form that the file holds; not known of several adapters.
+    /// Elements that upstream trains, in the form that the file holds; not known of several adapters, and where
+    /// `io.safetensors` does not say it.
     pub expected: Option<usize>,
     /// What upstream's own count is of, where that is another form.
     pub counted: Option<Counted>,
@@ -114,6 +116,8 @@ pub fn check(base: &Path, cases: &Path, names: &[&str], methods: &[&MethodInfo])
             let measured = measure(base, &cases.join(name), methods, &device)
                 .unwrap_or_else(|problem| panic!("{name} on {device_name}: {problem}"));
             println!("{name} on {device_name}: {measured:?}");
+            let counted = measured.expected.is_some() || is_composed(&cases.join(name));
+            assert!(counted, "{name}: io.safetensors says no `trainable`");
             let tolerance = tolerance(&cases.join(name));
             assert!(
                 measured.fits(tolerance),

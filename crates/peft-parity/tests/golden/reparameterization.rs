@@ -328,6 +328,16 @@ fn parts_of_a_spectrum_compute_what_upstream_computes() {
     golden::check(Path::new(LLAMA_TIED), &cases, &names, METHODS);
 }
 
+/// Groups of outputs, which a file does not name: they are found in the base again.
+#[test]
+fn groups_of_outputs_compute_what_upstream_computes() {
+    let cases = Path::new(CASES).join("bert_more");
+    let names = ["adamss", "adamss_dynamic"];
+    golden::check(Path::new(BERT_MORE), &cases, &names, METHODS);
+    let cases = Path::new(CASES).join("llama_tied");
+    golden::check(Path::new(LLAMA_TIED), &cases, &["adamss"], METHODS);
+}
+
 /// Upstream converts what such starts train to plain LoRA of twice the rank. Its count is of before.
 #[test]
 fn what_was_converted_to_plain_lora_is_plain_lora() {

@@ -10,7 +10,8 @@ use peft_core::nn::ForwardContext;
 use peft_core::state::AdapterState as _;
 use peft_models::Bert;
 use peft_reparameterization::{
-    LoftqConfig, LoftqLinear, LoraConfig, LoraGaConfig, LoraGaDirection, LoraGaScale, LoraLinear,
+    CordaConfig, CordaMethod, LoftqConfig, LoftqLinear, LoraConfig, LoraGaConfig, LoraGaDirection,
+    LoraGaScale, LoraLinear,
 };
 use peft_testing::{farthest, largest};
 
@@ -201,4 +202,115 @@ fn lora_ga_begins_as_upstreams() {
         let config = config("lora_ga").with_lora_ga_config(LoraGaConfig::new(direction, scale));
         check(case, &config, Some(&calibration), near);
     }
+}
+
+/// What a model is calibrated with: the text of a case, or of the base.
+fn text(folder: &Path, device: &burn::tensor::Device) -> (Tensor<2, Int>, ForwardContext) {
+    let io = tensors(&folder.join("io.safetensors"));
+    let ids = Tensor::<2, Int>::from_data(io["input_ids"].clone(), device);
+    let mask = Tensor::<2, Int>::from_data(io["attention_mask"].clone(), device);
+    let context = ForwardContext::new().with_padding(Some(mask.equal_elem(0)));
+    (ids, context)
+}
+
+fn of_two(start: &str) -> LoraConfig {
+    LoraConfig::new(2)
+        .with_alpha(3.0)
+        .with_targets(["query", "value"])
+        .with_init_lora_weights(start)
+}
+
+/// On a text of many tokens, where a gradient's singular values are 18 % and more apart.
+#[test]
+fn lora_ga_begins_as_upstreams_on_a_long_text() {
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let device = device.clone().autodiff();
+    for (case, direction, scale) in [
+        (
+            "start_lora_ga_arb2r_stable",
+            LoraGaDirection::ArB2r,
+            LoraGaScale::Stable,
+        ),
+        (
+            "start_lora_ga_a2rbr_unit",
+            LoraGaDirection::A2rBr,
+            LoraGaScale::Unit,
+        ),
+        (
+            "start_lora_ga_arbr_gd_scale",
+            LoraGaDirection::ArBr,
+            LoraGaScale::GdScale,
+        ),
+    ] {
+        let base = Bert::load(BASE, &device).unwrap();
+        let wanted = CalibrationConfig {
+            gradients: true,
+            ..CalibrationConfig::new(["query", "value"])
+        };
+        let mut calibrator = base.calibrate(&wanted).unwrap();
+        let (ids, context) = text(&Path::new(CASES).join(case), &device);
+        let output = calibrator.model().forward_in(ids, context).hidden;
+        let loss = (output.clone() * output).mean();
+        calibrator.record_gradients(&loss.backward()).unwrap();
+        let calibration = calibrator.finish().unwrap();
+        let config = of_two("lora_ga").with_lora_ga_config(LoraGaConfig::new(direction, scale));
+        check(case, &config, Some(&calibration), (1e-4, 1e-4));
+    }
+}
+
+/// With one text, upstream's C is the mean over its tokens, divided by the square of its largest input, c: so its A is c times
+/// as large, and its B a c-th. The products, and so the base that is left, are the same.
+#[test]
+fn corda_begins_as_upstreams_but_for_a_factor() {
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    for (case, method) in [
+        ("start_corda_ipm", CordaMethod::Ipm),
+        ("start_corda_kpm", CordaMethod::Kpm),
+    ] {
+        let base = Bert::load(BASE, device).unwrap();
+        let wanted = CalibrationConfig {
+            second_moments: true,
+            ..CalibrationConfig::new(["query", "value"])
+        };
+        let calibrator = base.calibrate(&wanted).unwrap();
+        let (ids, context) = text(&Path::new(CASES).join(case), device);
+        calibrator.model().forward_in(ids, context);
+        let calibration = calibrator.finish().unwrap();
+        let config = of_two("corda").with_corda_config(CordaConfig::new(method));
+        let model = base.attach_with("a", &config, &calibration).unwrap();
+        let all = upstreams(case);
+        let states = model.adapter_states::<LoraLinear>("a").unwrap();
+        assert_eq!(states.len(), all.len());
+        for (layer, state) in states {
+            let theirs = &all[&layer];
+            let (a, b) = (state.lora_a.val(), state.lora_b.val());
+            let product = a.clone().matmul(b.clone());
+            let expected = theirs.a.clone().matmul(theirs.b.clone());
+            assert_near(&product, &expected, 1e-3, &layer);
+            let left = model_weight(&base, &layer) - product * state.scale;
+            assert_near(&left, &theirs.base, 1e-3, &layer);
+            let length = |factor: &Tensor<2>| {
+                let sum: f32 = factor.clone().square().sum().into_scalar();
+                f64::from(sum).sqrt()
+            };
+            let of_a = length(&theirs.a) / length(&a);
+            let of_b = length(&b) / length(&theirs.b);
+            assert!((of_a / of_b - 1.0).abs() < 1e-3, "{layer}: {of_a} {of_b}");
+            let [ours, upstreams] = [squares(&a, &b), squares(&theirs.a, &theirs.b)];
+            let (ours_of_a, ours_of_b) = (
+                ours[0].clone() * of_a.powi(2),
+                ours[1].clone() / of_a.powi(2),
+            );
+            assert_near(&ours_of_a, &upstreams[0], 1e-3, &layer);
+            assert_near(&ours_of_b, &upstreams[1], 1e-3, &layer);
+        }
+    }
+}
+
+/// A layer's weight, `[in, out]`.
+fn model_weight(base: &Bert, layer: &str) -> Tensor<2> {
+    let layout = base.layout();
+    let name = format!("{layer}.weight");
+    let param = layout.params.iter().find(|param| param.name == name);
+    param.unwrap().value()
 }

@@ -1,7 +1,9 @@
-//! Linear algebra, the gamma function, filters of wavelets, random numbers as torch and NumPy draw them, and four-bit
-//! numbers.
+//! Linear algebra, the gamma function, filters of wavelets, random numbers as torch and NumPy draw them, groups of rows,
+//! importances of parameters, and four-bit numbers.
 
 pub(crate) mod gamma;
+pub(crate) mod importance;
+pub(crate) mod kmeans;
 pub(crate) mod linalg;
 pub(crate) mod nf4;
 pub(crate) mod numpy_random;

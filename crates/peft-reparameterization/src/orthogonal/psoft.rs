@@ -99,6 +99,11 @@ impl LowRankAdapter for PsoftLinear {
     fn dropout(&self) -> Option<&Dropout> {
         Some(&self.dropout)
     }
+
+    // An inverse, or a series in its place.
+    fn computes_factors(&self) -> bool {
+        self.triangle.is_some()
+    }
 }
 
 /// How the part of the weight is divided among A and B.

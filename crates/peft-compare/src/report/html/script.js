@@ -1,5 +1,5 @@
 'use strict';
-const { groups } = JSON.parse(document.getElementById('data').textContent);
+const { groups, failures } = JSON.parse(document.getElementById('data').textContent);
 const $ = id => document.getElementById(id);
 const BASE = 'base', FULL = 'full', LANGUAGE_MODEL = 'language-model', MISSING = '–';
 
@@ -268,26 +268,18 @@ function curves(group) {
 const plain = (label, head, rows) => scroll(h('table', { class: 'plain' }, h('thead', {}, h('tr', {}, head.map(title => h('th', { scope: 'col', class: 'text' }, title)))),
   h('tbody', {}, rows.map(row => h('tr', {}, row.map((cell, index) => index ? h('td', { class: 'text' }, cell) : h('th', { scope: 'row' }, cell)))))), label);
 
-// Seeds that share one search share a row.
-function searches(m) {
-  const found = new Map();
-  for (const run of m.runs) {
-    const key = JSON.stringify([run.learning_rate, run.tuning]);
-    found.set(key, { ...run, seeds: [...(found.get(key)?.seeds ?? []), run.seed] });
-  }
-  return [...found.values()];
-}
-
+// A row for each search: seeds that share one share a row.
 function tuning(group) {
   const most = Math.max(0, ...group.methods.flatMap(m => m.runs.map(run => run.tuning.length)));
   const trials = Array.from({ length: most }, (_, index) => index);
-  return plain('Learning rates', ['Method', 'Seeds', 'Chosen', ...trials.map(index => `Trial ${index + 1}`)],
-    group.methods.filter(matches).flatMap(m => searches(m).map(search => [
+  return plain('Learning rates', ['Method', 'Seeds', 'Chosen', 'Winner', 'Grid', ...trials.map(index => `Trial ${index + 1}`)],
+    group.methods.filter(matches).flatMap(m => m.searches.map(search => [
       [icon(m.method.family), m.method.name], search.seeds.join(', '),
       m.method.name === BASE ? 'not trained' : search.learning_rate.toExponential(),
+      h('span', { class: ['low-end', 'high-end'].includes(search.place) ? 'end' : null }, optional(search.place_words, String)), optional(search.grid, String),
       ...trials.map(index => search.tuning[index]).map(trial => trial
         ? h('span', { class: trial.learning_rate === search.learning_rate ? 'won' : null },
-          `${trial.learning_rate.toExponential()} → ${optional(trial.dev, score)}`) : MISSING),
+          `${trial.learning_rate.toExponential()} → ${trial.error ? 'failed' : optional(trial.dev, score)}`) : MISSING),
     ])));
 }
 
@@ -333,7 +325,8 @@ const sections = groups.map(group => {
       + (isLanguageModel(group) ? ' Epoch 0 is before training.' : '')),
     holes.curves,
     h('h3', {}, 'Learning rates'),
-    h('p', { class: 'soft' }, 'Each method’s learning rates with the dev score they reached. Underlined: the one that won, with which the test score was made.'),
+    h('p', { class: 'soft' }, 'Each method’s learning rates with the dev score they reached. Underlined: the one that won, with which the test score was made. '
+      + 'Winner: where in the grid it lies. Grid: whose rates they are.'),
     holes.tuning,
     h('h3', {}, 'What ran on what'), settings(group), holes.definitions);
   return {
@@ -367,7 +360,13 @@ for (const g of groups) $('task').append(h('option', { value: taskOf(g) }, taskO
 for (const family of families) $('family').append(h('option', { value: family }, family));
 for (const [name, axis] of Object.entries(AXES)) if (name !== 'forgetting' || groups.some(isLanguageModel)) $('axis').append(h('option', { value: name }, axis.title));
 const runs = groups.flatMap(g => g.methods.flatMap(m => m.runs)), days = runs.map(run => run.started_at.slice(0, 10)).sort();
-$('about').textContent = `${plural(runs.length, 'run')}, ${[...new Set([days[0], days.at(-1)])].join(' to ')}`;
+$('about').textContent = [plural(runs.length, 'run'), failures.length ? failures.length + ' failed' : '', [...new Set([days[0], days.at(-1)])].filter(Boolean).join(' to ')]
+  .filter(Boolean).join(', ');
+if (failures.length) {
+  $('failed').hidden = false;
+  $('failed').append(plain('Failed', ['Method', 'Suite', 'Task', 'Model', 'Learning rate', 'Seed', 'Failed at', 'Error'], failures.map(f =>
+    [f.method, f.suite, f.task, f.model, f.learning_rate.toExponential(), String(f.seed), f.failed_at, h('pre', {}, f.error)])));
+}
 $('groups').append(...sections.map(section => section.element));
 $('filters').addEventListener('input', update);
 $('filters').addEventListener('submit', event => event.preventDefault());
