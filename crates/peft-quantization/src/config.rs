@@ -46,6 +46,10 @@ pub enum Tables {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the fields are those of transformers' configuration"
+)]
 pub struct QuantizationConfig {
     /// Quantize to 4 bits. Default false; set by [`nf4`](Self::nf4) and [`fp4`](Self::fp4).
     pub load_in_4bit: bool,
