@@ -14,7 +14,7 @@ use crate::case::{Case, Shape};
 use crate::process::{Done, Worker};
 use crate::ratio::Ratio;
 use crate::ratios::GROUPS;
-use crate::{assets, every_method, table};
+use crate::{assets, every_method, every_step, table};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -75,13 +75,24 @@ pub(crate) fn run(settings: &Settings) -> Result<(), Failure> {
         matched = true;
         ratios.insert(latency.name.clone(), latency.ratio);
     }
+    let steps = every_step::run(&settings.only, settings.rounds, &settings.device)?;
+    for step in &steps {
+        matched = true;
+        ratios.insert(step.name.clone(), step.ratio);
+    }
     if !matched {
         return Err(format!("no ratio's name contains `{}`", settings.only).into());
     }
     if let Some(path) = &settings.json {
         write(
             path,
-            &json!({ "units": units, "ratios": ratios, "cases": cases, "latencies": latencies }),
+            &json!({
+                "units": units,
+                "ratios": ratios,
+                "cases": cases,
+                "latencies": latencies,
+                "steps": steps,
+            }),
         )?;
     }
     Ok(())

@@ -132,7 +132,7 @@ trait Subject {
     fn loss(model: &Self::Model) -> Tensor<1>;
 }
 
-fn few_tokens(model: &impl Module) -> Tensor<2, Int> {
+pub(crate) fn few_tokens(model: &impl Module) -> Tensor<2, Int> {
     Tensor::zeros([1, 4], &model.devices()[0])
 }
 
@@ -254,22 +254,7 @@ fn of<S: Subject>(
 /// The base with a method: with its defaults, or as the comparison has it where these do not fit the model. What a method
 /// fuses are adapters after feed-forward.
 fn attached<S: Subject>(info: &MethodInfo, base: &S::Model) -> Result<(S::Model, bool), Failure> {
-    let with = |json: &Value| -> Result<S::Model, Failure> {
-        let method: Box<dyn Method> = (info.parse)(json)?;
-        let mut model = base.clone();
-        for name in json["adapter_names"].as_array().into_iter().flatten() {
-            let name = name.as_str().unwrap_or_default();
-            model = model.attach(name, &BottleneckConfig::pfeiffer())?;
-        }
-        if method.statistics().is_none() {
-            return Ok(model.attach("bench", method.as_ref())?);
-        }
-        let loss = |model: &S::Model, ()| S::loss(model);
-        let trained = model.train();
-        Ok(trained
-            .attach_on("bench", method.as_ref(), [()], loss)?
-            .valid())
-    };
+    let with = |json: &Value| with(info, json, base, S::loss);
     let refused = match with(&json!({})) {
         Ok(model) => return Ok((model, true)),
         Err(refused) => refused,
@@ -280,8 +265,33 @@ fn attached<S: Subject>(info: &MethodInfo, base: &S::Model) -> Result<(S::Model,
     }
 }
 
+/// The base with a method of this configuration; methods that choose by gradients what they train do so by those of
+/// `loss`.
+pub(crate) fn with<M: PeftModule + Module>(
+    info: &MethodInfo,
+    json: &Value,
+    base: &M,
+    loss: impl Fn(&M) -> Tensor<1>,
+) -> Result<M, Failure> {
+    let method: Box<dyn Method> = (info.parse)(json)?;
+    let mut model = base.clone();
+    for name in json["adapter_names"].as_array().into_iter().flatten() {
+        let name = name.as_str().unwrap_or_default();
+        model = model.attach(name, &BottleneckConfig::pfeiffer())?;
+    }
+    if method.statistics().is_none() {
+        return Ok(model.attach("bench", method.as_ref())?);
+    }
+    let trains = model.devices()[0].is_autodiff();
+    let loss = |model: &M, ()| loss(model);
+    let model = model
+        .train()
+        .attach_on("bench", method.as_ref(), [()], loss)?;
+    Ok(if trains { model } else { model.valid() })
+}
+
 /// The first configuration of a method in the comparison.
-fn entry(method: &str, llama: bool) -> Option<Value> {
+pub(crate) fn entry(method: &str, llama: bool) -> Option<Value> {
     #[derive(Deserialize)]
     struct Entries {
         method: Vec<Entry>,

@@ -9,9 +9,11 @@ mod assets;
 mod bench;
 mod case;
 mod every_method;
+mod every_step;
 mod memory_model;
 mod models;
 mod process;
+mod products;
 mod qlora_loss;
 mod ratio;
 mod ratios;
@@ -66,6 +68,8 @@ enum Task {
     /// Train LoRA on the language model in f32, NF4 (from LoftQ's values, too) and FP4, and say what each one
     /// learned: takes minutes
     QloraLoss(qlora_loss::Settings),
+    /// Rates of matrix products at the shapes that steps are made of, beside PyTorch's
+    Products,
 }
 
 fn main() -> ExitCode {
@@ -77,6 +81,10 @@ fn main() -> ExitCode {
         Some(Task::Mask { folder }) => models::minilm::choose_mask(&arguments.device, folder),
         Some(Task::QloraLoss(settings)) => {
             qlora_loss::run(settings, &arguments.device, arguments.json.as_deref())
+        }
+        Some(Task::Products) => {
+            let only = arguments.only.as_deref().unwrap_or_default();
+            products::run(only, &arguments.device, arguments.json.as_deref())
         }
         None => bench::run(&bench::Settings {
             rounds: arguments.rounds.max(1),

@@ -107,11 +107,9 @@ impl Method for BeftConfig {
         let config = self.with_values(layout, plan)?;
         for target in linear_targets(&config, layout, plan)? {
             let shape = [1, target.d_out];
-            let beft_bias = if self.init_weights {
-                plan.init().zeros(shape, target.like())
-            } else {
-                plan.init().normal(shape, 1.0, target.like())
-            };
+            let beft_bias =
+                plan.init()
+                    .zeros_or_normal(self.init_weights, shape, 1.0, target.like());
             match target.bias {
                 Some(bias) => plan.adapt_weight(bias, Beft { beft_bias }),
                 None => plan.adapt_weight(target.weight, BeftOutput { beft_bias }),

@@ -19,7 +19,7 @@ pub use bottleneck::{
     Scaling, Seen, Skip, drop_adapters,
 };
 pub use fusion::{ADAPTER_FUSION, AdapterFusion, AdapterFusionConfig, FusionProjection};
-pub use ia3::{AdapterHubIa3, IA3, Ia3, Ia3Config};
+pub use ia3::{AdapterHubIa3, GatedIa3, IA3, Ia3, Ia3Config};
 pub use ladder::{LST, LstConfig, LstInit, Rung, SideBlock, SideInput, SideOutput};
 pub use peft_core::method::Activation;
 pub use reft::{DIREFT, LOREFT, NOREFT, OrthogonalProjection, Reft, ReftConfig, ReftUnit};

@@ -184,6 +184,17 @@ peft_conformance::conformance_suite!(
                 .with_adapterhub(AdapterHubIa3::default())
                 .with_modules_to_save(["classifier"])
         ),
+        Case::new("ia3, AdapterHub's layout with gates", {
+            let mut fields = AdapterHubIa3::default();
+            fields.rest.insert("use_gating".into(), true.into());
+            Ia3Config::new().with_adapterhub(fields)
+        }),
+        Case::new("ia3, AdapterHub's layout with an alpha", {
+            let mut fields = AdapterHubIa3::default();
+            fields.rest.insert("alpha".into(), 3.into());
+            fields.rest.insert("init_weights".into(), "bert".into());
+            Ia3Config::new().with_adapterhub(fields)
+        }),
         Case::new(
             "ia3, with a head",
             Ia3Config::new()
@@ -441,4 +452,25 @@ fn ia3_without_targets_takes_those_of_the_kind_of_model() {
     let known = serde_json::json!(["key", "value", "output.dense"]);
     assert_eq!(saved["target_modules"], known);
     model.load_adapter("b", dir.path(), METHODS).unwrap();
+    // In a file, layers that are scaled inside are names of `target_modules`.
+    for (targets, said, inside, elements) in [
+        (vec!["key"], vec!["key"], vec![], 5),
+        (
+            vec!["query", "dense"],
+            vec!["query", "dense", "output.dense"],
+            vec!["output.dense"],
+            6 + 7,
+        ),
+    ] {
+        let named = Ia3Config::new().with_targets(targets);
+        let adapted = model.attach("a", &named).unwrap();
+        assert_eq!(adapted.counts().adapter_trainable(), elements);
+        let dir = tempfile::tempdir().unwrap();
+        adapted.save_adapter("a", dir.path()).unwrap();
+        let saved = peft_core::checkpoint::read_config(dir.path()).unwrap();
+        assert_eq!(saved["target_modules"], serde_json::json!(said));
+        assert_eq!(saved["feedforward_modules"], serde_json::json!(inside));
+        let again = model.load_adapter("b", dir.path(), METHODS).unwrap();
+        assert_eq!(again.counts().adapter_trainable(), elements);
+    }
 }

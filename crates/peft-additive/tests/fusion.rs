@@ -290,6 +290,15 @@ fn the_temperature_falls_and_is_saved() {
         .load_adapter("again", dir.path(), &[&ADAPTER_FUSION])
         .unwrap();
     assert!((temperature(&again, "again") - 49.85).abs() < 1e-9);
+    // A second training goes on from there, and so does one that is resumed.
+    let mut hooks = again.training_hooks(3).unwrap();
+    let stepped = hooks.after_step(again.clone()).unwrap();
+    assert!((temperature(&stepped, "again") - 49.8).abs() < 1e-9);
+    let file = dir.path().join("hooks.safetensors");
+    hooks.save(&file).unwrap();
+    let mut hooks = TrainingHooks::resume(&stepped, 3, &file).unwrap();
+    let stepped = hooks.after_step(stepped).unwrap();
+    assert!((temperature(&stepped, "again") - 49.75).abs() < 1e-9);
 }
 
 #[test]

@@ -4,10 +4,11 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, TensorData};
-use peft_core::PeftModule;
 use peft_core::calibration::Calibrate as _;
 use peft_core::method::{LayoutParam, Method};
+use peft_core::nn::ACTIVE_ADAPTER;
 use peft_core::state::AdapterState as _;
+use peft_core::{PeftModule, TrainingHooks};
 
 use crate::TinyTransformer;
 
@@ -182,6 +183,37 @@ impl Fixture {
         }
         (model, losses)
     }
+
+    /// Steps of `AdamW` at a rate of 0.01 on the batch, in a loop that calls the hooks; `seen` gets the model after each
+    /// step, and the step's number from 1.
+    ///
+    /// # Panics
+    ///
+    /// If a hook refuses.
+    pub fn train_with_hooks(
+        &self,
+        mut model: TinyTransformer,
+        hooks: &mut TrainingHooks,
+        steps: usize,
+        mut seen: impl FnMut(usize, &TinyTransformer),
+    ) -> TinyTransformer {
+        let mut optimizer = AdamWConfig::new().init();
+        for step in 1..=steps {
+            let mut loss = self.loss(&model);
+            if let Some(penalty) = hooks.penalty(&model).expect("a penalty") {
+                loss = loss + penalty;
+            }
+            let mut gradients = GradientsParams::from_grads(loss.backward(), &model);
+            let before = hooks.before_step(&model, &mut gradients);
+            before.expect("gradients that the hooks take");
+            model = optimizer.step(1e-2, model, gradients);
+            model = hooks
+                .after_step(model)
+                .expect("a model that the hooks take");
+            seen(step, &model);
+        }
+        model
+    }
 }
 
 /// A model with an adapter whose values are the same in every call, frozen and inactive.
@@ -271,17 +303,46 @@ pub(crate) fn finite(what: &str, data: &TensorData) -> Result<(), String> {
     }
 }
 
-/// Adds noise to every trained parameter of the adapter called `name`, as training would.
+/// Adds noise to every trained parameter of the active adapter called `name`, as training would, on a device with or
+/// without autodiff.
+///
+/// # Panics
+///
+/// If there is no such parameter: a test would compare what did not change.
 pub fn perturb<M: Module>(model: M, name: &str) -> M {
-    model.map(&mut Perturb {
+    let mut perturb = Perturb {
+        adapter: format!("{ACTIVE_ADAPTER}:{name}"),
         path: Vec::new(),
-        name: name.to_string(),
-    })
+        changed: 0,
+    };
+    let model = model.map(&mut perturb);
+    assert!(
+        perturb.changed > 0,
+        "no parameter of an active adapter `{name}` is trained"
+    );
+    model
 }
 
 struct Perturb {
+    /// How the adapter is called in a path.
+    adapter: String,
     path: Vec<String>,
-    name: String,
+    changed: usize,
+}
+
+/// Whether a parameter is set to be trained, also where its device has no autodiff right now. There Burn says it only of
+/// what is put to training.
+fn trains<const D: usize>(param: &Param<Tensor<D>>) -> bool {
+    if param.is_autodiff() {
+        return param.is_require_grad();
+    }
+    let value = param.clone().train().val();
+    let trained = value.is_require_grad();
+    if trained {
+        // What is in the autodiff graph goes with a backward pass.
+        let _ = value.sum().backward();
+    }
+    trained
 }
 
 impl ModuleMapper for Perturb {
@@ -292,14 +353,15 @@ impl ModuleMapper for Perturb {
         self.path.pop();
     }
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let adapter = format!("Adapter:{}", self.name);
-        if !self.path.contains(&adapter) || !param.is_require_grad() {
+        if !self.path.contains(&self.adapter) || !trains(&param) {
             return param;
         }
+        self.changed += 1;
         param.map(|value| {
+            let trains = value.is_require_grad();
             let value = value.detach();
             let noise = value.random_like(Distribution::Normal(0.0, 0.1));
-            (value + noise).detach().require_grad()
+            (value + noise).detach().set_require_grad(trains)
         })
     }
 }

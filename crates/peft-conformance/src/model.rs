@@ -161,7 +161,7 @@ impl TinyTransformer {
         let device = embedded.device();
         let layers = self.encoder.layer.iter();
         layers.fold((embedded, context), |(hidden, context), layer| {
-            let (hidden, context) = layer.prompt.add_prompt_in(hidden, context);
+            let (hidden, context) = layer.prompt.add_prompt(hidden, context);
             let padding = context.padding();
             let mask = padding.map(|padding| layer::attention_mask(padding, &device));
             (layer.forward(hidden, mask, &context), context)
@@ -180,7 +180,7 @@ impl Embeddings {
         let device = ids.device();
         let context = with_tasks(context, ids.dims()[0]).with_token_ids(ids.clone());
         let words = self.word_embeddings.adapted_in(ids, &context);
-        let (words, context) = self.prompt.add_prompt_in(words, context);
+        let (words, context) = self.prompt.add_prompt(words, context);
         let [batch, tokens, _] = words.dims();
         let last = first + tokens;
         assert!(

@@ -147,7 +147,7 @@ impl Method for ScaledConfig {
                     method: SCALED.title,
                     layer: layer.name.clone(),
                     kind: layer.kind.to_string(),
-                    supported: "Linear",
+                    supported: "Linear".into(),
                 });
             };
             let out = weight.shape()[1];

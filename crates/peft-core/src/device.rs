@@ -61,12 +61,6 @@ fn ndarray() -> Device {
     Device::ndarray()
 }
 
-/// Whether values on this device are in the host's memory, so that reading one waits for nothing.
-pub fn is_cpu(device: &Device) -> bool {
-    let plain = device.clone().without_autodiff();
-    cpu_devices().into_iter().any(|(_, cpu)| cpu == plain)
-}
-
 /// Every device compiled in that needs no accelerator, with its name: what tests run on.
 pub fn cpu_devices() -> Vec<(&'static str, Device)> {
     available()

@@ -87,7 +87,7 @@ pub enum Error {
         /// The layer's kind.
         kind: String,
         /// Kinds that would do.
-        supported: &'static str,
+        supported: String,
     },
 
     /// A regular expression in the configuration does not compile.

@@ -15,6 +15,7 @@ mod statistics;
 mod upstream;
 
 pub use attached::composition::Composition;
+pub use attached::nested::Nested;
 pub use error::{Error, Result};
 pub use layout::key_mapping::KeyMapping;
 pub use layout::targets::{Selection, Targets};

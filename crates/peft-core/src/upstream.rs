@@ -84,6 +84,9 @@ pub(crate) const ADAPTERHUB_ROOTS: &[&str] = &[
     "shared_parameters",
 ];
 
+/// What layers are called that are queries, keys and values in one matrix.
+pub(crate) const PACKED: &[&str] = &["c_attn", "qkv_proj", "query_key_value", "in_proj", "Wqkv"];
+
 /// Ends of layers' names, and what AdapterHub takes the layers for; the first that fits.
 ///
 /// Its Llama and Mistral call the last layer of feed-forward `intermediate` and the first `output`.

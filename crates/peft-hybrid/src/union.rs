@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use peft_additive::BottleneckConfig;
+use peft_core::calibration::CalibrationConfig;
 use peft_core::checkpoint::CONFIG_FILE;
 use peft_core::method::{
     Common, Family, Layout, Method, MethodConfig, MethodHooks, MethodInfo, Plan, States, Value,
     adapterhub_fields, adapterhub_json, architecture, read_adapterhub,
 };
-use peft_core::{Error, Result};
+use peft_core::{Error, Result, Selection, Targets};
 use peft_soft_prompt::AdapterHubPrefixConfig;
 use serde_json::{Map, json};
 
@@ -105,6 +106,21 @@ impl UnionConfig {
         let expected = expected.into();
         Err(Error::config(UNION.title, "configs", value, expected))
     }
+}
+
+/// The layers of both; none where that cannot be said.
+fn both(one: &Targets, other: &Targets) -> Option<Targets> {
+    if one == other {
+        return Some(one.clone());
+    }
+    let names = |targets: &Targets| match &targets.target_modules {
+        Some(Selection::Names(names)) if *targets == Targets::new(&names[..]) => {
+            Some(names.clone())
+        }
+        _ => None,
+    };
+    let all = [names(one)?, names(other)?].concat();
+    Some(Targets::new(all))
 }
 
 /// The fields of a method, as AdapterHub's `configs` has them; whole where the method has another layout. What a method
@@ -206,7 +222,19 @@ impl MethodConfig for UnionConfig {
             }
             config.validate()?;
         }
-        Ok(())
+        let wanted = self.configs.iter().filter_map(|config| config.statistics());
+        wanted
+            .map(|wanted| wanted.targets)
+            .try_fold(None, |all: Option<Targets>, other| match all {
+                None => Ok(Some(other)),
+                Some(all) => both(&all, &other).map(Some).ok_or(other),
+            })
+            .map(drop)
+            .or_else(|targets| {
+                let expected = "methods whose target_modules are lists of names and their only selection, \
+                                where several look at data";
+                Self::refuse(targets, expected)
+            })
     }
 
     fn to_json(&self) -> Value {
@@ -241,6 +269,21 @@ impl Method for UnionConfig {
             }
         }
         Ok(())
+    }
+
+    /// All that one of the methods needs, of the layers of all of them.
+    fn statistics(&self) -> Option<CalibrationConfig> {
+        let wanted = self.configs.iter().filter_map(|config| config.statistics());
+        wanted.reduce(|one, other| CalibrationConfig {
+            targets: both(&one.targets, &other.targets).unwrap_or(one.targets),
+            second_moments: one.second_moments || other.second_moments,
+            means: one.means || other.means,
+            samples: one.samples.max(other.samples),
+            gradients: one.gradients || other.gradients,
+            squared_gradients: one.squared_gradients || other.squared_gradients,
+            unreached: one.unreached || other.unreached,
+            key_values: one.key_values.max(other.key_values),
+        })
     }
 
     fn ties_heads(&self) -> bool {

@@ -1,6 +1,5 @@
 //! In a training loop each method of a union works on its own states, also where two are of one type.
 
-use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::Tolerance;
 use peft_additive::{Bottleneck, BottleneckConfig, Projection, Pruning};
 use peft_conformance::{Fixture, TinyTransformer};
@@ -15,20 +14,9 @@ fn fixture() -> Fixture {
     Fixture::new(&device)
 }
 
-fn train(fixture: &Fixture, mut model: TinyTransformer, steps: usize) -> TinyTransformer {
+fn train(fixture: &Fixture, model: TinyTransformer, steps: usize) -> TinyTransformer {
     let mut hooks = model.training_hooks(steps).unwrap();
-    let mut optimizer = AdamWConfig::new().init();
-    for _ in 0..steps {
-        let mut loss = fixture.loss(&model);
-        if let Some(penalty) = hooks.penalty(&model).unwrap() {
-            loss = loss + penalty;
-        }
-        let mut gradients = GradientsParams::from_grads(loss.backward(), &model);
-        hooks.before_step(&model, &mut gradients).unwrap();
-        model = optimizer.step(1e-2, model, gradients);
-        model = hooks.after_step(model).unwrap();
-    }
-    model
+    fixture.train_with_hooks(model, &mut hooks, steps, |_, _| ())
 }
 
 /// Of each place with a bottleneck: its block, and the share of Down's elements that are 0.

@@ -1,14 +1,13 @@
 //! What a union is, beyond what the conformance suite asks of every method.
 
-use burn::optim::{AdamWConfig, GradientsParams};
 use peft_additive::{Bottleneck, BottleneckConfig, ReftConfig};
 use peft_conformance::{Fixture, TinyTransformer};
-use peft_core::method::{Method, MethodConfig as _};
+use peft_core::method::{Method, MethodConfig as _, SparseDelta};
 use peft_core::state::AdapterState as _;
 use peft_core::{Error, PeftModule};
 use peft_hybrid::{METHODS, UNION, UnionConfig};
 use peft_reparameterization::{AdaLoraConfig, AdapterHubLora, LoraConfig, LoraLinear};
-use peft_selective::HeadOnlyConfig;
+use peft_selective::{FishMaskConfig, HeadOnlyConfig, SptConfig};
 use peft_soft_prompt::AdapterHubPrefixConfig;
 
 fn lora() -> LoraConfig {
@@ -91,18 +90,12 @@ fn what_training_decides_is_written_where_it_belongs() {
         .with_tfinal(2)
         .with_delta_t(1);
     let union = UnionConfig::new().with(lora_on_values()).with(adalora);
-    let mut model = fixture.base.attach("u", &union).unwrap();
+    let model = fixture.base.attach("u", &union).unwrap();
     let mut hooks = model.training_hooks(7).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
-    let mut optimizer = AdamWConfig::new().init();
-    for _ in 0..7 {
-        let penalty = hooks.penalty(&model).unwrap().expect("AdaLoRA's");
-        let loss = fixture.loss(&model) + penalty;
-        let mut gradients = GradientsParams::from_grads(loss.backward(), &model);
-        hooks.before_step(&model, &mut gradients).unwrap();
-        model = optimizer.step(1e-2, model, gradients);
-        model = hooks.after_step(model).unwrap();
-    }
+    let has_penalty = hooks.penalty(&model).unwrap().is_some();
+    assert!(has_penalty, "AdaLoRA's");
+    let model = fixture.train_with_hooks(model, &mut hooks, 7, |_, _| ());
     hooks.save(file.path()).unwrap();
     let resumed = peft_core::TrainingHooks::resume(&model, 7, file.path()).unwrap();
     assert_eq!(resumed.step(), 7);
@@ -197,4 +190,38 @@ fn what_is_read_is_written_back() {
     let json = union.to_json();
     let again = (METHODS[0].parse)(&json).unwrap();
     assert_eq!(again.to_json(), json);
+}
+
+/// Each of the methods gets its own layers' statistics.
+#[test]
+fn methods_that_look_at_data_are_attached_on_them() {
+    let fixture = fixture();
+    let query = FishMaskConfig::new()
+        .with_keep_ratio(0.01)
+        .with_targets(["query"]);
+    let value = SptConfig::new()
+        .with_keep_ratio(0.01)
+        .with_targets(["value"]);
+    let union = UnionConfig::new().with(query.clone()).with(value);
+    let model = fixture.attach(&fixture.base, "u", &union).unwrap();
+    let alone = fixture.attach(&fixture.base, "f", &query).unwrap();
+    let places = |model: &TinyTransformer, name: &str, layer: &str| {
+        let states = model.adapter_states::<SparseDelta>(name).unwrap();
+        let of_layer = states
+            .into_iter()
+            .filter(|(place, _)| place.ends_with(layer));
+        of_layer
+            .map(|(_, state)| state.indices.val().into_data())
+            .collect::<Vec<_>>()
+    };
+    assert!(!places(&model, "u", "value").is_empty());
+    let expected = places(&alone, "f", "query");
+    assert!(!expected.is_empty());
+    assert_eq!(places(&model, "u", "query"), expected);
+    // Of a pattern and a list there is no one selection.
+    let all = UnionConfig::new()
+        .with(FishMaskConfig::new())
+        .with(SptConfig::new().with_targets(["value"]));
+    let refused = fixture.attach(&fixture.base, "u", &all).unwrap_err();
+    assert!(refused.to_string().contains("lists of names"), "{refused}");
 }

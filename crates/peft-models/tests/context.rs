@@ -88,8 +88,11 @@ impl HiddenAdapter for Probe {
     fn forward(&self, hidden: Tensor<3>, context: &SiteContext<'_>) -> Tensor<3> {
         self.log.lock().unwrap().push(Seen::of(context.forward));
         if self.act == Act::Fuse {
-            let output = |name| context.output_of(name, hidden.clone()).unwrap();
-            assert!(context.output_of("nobody", hidden.clone()).is_none());
+            let output = |name| {
+                let parts = context.parts_of(name, hidden.clone()).unwrap();
+                parts.kept + parts.added
+            };
+            assert!(context.parts_of("nobody", hidden.clone()).is_none());
             return (output("a") + output("b")) / 2.0;
         }
         let [batch, _, width] = hidden.dims();

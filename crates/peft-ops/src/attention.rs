@@ -87,8 +87,8 @@ pub fn linear_of_attention(
         let coins = low_rank
             .as_ref()
             .and_then(|low_rank| thrown(low_rank, &inputs.query));
-        let width = inputs.query.dims()[2];
-        let parts = Parts::new(width, weight, bias, low_rank, coins);
+        let [batch, queries, width] = inputs.query.dims();
+        let parts = Parts::new([batch * queries, width], weight, bias, low_rank, coins);
         let settings = inputs.settings();
         return Tensor::from_dispatch(<Dispatch as Fused>::linear_of_attention(
             inputs.query.into_dispatch(),

@@ -3,6 +3,7 @@
 
 mod autodiff;
 mod backward;
+mod composing;
 mod forward;
 mod kept;
 mod rounded;
@@ -21,6 +22,7 @@ use crate::options::MixedPrecision;
 use crate::quantized::QuantizedWeight;
 use crate::segments::Segments;
 
+pub(crate) use composing::Composing;
 pub(crate) use rounded::forget as forget_rounded;
 
 /// Settings of a linear layer.
@@ -48,6 +50,10 @@ pub(crate) enum Maybe<B: Backend> {
 }
 
 impl<B: Backend> Maybe<B> {
+    fn from_option(tensor: Option<FloatTensor<B>>) -> Self {
+        tensor.map_or(Self::Absent, Self::Given)
+    }
+
     fn get(self) -> Option<FloatTensor<B>> {
         match self {
             Self::Given(tensor) => Some(tensor),
@@ -58,7 +64,7 @@ impl<B: Backend> Maybe<B> {
 
 impl From<Option<FloatTensor<Dispatch>>> for Maybe<Dispatch> {
     fn from(tensor: Option<FloatTensor<Dispatch>>) -> Self {
-        tensor.map_or(Self::Absent, Self::Given)
+        Self::from_option(tensor)
     }
 }
 

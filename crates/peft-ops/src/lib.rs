@@ -3,6 +3,7 @@
 mod adamw;
 mod angles;
 mod attention;
+mod composing;
 mod cross_entropy;
 mod elementwise;
 mod fused;
@@ -19,6 +20,7 @@ mod rotary;
 mod segments;
 mod sparse;
 mod sparse_matrix;
+mod waves;
 
 #[cfg(feature = "flex")]
 mod cpu;
@@ -30,6 +32,9 @@ mod tests;
 pub use adamw::adamw;
 pub use angles::Rotary;
 pub use attention::{AttentionInputs, attention, linear_of_attention};
+pub use composing::{
+    add_hadamard, add_product, add_waves, block_diagonal, scale_by_product, scale_columns,
+};
 pub use cross_entropy::{linear_cross_entropy, linear_cross_entropy_with};
 pub use elementwise::{dropout, gelu, swiglu};
 pub use fused::set_fused;
@@ -45,3 +50,4 @@ pub use rotary::rotary;
 pub use segments::Segments;
 pub use sparse::{add_sparse, add_sparse_rows, multiplies_sparse};
 pub use sparse_matrix::Sparse;
+pub use waves::Waves;

@@ -5,6 +5,8 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
 
 #[cfg(feature = "flex")]
+use crate::composing::add_product;
+#[cfg(feature = "flex")]
 use crate::cpu::dropout::Coins;
 #[cfg(feature = "flex")]
 use crate::extension::{Fused, Layer, Maybe};
@@ -230,9 +232,10 @@ pub(crate) struct Parts {
 
 #[cfg(feature = "flex")]
 impl Parts {
-    /// Those of a layer of inputs that are `width` wide.
+    /// Those of a layer of `tokens` inputs that are `width` wide. Factors of a high rank are added to the weight where
+    /// that is cheaper.
     pub(crate) fn new(
-        width: usize,
+        [tokens, width]: [usize; 2],
         weight: Weight,
         bias: Option<Tensor<1>>,
         low_rank: Option<LowRank>,
@@ -247,6 +250,14 @@ impl Parts {
                 "the bias is not as wide as the output"
             );
         }
+        let (weight, low_rank) = match (weight, low_rank) {
+            (Weight::Dense(weight), Some(low_rank))
+                if coins.is_none() && is_better_dense(tokens, &weight, &low_rank) =>
+            {
+                (Weight::Dense(add_product(weight, low_rank)), None)
+            }
+            unchanged => unchanged,
+        };
         let (down, up, scale) = match low_rank {
             Some(LowRank {
                 down, up, scale, ..
@@ -275,6 +286,26 @@ impl Parts {
     }
 }
 
+/// What a pass over the elements of a weight costs, in multiplications of a product.
+#[cfg(feature = "flex")]
+const PASSES: usize = 64;
+
+/// Whether a training step of factors that are added to the weight costs less than one of factors that every token goes
+/// through: then the gradient of one dense matrix is computed, and those of the factors from it.
+#[cfg(feature = "flex")]
+fn is_better_dense(tokens: usize, weight: &Tensor<2>, low_rank: &LowRank) -> bool {
+    if !low_rank.down.is_autodiff() && !low_rank.up.is_autodiff() {
+        return false;
+    }
+    let [d_in, d_out] = weight.dims();
+    let rank = low_rank.down.dims()[1];
+    // Forward, the input's gradient, and that of one factor.
+    let factored = tokens * rank * (2 * (d_in + d_out) + d_in.max(d_out));
+    let dense = d_in * d_out * (tokens + 2 * rank + PASSES);
+    // What is kept with the layer takes memory, and small products are slower.
+    dense + dense / 4 < factored
+}
+
 #[cfg(feature = "flex")]
 fn fused<const D: usize>(
     seen: Seen<D>,
@@ -293,7 +324,8 @@ fn fused<const D: usize>(
         .as_ref()
         .and_then(|low_rank| thrown(low_rank, &input));
     let width = input.dims()[D - 1];
-    let parts = Parts::new(width, weight, bias, low_rank, coins);
+    let tokens = input.shape().num_elements() / width.max(1);
+    let parts = Parts::new([tokens, width], weight, bias, low_rank, coins);
     Tensor::from_dispatch(<Dispatch as Fused>::linear(
         input.into_dispatch(),
         gated.map(Tensor::into_dispatch).into(),

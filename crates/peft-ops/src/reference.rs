@@ -1,6 +1,8 @@
 //! What the fused operations compute, written with Burn's own: the definition, what runs on every
 //! other backend and dtype, and what the fused ones are tested against.
 
+mod composing;
+
 use burn::nn::DropoutConfig;
 use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::module::{attention as burn_attention, layer_norm as burn_layer_norm};
@@ -10,6 +12,10 @@ use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, TensorData};
 use crate::{AdamWOptions, AttentionOptions, LowRank, Rotary, Sparse};
 
 pub use crate::gelu::gelu;
+pub use composing::{
+    add_hadamard, add_product, add_waves, block_diagonal, hadamard_rows, scale_by_product,
+    scale_columns,
+};
 
 /// [`linear`](crate::linear), composed.
 pub fn linear<const D: usize>(

@@ -545,5 +545,7 @@ fn column_norms_are_their_reference() {
     }
 }
 
+mod composing;
 mod decoder;
+mod short_rows;
 mod sparse;

@@ -67,7 +67,7 @@ fn logits(model: &BertClassifier, dir: &Path) -> (TensorData, TensorData) {
 
 #[test]
 fn a_folder_as_adapterhub_leaves_it_computes_what_it_computes() {
-    for (folder, name) in [("static", "a"), ("flexible", "b")] {
+    for (folder, name) in [("static", "a"), ("flexible", "b"), ("two_layers", "c")] {
         let dir = copied(folder);
         let model = classifier(3)
             .load_adapter(name, dir.path(), &methods())
@@ -86,14 +86,15 @@ fn a_folder_as_adapterhub_leaves_it_computes_what_it_computes() {
         );
         let bytes = fs::read(again.path().join("model_head.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
-        let key = match folder {
-            "static" => "classifier.weight",
-            _ => "heads.b.1.weight",
+        let (key, count) = match folder {
+            "static" => ("classifier.weight", 2),
+            "flexible" => ("heads.b.1.weight", 2),
+            _ => ("heads.c.4.weight", 4),
         };
         assert_eq!(file.tensor(key).unwrap().shape(), [3, 32], "{folder}");
-        assert_eq!(file.len(), 2);
+        assert_eq!(file.len(), count, "{folder}");
         let model = classifier(3)
-            .load_adapter("c", again.path(), &methods())
+            .load_adapter("d", again.path(), &methods())
             .unwrap();
         assert_eq!(logits(&model, dir.path()).0, found, "{folder}");
     }
@@ -169,6 +170,12 @@ fn a_head_that_computes_something_else_is_refused() {
             "`head_type` is \"question_answering\"",
         ),
         ("head_type", json!("tagging"), "`head_type` is \"tagging\""),
+        (
+            "head_type",
+            json!("multiple_choice"),
+            "`head_type` is \"multiple_choice\"",
+        ),
+        ("layers", json!(3), "`layers` is 3"),
     ] {
         let dir = copied("flexible");
         edit(&dir.path().join("head_config.json"), |head| {

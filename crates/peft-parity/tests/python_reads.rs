@@ -5,6 +5,10 @@
 //! with `torch`, `transformers` and `adapters`; elsewhere the tests say that they did nothing.
 
 mod common;
+#[path = "python_reads/lora.rs"]
+mod lora;
+#[path = "python_reads/weights.rs"]
+mod weights;
 
 use std::path::Path;
 
@@ -12,19 +16,15 @@ use burn::module::Module as _;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Int, Tensor};
 use common::python::{Python, write_io};
-use peft::additive::{BeftConfig, BottleneckConfig, Ia3Config, RoadConfig, RoadVariant};
+use peft::additive::{
+    AdapterHubIa3, BeftConfig, BottleneckConfig, Ia3Config, RoadConfig, RoadVariant,
+};
 use peft::core::PeftModule as _;
 use peft::core::calibration::Calibrate as _;
-use peft::core::method::{Activation, Method};
+use peft::core::method::Method;
 use peft::hybrid::UnionConfig;
 use peft::reparameterization::{
-    AdaLoraConfig, AdamssConfig, AdapterHubLora, BdLoraConfig, Bias, BoftConfig, C3aConfig,
-    CordaConfig, CordaMethod, DeLoraConfig, DeftConfig, DeftDecomposition, FourierFtConfig,
-    GloraConfig, GloraForm, GraLoraConfig, HiraConfig, HraConfig, KasaConfig, LilyConfig,
-    LoftqConfig, LohaConfig, LokrConfig, LoraConfig, LoraGaConfig, LoraGaDirection, LoraGaScale,
-    MissConfig, MontecloraConfig, OftConfig, OsfConfig, PeanutConfig, PsoftConfig, PsoftFactors,
-    PveraConfig, RandLoraConfig, TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeloraConfig,
-    VeraConfig, WaveFtConfig, eva,
+    AdapterHubLora, AdapterHubMtl, AdapterHubVera, LoraConfig, MtlLoraConfig, VeraConfig, eva,
 };
 use peft::selective::{LnTuningConfig, ShiraConfig, SuperTuningConfig, TrainableTokensConfig};
 use peft::soft_prompt::{
@@ -38,264 +38,12 @@ const TARGETS: [&str; 3] = ["query", "value", "output.dense"];
 type Cases = Vec<(&'static str, Box<dyn Method>)>;
 
 fn cases() -> Cases {
-    let mut cases = lora_cases();
-    cases.extend(lora_variants());
-    cases.extend(other_weight_cases());
-    cases.extend(random_projection_cases());
-    cases.extend(newer_weight_cases());
-    cases.extend(spectral_cases());
+    let mut cases = lora::cases();
+    cases.extend(weights::cases());
     cases.extend(scaling_cases());
     cases.extend(selective_cases());
     cases.extend(prompt_cases());
     cases
-}
-
-fn lora_cases() -> Cases {
-    let lora = || LoraConfig::new(4).with_alpha(10.0).with_targets(TARGETS);
-    vec![
-        ("lora", Box::new(lora())),
-        ("lora-rslora", Box::new(lora().with_use_rslora(true))),
-        (
-            "lora-patterns",
-            Box::new(
-                lora()
-                    .with_rank_pattern(r"layer\.1\..*query", 2)
-                    .with_alpha_pattern("value", 3.0),
-            ),
-        ),
-        (
-            "lora-embedding",
-            Box::new(LoraConfig::new(3).with_targets(["word_embeddings", "key"])),
-        ),
-        ("lora-dora", Box::new(lora().with_use_dora(true))),
-        ("lora-bias-for-b", Box::new(lora().with_lora_bias(true))),
-        ("lora-bias-all", Box::new(lora().with_bias(Bias::All))),
-        ("lora-bias-only", Box::new(lora().with_bias(Bias::Adapted))),
-        (
-            "lora-pissa",
-            Box::new(lora().with_init_lora_weights("pissa")),
-        ),
-        (
-            "lora-olora",
-            Box::new(lora().with_init_lora_weights("olora")),
-        ),
-        ("lora-frozen-a", Box::new(lora().with_freeze_a(true))),
-        (
-            "lora-pooler",
-            Box::new(lora().with_modules_to_save(["pooler"])),
-        ),
-        (
-            "lora-token-rows",
-            Box::new(lora().with_trainable_token_indices([4, 8, 15])),
-        ),
-    ]
-}
-
-/// LoRA's variants, and what it begins with.
-fn lora_variants() -> Cases {
-    let lora = || LoraConfig::new(4).with_alpha(10.0).with_targets(TARGETS);
-    let started = |start: &str| lora().with_init_lora_weights(start);
-    let blocks = BdLoraConfig::new(2, ["output.dense"], ["query", "value"]);
-    let ga = LoraGaConfig::new(LoraGaDirection::ArBr, LoraGaScale::GdScale);
-    let kpm = CordaConfig::new(CordaMethod::Kpm);
-    vec![
-        ("lora-gaussian", Box::new(started("gaussian"))),
-        ("lora-orthogonal", Box::new(started("orthogonal"))),
-        ("lora-mica", Box::new(started("mica"))),
-        (
-            "lora-loftq",
-            Box::new(started("loftq").with_loftq_config(LoftqConfig::new(2))),
-        ),
-        ("lora-corda", Box::new(started("corda"))),
-        (
-            "lora-corda-kpm",
-            Box::new(started("corda").with_corda_config(kpm)),
-        ),
-        ("lora-ga", Box::new(started("lora_ga"))),
-        (
-            "lora-ga-even",
-            Box::new(started("lora_ga").with_lora_ga_config(ga)),
-        ),
-        ("lora-eva", Box::new(lora())),
-        ("lora-bd", Box::new(lora().with_use_bdlora(blocks))),
-        (
-            "lora-kasa",
-            Box::new(lora().with_kasa_config(KasaConfig::default())),
-        ),
-        (
-            "lora-velora",
-            Box::new(lora().with_velora_config(VeloraConfig {
-                num_groups: 4,
-                ..VeloraConfig::default()
-            })),
-        ),
-        (
-            "lora-monteclora",
-            Box::new(lora().with_monteclora_config(MontecloraConfig::default())),
-        ),
-        (
-            "lora-variants-together",
-            Box::new(
-                started("olora")
-                    .with_use_rslora(true)
-                    .with_use_dora(true)
-                    .with_rank_pattern("value", 6),
-            ),
-        ),
-    ]
-}
-
-fn other_weight_cases() -> Cases {
-    vec![
-        ("loha", Box::new(LohaConfig::new(4).with_targets(TARGETS))),
-        ("lokr", Box::new(LokrConfig::new(2).with_targets(TARGETS))),
-        (
-            "adalora",
-            Box::new(
-                AdaLoraConfig::new(4, 2)
-                    .with_lora_alpha(128.0)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        ("hira", Box::new(HiraConfig::new(4).with_targets(TARGETS))),
-        ("oft", Box::new(OftConfig::new(8).with_targets(TARGETS))),
-        (
-            "oft-exact",
-            Box::new(
-                OftConfig::new(16)
-                    .with_use_cayley_neumann(false)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        // Upstream reads more than one factor only where it can build its CUDA operation.
-        (
-            "boft",
-            Box::new(
-                BoftConfig::new(4)
-                    .with_boft_n_butterfly_factor(1)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        ("c3a", Box::new(C3aConfig::new(8).with_targets(TARGETS))),
-        (
-            "fourierft",
-            Box::new(
-                FourierFtConfig::new(30)
-                    .with_random_loc_seed(77)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        ("hra", Box::new(HraConfig::new(4).with_targets(TARGETS))),
-        ("miss", Box::new(MissConfig::new(4).with_targets(TARGETS))),
-        (
-            "randlora",
-            Box::new(
-                RandLoraConfig::new(4)
-                    .with_randlora_alpha(20.0)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "vblora",
-            Box::new(VbLoraConfig::new(4, 20, 8).with_targets(TARGETS)),
-        ),
-        (
-            "lily",
-            Box::new(
-                LilyConfig::new(4)
-                    .with_stride_a(2)
-                    .with_num_b(3)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "vblora-chosen",
-            Box::new(
-                VbLoraConfig::new(4, 20, 8)
-                    .with_save_only_topk_weights(true)
-                    .with_targets(TARGETS),
-            ),
-        ),
-    ]
-}
-
-/// Whose frozen random numbers are in the file, or in the configuration's seed.
-fn random_projection_cases() -> Cases {
-    vec![
-        ("vera", Box::new(VeraConfig::new(16).with_targets(TARGETS))),
-        (
-            "vera-unsaved",
-            Box::new(
-                VeraConfig::new(16)
-                    .with_projection_prng_key(5)
-                    .with_save_projection(false)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "unilora",
-            Box::new(
-                UniLoraConfig::new(3, 50)
-                    .with_proj_seed(7)
-                    .with_init_theta_d_bound(0.5)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "unilora-saved",
-            Box::new(
-                UniLoraConfig::new(3, 50)
-                    .with_init_theta_d_bound(0.5)
-                    .with_save_indices(true)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "tinylora",
-            Box::new(TinyLoraConfig::new(9).with_r(4).with_targets(TARGETS)),
-        ),
-        (
-            "tinylora-unsaved",
-            Box::new(
-                TinyLoraConfig::new(9)
-                    .with_r(4)
-                    .with_weight_tying(0.6)
-                    .with_projection_seed(5)
-                    .with_save_projection(false)
-                    .with_targets(["word_embeddings", "query", "output.dense"]),
-            ),
-        ),
-        (
-            "pvera",
-            Box::new(PveraConfig::new(16).with_targets(TARGETS)),
-        ),
-        (
-            "pvera-unsaved",
-            Box::new(
-                PveraConfig::new(16)
-                    .with_projection_prng_key(5)
-                    .with_save_projection(false)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "waveft",
-            Box::new(
-                WaveFtConfig::new(40)
-                    .with_wavelet_family("sym4")
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "waveft-elements",
-            Box::new(
-                WaveFtConfig::new(40)
-                    .with_use_idwt(false)
-                    .with_proportional_parameters(true)
-                    .with_targets(TARGETS),
-            ),
-        ),
-    ]
 }
 
 fn scaling_cases() -> Cases {
@@ -426,6 +174,15 @@ fn adapterhub_cases() -> Cases {
     };
     let prompt = || PromptTuningConfig::new(5).with_adapterhub(AdapterHubPrompt::default());
     let gated = || lora(AdapterHubLora::default()).with_use_gating(true);
+    let gated_ia3 = || {
+        let mut fields = AdapterHubIa3::default();
+        fields.rest.insert("use_gating".into(), true.into());
+        Ia3Config::new().with_adapterhub(fields)
+    };
+    let vera = || AdapterHubVera {
+        vera_b: 0.5,
+        ..AdapterHubVera::default()
+    };
     vec![
         ("houlsby", Box::new(BottleneckConfig::houlsby())),
         ("pfeiffer", Box::new(BottleneckConfig::pfeiffer())),
@@ -434,7 +191,21 @@ fn adapterhub_cases() -> Cases {
         ("lora-gated", Box::new(gated())),
         (
             "lora-dora",
-            Box::new(lora(everywhere()).with_alpha(4.0).with_use_dora(true)),
+            Box::new(lora(everywhere()).with_use_dora(true)),
+        ),
+        ("lora-dora-gated", Box::new(gated().with_use_dora(true))),
+        ("ia3-gated", Box::new(gated_ia3())),
+        (
+            "vera-matrices",
+            Box::new(VeraConfig::new(4).with_adapterhub(vera())),
+        ),
+        (
+            "mtl-lora-one",
+            Box::new(
+                MtlLoraConfig::new(4, 1)
+                    .with_n_up_projection(2)
+                    .with_adapterhub(AdapterHubMtl::default()),
+            ),
         ),
         ("prompt-tuning", Box::new(prompt())),
         (
@@ -510,147 +281,28 @@ fn cases_are_called_after_their_methods() {
     }
 }
 
+/// What Python's script says of outputs of the cases; its warnings of those in `noisy` say nothing.
+fn check(python: &Python, script: &str, cases: &Cases, noisy: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    write(cases, dir.path());
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(BASE);
+    let answers = python.run(script, &base, dir.path());
+    answers.check(cases.iter().map(|(name, _)| *name), "output", noisy);
+}
+
 #[test]
 fn adapterhub_computes_what_we_computed() {
     let modules = "torch, transformers and adapters";
-    let Some(python) = Python::named("PEFT_ADAPTERS_PYTHON", modules) else {
-        return;
-    };
-    let (dir, cases) = (tempfile::tempdir().unwrap(), adapterhub_cases());
-    write(&cases, dir.path());
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(BASE);
-    let answers = python.run("adapterhub_reads.py", &base, dir.path());
-    answers.check(cases.iter().map(|(name, _)| *name), "output", &[]);
+    if let Some(python) = Python::named("PEFT_ADAPTERS_PYTHON", modules) {
+        check(&python, "adapterhub_reads.py", &adapterhub_cases(), &[]);
+    }
 }
 
 #[test]
 fn python_computes_what_we_computed() {
-    let Some(python) = Python::find() else {
-        return;
-    };
-    let (dir, cases) = (tempfile::tempdir().unwrap(), cases());
-    write(&cases, dir.path());
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(BASE);
-    let answers = python.run("python_reads.py", &base, dir.path());
     // Upstream misses the copies of RandLoRA's bases, which say nothing, and GLoRA's zeros of parts that are not there.
     let noisy = ["randlora", "glora-bias"];
-    answers.check(cases.iter().map(|(name, _)| *name), "output", &noisy);
-}
-
-fn newer_weight_cases() -> Cases {
-    vec![
-        (
-            "gralora",
-            Box::new(GraLoraConfig::new(4).with_targets(TARGETS)),
-        ),
-        (
-            "gralora-hybrid",
-            Box::new(
-                GraLoraConfig::new(8)
-                    .with_gralora_k(4)
-                    .with_hybrid_r(3)
-                    .with_bias(Bias::Adapted)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "delora",
-            Box::new(
-                DeLoraConfig::new(4)
-                    .with_delora_lambda(2.5)
-                    .with_rank_pattern("query", 3)
-                    .with_lambda_pattern(r"layer\.1\..*", 1.5)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "deft",
-            Box::new(DeftConfig::new(4).with_alpha(6.0).with_targets(TARGETS)),
-        ),
-        (
-            "deft-qr",
-            Box::new(
-                DeftConfig::new(4)
-                    .with_decomposition_method(DeftDecomposition::Qr)
-                    .with_bias(Bias::Adapted)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "deft-para",
-            Box::new(DeftConfig::para(4).with_targets(TARGETS)),
-        ),
-        (
-            "peanut",
-            Box::new(
-                PeanutConfig::new(4)
-                    .with_scaling(0.5)
-                    .with_act_fn(Activation::LeakyRelu)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "peanut-deep",
-            Box::new(PeanutConfig::new(4).with_depth(2).with_targets(TARGETS)),
-        ),
-    ]
-}
-
-fn spectral_cases() -> Cases {
-    vec![
-        ("glora", Box::new(GloraConfig::new(4).with_targets(TARGETS))),
-        (
-            "glora-vectors",
-            Box::new(
-                GloraConfig::new(4)
-                    .with_config_a_b(GloraForm::Vector)
-                    .with_config_c(GloraForm::Vector)
-                    .with_config_d_e(GloraForm::Vector)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "glora-bias",
-            Box::new(
-                GloraConfig::new(4)
-                    .with_config_a_b(GloraForm::None)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        ("psoft", Box::new(PsoftConfig::new(6).with_targets(TARGETS))),
-        (
-            "psoft-series",
-            Box::new(
-                PsoftConfig::new(5)
-                    .with_ab_svd_init(PsoftFactors::PissaInit)
-                    .with_use_cayley_neumann(true)
-                    .with_cayley_neumann_eps(0.5)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        (
-            "adamss",
-            Box::new(AdamssConfig::new(12, 3, 2).with_targets(TARGETS)),
-        ),
-        (
-            "adamss-dynamic",
-            Box::new(
-                AdamssConfig::new(9, 4, 3)
-                    .with_use_dynamic_rank(true)
-                    .with_svd_threshold(0.4)
-                    .with_random_seed(3)
-                    .with_targets(TARGETS),
-            ),
-        ),
-        ("osf", Box::new(OsfConfig::new().with_targets(TARGETS))),
-        (
-            "osf-shares",
-            Box::new(
-                OsfConfig::new()
-                    .with_effective_rank(0.75)
-                    .with_rank_pattern("value", 3_usize)
-                    .with_targets(TARGETS),
-            ),
-        ),
-    ]
+    if let Some(python) = Python::find() {
+        check(&python, "python_reads.py", &cases(), &noisy);
+    }
 }

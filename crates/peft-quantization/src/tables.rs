@@ -1,5 +1,6 @@
 //! The two tables of 16 values: what a 4-bit code stands for, and which code a value gets.
 
+use peft_reparameterization::NF4_VALUES;
 use serde::{Deserialize, Serialize};
 
 /// The meaning of a 4-bit code.
@@ -100,24 +101,7 @@ impl Table {
 }
 
 static NF4: Table = Table::new(
-    [
-        -1.0,
-        -0.696_192_8,
-        -0.525_073_05,
-        -0.394_917_5,
-        -0.284_441_38,
-        -0.184_773_43,
-        -0.091_050_036,
-        0.0,
-        0.079_580_3,
-        0.160_930_2,
-        0.246_112_3,
-        0.337_915_24,
-        0.440_709_83,
-        0.562_617,
-        0.722_956_84,
-        1.0,
-    ],
+    NF4_VALUES,
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
 );
 

@@ -55,6 +55,12 @@ fn config() -> AdamssConfig {
 
 type Values = Vec<f64>;
 
+/// Of both factors of each group, by layer and number.
+type Numbers = BTreeMap<(String, usize), [Values; 2]>;
+
+/// Means and deviations of both factors.
+type Seen = [(Values, Values); 2];
+
 /// Both factors of each group, by layer and number.
 fn factors(model: &Net) -> BTreeMap<(String, usize), [Tensor<2>; 2]> {
     let states = model.adapter_states::<AdamssLinear>("x").unwrap();
@@ -68,17 +74,14 @@ fn factors(model: &Net) -> BTreeMap<(String, usize), [Tensor<2>; 2]> {
     all.collect()
 }
 
-fn numbers(model: &Net) -> BTreeMap<(String, usize), [Values; 2]> {
+fn numbers(model: &Net) -> Numbers {
     let values = |factor: Tensor<2>| factor.into_data().iter().collect();
     let all = factors(model).into_iter();
     all.map(|(group, pair)| (group, pair.map(values))).collect()
 }
 
 /// Those of a loss of which the first layer's second group and the second's first matter most, and others less each.
-fn gradients(
-    model: &Net,
-    step: usize,
-) -> (GradientsParams, BTreeMap<(String, usize), [Values; 2]>) {
+fn gradients(model: &Net, step: usize) -> (GradientsParams, Numbers) {
     let mut loss = Tensor::<1>::zeros([1], &model.one.weight.device());
     let mut known = BTreeMap::new();
     for ((place, group), pair) in factors(model) {
@@ -103,18 +106,13 @@ fn gradients(
 /// The schedule once more, on plain numbers: means and deviations by group and factor, and the groups that go on.
 #[derive(Default)]
 struct Plain {
-    seen: BTreeMap<(String, usize), [(Values, Values); 2]>,
+    seen: BTreeMap<(String, usize), Seen>,
     stopped: Vec<(String, usize)>,
 }
 
 impl Plain {
     /// After the step of this number from 0, with the values that it left.
-    fn step(
-        &mut self,
-        step: usize,
-        values: &BTreeMap<(String, usize), [Values; 2]>,
-        gradients: &BTreeMap<(String, usize), [Values; 2]>,
-    ) {
+    fn step(&mut self, step: usize, values: &Numbers, gradients: &Numbers) {
         if !(1..=5).contains(&step) {
             return;
         }
@@ -127,12 +125,17 @@ impl Plain {
                     .map(|v| (vec![0.0; v.len()], vec![0.0; v.len()]))
             };
             let seen = self.seen.entry(group.clone()).or_insert_with(fresh);
-            for factor in 0..2 {
-                let (mean, deviation) = &mut seen[factor];
-                for at in 0..mean.len() {
-                    let now = (pair[factor][at] * gradients[group][factor][at]).abs();
-                    deviation[at] = 0.6 * deviation[at] + 0.4 * (now - mean[at]).abs();
-                    mean[at] = 0.7 * mean[at] + 0.3 * now;
+            let slopes = &gradients[group];
+            for ((mean, deviation), (value, slope)) in seen.iter_mut().zip(pair.iter().zip(slopes))
+            {
+                let products = value
+                    .iter()
+                    .zip(slope)
+                    .map(|(value, slope)| (value * slope).abs());
+                let remembered = mean.iter_mut().zip(deviation.iter_mut());
+                for ((mean, deviation), now) in remembered.zip(products) {
+                    *deviation = 0.6 * *deviation + 0.4 * (now - *mean).abs();
+                    *mean = 0.7 * *mean + 0.3 * now;
                 }
             }
         }
@@ -162,7 +165,7 @@ fn advance(
     mut model: Net,
     training: &mut TrainingHooks,
     last: usize,
-    mut seen: impl FnMut(usize, &Net, &BTreeMap<(String, usize), [Values; 2]>),
+    mut seen: impl FnMut(usize, &Net, &Numbers),
 ) -> Net {
     let mut optimizer = SgdConfig::new().init();
     while training.step() < last {
@@ -276,8 +279,10 @@ fn what_cannot_work_is_refused() {
 
     let mut zeros = net(0.0);
     zeros.two.weight = zeros.two.weight.map(|old| old.zeros_like().require_grad());
-    let refused = zeros.attach("x", &config()).unwrap_err().to_string();
-    assert!(refused.contains("at most 1"), "{refused}");
+    // Of one singular vector, which is some output's alone: two kinds of outputs.
+    let one = AdamssConfig::new(1, 3, 1).with_targets(["two"]);
+    let refused = zeros.attach("x", &one).unwrap_err().to_string();
+    assert!(refused.contains("at most 2"), "{refused}");
 
     let json = serde_json::json!({ "peft_type": "ADAMSS", "init_weights": "gaussian" });
     let refused = serde_json::from_value::<AdamssConfig>(json).unwrap_err();

@@ -7,7 +7,9 @@ use peft_conformance::TinyTransformer;
 use peft_core::PeftModule;
 use peft_core::nn::ForwardContext;
 use peft_core::state::AdapterState as _;
-use peft_reparameterization::{LoraConfig, LoraLinear, METHODS, eva, lora_plus};
+use peft_reparameterization::{
+    KasaConfig, LoraConfig, LoraLinear, METHODS, VeloraConfig, eva, lora_plus,
+};
 
 fn device() -> Device {
     peft_core::device::cpu_devices()[0].1.clone()
@@ -111,6 +113,23 @@ fn what_cannot_be_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(refused.contains("rho"), "{refused}");
+    for (variant, field) in [
+        (
+            config.clone().with_kasa_config(KasaConfig::default()),
+            "kasa_config",
+        ),
+        (
+            config.clone().with_velora_config(VeloraConfig::default()),
+            "velora_config",
+        ),
+    ] {
+        let refused = eva(&base, "x", &variant, 2.0, |_| ()).unwrap_err();
+        let refused = refused.to_string();
+        assert!(
+            refused.contains(field) && refused.contains("EVA"),
+            "{refused}"
+        );
+    }
     let alone = config.with_init_lora_weights("eva");
     let refused = base.attach("x", &alone).unwrap_err().to_string();
     assert!(refused.contains("eva"), "{refused}");

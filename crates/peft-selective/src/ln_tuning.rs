@@ -60,7 +60,7 @@ impl Method for LnTuningConfig {
                     method: title,
                     layer: layer.name.clone(),
                     kind: layer.kind.to_string(),
-                    supported: "Norm",
+                    supported: "Norm".into(),
                 });
             }
             for param in params {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use peft_core::calibration::{Calibration, CalibrationConfig};
 use peft_core::method::{Layer, LayoutParam};
 use peft_core::{Error, PeftModule, Result, Selection, Targets};
@@ -59,6 +59,8 @@ impl Criterion {
     fn score(self, sums: [f64; 2]) -> f64 {
         let [first, second] = sums;
         match self {
+            // Nothing of nothing is no number.
+            _ if first == 0.0 => 0.0,
             Self::GradientNorm => first.sqrt(),
             Self::RelativeGradientNorm | Self::RelativeChange => (first / second).sqrt(),
             Self::Fisher => first / second,
@@ -88,12 +90,13 @@ impl Criterion {
     }
 }
 
+/// In 32 bits: of a matrix in 16, the sum would be coarse or infinite.
 fn sum<const D: usize>(tensor: Tensor<D>) -> f64 {
-    f64::from(tensor.sum().into_scalar::<f32>())
+    f64::from(tensor.cast(DType::F32).sum().into_scalar::<f32>())
 }
 
 fn squares<const D: usize>(tensor: Tensor<D>) -> f64 {
-    sum(tensor.square())
+    sum(tensor.cast(DType::F32).square())
 }
 
 /// A layer, or a block of layers, with its number.
@@ -200,7 +203,7 @@ impl LayerScores {
             let mut sums = [0.0; 2];
             for index in &layer.params {
                 let (old, new) = (&old.params[*index], &new.params[*index]);
-                if old.is_tied() {
+                if old.is_tied() || old.is_buffer() {
                     continue;
                 }
                 let own = of_rank!(old, D => Ok(change::<D>(old, new)))?;

@@ -136,11 +136,9 @@ impl Method for ShiraConfig {
                     });
                     mask::coordinates(&places, shape[1])
                 });
-            let values = if self.init_weights {
-                plan.init().zeros([count], target.like())
-            } else {
-                plan.init().normal([count], 1.0, target.like())
-            };
+            let values =
+                plan.init()
+                    .zeros_or_normal(self.init_weights, [count], 1.0, target.like());
             let keys = ("shira_weight", Some("shira_indices"));
             Ok(SparseDelta::coordinates(values, indices, shape).with_keys(keys.0, keys.1))
         })

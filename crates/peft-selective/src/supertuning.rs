@@ -98,11 +98,7 @@ impl SuperTuningConfig {
         let init = plan.init();
         Some(LowRankChange {
             down: init.kaiming_uniform([target.d_in, r], target.d_in, like),
-            up: if self.init_weights {
-                init.zeros([r, target.d_out], like)
-            } else {
-                init.kaiming_uniform([r, target.d_out], r, like)
-            },
+            up: init.zeros_or_kaiming_uniform(self.init_weights, [r, target.d_out], r, like),
             dropout: DropoutConfig::new(self.lora_dropout).init(),
             scale: self.lora_alpha.unwrap_or(2.0 * r as f64) / r as f64,
         })
@@ -185,11 +181,9 @@ impl LinearMethod for SuperTuningConfig {
             // The file lacks them.
             Init::new(0).integers([1, count], (&device, dtype), places)
         };
-        let values = if self.init_weights {
-            plan.init().zeros([count], target.like())
-        } else {
-            plan.init().normal([count], 1.0, target.like())
-        };
+        let values = plan
+            .init()
+            .zeros_or_normal(self.init_weights, [count], 1.0, target.like());
         let key = saved.then_some("supertuning_indices");
         Ok(SuperTuning {
             sparse: SparseDelta::flat(values, indices, &shape, true)

@@ -67,7 +67,7 @@ impl TrainableTokensConfig {
                 method: title,
                 layer: layer.name.clone(),
                 kind: layer.kind.to_string(),
-                supported: "Embedding, and a tied head beside its table",
+                supported: "Embedding, and a tied head beside its table".into(),
             }),
             None => Ok(selected),
         }

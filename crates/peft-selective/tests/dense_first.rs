@@ -2,7 +2,6 @@
 //! what it chooses before one.
 
 use burn::module::{Module as _, Param};
-use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Tensor, TensorData};
 use peft_conformance::{Fixture, TinyTransformer};
 use peft_core::PeftModule as _;
@@ -19,23 +18,11 @@ fn trained(
     fixture: &Fixture,
     method: &dyn Method,
     steps: usize,
-    mut seen: impl FnMut(usize, &TinyTransformer),
+    seen: impl FnMut(usize, &TinyTransformer),
 ) -> TinyTransformer {
-    let mut model = fixture.base.attach("a", method).unwrap();
+    let model = fixture.base.attach("a", method).unwrap();
     let mut hooks = model.training_hooks(steps).unwrap();
-    let mut optimizer = AdamWConfig::new().init();
-    for step in 1..=steps {
-        let mut loss = fixture.loss(&model);
-        if let Some(penalty) = hooks.penalty(&model).unwrap() {
-            loss = loss + penalty;
-        }
-        let mut gradients = GradientsParams::from_grads(loss.backward(), &model);
-        hooks.before_step(&model, &mut gradients).unwrap();
-        model = optimizer.step(1e-2, model, gradients);
-        model = hooks.after_step(model).unwrap();
-        seen(step, &model);
-    }
-    model
+    fixture.train_with_hooks(model, &mut hooks, steps, seen)
 }
 
 /// Values of a parameter, as Burn has it.

@@ -1,6 +1,7 @@
 //! Layers chosen by statistics: numbers against a plain computation, choices, reasons, refusals.
 
 use burn::module::{Module, ModuleMapper, Param};
+use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
 use burn::tensor::{Gradients, Tensor};
 use peft_conformance::{Fixture, TinyTransformer};
 use peft_core::PeftModule as _;
@@ -193,5 +194,45 @@ fn what_cannot_be_is_refused() {
     for count in [0, 13] {
         let error = scores(Criterion::GradientNorm).unwrap().largest(count);
         assert!(error.unwrap_err().to_string().contains("at most 12"));
+    }
+}
+
+/// A model with running statistics, and with a layer that is 0 and has a gradient of 0.
+#[derive(Module, Debug)]
+struct WithStatistics {
+    first: Linear,
+    norm: BatchNorm,
+    idle: Linear,
+}
+
+#[test]
+fn running_statistics_have_no_gradients() {
+    let (_, device) = cpu_devices().remove(0);
+    let device = device.autodiff();
+    let mut model = WithStatistics {
+        first: LinearConfig::new(3, 4).init(&device),
+        norm: BatchNormConfig::new(4).init(&device),
+        idle: LinearConfig::new(4, 4).init(&device),
+    };
+    model.idle.weight = Param::from_tensor(Tensor::zeros([4, 4], &device));
+    model.idle.bias = None;
+    model.norm.training = Param::from_bool(false);
+    for criterion in [Criterion::RelativeGradientNorm, Criterion::Fisher] {
+        let mut calibrator = model.calibrate(&criterion.statistics(".*")).unwrap();
+        let looked_at = calibrator.model();
+        let input = Tensor::<2>::from_data([[1.0, 2.0, 3.0], [3.0, 1.0, 0.5]], &device);
+        let hidden = looked_at.norm.forward(looked_at.first.forward(input));
+        let loss = hidden.clone().square().sum() + looked_at.idle.forward(hidden * 0.0).sum();
+        calibrator.record_gradients(&loss.backward()).unwrap();
+        let calibration = calibrator.finish().unwrap();
+        let scores = LayerScores::new(criterion, &model, &calibration).unwrap();
+        let scores: Vec<(&str, f64)> = scores.scores().collect();
+        let names: Vec<&str> = scores.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["first", "norm", "idle"]);
+        assert!(
+            scores[..2].iter().all(|(_, score)| *score > 0.0),
+            "{scores:?}"
+        );
+        assert!(scores[2].1.abs() < 1e-12, "{scores:?}");
     }
 }

@@ -36,11 +36,13 @@ pub(crate) fn of_text(
     tokens: usize,
     (device, dtype): (&Device, DType),
 ) -> Result<Option<Tensor<2>>> {
-    let found = plan.calibration().filter(|found| found.has_key_values());
-    let Some(calibration) = found else {
+    let found = plan.calibration();
+    let found = found
+        .map(|found| found.key_values(&site.name))
+        .transpose()?;
+    let Some((key, value)) = found.flatten() else {
         return Ok(None);
     };
-    let (key, value) = calibration.key_values(&site.name)?;
     let [given, _] = key.dims();
     if given < tokens {
         let expected = format!("at most {given}, as many tokens as the text has");

@@ -8,7 +8,8 @@ use serde_json::{Map, json};
 /// [`PromptTuningConfig`](crate::PromptTuningConfig) has.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdapterHubPrompt {
-    /// Where the virtual tokens are: `prefix`, in front of the text. `prefix_after_bos`, behind its first token, is refused.
+    /// Where the virtual tokens are: `prefix`, in front of the text, or `prefix_after_bos`, behind its first token, which then
+    /// stands for the text where the first token does. The second is for models in which each token sees all.
     pub combine: String,
     /// Further fields, written back as they were.
     #[serde(flatten)]

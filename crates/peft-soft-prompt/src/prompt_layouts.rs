@@ -1,7 +1,8 @@
 //! Prompt tuning's configuration in the layouts of Hugging Face PEFT and AdapterHub.
 
 use peft_core::method::{
-    Method, Value, adapterhub_json, architecture, config_from_json, config_to_json, read_adapterhub,
+    Layout, Method, Value, adapterhub_json, architecture, config_from_json, config_to_json,
+    read_adapterhub,
 };
 use peft_core::{Error, Result};
 use serde::Deserialize;
@@ -9,6 +10,12 @@ use serde::Deserialize;
 use crate::prompt_adapterhub::AdapterHubPrompt;
 use crate::prompt_init::PromptInit;
 use crate::prompt_tuning::{PROMPT_TUNING, PromptTuningConfig};
+
+/// AdapterHub's name of the place behind a text's first token.
+const AFTER_BOS: &str = "prefix_after_bos";
+
+/// Kinds of models, by their `model_type`, in which each token sees all of its text.
+const SEES_ALL: &[&str] = &["bert", "roberta", "distilbert", "modernbert"];
 
 /// AdapterHub's fields.
 #[derive(Deserialize)]
@@ -54,7 +61,31 @@ impl PromptTuningConfig {
         adapterhub_json(&self.common, &fields)
     }
 
-    /// Refuses virtual tokens that are not in front, and those that begin as a vocabulary's, which have no positions.
+    /// Whether the virtual tokens stand behind the text's first token, of a model in which that is the same as in front.
+    pub(crate) fn is_behind_first_token(&self, layout: &Layout) -> Result<bool> {
+        let Some(fields) = self
+            .adapterhub
+            .as_ref()
+            .filter(|fields| fields.combine == AFTER_BOS)
+        else {
+            return Ok(false);
+        };
+        let model = layout.model_type.as_deref();
+        if model.is_some_and(|model| SEES_ALL.contains(&model)) {
+            return Ok(true);
+        }
+        let expected = format!(
+            "\"prefix\" on a model that is none of {}: where a token sees no later ones, its first one would have to be in \
+             front of the virtual tokens, and here these are computed in front. (AdapterHub has no prompt tuning for its \
+             Llama and Mistral.)",
+            SEES_ALL.join(", ")
+        );
+        let title = PROMPT_TUNING.title;
+        Err(Error::config(title, "combine", &fields.combine, expected))
+    }
+
+    /// Refuses places that AdapterHub has no name for, and virtual tokens that begin as a vocabulary's, which have no
+    /// positions.
     pub(crate) fn check_layout(&self) -> Result<()> {
         match &self.adapterhub {
             Some(_) if self.prompt_tuning_init != PromptInit::Random => {
@@ -62,8 +93,8 @@ impl PromptTuningConfig {
                 let (title, value) = (PROMPT_TUNING.title, self.prompt_tuning_init);
                 Err(Error::config(title, "prompt_tuning_init", value, expected))
             }
-            Some(fields) if fields.combine != "prefix" => {
-                let expected = "\"prefix\": virtual tokens are in front of the text here";
+            Some(fields) if !["prefix", AFTER_BOS].contains(&fields.combine.as_str()) => {
+                let expected = "\"prefix\" or \"prefix_after_bos\"";
                 let title = PROMPT_TUNING.title;
                 Err(Error::config(title, "combine", &fields.combine, expected))
             }
@@ -94,6 +125,11 @@ mod tests {
         }
         let mut behind = file;
         behind["config"]["combine"] = "prefix_after_bos".into();
+        assert_eq!(
+            parse(&behind).unwrap().to_json()["config"],
+            behind["config"]
+        );
+        behind["config"]["combine"] = "suffix".into();
         assert!(matches!(parse(&behind), Err(Error::Config { .. })));
     }
 

@@ -23,6 +23,8 @@ pub struct SoftPrompt {
     /// In front of the key in AdapterHub's files: the name of the model without its head, with a dot.
     #[module(skip)]
     model: String,
+    /// Whether they stand behind the text's first token.
+    is_behind_first_token: bool,
 }
 
 impl Adapter for SoftPrompt {
@@ -41,6 +43,10 @@ impl PromptAdapter for SoftPrompt {
 
     fn prompt(&self) -> Tensor<2> {
         self.embeddings.val()
+    }
+
+    fn is_behind_first_token(&self) -> bool {
+        self.is_behind_first_token
     }
 }
 
@@ -125,7 +131,13 @@ impl Method for PromptTuningConfig {
         };
         plan.set_config_field(width, site.width);
         let model = model_of(&site.name);
-        plan.add_prompt(site, SoftPrompt { embeddings, model });
+        let is_behind_first_token = self.is_behind_first_token(layout)?;
+        let prompt = SoftPrompt {
+            embeddings,
+            model,
+            is_behind_first_token,
+        };
+        plan.add_prompt(site, prompt);
         Ok(())
     }
 }

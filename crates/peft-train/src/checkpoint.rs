@@ -68,12 +68,7 @@ pub(crate) fn save<M: PeftModule>(
     let place = folder.path();
     let adapters = model.adapters();
     for name in &adapters {
-        let folder = if adapters.len() == 1 {
-            place.to_path_buf()
-        } else {
-            place.join(name)
-        };
-        model.save_adapter(name, folder)?;
+        model.save_adapter(name, folder_of(place, name, adapters.len()))?;
     }
     write_tensors(&place.join(TRAINED_FILE), &trained::values(model))?;
     write_tensors(&place.join(OPTIMIZER_FILE), &run.optimizer.state(model))?;
@@ -109,6 +104,34 @@ fn state(path: &Path) -> Result<State> {
     serde_json::from_str(&text).map_err(|error| wrong(&file, format!("no state of a run: {error}")))
 }
 
+/// A copy of `model` with a checkpoint's values.
+///
+/// A method may train something else from a step on. Then the adapters in the checkpoint have another form than fresh
+/// ones of the same configuration, and are read from their own files first.
+fn restored<M: PeftModule>(path: &Path, model: &M, values: &Tensors) -> Result<M, String> {
+    let Err(reason) = trained::fit(model, values) else {
+        return trained::restored(model.clone(), values);
+    };
+    let adapters = model.summary().adapters;
+    let read = adapters.iter().try_fold(model.clone(), |model, adapter| {
+        let folder = folder_of(path, &adapter.name, adapters.len());
+        model.swap_adapter(&adapter.name, folder, &[adapter.info])
+    });
+    match read {
+        Ok(read) => trained::restored(read, values).map_err(|_| reason),
+        Err(_) => Err(reason),
+    }
+}
+
+/// Where a checkpoint of `count` adapters has that one.
+fn folder_of(path: &Path, name: &str, count: usize) -> PathBuf {
+    if count == 1 {
+        path.to_path_buf()
+    } else {
+        path.join(name)
+    }
+}
+
 /// A copy of `model` with a checkpoint's values, and `optimizer` with its moments; `fresh` is the run's state
 /// before its first step.
 pub(crate) fn load<M: PeftModule>(
@@ -123,7 +146,7 @@ pub(crate) fn load<M: PeftModule>(
     }
     let file = path.join(TRAINED_FILE);
     let values = tensors::read(&file)?;
-    let model = trained::restored(model.clone(), &values).map_err(|reason| wrong(&file, reason))?;
+    let model = restored(path, model, &values).map_err(|reason| wrong(&file, reason))?;
     let file = path.join(OPTIMIZER_FILE);
     let moments = tensors::read(&file)?;
     optimizer

@@ -68,7 +68,8 @@ pub struct TrainConfig {
     /// At least 1; needs held-out data and `eval_every`.
     pub early_stopping_patience: Option<usize>,
     /// Gives back the model of the evaluation with the lowest held-out loss, not the last one. Default:
-    /// false. Needs held-out data.
+    /// false. Needs held-out data. Of a method that trains other parameters from a step on, as LT-SFT does, only
+    /// evaluations after that step count.
     pub keep_best: bool,
     /// How long it takes until one more group of layers trains ([`LayerGroups`](peft_core::LayerGroups)): at first only what is
     /// nearest to the output does. Default: none, all layers train at once. At least 1; one epoch is Howard and

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 /// Gathers the squared norms of all gradients.
 struct Norm<'a> {
@@ -13,6 +13,8 @@ struct Norm<'a> {
 impl ModuleVisitor for Norm<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = self.gradients.get::<D>(param.id) {
+            // In 32 bits: in 16, squares of small numbers are 0, and those of large ones infinite.
+            let gradient = gradient.cast(DType::F32);
             // Row by row: Burn adds up a large tensor in an order that depends on threads, and a row in one.
             self.squares.push(gradient.square().sum_dim(D - 1).sum());
         }
@@ -99,6 +101,22 @@ mod tests {
             }
             let (_, norm) = clip_by_norm(clipped, &model, None);
             assert!((norm - 2.0).abs() < 1e-4, "{name}: {norm}");
+        }
+    }
+
+    #[test]
+    fn gradients_of_several_number_formats_have_one_norm() {
+        let (_, device) = &peft_core::device::cpu_devices()[0];
+        for dtype in [DType::F16, DType::BF16] {
+            let (model, mut given) = gradients(&device.clone().autodiff());
+            // The square of 300 is beyond f16's numbers.
+            let large = Tensor::<2>::full([2, 2], 300.0, device).cast(dtype);
+            given.register(model.weight.id, large);
+            let (clipped, norm) = clip_by_norm(given, &model, Some(1.0));
+            let expected = (4.0 * 300.0_f64.powi(2) + 32.0).sqrt();
+            assert!((norm - expected).abs() < 1e-2, "{dtype:?}: {norm}");
+            let weight = clipped.get::<2>(model.weight.id).unwrap();
+            assert_eq!(weight.dtype(), dtype);
         }
     }
 

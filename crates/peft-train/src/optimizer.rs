@@ -1,6 +1,6 @@
 //! AdamW whose state is kept by the parameters' paths.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::{AdamWState, AdaptiveMomentumState, DynState, GradientsParams};
@@ -70,6 +70,13 @@ impl AdamW {
             gradients,
             path: Vec::new(),
         })
+    }
+
+    /// Keeps only the moments of the parameters at `paths`; whether there were others.
+    pub(crate) fn retain(&mut self, paths: &BTreeSet<String>) -> bool {
+        let before = self.states.len();
+        self.states.retain(|path, _| paths.contains(path));
+        self.states.len() < before
     }
 
     /// The factors of the parameters that are trained and in a group, by path.

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
 use peft_core::{LayerGroups, TrainingHooks};
@@ -47,6 +48,23 @@ pub(crate) struct Learned {
 }
 
 impl Run {
+    /// Lets go of what the model no longer has, after a step from which on a method trains other parameters: moments of
+    /// those that are gone, and the values of the best evaluation, which do not fit any more.
+    pub(crate) fn keep_up<M: Module>(&mut self, model: &M) {
+        let paths = trained::paths(model);
+        if !self.optimizer.retain(&paths) {
+            return;
+        }
+        if self.groups.is_some() {
+            self.groups = Some(LayerGroups::new(model));
+        }
+        let best = self.best.as_ref();
+        if best.is_some_and(|best| trained::fit(model, best).is_err()) {
+            self.best = None;
+            self.state.best = None;
+        }
+    }
+
     /// What is left of the run after an error, with that ending or its own.
     pub(crate) fn interrupted<M: CausalLm>(
         self,

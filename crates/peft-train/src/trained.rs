@@ -57,7 +57,8 @@ struct Survey {
     shapes: BTreeMap<String, Vec<usize>>,
     /// Paths of those that are integers.
     integers: BTreeSet<String>,
-    trained: usize,
+    /// Paths of those that get gradients.
+    trained: BTreeSet<String>,
 }
 
 impl ModuleVisitor for Survey {
@@ -68,7 +69,9 @@ impl ModuleVisitor for Survey {
         self.place.exit(container);
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.trained += usize::from(self.place.trains(param));
+        if self.place.trains(param) {
+            self.trained.insert(self.place.path());
+        }
         if self.place.belongs(param) {
             let shape = param.lazy_shape().to_vec();
             self.shapes.insert(self.place.path(), shape);
@@ -91,6 +94,11 @@ fn survey<M: Module>(model: &M) -> Survey {
 
 /// How many parameter tensors get gradients.
 pub(crate) fn count<M: Module>(model: &M) -> usize {
+    survey(model).trained.len()
+}
+
+/// The paths of the parameters that get gradients.
+pub(crate) fn paths<M: Module>(model: &M) -> BTreeSet<String> {
     survey(model).trained
 }
 

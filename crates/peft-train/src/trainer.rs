@@ -140,6 +140,7 @@ impl<'a> Trainer<'a> {
             model = run.optimizer.step(rate, model, learned.gradients);
             model = (run.training.after_step(model))
                 .expect("the adapters are those that `before_step` found");
+            run.keep_up(&model);
             go_on = self.stepped(&mut run, learned.start, learned.report);
             let step = run.state.step;
             let due = |every: Option<usize>| every.is_some_and(|every| step.is_multiple_of(every));

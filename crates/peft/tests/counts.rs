@@ -12,12 +12,12 @@ use peft::core::method::Method;
 use peft::core::{PeftModule, device::cpu_devices};
 use peft::hybrid::{mam, unipelt};
 use peft::reparameterization::{
-    AdaLoraConfig, AdamssConfig, AdapterHubLora, BdLoraConfig, BoftConfig, C3aConfig, DeLoraConfig,
-    DeftConfig, FourierFtConfig, FrodConfig, GloraConfig, GloraForm, GraLoraConfig, HiraConfig,
-    HraConfig, KasaConfig, KronaBlockConfig, LilyConfig, LohaConfig, LokrConfig, LoraConfig,
-    MissConfig, MontecloraConfig, MtlLoraConfig, OftConfig, OsfConfig, PeanutConfig, PolyConfig,
-    PsoftConfig, PveraConfig, RandLoraConfig, SaidConfig, TinyLoraConfig, UniLoraConfig,
-    VbLoraConfig, VeloraConfig, VeraConfig, WaveFtConfig,
+    AdaLoraConfig, AdamssConfig, AdapterHubLora, AdapterHubMtl, AdapterHubVera, BdLoraConfig,
+    BoftConfig, C3aConfig, DeLoraConfig, DeftConfig, FourierFtConfig, FrodConfig, GloraConfig,
+    GloraForm, GraLoraConfig, HiraConfig, HraConfig, KasaConfig, KronaBlockConfig, LilyConfig,
+    LohaConfig, LokrConfig, LoraConfig, MissConfig, MontecloraConfig, MtlLoraConfig, OftConfig,
+    OsfConfig, PeanutConfig, PolyConfig, PsoftConfig, PveraConfig, RandLoraConfig, SaidConfig,
+    TinyLoraConfig, UniLoraConfig, VbLoraConfig, VeloraConfig, VeraConfig, WaveFtConfig,
 };
 use peft::selective::{
     BitFitConfig, DiffPruningConfig, FarConfig, FishMaskConfig, LnTuningConfig, LtSftConfig,
@@ -134,15 +134,16 @@ fn counts_of_parts_of_a_spectrum_are_those_of_their_pages() {
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
         assert_eq!(counts.stored, expected, "{method:?}");
     }
-    // The subspace of each layer's inputs, with the bias, is in the file, too.
-    let adamss = |most, groups, rank| AdamssConfig::new(most, groups, rank).with_targets(both);
+    // The subspace of each layer's inputs, with the bias, is in the file, too. One block of six: weights are decomposed.
+    let block = r".*layer\.0\.attention\.self\.(query|value)";
+    let adamss = |most, groups, rank| AdamssConfig::new(most, groups, rank).with_targets(block);
     for (method, expected) in [
-        (adamss(100, 5, 1), 10_608),
-        (adamss(100, 10, 3), 12 * 3 * (10 * 100 + 384)),
+        (adamss(100, 5, 1), 10_608 / 6),
+        (adamss(12, 3, 2), 2 * 2 * (3 * 12 + 384)),
     ] {
         let counts = model.attach("a", &method).unwrap().counts();
         assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
-        assert_eq!(counts.stored, expected + 12 * 100 * 385, "{method:?}");
+        assert_eq!(counts.stored, expected + 2 * method.r * 385, "{method:?}");
     }
     // Two bases, and where two matrices have elements, with their shapes, are in the file, too.
     let counts = model.attach("a", &FrodConfig::new(0.01).with_targets(both));
@@ -247,6 +248,27 @@ fn counts_of_side_networks_are_those_of_their_page() {
         (&LstConfig::new(), 314_694),
         (&LstConfig::new().with_reduction_factor(16), 116_070),
         (&LstConfig::new().with_leave_out([0, 2, 4]), 176_019),
+    ];
+    for (method, expected) in cases {
+        let counts = model.attach("a", method).unwrap().counts();
+        assert_eq!(counts.adapter_trainable(), expected, "{method:?}");
+    }
+}
+
+#[test]
+fn counts_in_adapterhubs_layout_are_those_of_their_pages() {
+    let model = minilm_l6();
+    let lora = LoraConfig::new(8).with_adapterhub(AdapterHubLora::default());
+    let vera = VeraConfig::new(8).with_adapterhub(AdapterHubVera::default());
+    let mtl = MtlLoraConfig::new(8, 1).with_adapterhub(AdapterHubMtl::default());
+    let mut gated = AdapterHubIa3::default();
+    gated.rest.insert("use_gating".into(), true.into());
+    let cases: [(&dyn Method, usize); 5] = [
+        (&lora, 73_728),
+        (&lora.clone().with_use_dora(true), 78_336),
+        (&vera, 1_770_240),
+        (&mtl, 73_836),
+        (&Ia3Config::new().with_adapterhub(gated), 13_824 + 18 * 385),
     ];
     for (method, expected) in cases {
         let counts = model.attach("a", method).unwrap().counts();

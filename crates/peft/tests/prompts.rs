@@ -8,10 +8,10 @@ use peft::core::method::Method;
 use peft::core::nn::{ForwardContext, TaskIds};
 use peft::core::state::AdapterState as _;
 use peft::soft_prompt::{
-    CptConfig, IntrinsicPromptConfig, MultitaskPromptTuningConfig, PrefixTuningConfig,
-    PromptEncoderConfig, PromptTuningConfig, TaskPrompts,
+    AdapterHubPrompt, CptConfig, IntrinsicPromptConfig, MultitaskPromptTuningConfig,
+    PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskPrompts,
 };
-use peft_models::{GenerateConfig, Llama, LmBatch};
+use peft_models::{BertClassifier, BertConfig, GenerateConfig, Llama, LmBatch, Pooling};
 
 const TOKENS: usize = 3;
 const SHORT: [i64; 4] = [7, 30, 21, 5];
@@ -249,5 +249,42 @@ fn several_prompts_act_at_once() {
             let moved = distance(mixed.clone().narrow(0, row, 1), only);
             assert!(moved < 1e-5, "{adapter} on {name}: {moved}");
         }
+    }
+}
+
+/// Virtual tokens behind a text's first token are computed in front of it, and the text's own first token stands for it.
+#[test]
+fn behind_the_first_token_it_stands_for_the_text() {
+    let behind = || AdapterHubPrompt {
+        combine: "prefix_after_bos".into(),
+        ..AdapterHubPrompt::default()
+    };
+    let prompt = |places| PromptTuningConfig::new(TOKENS).with_adapterhub(places);
+    for (backend, device) in cpu_devices() {
+        let bert = BertConfig::tiny().init(&device);
+        let base = BertClassifier::new_head(bert, 3, Pooling::Cls, 0.0, &device).unwrap();
+        let attached = |places| {
+            device.seed(3);
+            base.attach("a", &prompt(places)).unwrap()
+        };
+        let (front, back) = (attached(AdapterHubPrompt::default()), attached(behind()));
+        let ids = tensor(&SHORT, 1, &device);
+        let states = |model: &BertClassifier| model.bert.forward(ids.clone(), None).hidden;
+        let hidden = states(&back);
+        let distance: f32 = (states(&front) - hidden.clone()).abs().max().into_scalar();
+        assert!(distance == 0.0, "{backend}: {distance}");
+        let pooler = base.bert.pooler.as_ref().unwrap();
+        let logits = |at: usize| {
+            let state = hidden.clone().narrow(1, at, 1).squeeze_dim::<2>(1);
+            base.classifier.forward(pooler.dense.forward(state).tanh())
+        };
+        for (model, at) in [(&front, 0), (&back, TOKENS)] {
+            let found = model.forward(ids.clone(), None);
+            let distance: f32 = (found - logits(at)).abs().max().into_scalar();
+            assert!(distance < 1e-5, "{backend}: {distance}");
+        }
+        let refused = Llama::tiny(&device).attach("a", &prompt(behind()));
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("combine"), "{refused}");
     }
 }

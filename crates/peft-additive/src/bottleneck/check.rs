@@ -1,6 +1,6 @@
 //! What a configuration of bottleneck adapters may say.
 
-use peft_core::method::{MethodConfig as _, MethodInfo, Value};
+use peft_core::method::{MethodConfig as _, Value};
 use peft_core::{Error, Result};
 
 use super::config::BottleneckConfig;
@@ -35,10 +35,9 @@ impl BottleneckConfig {
         } else {
             self.phm_problem().or_else(|| self.training_problem())
         };
-        if let Some((field, found, expected)) = problem {
-            return Err(Error::config(info.title, field, found, expected));
-        }
-        self.refuse_unknown(info)
+        problem.map_or(Ok(()), |(field, found, expected)| {
+            Err(Error::config(info.title, field, found, expected))
+        })
     }
 
     fn phm_problem(&self) -> Option<(&'static str, Value, &'static str)> {
@@ -76,20 +75,5 @@ impl BottleneckConfig {
             return None;
         };
         Some(("sparsity", self.sparsity.into(), problem))
-    }
-
-    /// Refuses a field of upstream's that would change the meaning of the tensors.
-    fn refuse_unknown(&self, info: &MethodInfo) -> Result<()> {
-        let unknown = &self.common.unknown;
-        let inner = unknown
-            .get("config")
-            .and_then(|config| config.get("cross_adapter"));
-        for value in [unknown.get("cross_adapter"), inner].into_iter().flatten() {
-            if !(value.is_null() || *value == false) {
-                let expected = "false: no model here has attention from a decoder to an encoder";
-                return Err(Error::config(info.title, "cross_adapter", value, expected));
-            }
-        }
-        Ok(())
     }
 }

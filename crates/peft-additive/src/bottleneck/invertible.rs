@@ -2,10 +2,11 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use peft_core::method::{Activation, Adapter, CheckpointKey, HiddenAdapter, Init, SiteContext};
+use peft_core::method::{
+    Activation, Adapter, CheckpointKey, HiddenAdapter, Init, SiteContext, listed,
+};
 
 use super::fields::InvertibleKind;
-use super::keys::listed;
 use super::projection::Dense;
 use super::width::inner_width;
 

@@ -9,7 +9,6 @@ mod fields;
 mod hooks;
 mod invertible;
 mod json;
-mod keys;
 mod phm;
 mod plan;
 mod projection;

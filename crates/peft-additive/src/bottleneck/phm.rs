@@ -2,11 +2,10 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
-use peft_core::method::{CheckpointKey, Init, Plan, Shared};
+use peft_core::method::{CheckpointKey, Init, Plan, Shared, listed};
 
 use super::config::BottleneckConfig;
 use super::fields::{HypercomplexInit, RuleInit};
-use super::keys::listed;
 
 /// n matrices, as they are or as products of two factors each.
 #[derive(Module, Debug)]

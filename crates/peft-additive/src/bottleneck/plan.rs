@@ -4,7 +4,7 @@ use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device};
 use peft_core::method::{
     HiddenState, Init, Layout, LayoutSite, Method, MethodConfig as _, MethodHooks, Plan, SiteKind,
-    States,
+    States, model_root,
 };
 use peft_core::{Error, Result};
 
@@ -143,12 +143,6 @@ impl BottleneckConfig {
     }
 }
 
-/// What the model without its head is called, in which what all adapters share has its place.
-fn root(layout: &Layout) -> String {
-    let mut sites = layout.hidden_sites(HiddenState::EmbeddingOutput);
-    sites.next().map_or(String::new(), |site| site.name.clone())
-}
-
 impl Method for BottleneckConfig {
     fn validate(&self) -> Result<()> {
         self.check()
@@ -156,6 +150,9 @@ impl Method for BottleneckConfig {
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let info = self.info();
+        if plan.is_new() {
+            self.reduction_factor.check_keys(info)?;
+        }
         let (device, dtype) = layout.like();
         let like = (&device, dtype);
         self.plan_invertible(layout, plan)?;
@@ -194,7 +191,7 @@ impl Method for BottleneckConfig {
         let place = |index| in_order.iter().position(|at| *at == index).unwrap_or(0);
         let phm = self.phm_layer.then(|| {
             let widths = [first.width, inner[0]];
-            PhmSource::new(self, root(layout), sites.len(), widths, plan, like)
+            PhmSource::new(self, model_root(layout), sites.len(), widths, plan, like)
         });
         let is_new = plan.is_new();
         let mut planned = Vec::new();

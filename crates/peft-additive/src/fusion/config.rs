@@ -94,7 +94,8 @@ pub struct AdapterFusionConfig {
     /// Whether the adapters' residual goes through the attention, with what each adds, in place of around it.
     /// Default: false.
     pub residual_before: bool,
-    /// Whether the softmax begins at temperature 50, which falls by 0.05 in each training step, to 1. Default: false.
+    /// Whether the softmax begins at temperature 50, which falls by 0.05 in each training step, to 1. Default: false. A
+    /// second training goes on from where the first one has come to.
     pub temperature: bool,
     /// Whether the values are projected before the attention's sum, not after it. The projection is linear and has no
     /// bias, so both are the same. Default: true.
@@ -241,7 +242,7 @@ impl Method for AdapterFusionConfig {
             for site in layout.hidden_sites(state) {
                 let there = |name: &&String| plan.adapters_at(&site).contains(name);
                 let names: Vec<&String> = self.adapter_names.iter().filter(there).collect();
-                let stored = plan.is_stored(&format!("{}.{DICT}", site.name));
+                let stored = plan.is_stored(&format!("{}.{DICT}.", site.name));
                 found.extend(&names);
                 // AdapterHub has a fusion at blocks that the adapters leave out, too.
                 if names.is_empty() && !stored {
@@ -275,12 +276,14 @@ impl Method for AdapterFusionConfig {
         Some(FILES)
     }
 
-    fn schedule(&self, _steps: usize, _states: &States) -> Result<Option<Box<dyn MethodHooks>>> {
+    fn schedule(&self, _steps: usize, states: &States) -> Result<Option<Box<dyn MethodHooks>>> {
+        let first = states.of::<AdapterFusion>().next();
+        let first = first.map(|(_, state)| state.temperature);
         let hooks = FusionHooks {
             regularization: self.regularization && self.value,
-            temperature: self.temperature,
+            first: first.filter(|_| self.temperature),
         };
-        let needed = hooks.regularization || hooks.temperature;
+        let needed = hooks.regularization || hooks.first.is_some();
         Ok(needed.then(|| Box::new(hooks) as Box<dyn MethodHooks>))
     }
 

@@ -1,11 +1,13 @@
 //! What AdapterFusion does while it is trained: V stays near the identity, and the temperature falls.
 
-use burn::tensor::Tensor;
+use std::collections::BTreeMap;
+
+use burn::tensor::{Tensor, TensorData};
 use peft_core::method::{MethodHooks, States};
 
 use super::state::AdapterFusion;
 
-/// The temperature before the first step.
+/// The temperature of a fresh fusion.
 pub(super) const FIRST_TEMPERATURE: f64 = 50.0;
 
 /// By so much it falls in each step, to 1.
@@ -19,14 +21,12 @@ const PENALTY: f64 = 0.01;
 pub(super) struct FusionHooks {
     /// Whether V is drawn to the identity.
     pub(super) regularization: bool,
-    /// Whether the temperature falls.
-    pub(super) temperature: bool,
+    /// From where the temperature falls, if it does: that before the first step.
+    pub(super) first: Option<f64>,
 }
 
-/// The temperature after so many steps.
-pub(super) fn temperature(steps: usize) -> f64 {
-    (FIRST_TEMPERATURE - FALL * steps as f64).max(1.0)
-}
+/// Name of the temperature before the first step.
+const FIRST: &str = "first_temperature";
 
 impl MethodHooks for FusionHooks {
     fn penalty(&self, states: &States) -> Option<Tensor<1>> {
@@ -43,8 +43,31 @@ impl MethodHooks for FusionHooks {
     }
 
     fn after_step(&mut self, step: usize, states: &mut States) {
-        if self.temperature {
-            states.edit::<AdapterFusion>(|_, state| state.temperature = temperature(step));
+        if let Some(first) = self.first {
+            let temperature = (first - FALL * step as f64).max(1.0);
+            states.edit::<AdapterFusion>(|_, state| state.temperature = temperature);
         }
+    }
+
+    fn tensors(&self) -> BTreeMap<String, TensorData> {
+        let first = self.first.into_iter();
+        first
+            .map(|first| (FIRST.to_string(), TensorData::new(vec![first], [1])))
+            .collect()
+    }
+
+    fn restore(
+        &mut self,
+        tensors: &mut BTreeMap<String, TensorData>,
+        _states: &States,
+    ) -> Result<(), String> {
+        if self.first.is_some() {
+            let first = tensors.remove(FIRST);
+            let first = first.and_then(|data| data.iter::<f64>().next());
+            let first = first.filter(|first| first.is_finite() && *first >= 1.0);
+            let problem = || format!("tensor `{FIRST}` must hold one number, at least 1");
+            self.first = Some(first.ok_or_else(problem)?);
+        }
+        Ok(())
     }
 }

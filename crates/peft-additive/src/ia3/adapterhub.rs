@@ -1,8 +1,10 @@
 //! IA³'s configuration in AdapterHub's layout, where it is a kind of LoRA.
 
+use burn::module::Param;
+use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::{
-    Method, MethodConfig as _, MethodInfo, Projections, Value, adapterhub_json, architecture,
-    config_from_json, read_adapterhub, upstream_json,
+    Init, Method, MethodConfig as _, MethodInfo, Plan, Projections, Value, adapterhub_json,
+    architecture, config_from_json, read_adapterhub, upstream_json,
 };
 use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -70,17 +72,84 @@ impl AdapterHubIa3 {
         }
     }
 
-    /// Refuses what would change what l means.
+    fn number(&self, field: &str) -> Option<f64> {
+        self.rest.get(field)?.as_f64()
+    }
+
+    /// What the outputs are multiplied with besides l.
+    pub(super) fn alpha(&self) -> f64 {
+        self.number("alpha").unwrap_or(1.0)
+    }
+
+    /// Whether there is a gate for each text, in the place of alpha.
+    pub(super) fn use_gating(&self) -> bool {
+        self.rest.get("use_gating") == Some(&Value::Bool(true))
+    }
+
+    /// A new l of `d_out` outputs.
+    pub(super) fn l(
+        &self,
+        d_out: usize,
+        plan: &mut Plan,
+        like: (&Device, DType),
+    ) -> Param<Tensor<2>> {
+        let is_new = plan.is_new();
+        let seed = self.rest.get("init_weights_seed").and_then(Value::as_u64);
+        let mut own = seed.filter(|_| is_new).map(Init::new);
+        let init = match &mut own {
+            Some(own) => own,
+            None => plan.init(),
+        };
+        match self.rest.get("init_weights").and_then(Value::as_str) {
+            Some("lora") => init.zeros([d_out, 1], like),
+            Some("bert") => init.normal([d_out, 1], 0.02, like),
+            _ => init.ones([d_out, 1], like),
+        }
+    }
+
+    /// Whether a new adapter changes nothing.
+    pub(super) fn begins_as_nothing(&self) -> bool {
+        let ones = self
+            .rest
+            .get("init_weights")
+            .is_none_or(|name| *name == "ia3");
+        ones && !self.use_gating() && (self.alpha() - 1.0).abs() < f64::EPSILON
+    }
+
+    /// Refuses what AdapterHub's library refuses.
     pub(super) fn check(&self, info: &'static MethodInfo) -> Result<()> {
         self.projections().check(info)?;
-        let only: [(&'static str, Value); 2] =
-            [("alpha", json!(1.0)), ("use_gating", json!(false))];
-        for (field, only) in only {
+        let refuse = |field, expected: &str| {
             let value = self.rest.get(field).unwrap_or(&Value::Null);
-            let same = value == &only || value.as_f64().is_some_and(|n| only == json!(n));
-            if !value.is_null() && !same {
-                return Err(Error::config(info.title, field, value, format!("{only}")));
+            Err(Error::config(info.title, field, value, expected))
+        };
+        let inits = ["ia3", "bert", "lora"].map(Value::from);
+        let init = self.rest.get("init_weights");
+        if init.is_some_and(|name| !name.is_null() && !inits.contains(name)) {
+            return refuse("init_weights", "\"ia3\", \"bert\" or \"lora\"");
+        }
+        if self
+            .number("r")
+            .is_some_and(|rank| (rank - 1.0).abs() > f64::EPSILON)
+        {
+            return refuse(
+                "r",
+                "1, as AdapterHub has it with composition_mode \"scale\"",
+            );
+        }
+        if self.number("dropout").is_some_and(|rate| rate != 0.0) {
+            return refuse("dropout", "0: AdapterHub's IA3 has none");
+        }
+        if self.rest.get("use_dora") == Some(&Value::Bool(true)) {
+            return refuse("use_dora", "false: AdapterHub's IA3 has no magnitudes");
+        }
+        for field in ["vera_d", "vera_b"] {
+            if self.rest.get(field).is_some_and(Value::is_f64) {
+                return refuse(field, "null: AdapterHub fails to make an IA3 with it");
             }
+        }
+        if !self.alpha().is_finite() {
+            return refuse("alpha", "a finite number");
         }
         Ok(())
     }
@@ -177,9 +246,12 @@ mod tests {
     #[test]
     fn what_the_layout_cannot_say_is_refused() {
         for (field, value) in [
-            ("alpha", json!(2)),
-            ("use_gating", json!(true)),
-            ("attn_matrices", json!(["o"])),
+            ("r", json!(2)),
+            ("dropout", json!(0.1)),
+            ("use_dora", json!(true)),
+            ("vera_d", json!(0.1)),
+            ("init_weights", json!("vera")),
+            ("attn_matrices", json!(["x"])),
         ] {
             let mut file = file();
             file["config"][field] = value;

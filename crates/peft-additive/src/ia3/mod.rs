@@ -2,12 +2,14 @@
 
 mod adapterhub;
 mod defaults;
+mod gated;
 
 use burn::tensor::module::conv2d;
 use peft_core::method::LINEAR_AND_CONV;
 use peft_core::method::prelude::*;
 
 pub use adapterhub::AdapterHubIa3;
+pub use gated::GatedIa3;
 
 /// `y = l ∘ (x W + b)`, or `y = (l ∘ x) W + b` in feed-forward blocks; on the layer's weight, and on its bias where
 /// that is scaled, too. Of a convolution, channels are scaled.
@@ -17,6 +19,8 @@ pub struct Ia3 {
     pub ia3_l: Shared<2>,
     /// Axes of the layer's kernel: 1 or 2, and 0 of a linear layer. A file has as many axes of one element behind l.
     pub axes: usize,
+    /// A fixed factor besides: AdapterHub's alpha, 1 elsewhere.
+    pub alpha: f64,
 }
 
 impl Adapter for Ia3 {
@@ -33,22 +37,26 @@ impl Adapter for Ia3 {
 }
 
 impl Ia3 {
+    /// l, times alpha.
+    fn l(&self) -> Tensor<2> {
+        let l = self.ia3_l.val();
+        if (self.alpha - 1.0).abs() < f64::EPSILON {
+            l
+        } else {
+            l * self.alpha
+        }
+    }
+
     /// l for a kernel `[out, in / groups, …]`: of outputs, or of the inputs of each output.
     fn of_kernel<const D: usize>(&self, kernel: [usize; D]) -> Tensor<D> {
-        let l = self.ia3_l.val();
-        let mut shape = [1; D];
+        let l = self.l();
         let [outputs, inputs] = l.dims();
-        let (out, channels) = (kernel[0], kernel[1]);
-        if inputs == 1 && outputs == out {
-            shape[0] = out;
-            return l.reshape(shape);
-        }
         // Outputs of a group see its inputs.
-        let groups = (inputs / channels).max(1);
-        let l = l.reshape([groups, 1, channels]);
-        let spread = l.expand([groups, out / groups, channels]);
-        (shape[0], shape[1]) = (out, channels);
-        spread.reshape(shape)
+        let groups = (inputs / kernel[1]).max(1);
+        let l = l.reshape([groups, outputs, inputs / groups]);
+        let mut shape = [1; D];
+        (shape[0], shape[1]) = (kernel[0], inputs / groups);
+        l.repeat_dim(1, kernel[0] / groups / outputs).reshape(shape)
     }
 }
 
@@ -63,7 +71,7 @@ impl WeightAdapter for Ia3 {
         // Of a bias, one axis is both.
         shape[0] = inputs;
         shape[D - 1] = outputs;
-        value * self.ia3_l.val().reshape(shape)
+        value * self.l().reshape(shape)
     }
 
     // What is below is called, and its matrix is not looked at.
@@ -72,7 +80,7 @@ impl WeightAdapter for Ia3 {
     }
 
     fn conv2d(&self, input: Tensor<4>, base: &dyn BaseConv2d) -> Tensor<4> {
-        let l = self.ia3_l.val();
+        let l = self.l();
         let channels = input.dims()[1];
         match l.dims() {
             [out, 1] => base.forward(input) * l.reshape([1, out, 1, 1]),
@@ -85,7 +93,7 @@ impl WeightAdapter for Ia3 {
     }
 
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
-        let l = self.ia3_l.val();
+        let l = self.l();
         match l.dims() {
             [1, _] => base.forward(input * l),
             // The bias is scaled by its own state.
@@ -103,7 +111,8 @@ impl WeightAdapter for Ia3 {
     IA3, peft_type = "IA3", title = "IA3", family = Additive, identity_at_init, mergeable, new(),
     reference = "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context \
                  Learning, section 3.3",
-    unsupported("fan_in_fan_out"), to_json = Ia3Config::json, parse = Ia3Config::PARSE, recognises = Ia3Config::RECOGNISES
+    unsupported("fan_in_fan_out"), to_json = Ia3Config::json, parse = Ia3Config::PARSE, recognises = Ia3Config::RECOGNISES,
+    info = Ia3Config::PROMISES
 )]
 pub struct Ia3Config {
     /// Those of the layers whose inputs are scaled, not their outputs: as a rule the second layer of each
@@ -136,11 +145,42 @@ impl Ia3Config {
             config.targets.target_modules = Some(targets);
         }
         // Of layers that the user names, those that are upstream's.
-        if config.feedforward_modules.is_none() {
-            note(plan, "feedforward_modules", &feedforward);
-            config.feedforward_modules = Some(feedforward);
-        }
+        config.feedforward_modules.get_or_insert(feedforward);
         config
+    }
+
+    /// Writes into the file which of the `targets` are scaled inside, where `config` has upstream's for the kind of model.
+    /// In a file these are names of `target_modules` only, and of layers that the user names some may be no such names.
+    fn note_inside(
+        &self,
+        config: &Self,
+        targets: &[TargetLayer<'_>],
+        plan: &mut Plan,
+    ) -> Result<()> {
+        let inside = config.feedforward_modules.as_ref();
+        let Some(inside) = inside.filter(|_| self.feedforward_modules.is_none()) else {
+            return Ok(());
+        };
+        let (Some(Selection::Names(named)), Selection::Names(names)) =
+            (&config.targets.target_modules, inside)
+        else {
+            note(plan, "feedforward_modules", inside);
+            return Ok(());
+        };
+        if names.iter().all(|name| named.contains(name)) {
+            note(plan, "feedforward_modules", inside);
+            return Ok(());
+        }
+        let (mut own, mut all) = (Vec::new(), named.clone());
+        for target in targets {
+            if inside.matches(target.layer)? {
+                own.push(target.layer.name.clone());
+            }
+        }
+        all.extend(own.iter().filter(|name| !named.contains(name)).cloned());
+        note(plan, "target_modules", &all.into());
+        note(plan, "feedforward_modules", &own.into());
+        Ok(())
     }
 
     /// How many channels of a convolution's input are scaled: those of all groups that the model says there are, or those
@@ -173,7 +213,11 @@ impl Ia3Config {
         };
         let bias = target.bias.filter(|_| !inside);
         let handles = Shared::new(l, 1 + usize::from(bias.is_some()));
-        let mut states = handles.map(|ia3_l| Ia3 { ia3_l, axes });
+        let mut states = handles.map(|ia3_l| Ia3 {
+            ia3_l,
+            axes,
+            alpha: 1.0,
+        });
         // The weight comes first in the layer.
         let on_weight = states.next().expect("a handle for each place");
         if let (Some(bias), Some(on_bias)) = (bias, states.next()) {
@@ -207,12 +251,14 @@ impl Method for Ia3Config {
         if let Some(fields) = &self.adapterhub {
             let projections = fields.projections();
             let targets = projections.select(layout, plan, (self.info(), "loras"))?;
-            return adapt_each(self, &targets, layout, plan, |target, plan| {
-                self.on_layer(target, plan)
-            });
+            for target in &targets {
+                fields.adapt(target, self.init_ia3_weights, plan);
+            }
+            return Ok(());
         }
         let config = self.with_defaults(layout, plan);
         let targets = layer_targets(&config, layout, plan, LINEAR_AND_CONV)?;
+        self.note_inside(&config, &targets, plan)?;
         adapt_each(&config, &targets, layout, plan, |target, plan| {
             config.on_layer(target, plan)
         })

@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(task.grid(&family).source, GridSource::Family);
         let bare = task.without_grids();
         assert!(bare.learning_rates.is_empty());
-        assert!((bare.grid(&family).factor - 1.0).abs() < f64::EPSILON);
+        assert_eq!(bare.grid(&family).learning_rates, [3e-4, 1e-3, 3e-3]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use rand::seq::SliceRandom as _;
 use super::Progress;
 use super::fit::{Learnable, fit};
 use crate::Result;
-use crate::job::Job;
+use crate::job::{Job, JobPart};
 use crate::record::Counts;
 use crate::registry::Registry;
 
@@ -22,7 +22,7 @@ pub(super) struct Part {
 
 /// Those of a job.
 pub(super) fn of(job: &Job, registry: &Registry) -> Result<Vec<Part>> {
-    let part = |part| {
+    let part = |part: &JobPart| {
         let own = job.of_part(part);
         Ok(Part {
             name: part.name.clone(),

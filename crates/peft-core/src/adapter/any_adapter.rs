@@ -108,6 +108,11 @@ impl AnyAdapter {
         }
     }
 
+    /// Whether it is of a hidden state.
+    pub(crate) fn is_hidden(&self) -> bool {
+        matches!(self, Self::Hidden(_))
+    }
+
     /// How many virtual tokens it puts in front.
     pub(crate) fn virtual_tokens(&self) -> usize {
         match self {

@@ -55,6 +55,17 @@ enum Key {
     Unsaved,
     /// Below the adapted layer, where a file may hold zeros that are no field's.
     Zeros(String),
+    /// A whole name within the model, of a value that is no field's.
+    Constant(String, Constant),
+}
+
+/// A tensor that a file holds beside a state's parameters, and that no adapter changes: a copy of what the model has. It
+/// is written with the state. A file may lack it.
+#[derive(Clone, Debug)]
+pub(crate) struct Constant {
+    pub(crate) value: TensorData,
+    /// Whether a file in which it has other values is read, too.
+    pub(crate) any: bool,
 }
 
 /// The rank that a file has a field in.
@@ -146,6 +157,19 @@ impl CheckpointKey {
     /// may hold them, of any shape, and other numbers there are refused. Nothing is written.
     pub fn zeros(key: &str) -> Self {
         Self::new("", Key::Zeros(key.into()))
+    }
+
+    /// No field: the tensor called `name` in the model, as [`named`](Self::named) has it. A file in which it has other
+    /// values is refused.
+    pub(crate) fn constant(name: &str, value: TensorData) -> Self {
+        let constant = Constant { value, any: false };
+        Self::new("", Key::Constant(name.into(), constant))
+    }
+
+    /// The same, where a file may have any values: they mean nothing here.
+    pub(crate) fn any_constant(name: &str, value: TensorData) -> Self {
+        let constant = Constant { value, any: true };
+        Self::new("", Key::Constant(name.into(), constant))
     }
 
     /// What stands for the field in AdapterHub's layout, where that is not the same below the layer. The field that `key`
@@ -262,7 +286,7 @@ impl CheckpointKey {
     /// None of the indices, or points, is there twice: a file in which one is, is refused. Call it behind
     /// [`indices`](Self::indices).
     #[must_use]
-    pub fn distinct(mut self) -> Self {
+    pub(crate) fn distinct(mut self) -> Self {
         if let Some(indices) = &mut self.indices {
             indices.distinct = true;
         }
@@ -285,6 +309,14 @@ impl CheckpointKey {
         }
     }
 
+    /// The key and the value of a constant.
+    pub(crate) fn as_constant(&self, style: Style) -> Option<(String, &Constant)> {
+        match &self.key {
+            Key::Constant(name, constant) => Some((format!("{}{name}", style.prefix()), constant)),
+            _ => None,
+        }
+    }
+
     /// The keys of the copies.
     pub(crate) fn copies(&self, style: Style, layer: &str, adapter: &str) -> Vec<String> {
         let copies = self.of(style).copies.iter();
@@ -298,7 +330,7 @@ impl CheckpointKey {
     /// How many segments of the key lead to the layer, for a tensor of one.
     pub(crate) fn segments_to_layer(&self, style: Style, layer: &str) -> Option<usize> {
         match &self.of(style).key {
-            Key::Named(_) | Key::Root(_) | Key::Unsaved | Key::Zeros(_) => None,
+            Key::Named(_) | Key::Root(_) | Key::Unsaved | Key::Zeros(_) | Key::Constant(..) => None,
             Key::Layer(_) => Some(format!("{}{layer}", style.prefix()).split('.').count()),
         }
     }
@@ -306,7 +338,7 @@ impl CheckpointKey {
     /// The key for a state at `layer` of the adapter `adapter`.
     pub(crate) fn key(&self, style: Style, layer: &str, adapter: &str) -> Option<String> {
         Some(match (&self.of(style).key, style) {
-            (Key::Unsaved | Key::Zeros(_), _) => return None,
+            (Key::Unsaved | Key::Zeros(_) | Key::Constant(..), _) => return None,
             (Key::Root(key), _) => key.replace(ADAPTER, adapter),
             (Key::Named(name), style) => format!("{}{name}", style.prefix()),
             (Key::Layer(key), Style::AdapterHub) if key.contains(ADAPTER) => {
@@ -318,35 +350,6 @@ impl CheckpointKey {
                 format!("{}{layer}.{key}", style.prefix())
             }
         })
-    }
-}
-
-/// A tensor that a file holds beside a state's parameters, and that no adapter changes: a copy of what the model has. It
-/// is written with the state. A file may lack it.
-#[derive(Clone, Debug)]
-pub struct FileConstant {
-    pub(crate) key: CheckpointKey,
-    pub(crate) value: TensorData,
-    /// Whether a file in which it has other values is read, too.
-    pub(crate) any: bool,
-}
-
-impl FileConstant {
-    /// The tensor called `name` in the model, as [`CheckpointKey::named`] has it. A file in which it has other values is
-    /// refused.
-    pub fn named(name: &str, value: TensorData) -> Self {
-        Self {
-            key: CheckpointKey::named("", name),
-            value,
-            any: false,
-        }
-    }
-
-    /// A file may have any values there: they mean nothing here.
-    #[must_use]
-    pub fn or_any(mut self) -> Self {
-        self.any = true;
-        self
     }
 }
 

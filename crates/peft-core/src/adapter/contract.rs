@@ -7,7 +7,7 @@ use peft_ops::LowRank;
 
 use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
-use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
+use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::site_context::{HiddenParts, SiteContext};
 
@@ -22,11 +22,6 @@ pub trait Adapter: Module + Sync + 'static {
     /// Every parameter must be listed, or [`Error::UnlistedTensor`](crate::Error::UnlistedTensor) refuses to attach
     /// the adapter: its checkpoint would silently lack a tensor.
     fn tensors(&self) -> Vec<CheckpointKey>;
-
-    /// What a file holds beside the parameters. Default: nothing.
-    fn constants(&self) -> Vec<FileConstant> {
-        Vec::new()
-    }
 
     /// The state as a file holds it, where that is not what is trained: what a prompt's encoder computes, in the
     /// encoder's place. Without autodiff, as nothing is trained in a file. Default: the state itself.
@@ -95,7 +90,8 @@ pub trait WeightAdapter: Adapter {
 
     /// Whether [`linear`](Self::linear) and its siblings read the matrix below ([`BaseLinear::weight`]) and not only call
     /// what is below. An adapter that [is no change of a weight](Self::is_mergeable) cannot lie below one that does, and
-    /// is refused there when both are activated. Default: yes, unless the change is [`low_rank`](Self::low_rank).
+    /// is refused there when both are activated. A convolution's kernel counts as read by every adapter that is a change
+    /// of it, whatever this says. Default: yes, unless the change is [`low_rank`](Self::low_rank).
     fn needs_weight(&self) -> bool {
         self.low_rank().is_none()
     }
@@ -172,6 +168,13 @@ pub trait PromptAdapter: Adapter {
 
     /// The virtual tokens' embeddings, `[virtual_tokens, d]`.
     fn prompt(&self) -> Tensor<2>;
+
+    /// Whether the virtual tokens stand behind the text's first token. Where they have no positions and each token sees all,
+    /// attention does not tell that from the front, where they are computed; but then it is the text's first token that
+    /// stands for the text ([`ForwardContext::first_token`]). Default: no.
+    fn is_behind_first_token(&self) -> bool {
+        false
+    }
 
     /// How many tasks it has prompts of, where the context has to say which task each row is of
     /// ([`ForwardContext::tasks`]): ids are below it. With one task the context need not say. Default: `None`, as all rows

@@ -14,7 +14,7 @@ use peft_ops::LowRank;
 use crate::adapter::any_tensor::{AnyTensor, with_rank};
 use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
-use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
+use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{
     Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
@@ -180,7 +180,6 @@ impl<M: ModuleMapper> DynMapper for FromDyn<'_, M> {
 pub(crate) trait ErasedModule: std::fmt::Debug + Send + Sync {
     fn role(&self) -> Role;
     fn tensors(&self) -> Vec<CheckpointKey>;
-    fn constants(&self) -> Vec<FileConstant>;
     /// As a file holds it.
     fn stored(&self) -> Box<dyn ErasedModule>;
     /// It has a file's values now.
@@ -230,9 +229,6 @@ impl<A: Adapter> ErasedModule for Typed<A> {
     }
     fn tensors(&self) -> Vec<CheckpointKey> {
         self.state().tensors()
-    }
-    fn constants(&self) -> Vec<FileConstant> {
-        self.state().constants()
     }
     fn stored(&self) -> Box<dyn ErasedModule> {
         Box::new(Self::new(self.state().for_checkpoint(), self.role))
@@ -382,6 +378,7 @@ impl dyn ErasedHidden + '_ {
 
 pub(crate) trait ErasedPrompt: ErasedModule {
     fn virtual_tokens(&self) -> usize;
+    fn is_behind_first_token(&self) -> bool;
     fn num_tasks(&self) -> Option<usize>;
     fn prompts_before(&self, hidden: &Tensor<3>, context: &ForwardContext) -> Tensor<3>;
     fn boxed(&self) -> Box<dyn ErasedPrompt>;
@@ -390,6 +387,9 @@ pub(crate) trait ErasedPrompt: ErasedModule {
 impl<A: PromptAdapter> ErasedPrompt for Typed<A> {
     fn virtual_tokens(&self) -> usize {
         self.state().virtual_tokens()
+    }
+    fn is_behind_first_token(&self) -> bool {
+        self.state().is_behind_first_token()
     }
     fn num_tasks(&self) -> Option<usize> {
         self.state().num_tasks()

@@ -37,6 +37,7 @@ pub struct ForwardContext {
     positions: Option<Positions>,
     padding: Option<Tensor<2, Bool>>,
     virtual_tokens: usize,
+    first_token: usize,
     causal: bool,
     segments: Option<Segments>,
     cached_tokens: usize,
@@ -173,6 +174,12 @@ impl ForwardContext {
         self.virtual_tokens
     }
 
+    /// The place of the token that stands for its text where the first one does: 0, which is a virtual token where there are
+    /// any in front, as Hugging Face PEFT has it; the text's own first token where these stand behind it.
+    pub fn first_token(&self) -> usize {
+        self.first_token
+    }
+
     /// Whether a token sees no later ones.
     pub fn is_causal(&self) -> bool {
         self.causal
@@ -233,6 +240,7 @@ impl ForwardContext {
     /// position 0 where positions are known.
     pub(crate) fn with_tokens_in_front(mut self, batch: usize, count: usize) -> Self {
         self.virtual_tokens += count;
+        self.first_token = 0;
         self.padding = self.padding.map(|padding| {
             let kept = Tensor::<2, Bool>::full([batch, count], false, &padding.device());
             Tensor::cat(vec![kept, padding], 1)
@@ -245,6 +253,12 @@ impl ForwardContext {
                 rows,
             }
         });
+        self
+    }
+
+    /// The context where the virtual tokens that are in front stand behind the text's first token.
+    pub(crate) fn with_text_first(mut self) -> Self {
+        self.first_token = self.virtual_tokens;
         self
     }
 
@@ -262,6 +276,7 @@ impl ForwardContext {
             return last;
         }
         last.virtual_tokens = self.virtual_tokens.saturating_sub(of - count);
+        last.first_token = self.first_token.saturating_sub(of - count);
         last.padding = last
             .padding
             .map(|padding| padding.narrow(1, of - count, count));
@@ -276,6 +291,23 @@ impl ForwardContext {
             }
         });
         last
+    }
+
+    /// The context of the `count` tokens from `from` on, of the pass's `of`: of a part of each row.
+    pub(crate) fn of_tokens(&self, from: usize, count: usize, of: usize) -> Self {
+        let mut part = self.of_last_tokens(of - from, of);
+        part.virtual_tokens = part.virtual_tokens.min(count);
+        part.padding = part.padding.map(|padding| padding.narrow(1, 0, count));
+        part.segments = None;
+        part.positions = part.positions.map(|Positions { values, rows }| {
+            let of_row = |row: &[usize]| row[..count.min(row.len())].to_vec();
+            let values = values.chunks(values.len() / rows).flat_map(of_row);
+            Positions {
+                values: values.collect(),
+                rows,
+            }
+        });
+        part
     }
 
     /// The context of some rows of the batch.
@@ -299,6 +331,7 @@ impl ForwardContext {
             positions,
             padding: padding.map(|padding| padding.select(0, index.clone())),
             virtual_tokens: self.virtual_tokens,
+            first_token: self.first_token,
             causal: self.causal,
             segments: self.segments.as_ref().map(|all| all.of_rows(rows)),
             cached_tokens: self.cached_tokens,

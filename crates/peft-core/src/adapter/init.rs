@@ -71,6 +71,37 @@ impl Init {
         self.param(shape, like, |rng| normal(rng) * std)
     }
 
+    /// Zeros, or normal with mean 0: for a field `init_weights`, which tests turn off so that a fresh adapter changes
+    /// outputs.
+    pub fn zeros_or_normal<const D: usize>(
+        &mut self,
+        zeros: bool,
+        shape: [usize; D],
+        std: f64,
+        like: (&Device, DType),
+    ) -> Param<Tensor<D>> {
+        if zeros {
+            self.zeros(shape, like)
+        } else {
+            self.normal(shape, std, like)
+        }
+    }
+
+    /// Likewise zeros or [`kaiming_uniform`](Self::kaiming_uniform).
+    pub fn zeros_or_kaiming_uniform<const D: usize>(
+        &mut self,
+        zeros: bool,
+        shape: [usize; D],
+        fan_in: usize,
+        like: (&Device, DType),
+    ) -> Param<Tensor<D>> {
+        if zeros {
+            self.zeros(shape, like)
+        } else {
+            self.kaiming_uniform(shape, fan_in, like)
+        }
+    }
+
     /// Normal with mean 0, drawn again where it is more than `most` from 0.
     pub fn truncated_normal<const D: usize>(
         &mut self,

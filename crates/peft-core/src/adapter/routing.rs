@@ -107,7 +107,7 @@ impl Routing {
     }
 
     /// The names of the adapters, in the order of the weights.
-    pub fn names(&self) -> &[String] {
+    pub(crate) fn names(&self) -> &[String] {
         &self.names
     }
 

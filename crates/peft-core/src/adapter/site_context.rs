@@ -81,26 +81,38 @@ impl<'a> SiteContext<'a> {
         }
     }
 
-    /// The output of another adapter of this site for `hidden` `[batch, seq, d]`, active or not. `None` if there is no
-    /// adapter of that name here. Gradients reach `hidden` and not the other adapter, which is frozen.
-    pub fn output_of(&self, adapter: &str, hidden: Tensor<3>) -> Option<Tensor<3>> {
-        let parts = self.parts_of(adapter, hidden)?;
-        Some(parts.kept + parts.added)
-    }
-
-    /// The same in its parts: what a method that fuses adapters works on.
+    /// What another adapter of this site does to `hidden` `[batch, seq, d]`, active or not: what a method that fuses
+    /// adapters works on. `None` if there is no adapter of that name here. Gradients reach `hidden` and not the other
+    /// adapter, which is frozen.
     pub fn parts_of(&self, adapter: &str, hidden: Tensor<3>) -> Option<HiddenParts> {
         self.siblings?(adapter, hidden)
     }
 
     /// The same with the site's adapters.
-    pub(crate) fn with_siblings(&self, siblings: &'a RunSibling<'a>) -> Self {
-        Self {
+    pub(crate) fn with_siblings<'b>(&'b self, siblings: &'b RunSibling<'b>) -> SiteContext<'b> {
+        SiteContext {
             forward: self.forward,
             sublayer_input: self.sublayer_input.clone(),
             residual: self.residual.clone(),
             norm: self.norm,
             siblings: Some(siblings),
+        }
+    }
+
+    /// The context of some tokens of each row, whose part of the forward pass's context is `forward`.
+    pub(crate) fn of_tokens<'b>(
+        &'b self,
+        forward: &'b ForwardContext,
+        from: usize,
+        count: usize,
+    ) -> SiteContext<'b> {
+        let narrow = |tensor: &Tensor<3>| tensor.clone().narrow(1, from, count);
+        SiteContext {
+            forward,
+            sublayer_input: self.sublayer_input.as_ref().map(narrow),
+            residual: self.residual.as_ref().map(narrow),
+            norm: self.norm,
+            siblings: self.siblings,
         }
     }
 

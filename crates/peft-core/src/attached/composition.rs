@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::attached::nested::{Branches, Nested};
 use crate::error::{Error, Result};
 
 /// Which of the attached adapters act, and how they act together.
@@ -13,6 +14,7 @@ use crate::error::{Error, Result};
 /// | `PerRowStack` | that of the row's own adapters, one on the other | `Stack` in or around those two |
 /// | `Weighted` | `f + Σ wᵢ (fᵢ − f)`, one weight for an adapter | `Average` |
 /// | `Routed` | the same, one weight for an adapter and a row or token | |
+/// | `Nested` | any of these but the last, with others of these for parts | all, nested |
 ///
 /// [`batch_split`](Self::batch_split), [`parallel`](Self::parallel) and [`average`](Self::average) make those that
 /// AdapterHub calls so.
@@ -32,6 +34,8 @@ pub enum Composition {
     Weighted(Vec<(String, f64)>),
     /// The same with weights that the forward pass brings: see [`Routing`](crate::nn::Routing).
     Routed(Vec<String>),
+    /// A composition whose parts are compositions.
+    Nested(Nested),
 }
 
 impl Composition {
@@ -88,6 +92,7 @@ impl Composition {
             Self::PerRow(rows) => rows.iter().flatten().map(String::as_str).collect(),
             Self::PerRowStack(rows) => rows.iter().flatten().map(String::as_str).collect(),
             Self::Weighted(weights) => weights.iter().map(|(name, _)| name.as_str()).collect(),
+            Self::Nested(tree) => tree.names(),
         };
         let mut names = Vec::new();
         for name in all {
@@ -121,12 +126,14 @@ impl Composition {
                 let others = weights.iter().filter(|(name, _)| name != adapter);
                 Self::Weighted(others.cloned().collect())
             }
+            Self::Nested(tree) => Self::Nested(tree.without(adapter)),
         }
     }
 
     /// Refuses weights that are no numbers, and adapters that have several.
     pub(crate) fn check(&self) -> Result<()> {
         let given = match self {
+            Self::Nested(tree) => return tree.check(),
             Self::Stack(_) | Self::PerRow(_) | Self::PerRowStack(_) => 0,
             Self::Weighted(weights) => weights.len(),
             Self::Routed(names) => names.len(),
@@ -175,14 +182,74 @@ pub(crate) enum Parts {
     Weighted(Vec<(usize, f64)>),
     /// Entries.
     Routed(Vec<usize>),
+    /// At a layer, or at a site of anything but a hidden state.
+    Blend(Arc<Blend>),
+    /// At a site of a hidden state: the composition's own tree. Entries that have a part in it.
+    Tree(Vec<usize>),
+}
+
+/// Sums of stacks at one place.
+#[derive(Clone, Debug)]
+pub(crate) struct Blend {
+    /// Different ones, each with weights that add up to 1.
+    pub(crate) sums: Vec<Branches>,
+    /// Whose entries are indices of those; none where all rows have the first one.
+    pub(crate) rows: Option<PerRow>,
+}
+
+impl Blend {
+    fn new((of_rows, differ): (Vec<Branches>, bool)) -> Self {
+        let mut sums: Vec<Branches> = Vec::new();
+        let mut indices = Vec::new();
+        for branches in of_rows {
+            let found = sums.iter().position(|sum| *sum == branches);
+            indices.push(found.unwrap_or_else(|| {
+                sums.push(branches);
+                sums.len() - 1
+            }));
+        }
+        let rows = differ.then(|| PerRow::new(indices.into_iter().map(|index| vec![index])));
+        Self { sums, rows }
+    }
+
+    /// Entries of the stack that all rows have, if that is all.
+    pub(crate) fn plain(&self) -> Option<&[usize]> {
+        match (self.sums.as_slice(), &self.rows) {
+            ([sum], None) => alone(sum),
+            _ => None,
+        }
+    }
+
+    /// Stacks of the rows, if none has a sum.
+    fn stacks(&self) -> Option<PerRow> {
+        let rows = self.rows.as_ref()?;
+        let stacks: Vec<&[usize]> = self.sums.iter().map(alone).collect::<Option<_>>()?;
+        let of_row = |group: &i64| stacks[rows.groups[*group as usize].entries[0]].to_vec();
+        Some(PerRow::new(rows.group_of.iter().map(of_row)))
+    }
+
+    fn entries(&self) -> impl Iterator<Item = usize> {
+        let branches = self.sums.iter().flatten();
+        branches.flat_map(|(_, stack)| stack.iter().copied())
+    }
+}
+
+/// The stack of a sum that has one.
+fn alone(sum: &Branches) -> Option<&[usize]> {
+    match sum.as_slice() {
+        [(factor, stack)] if (factor - 1.0).abs() < f64::EPSILON => Some(stack),
+        _ => None,
+    }
 }
 
 impl Mixture {
-    /// The composition at the place called `place`, with these adapters; none for adapters one on the other.
+    /// The composition at the place called `place`, with these adapters; none for adapters one on the other. `is_hidden`:
+    /// whether the place is a site of a hidden state.
     pub(crate) fn new(
         composition: &Arc<Composition>,
         entries: &[&str],
         place: &str,
+        is_hidden: bool,
     ) -> Option<Self> {
         let at = |name: &str| entries.iter().position(|entry| *entry == name);
         let parts = match composition.as_ref() {
@@ -211,6 +278,16 @@ impl Mixture {
             Composition::Routed(names) => {
                 Parts::Routed(names.iter().filter_map(|name| at(name)).collect())
             }
+            Composition::Nested(tree) if is_hidden => {
+                Parts::Tree(tree.names().into_iter().filter_map(at).collect())
+            }
+            Composition::Nested(tree) => {
+                let blend = Blend::new(tree.of_rows(&at));
+                match blend.stacks() {
+                    Some(rows) => Parts::PerRow(Arc::new(rows)),
+                    None => Parts::Blend(Arc::new(blend)),
+                }
+            }
         };
         Some(Self {
             place: place.into(),
@@ -224,7 +301,8 @@ impl Mixture {
         match &self.parts {
             Parts::PerRow(rows) => rows.groups.iter().any(|group| !group.entries.is_empty()),
             Parts::Weighted(entries) => !entries.is_empty(),
-            Parts::Routed(entries) => !entries.is_empty(),
+            Parts::Routed(entries) | Parts::Tree(entries) => !entries.is_empty(),
+            Parts::Blend(blend) => blend.entries().next().is_some(),
         }
     }
 
@@ -236,13 +314,14 @@ impl Mixture {
                 .iter()
                 .any(|group| group.entries.contains(&entry)),
             Parts::Weighted(entries) => entries.iter().any(|(used, _)| *used == entry),
-            Parts::Routed(entries) => entries.contains(&entry),
+            Parts::Routed(entries) | Parts::Tree(entries) => entries.contains(&entry),
+            Parts::Blend(blend) => blend.entries().any(|used| used == entry),
         }
     }
 }
 
 /// The adapters of a batch's rows at one place, grouped once for all forward passes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct PerRow {
     pub(crate) groups: Vec<Group>,
     /// The group of each row.
@@ -250,7 +329,7 @@ pub(crate) struct PerRow {
 }
 
 /// Rows with the same adapters at one place.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Group {
     /// Indices of the adapters' entries, the innermost first; rows without one have none at this place.
     pub(crate) entries: Vec<usize>,

@@ -3,6 +3,7 @@
 pub(crate) mod base_norms;
 pub(crate) mod composition;
 pub(crate) mod kept_weight;
+pub(crate) mod nested;
 pub(crate) mod stack;
 pub(crate) mod traversal;
 pub(crate) mod view;

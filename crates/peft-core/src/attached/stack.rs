@@ -123,7 +123,11 @@ impl Stack {
     /// Whether the weight differs between rows or tokens of a batch.
     pub(crate) fn varies(&self) -> bool {
         let parts = self.mixed().map(|mixture| &mixture.parts);
-        matches!(parts, Some(Parts::PerRow(_) | Parts::Routed(_)))
+        match parts {
+            Some(Parts::PerRow(_) | Parts::Routed(_)) => true,
+            Some(Parts::Blend(blend)) => blend.rows.is_some(),
+            Some(Parts::Weighted(_) | Parts::Tree(_)) | None => false,
+        }
     }
 
     /// The composition as it is here, at the place called `place`.
@@ -137,7 +141,9 @@ impl Stack {
             .iter()
             .map(|entry| entry.name.as_str())
             .collect();
-        Mixture::new(composition, &names, place)
+        let first = self.entries.first();
+        let is_hidden = first.is_some_and(|entry| entry.adapter.is_hidden());
+        Mixture::new(composition, &names, place, is_hidden)
     }
 
     /// Composes the adapters otherwise; the place is called `place`.
@@ -221,19 +227,39 @@ impl Stack {
 
     /// A dense weight with the adapters folded in.
     pub(crate) fn compose_on(&self, weight: AnyTensor) -> AnyTensor {
-        let Some(Parts::Weighted(parts)) = self.mixed().map(|mixture| &mixture.parts) else {
-            return self
-                .active_weights()
-                .into_iter()
-                .fold(weight, |weight, adapter| adapter.compose(weight));
+        let composed = |entries: &[usize]| {
+            entries.iter().fold(weight.clone(), |weight, index| {
+                self.entries[*index]
+                    .adapter
+                    .weight_adapter()
+                    .compose(weight)
+            })
         };
-        parts.iter().fold(weight.clone(), |sum, (index, factor)| {
-            let changed = self.entries[*index]
-                .adapter
-                .weight_adapter()
-                .compose(weight.clone());
-            sum.add_difference(&changed, &weight, *factor)
-        })
+        let weighted: Vec<(f64, AnyTensor)> = match self.mixed().map(|mixture| &mixture.parts) {
+            Some(Parts::Weighted(parts)) => parts
+                .iter()
+                .map(|(index, factor)| (*factor, composed(&[*index])))
+                .collect(),
+            Some(Parts::Blend(blend)) => {
+                if let Some(entries) = blend.plain() {
+                    return composed(entries);
+                }
+                let sum = blend.sums.iter().take(1).flatten();
+                sum.map(|(factor, stack)| (*factor, composed(stack)))
+                    .collect()
+            }
+            _ => {
+                return self
+                    .active_weights()
+                    .into_iter()
+                    .fold(weight, |weight, adapter| adapter.compose(weight));
+            }
+        };
+        weighted
+            .into_iter()
+            .fold(weight.clone(), |sum, (factor, changed)| {
+                sum.add_difference(&changed, &weight, factor)
+            })
     }
 
     /// The effective weight, where it is kept between forward passes: nothing is trained, the adapters' activation side

@@ -1,7 +1,7 @@
 //! Heads beside adapters, as AdapterHub saves them: `head_config.json` and a file of tensors.
 //!
 //! A head of a model class of its own (`BertAdapterModel`) is a list of modules below `heads.<name>`: dropout, a linear layer,
-//! perhaps more of both. One of a usual model class (`BertForSequenceClassification`) has the model's own names. Either is
+//! perhaps more of both. Two layers with `tanh` between them are what a BERT with a pooler has. One of a usual model class (`BertForSequenceClassification`) has the model's own names. Either is
 //! read into the model's head, as a module that is saved whole.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use crate::error::{Result, io, wrong};
 use crate::files;
 use crate::layout::model_layout::Layout;
 use crate::method::contract::Common;
-use crate::upstream::{CONFIG_FILE, HEAD_CONFIG_FILE, HEAD_FILE, PICKLED_HEAD_FILE};
+use crate::upstream::{CONFIG_FILE, HEAD_CONFIG_FILE, HEAD_FILE, LM_HEAD, PICKLED_HEAD_FILE};
 
 type Tensors = BTreeMap<String, TensorData>;
 
@@ -34,9 +34,76 @@ pub(crate) struct Head {
     layers: BTreeSet<String>,
 }
 
-/// Where AdapterHub puts the first linear layer of its own heads, behind a dropout.
-fn first_layer(name: &str) -> String {
-    format!("heads.{name}.1.")
+/// A linear layer of one of AdapterHub's own heads: where its tensors are in the head's file, and which module of the model
+/// computes the same.
+struct OwnLayer {
+    stored: String,
+    module: String,
+}
+
+/// What the model projects its first state with, before `tanh`: the same as the first of two layers of a head.
+const POOLER: &str = "pooler.dense";
+
+/// The linear layers of one of AdapterHub's own heads; none for a head of a usual model class.
+///
+/// # Errors
+///
+/// What the head computes, in words, where no module of the model's does.
+fn own_layers(config: &Value, layout: &Layout) -> std::result::Result<Vec<OwnLayer>, String> {
+    let fields = &config["config"];
+    let (true, Some(name)) = (fields.is_object(), config["name"].as_str()) else {
+        return Ok(Vec::new());
+    };
+    let mut heads = layout.layers.iter().filter(|layer| layer.head);
+    let (Some(head), None) = (heads.next(), heads.next()) else {
+        return Err("the model has several heads, and such a head is for one".into());
+    };
+    let is_language_model = head.name.rsplit('.').next() == Some(LM_HEAD);
+    // Its lists have a dropout in front of each linear layer, but for those of language models.
+    let at = |index: usize, module: &str| OwnLayer {
+        stored: format!("heads.{name}.{index}."),
+        module: module.to_string(),
+    };
+    let expects = |expected: &[(&str, Value)]| {
+        expected.iter().find_map(|(field, expected)| {
+            let found = &fields[*field];
+            (found != expected).then(|| {
+                format!("`{field}` is {found}, and only a head with `{field}` {expected} computes what a head computes here")
+            })
+        })
+    };
+    let classifies = ["classification", "multilabel_classification"]
+        .iter()
+        .any(|kind| fields["head_type"] == *kind);
+    if is_language_model {
+        let expected: [(&str, Value); 4] = [
+            ("head_type", "causal_lm".into()),
+            ("layers", 1.into()),
+            ("layer_norm", false.into()),
+            ("bias", false.into()),
+        ];
+        return expects(&expected).map_or_else(|| Ok(vec![at(0, &head.name)]), Err);
+    }
+    if classifies && fields["layers"] == 2 && fields["use_pooler"] == false {
+        // The first state, a linear layer, tanh, a linear layer: a pooler and a head.
+        if let Some(reason) = expects(&[("activation_function", "tanh".into())]) {
+            return Err(reason);
+        }
+        let ends = |name: &str| name == POOLER || name.ends_with(&format!(".{POOLER}"));
+        let pooler = layout.layers.iter().find(|layer| ends(&layer.name));
+        return match pooler {
+            Some(pooler) => Ok(vec![at(1, &pooler.name), at(4, &head.name)]),
+            None => Err(format!(
+                "`layers` is 2, and the model has no `{POOLER}` that could be the first of them"
+            )),
+        };
+    }
+    if !classifies {
+        let expected: [(&str, Value); 1] = [("head_type", "classification".into())];
+        return Err(expects(&expected).unwrap_or_default());
+    }
+    let expected: [(&str, Value); 2] = [("use_pooler", true.into()), ("layers", 1.into())];
+    expects(&expected).map_or_else(|| Ok(vec![at(1, &head.name)]), Err)
 }
 
 /// The file with a head's tensors, if the folder has one.
@@ -68,24 +135,24 @@ pub(crate) fn read(dir: &Path, layout: &Layout) -> Result<Option<Head>> {
              {HEAD_CONFIG_FILE} to have the adapter alone"
         ));
     }
-    refuse_other(&config, dir)?;
+    refuse_other_class(&config, dir)?;
+    let own = own_layers(&config, layout).map_err(|reason| refuse_head(dir, &reason))?;
     let mut found = Head {
         config,
         tensors: Tensors::new(),
         layers: BTreeSet::new(),
     };
-    let own = found.own_name();
     let tensors = of_base_model(tensors, layout).map_err(|reason| wrong(&path, reason))?;
     for (key, data) in tensors {
-        let field = own
-            .as_ref()
-            .and_then(|own| key.strip_prefix(&first_layer(own)));
-        let param = match (field, names.len()) {
-            (Some(field), 1) => heads().next().and_then(|layer| layout.param(layer, field)),
-            _ => layout.params.iter().find(|param| param.name == key),
-        };
+        let of_own = own.iter().find_map(|layer| {
+            let field = key.strip_prefix(&layer.stored)?;
+            Some(format!("{}.{field}", layer.module))
+        });
+        let is_own = of_own.is_some();
+        let name = of_own.unwrap_or_else(|| key.clone());
+        let param = layout.params.iter().find(|param| param.name == name);
         let layer = param.map(|param| (param, layout.layer_of(param)));
-        let Some((param, layer)) = layer.filter(|(_, layer)| layer.head) else {
+        let Some((param, layer)) = layer.filter(|(_, layer)| layer.head || is_own) else {
             return refuse(format!(
                 "the head has a tensor `{key}`, which the model's head has no place for: that is {}, of one linear \
                  layer",
@@ -103,42 +170,33 @@ fn config_file(dir: &Path) -> PathBuf {
     files::readable(dir, CONFIG_FILE, HEAD_CONFIG_FILE)
 }
 
-/// Refuses a head that computes something else than the heads here do: scores of classes from the pooled first state, or
-/// those of the next token. A usual model class says what its head computes by its name, and others than these have layers of
-/// the same names.
-fn refuse_other(config: &Value, dir: &Path) -> Result<()> {
+/// A head that computes something else than the heads here do: scores of classes from the pooled first state, or those of the
+/// next token.
+fn refuse_head(dir: &Path, reason: &str) -> crate::error::Error {
+    wrong(
+        &config_file(dir),
+        format!("{reason}; delete this file and the head's tensors to have the adapter alone"),
+    )
+}
+
+/// Refuses a head of a usual model class that says by its name that it computes something else; others than these have layers
+/// of the same names.
+fn refuse_other_class(config: &Value, dir: &Path) -> Result<()> {
+    if config["config"].is_object() {
+        return Ok(());
+    }
+    let ends = ["ForSequenceClassification", "ForCausalLM", "LMHeadModel"];
     let class = config["model_class"].as_str();
-    let config = &config["config"];
-    if !config.is_object() {
-        let ends = ["ForSequenceClassification", "ForCausalLM", "LMHeadModel"];
-        return match class.filter(|class| !ends.iter().any(|end| class.ends_with(end))) {
-            None => Ok(()),
-            Some(class) => Err(wrong(
-                &config_file(dir),
-                format!(
-                    "the head is of a `{class}`, and only one of a model for sequence classification or causal language \
-                     modelling computes what a head computes here; delete this file and the head's tensors to have the \
-                     adapter alone"
-                ),
-            )),
-        };
+    match class.filter(|class| !ends.iter().any(|end| class.ends_with(end))) {
+        None => Ok(()),
+        Some(class) => Err(refuse_head(
+            dir,
+            &format!(
+                "the head is of a `{class}`, and only one of a model for sequence classification or causal language \
+                 modelling computes what a head computes here"
+            ),
+        )),
     }
-    for (field, expected) in [
-        ("head_type", Value::from("classification")),
-        ("use_pooler", Value::from(true)),
-    ] {
-        let found = &config[field];
-        if *found != expected {
-            return Err(wrong(
-                &config_file(dir),
-                format!(
-                    "`{field}` is {found}, and only a head with `{field}` {expected} computes what a head computes \
-                     here; delete this file and the head's tensors to have the adapter alone"
-                ),
-            ));
-        }
-    }
-    Ok(())
 }
 
 fn read_config(dir: &Path) -> Result<Value> {
@@ -148,13 +206,6 @@ fn read_config(dir: &Path) -> Result<Value> {
 }
 
 impl Head {
-    /// The name of a head of AdapterHub's own model classes.
-    fn own_name(&self) -> Option<String> {
-        let own = self.config["config"].is_object();
-        let name = self.config["name"].as_str().filter(|_| own);
-        name.map(str::to_string)
-    }
-
     /// Makes the head a part of the adapter: its layers are saved whole.
     pub(crate) fn add_to(self, common: &mut Common, tensors: &mut Tensors) {
         let modules = common.modules_to_save.get_or_insert_default();
@@ -172,9 +223,11 @@ impl Head {
     pub(crate) fn take(config: &mut Value, tensors: &mut Tensors, layout: &Layout) -> Option<Self> {
         let modules = &config["modules_to_save"];
         let modules: Vec<String> = serde_json::from_value(modules.clone()).unwrap_or_default();
+        let own = own_layers(&config[FIELD], layout).unwrap_or_default();
         let is_head = |module: &String| {
             let mut layers = layout.layers.iter();
             layers.any(|layer| layer.head && layer.name == *module)
+                || own.iter().any(|layer| layer.module == *module)
         };
         let (layers, others): (Vec<_>, Vec<_>) = modules.into_iter().partition(is_head);
         let fields = config.as_object_mut()?;
@@ -189,7 +242,6 @@ impl Head {
             tensors: Tensors::new(),
             layers: layers.into_iter().collect(),
         };
-        let own = found.own_name();
         for module in &found.layers {
             let below = format!("{module}.");
             let keys: Vec<String> = tensors
@@ -198,8 +250,9 @@ impl Head {
                 .cloned()
                 .collect();
             for key in keys {
-                let stored = match &own {
-                    Some(name) => key.replacen(&below, &first_layer(name), 1),
+                let place = own.iter().find(|layer| layer.module == *module);
+                let stored = match place {
+                    Some(place) => key.replacen(&below, &place.stored, 1),
                     None => key.clone(),
                 };
                 let data = tensors.remove(&key);

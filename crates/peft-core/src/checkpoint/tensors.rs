@@ -182,9 +182,9 @@ pub(crate) fn export(
         out,
     };
     adapter.visit(&mut FromDyn(&mut export));
-    for constant in adapter.constants() {
-        if let Some(key) = constant.key.key(style, layer, name) {
-            out.insert(key, constant.value);
+    for spec in adapter.tensors() {
+        if let Some((key, constant)) = spec.as_constant(style) {
+            out.insert(key, constant.value.clone());
         }
     }
 }
@@ -333,8 +333,8 @@ pub(crate) fn fill(
     if let Some(problem) = fill.problem {
         return Err(problem);
     }
-    for constant in adapter.module().constants() {
-        let Some(key) = constant.key.key(style, layer, name) else {
+    for spec in adapter.module().tensors() {
+        let Some((key, constant)) = spec.as_constant(style) else {
             continue;
         };
         let Some(found) = tensors.get(&key) else {

@@ -81,7 +81,7 @@ impl KeyMapping {
     }
 
     /// What kind of model it is.
-    pub fn model_type(&self) -> Option<&str> {
+    pub(crate) fn model_type(&self) -> Option<&str> {
         self.model_type.as_deref()
     }
 

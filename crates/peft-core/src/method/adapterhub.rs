@@ -8,12 +8,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::adapter::checkpoint_key::CheckpointKey;
+use crate::adapter::site_type::HiddenState;
 use crate::error::{Error, Result};
 use crate::layout::model_layout::{Layer, LayerKind, Layout};
 use crate::method::contract::{Common, MethodInfo};
 use crate::method::linear::TargetLayer;
 use crate::method::plan::Plan;
-use crate::upstream::{ADAPTERHUB_VERSION, CONFIG_FILE, PROJECTIONS, Projection};
+use crate::upstream::{ADAPTERHUB_VERSION, CONFIG_FILE, PACKED, PROJECTIONS, Projection};
 
 /// The method's fields in a configuration of AdapterHub's layout; `None` in another layout.
 pub fn adapterhub_fields(json: &Value) -> Option<&Map<String, Value>> {
@@ -70,6 +72,35 @@ pub fn adapterhub_json<C: Serialize>(common: &Common, fields: &C) -> Value {
     json
 }
 
+/// What the model without its head is called, in which what all layers of an adapter share has its place: empty for a model
+/// without a head.
+pub fn model_root(layout: &Layout) -> String {
+    let mut sites = layout.hidden_sites(HiddenState::EmbeddingOutput);
+    sites.next().map_or(String::new(), |site| site.name.clone())
+}
+
+/// The key of what is no layer's: in AdapterHub's files `<module>.<list>.<adapter>.<key>`, where the module is the model
+/// itself if its name is empty.
+pub fn listed(
+    field: &str,
+    (module, list): (&str, &str),
+    key: &str,
+    transposed: bool,
+) -> CheckpointKey {
+    let list = if module.is_empty() {
+        list.to_string()
+    } else {
+        format!("{module}.{list}")
+    };
+    let in_file = CheckpointKey::root("", &format!("{list}.{{adapter}}.{key}"));
+    let in_memory = CheckpointKey::named(field, &format!("{list}.{key}"));
+    if transposed {
+        in_memory.transposed().in_adapterhub(in_file.transposed())
+    } else {
+        in_memory.in_adapterhub(in_file)
+    }
+}
+
 /// What a layer is, by the end of its name.
 fn projection(name: &str) -> Option<Projection> {
     let is = |end: &str| {
@@ -81,10 +112,20 @@ fn projection(name: &str) -> Option<Projection> {
     found.and_then(|(_, projection)| *projection)
 }
 
+/// Whether a layer is queries, keys and values in one matrix.
+fn is_packed(name: &str) -> bool {
+    name.rsplit('.')
+        .next()
+        .is_some_and(|last| PACKED.contains(&last))
+}
+
 /// The first number among the segments of a name: the block's index.
 pub(crate) fn block(name: &str) -> Option<usize> {
     name.split('.').find_map(|segment| segment.parse().ok())
 }
+
+/// A name in AdapterHub's configurations that none of its layers has.
+const OUTPUT: &str = "o";
 
 /// Linear layers of a model's blocks, as AdapterHub's configurations choose them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,13 +141,15 @@ pub struct Projections {
 }
 
 impl Projections {
-    /// Refuses names of attention's matrices that AdapterHub has no layer for.
+    /// Refuses names of attention's matrices that AdapterHub has no layer for. `o` is one that its configurations may have,
+    /// and none of its layers is called so: it means nothing in a file, and is refused by [`select`](Self::select) in a new
+    /// adapter.
     ///
     /// # Errors
     ///
     /// [`Error::Config`].
     pub fn check(&self, info: &MethodInfo) -> Result<()> {
-        let known = |name: &&String| ["q", "k", "v"].contains(&name.as_str());
+        let known = |name: &&String| ["q", "k", "v", OUTPUT].contains(&name.as_str());
         match self.attention.iter().find(|name| !known(name)) {
             None => Ok(()),
             Some(name) => {
@@ -154,22 +197,45 @@ impl Projections {
         plan: &Plan,
         (info, list): (&MethodInfo, &str),
     ) -> Result<Vec<TargetLayer<'a>>> {
+        if plan.is_new() && self.attention.iter().any(|name| name == OUTPUT) {
+            let expected =
+                "q, k and v, some of them: AdapterHub adapts no projection of attention's output";
+            return Err(Error::config(info.title, "attn_matrices", OUTPUT, expected));
+        }
         let layers = |chosen: &Self| -> Vec<&'a Layer> {
             let all = layout.layers.iter();
             all.filter(|layer| chosen.contains(layer)).collect()
         };
-        let is_stored = |layer: &&Layer| plan.has_stored_below(&format!("{}.{list}.", layer.name));
+        let is_stored = |layer: &&Layer| plan.is_stored(&format!("{}.{list}.", layer.name));
         let (as_named, swapped) = (layers(self), layers(&self.swapped()));
         let is_swapped =
             !plan.is_new() && !as_named.iter().all(is_stored) && swapped.iter().all(is_stored);
         let chosen = if is_swapped { swapped } else { as_named };
+        let of_attention = |layer: &&Layer| {
+            let of = projection(&layer.name);
+            matches!(
+                of,
+                Some(Projection::Query | Projection::Key | Projection::Value)
+            )
+        };
+        let wants_attention = self.attention.iter().any(|name| name != OUTPUT);
+        let lacks_attention = wants_attention && !chosen.iter().any(of_attention);
         let found = chosen.into_iter().filter_map(|layer| {
             let weight = layout.param(layer, "weight")?;
             let free = !plan.is_saved(weight);
             free.then(|| TargetLayer::new(layout, (layer, weight)))
         });
         let found: Vec<_> = found.collect();
-        if found.is_empty() {
+        let packed = || layout.layers.iter().find(|layer| is_packed(&layer.name));
+        if lacks_attention && let Some(packed) = packed() {
+            let expected = format!(
+                "layers of queries, keys and values by themselves: `{}` is all of them in one matrix, for which AdapterHub has \
+                 factors of another form, and here there are none",
+                packed.name
+            );
+            return Err(Error::config(info.title, "attn_matrices", self, expected));
+        }
+        if found.is_empty() || lacks_attention {
             let expected = format!(
                 "projections that the model has, by names as `query`, `q_proj`, `intermediate.dense`, `up_proj`, \
                  `output.dense`, `down_proj`, in blocks that are not left out; it has {}",
@@ -195,6 +261,7 @@ mod tests {
         assert_eq!(of("attention.output.dense"), None);
         assert_eq!(of("prequery"), None);
         assert_eq!(block("encoder.layer.3.output"), Some(3));
+        assert!(is_packed("h.0.attn.c_attn") && !is_packed("h.0.attn.c_proj"));
     }
 
     #[test]

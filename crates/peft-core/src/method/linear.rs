@@ -71,9 +71,9 @@ pub trait LinearMethod: MethodConfig {
     /// What is put on a layer.
     type State: WeightAdapter;
 
-    /// The kinds of layers, and what they are called: linear layers, if nothing else is said. A state on a convolution
-    /// changes its [matrix](crate::method::matrix_of), as one on a linear layer changes the weight.
-    const LAYERS: (&'static [LayerKind], &'static str) = LINEAR;
+    /// The kinds of layers: linear layers, if nothing else is said. A state on a convolution changes its
+    /// [matrix](crate::method::matrix_of), as one on a linear layer changes the weight.
+    const LAYERS: &'static [LayerKind] = LINEAR;
 
     /// The state for one layer.
     ///
@@ -150,7 +150,7 @@ pub fn layer_targets<'a>(
     config: &dyn MethodConfig,
     layout: &'a Layout,
     plan: &Plan,
-    kinds: (&[LayerKind], &'static str),
+    kinds: &[LayerKind],
 ) -> Result<Vec<TargetLayer<'a>>> {
     let everything = Targets::default();
     let targets = config.targets().unwrap_or(&everything);

@@ -13,11 +13,12 @@ pub mod prelude;
 pub(crate) mod saved_modules;
 pub(crate) mod sparse_delta;
 pub(crate) mod targeting;
+pub(crate) mod text_gate;
 pub(crate) mod trainable_tokens;
 
 pub use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 pub use crate::adapter::base::{BaseConv2d, BaseEmbedding, BaseLinear};
-pub use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
+pub use crate::adapter::checkpoint_key::CheckpointKey;
 pub use crate::adapter::contract::{
     Adapter, AttentionAdapter, HiddenAdapter, KeyValueAdapter, PromptAdapter, WeightAdapter,
 };
@@ -33,7 +34,8 @@ pub use crate::layout::model_layout::{
 pub use crate::layout::targets::{OneOrMany, Selection, Targets};
 pub use activation::Activation;
 pub use adapterhub::{
-    Projections, adapterhub_fields, adapterhub_json, architecture, read_adapterhub,
+    Projections, adapterhub_fields, adapterhub_json, architecture, listed, model_root,
+    read_adapterhub,
 };
 pub use bias::Bias;
 pub use by_layer::{ByLayer, LayerValue, read_by_layer};
@@ -48,10 +50,8 @@ pub use peft_derive::method_config;
 pub use plan::Plan;
 pub use serde_json::Value;
 pub use sparse_delta::SparseDelta;
-pub use targeting::{
-    LINEAR, LINEAR_AND_CONV, LINEAR_AND_CONV2D, LINEAR_EMBEDDING_AND_CONV, Target,
-    refuse_unsupported, train_biases,
-};
+pub use targeting::{LINEAR_AND_CONV, LINEAR_EMBEDDING_AND_CONV, refuse_unsupported, train_biases};
+pub use text_gate::TextGate;
 pub use trainable_tokens::TrainableTokens;
 
 /// Lists the tensors of a state in its checkpoint: the derive of [`Adapter`](trait@Adapter).

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::any_tensor::{AnyTensor, with_rank};
 use crate::adapter::base::{BaseEmbedding, BaseLinear};
-use crate::adapter::checkpoint_key::{CheckpointKey, FileConstant};
+use crate::adapter::checkpoint_key::CheckpointKey;
 use crate::adapter::contract::{Adapter, WeightAdapter};
 use crate::adapter::role::Role;
 use crate::layout::model_layout::LayoutParam;
@@ -122,18 +122,13 @@ impl<const R: usize, const OF_MODULE: bool> Adapter for ModuleToSave<R, OF_MODUL
             Some(head) if OF_MODULE => spec.twin(CheckpointKey::named("value", head)),
             _ => spec,
         };
-        vec![if self.transposed {
+        let mut keys = vec![if self.transposed {
             spec.transposed()
         } else {
             spec
-        }]
-    }
-
-    fn constants(&self) -> Vec<FileConstant> {
+        }];
         let statistics = self.beside.iter();
-        let mut constants: Vec<_> = statistics
-            .map(|(name, value)| FileConstant::named(name, value.to_data()))
-            .collect();
+        keys.extend(statistics.map(|(name, value)| CheckpointKey::constant(name, value.to_data())));
         // Upstream's counter, which Burn does not have.
         if let Some((module, _)) = self
             .beside
@@ -142,9 +137,9 @@ impl<const R: usize, const OF_MODULE: bool> Adapter for ModuleToSave<R, OF_MODUL
         {
             let none = TensorData::new(vec![0_i64], Vec::<usize>::new());
             let name = format!("{module}.{BATCHES_SEEN}");
-            constants.push(FileConstant::named(&name, none).or_any());
+            keys.push(CheckpointKey::any_constant(&name, none));
         }
-        constants
+        keys
     }
 }
 

@@ -120,13 +120,9 @@ impl Plan {
         self.others.get(&site.path).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether the file that is being loaded holds a tensor whose key begins with `name` and a dot.
-    pub fn is_stored(&self, name: &str) -> bool {
-        let below = |key: &str| {
-            key.strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with('.'))
-        };
-        self.stored.keys().any(|key| below(key))
+    /// Whether the file that is being loaded has a tensor whose key begins with `prefix`.
+    pub fn is_stored(&self, prefix: &str) -> bool {
+        self.stored.keys().any(|key| key.starts_with(prefix))
     }
 
     /// Shape of the tensor `key` below `layer` in the file that is being loaded: for what upstream decided
@@ -135,11 +131,6 @@ impl Plan {
         let key = CheckpointKey::layer("", key).key(Style::HuggingFace, &layer.name, "");
         let key = key?;
         self.stored.get(&key).map(Vec::as_slice)
-    }
-
-    /// Whether the file that is being loaded has a tensor whose key begins with `prefix`.
-    pub(crate) fn has_stored_below(&self, prefix: &str) -> bool {
-        self.stored.keys().any(|key| key.starts_with(prefix))
     }
 
     /// Records what only the model tells (its width, say) in `adapter_config.json`.

@@ -9,21 +9,20 @@ use crate::method::plan::Plan;
 use serde_json::{Map, Value};
 
 /// A layer with the weight that is to be adapted.
-pub type Target<'a> = (&'a Layer, &'a LayoutParam);
+pub(crate) type Target<'a> = (&'a Layer, &'a LayoutParam);
 
 /// The layers that a configuration names, `all-linear` if it names none, with their weights; without
 /// those that are saved whole.
 ///
 /// # Errors
 ///
-/// As [`Targets::select`], and [`Error::UnsupportedLayer`] for a layer of another kind than `kinds`,
-/// which are called `supported`.
+/// As [`Targets::select`], and [`Error::UnsupportedLayer`] for a layer of another kind than `kinds`.
 pub(crate) fn select<'a>(
     targets: &Targets,
     layout: &'a Layout,
     plan: &Plan,
     info: &MethodInfo,
-    (kinds, supported): (&[LayerKind], &'static str),
+    kinds: &[LayerKind],
 ) -> Result<Vec<Target<'a>>> {
     let default = Selection::from(ALL_LINEAR);
     let layers = targets.select(layout, info.title, &default, plan.is_new())?;
@@ -37,7 +36,7 @@ pub(crate) fn select<'a>(
                 method: info.title,
                 layer: layer.name.clone(),
                 kind: layer.kind.to_string(),
-                supported,
+                supported: listed(kinds),
             });
         };
         if !plan.is_saved(weight) {
@@ -47,32 +46,37 @@ pub(crate) fn select<'a>(
     Ok(found)
 }
 
-/// Linear layers, for [`layer_targets`](crate::method::layer_targets).
-pub const LINEAR: (&[LayerKind], &str) = (&[LayerKind::Linear], "Linear");
+/// Kinds as a sentence names them: `Linear, Conv1d and Conv2d`.
+fn listed(kinds: &[LayerKind]) -> String {
+    let names: Vec<_> = kinds.iter().map(LayerKind::to_string).collect();
+    match names.split_last() {
+        Some((last, before)) if !before.is_empty() => format!("{} and {last}", before.join(", ")),
+        _ => names.concat(),
+    }
+}
 
-/// Linear layers and 2-D convolutions, for [`layer_targets`](crate::method::layer_targets).
-pub const LINEAR_AND_CONV2D: (&[LayerKind], &str) =
-    (&[LayerKind::Linear, LayerKind::Conv2d], "Linear and Conv2d");
+/// Linear layers.
+pub(crate) const LINEAR: &[LayerKind] = &[LayerKind::Linear];
 
 /// Linear layers and convolutions of one and of two axes, for [`layer_targets`](crate::method::layer_targets).
-pub const LINEAR_AND_CONV: (&[LayerKind], &str) = (
-    &[LayerKind::Linear, LayerKind::Conv1d, LayerKind::Conv2d],
-    "Linear, Conv1d and Conv2d",
-);
+pub const LINEAR_AND_CONV: &[LayerKind] =
+    &[LayerKind::Linear, LayerKind::Conv1d, LayerKind::Conv2d];
 
 /// The same and embedding tables, for [`layer_targets`](crate::method::layer_targets).
-pub const LINEAR_EMBEDDING_AND_CONV: (&[LayerKind], &str) = (
-    &[
-        LayerKind::Linear,
-        LayerKind::Embedding,
-        LayerKind::Conv1d,
-        LayerKind::Conv2d,
-    ],
-    "Linear, Embedding, Conv1d and Conv2d",
-);
+pub const LINEAR_EMBEDDING_AND_CONV: &[LayerKind] = &[
+    LayerKind::Linear,
+    LayerKind::Embedding,
+    LayerKind::Conv1d,
+    LayerKind::Conv2d,
+];
 
-/// Plans the training of biases.
-pub fn train_biases(bias: Bias, layout: &Layout, adapted: &[Target<'_>], plan: &mut Plan) {
+/// Plans the training of biases; `adapted` are the layers that the method adapts, with their weights.
+pub fn train_biases(
+    bias: Bias,
+    layout: &Layout,
+    adapted: &[(&Layer, &LayoutParam)],
+    plan: &mut Plan,
+) {
     let is_bias = |param: &&LayoutParam| param.field() == "bias" && param.shape().len() == 1;
     for param in layout.params.iter().filter(is_bias) {
         let layer = layout.layer_of(param);

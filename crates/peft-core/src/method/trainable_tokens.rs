@@ -113,6 +113,10 @@ impl WeightAdapter for TrainableTokens {
         below.mask_where(any, new).reshape([batch, length, width])
     }
 
+    fn needs_weight(&self) -> bool {
+        self.indices.len() > FEW
+    }
+
     fn keeps_weight(&self) -> bool {
         self.indices.len() > FEW
     }

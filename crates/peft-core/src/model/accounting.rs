@@ -13,6 +13,7 @@ use crate::adapter::role::Role;
 use crate::adapter::trainable::is_trainable;
 use crate::attached::stack::{Entry, Stack};
 use crate::attached::view::Attached;
+use crate::method::contract::MethodInfo;
 
 /// Counts over a model and its active adapters (Lialin et al., section 3). Elements, not tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +50,9 @@ pub struct AdapterSummary {
     pub name: String,
     /// Its method, as in `LoRA`.
     pub method: &'static str,
+    /// All of that method: with it, what [`save_adapter`](crate::PeftModule::save_adapter) wrote of the adapter can be
+    /// read.
+    pub info: &'static MethodInfo,
     /// Whether it takes part in the forward pass.
     pub active: bool,
     /// At how many places it sits.
@@ -306,6 +310,7 @@ pub(crate) fn summary(attached: &Attached) -> Summary {
             adapters.push(AdapterSummary {
                 name: entry.name.clone(),
                 method: entry.origin.method.info().title,
+                info: entry.origin.method.info(),
                 active: attached.is_active(&entry.name),
                 places: 1,
                 elements,

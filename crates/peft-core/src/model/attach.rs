@@ -73,8 +73,8 @@ pub(crate) fn fill_plan(plan: &mut Plan, method: &dyn Method, attached: &Attache
         }
         let same = plan.adapters[at..].iter();
         let same = same.take_while(|other| other.path == planned.path);
-        let place = || layout.place_name(&planned.path);
-        refuse_unreadable(same.map(|other| (title, &other.adapter)), place)?;
+        let same = same.map(|other| (title, &other.adapter));
+        refuse_unreadable(same, layout, &planned.path)?;
     }
     refuse_unlisted(title, layout, &plan.adapters)?;
     for style in [

@@ -175,7 +175,8 @@ impl<M: Module> Calibrator<M> {
             }
             if gradient_kinds.any() {
                 for param in layer.params.iter().map(|&index| &layout.params[index]) {
-                    if config.unreached && param.is_tied() {
+                    // What is no parameter has no gradient.
+                    if param.is_buffer() || config.unreached && param.is_tied() {
                         continue;
                     }
                     refuse_without_gradient(layout, param)?;
@@ -295,7 +296,7 @@ fn linear_weight<'a>(layout: &'a Layout, layer: &Layer) -> Result<&'a LayoutPara
         method: "Calibration of inputs",
         layer: layer.name.clone(),
         kind: layer.kind.to_string(),
-        supported: "Linear",
+        supported: "Linear".into(),
     })
 }
 

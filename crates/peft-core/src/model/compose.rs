@@ -40,6 +40,14 @@ pub(crate) fn check_places(attached: &Attached, composition: &Composition) -> Re
         };
         let param = layout.params.iter().find(|param| param.path == path);
         let site = layout.sites.iter().find(|site| site.path == path);
+        if let (Some(_), Composition::Nested(tree)) = (param, composition) {
+            let at = |name: &str| stack.entries.iter().position(|entry| entry.name == name);
+            for (_, entries) in tree.of_rows(&at).0.into_iter().flatten() {
+                let entries = entries.iter().map(|at| &stack.entries[*at]);
+                let adapters = entries.map(|entry| (entry.name.as_str(), &entry.adapter));
+                refuse_unreadable(adapters, || layout.place_name(path))?;
+            }
+        }
         let problem = match (param, site) {
             (Some(param), _) => of_param(layout, param, stack, composition),
             (None, Some(site)) => match site.kind {
@@ -67,17 +75,17 @@ fn check_nesting(attached: &Attached, active: &[String]) -> Result<()> {
         let entries = stack.entries.iter();
         let entries = entries.filter(|entry| active.contains(&entry.name));
         let adapters = entries.map(|entry| (entry.name.as_str(), &entry.adapter));
-        let place = || attached.layout.place_name(path);
-        refuse_unreadable(adapters, place)?;
+        refuse_unreadable(adapters, &attached.layout, path)?;
     }
     Ok(())
 }
 
-/// Refuses `adapters` of one place, the innermost first, of which one reads the matrix below it while one of those below
-/// is no change of a weight.
+/// Refuses `adapters` of the place at a field path, the innermost first, of which one reads the matrix below it while one
+/// of those below is no change of a weight.
 pub(crate) fn refuse_unreadable<'a>(
     adapters: impl Iterator<Item = (&'a str, &'a AnyAdapter)>,
-    place: impl FnOnce() -> String,
+    layout: &Layout,
+    path: &str,
 ) -> Result<()> {
     let mut below: Option<&str> = None;
     for (name, adapter) in adapters {
@@ -85,12 +93,12 @@ pub(crate) fn refuse_unreadable<'a>(
             return Ok(());
         };
         if let Some(other) = below
-            && adapter.needs_weight()
+            && (adapter.needs_weight() || adapter.is_mergeable() && is_kernel(layout, path))
         {
             let reason = format!(
                 "at `{}` it reads the weight of what lies below, and `{other}` below it is no change of a weight: activate \
                  one of the two, or attach `{other}` after it",
-                place()
+                layout.place_name(path)
             );
             return Err(Error::Composition {
                 adapter: name.to_string(),
@@ -104,6 +112,13 @@ pub(crate) fn refuse_unreadable<'a>(
     Ok(())
 }
 
+/// Whether the parameter at a field path is of a convolution.
+fn is_kernel(layout: &Layout, path: &str) -> bool {
+    let param = layout.params.iter().find(|param| param.path == path);
+    let kind = param.map(|param| &layout.layer_of(param).kind);
+    matches!(kind, Some(LayerKind::Conv1d | LayerKind::Conv2d))
+}
+
 /// What is wrong with the composition at a parameter.
 fn of_param(
     layout: &Layout,
@@ -113,7 +128,18 @@ fn of_param(
 ) -> Option<String> {
     // A head that moves with its table goes by the name of a row's adapter.
     let per_row = matches!(composition, Composition::PerRow(_));
-    let weighted = matches!(composition, Composition::Weighted(_));
+    let weighted = match composition {
+        Composition::Weighted(_) => true,
+        Composition::Nested(tree) => matches!(tree.rows(), Ok(None)),
+        _ => false,
+    };
+    if matches!(composition, Composition::Nested(tree) if tree.splits_tokens()) {
+        return Some(
+            "it is on a layer's parameter, and the composition splits tokens, as sites of hidden states can: split rows \
+             instead, or compose adapters of hidden states"
+                .to_string(),
+        );
+    }
     let layer = layout.layer_of(param);
     match layer.kind {
         LayerKind::Linear | LayerKind::Embedding | LayerKind::Conv1d | LayerKind::Conv2d => {}
@@ -156,6 +182,17 @@ fn of_end(stack: &Stack, composition: &Composition) -> Option<String> {
             let rows = rows.iter();
             rows.map(|row| row.iter().any(|name| ends(name))).collect()
         }
+        // What is in the place of an end is a mean of such where the weights add up to 1.
+        Composition::Nested(tree) => {
+            let here = |name: &&str| stack.entry(name).is_some();
+            let all = tree.names().into_iter().filter(here).map(ends);
+            let all: Vec<bool> = all.collect();
+            if all.contains(&true) && !tree.keeps_sums() {
+                vec![true, false]
+            } else {
+                all
+            }
+        }
         other => other.names().into_iter().map(ends).collect(),
     };
     // Weights are of differences from the model without adapters, which has its end.
@@ -173,13 +210,40 @@ fn of_end(stack: &Stack, composition: &Composition) -> Option<String> {
     })
 }
 
+fn is_one(factor: f64) -> bool {
+    (factor - 1.0).abs() < f64::EPSILON
+}
+
 /// What is wrong with the composition where adapters put virtual tokens in front.
 fn of_virtual_tokens(stack: &Stack, composition: &Composition) -> Option<String> {
     let tokens = |name: &str| -> usize {
         let entry = stack.entry(name);
         entry.map_or(0, |entry| entry.adapter.virtual_tokens())
     };
+    let at = |name: &str| stack.entries.iter().position(|entry| entry.name == name);
     let rows: Vec<Option<&str>> = match composition {
+        Composition::Nested(tree) if !tree.splits_tokens() => {
+            let (of_rows, differ) = tree.of_rows(&at);
+            let mut found = Vec::new();
+            for branches in of_rows {
+                match branches.as_slice() {
+                    // All rows have the same.
+                    [(factor, _)] if !differ && is_one(*factor) => return None,
+                    [(factor, entries)] if is_one(*factor) && entries.len() < 2 => {
+                        let entry = entries.first().map(|at| stack.entries[*at].name.as_str());
+                        found.push(entry);
+                    }
+                    _ => {
+                        return Some(
+                            "it puts virtual tokens in front, which are there or not, without a weight, and of a row's \
+                             adapters one may put them where rows differ"
+                                .to_string(),
+                        );
+                    }
+                }
+            }
+            found
+        }
         Composition::PerRow(rows) => rows.iter().map(Option::as_deref).collect(),
         Composition::PerRowStack(rows) => {
             let here = |row: &[String]| {

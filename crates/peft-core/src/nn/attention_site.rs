@@ -8,7 +8,7 @@ use crate::adapter::attention_context::{AttentionContext, PrefixContext};
 use crate::adapter::site_type::{Attention, KeyValue, SiteKind};
 use crate::attached::stack::{Entry, Stack};
 use crate::nn::mixture::mix;
-use crate::nn::site::{Site, count, entry_of_rows, rows_of, virtual_tokens};
+use crate::nn::site::{Site, count, entry_of_rows, plain, rows_of, virtual_tokens};
 
 impl Site<KeyValue> {
     /// An empty site for keys of `width` features, those of all heads together, and as many for values.
@@ -90,6 +90,10 @@ impl Site<KeyValue> {
                 .map(|entry| of(entry, batch, context))
                 .unzip();
         };
+        if let Some(plain) = plain(mixture) {
+            let entries = plain.iter().map(|at| &stack.entries[*at]);
+            return entries.map(|entry| of(entry, batch, context)).unzip();
+        }
         let rows = rows_of(mixture, batch);
         // Keys and values side by side, so that each adapter computes them once.
         let both = rows.run(device, |at, rows, index| {

@@ -7,7 +7,7 @@ use peft_ops::Weight;
 use crate::adapter::base::BaseLinear as _;
 use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::routing::Routing;
-use crate::attached::composition::{Mixture, Parts};
+use crate::attached::composition::{Mixture, Parts, PerRow};
 use crate::attached::stack::Stack;
 use crate::nn::base_layer::LinearBelow;
 use crate::nn::layers::AdaptedForward as _;
@@ -55,7 +55,8 @@ fn logits_of_rows(
     let rows = match &mixture.parts {
         Parts::PerRow(rows) => rows.count(),
         Parts::Routed(_) => context.routing().and_then(Routing::rows).unwrap_or(1),
-        Parts::Weighted(_) => 1,
+        Parts::Blend(blend) => blend.rows.as_ref().map_or(1, PerRow::count),
+        Parts::Weighted(_) | Parts::Tree(_) => 1,
     };
     let logits = head(hidden.reshape([rows as isize, -1, d as isize]));
     let classes = logits.dims()[2];

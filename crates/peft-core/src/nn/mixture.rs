@@ -8,7 +8,8 @@ use peft_ops::LowRank;
 
 use crate::adapter::forward_context::ForwardContext;
 use crate::adapter::routing::RoutedPlace;
-use crate::attached::composition::{Mixture, Parts, PerRow};
+use crate::attached::composition::{Blend, Mixture, Parts, PerRow};
+use crate::attached::nested::Branches;
 use crate::attached::stack::Stack;
 use crate::nn::place::Place;
 
@@ -35,6 +36,8 @@ pub(crate) fn mix<K: Basic + 'static, const D: usize, const E: usize>(
                 run(&stack.with(entries), part, &context.of_rows(rows, &index))
             });
         }
+        Parts::Blend(blend) => return blended(stack, blend, input, context, run),
+        Parts::Tree(_) => unreachable!("a site of hidden states runs the tree itself"),
         Parts::Weighted(entries) => entries
             .iter()
             .map(|(entry, weight)| (*entry, Factor::Same(*weight)))
@@ -55,6 +58,36 @@ pub(crate) fn mix<K: Basic + 'static, const D: usize, const E: usize>(
             let changed = run(&stack.only(Some(entry)), input.clone(), context);
             sum + factor.times(changed - base.clone())
         })
+}
+
+/// A layer's output under sums of stacks.
+fn blended<K: Basic + 'static, const D: usize, const E: usize>(
+    stack: &Stack,
+    blend: &Blend,
+    input: Tensor<D, K>,
+    context: &ForwardContext,
+    run: impl Fn(&Stack, Tensor<D, K>, &ForwardContext) -> Tensor<E>,
+) -> Tensor<E> {
+    let sum = |branches: &Branches, input: Tensor<D, K>, context: &ForwardContext| {
+        let parts = branches.iter().map(|(factor, entries)| {
+            let output = run(&stack.with(entries), input.clone(), context);
+            if (factor - 1.0).abs() < f64::EPSILON {
+                output
+            } else {
+                output * *factor
+            }
+        });
+        let sum = parts.reduce(|sum, part| sum + part);
+        sum.unwrap_or_else(|| run(&stack.only(None), input, context))
+    };
+    let Some(rows) = &blend.rows else {
+        return sum(&blend.sums[0], input, context);
+    };
+    check_rows(rows, &input.dims());
+    rows.run(&input.device(), |at, rows, index| {
+        let part = input.clone().select(0, index.clone());
+        sum(&blend.sums[at[0]], part, &context.of_rows(rows, &index))
+    })
 }
 
 /// How much of a change there is.
@@ -210,7 +243,7 @@ pub(crate) fn linear<const D: usize>(
             check_rows(rows, &input.dims());
             added_by_rows(place, rows, &input)
         }
-        Parts::Weighted(_) => None,
+        Parts::Weighted(_) | Parts::Blend(_) | Parts::Tree(_) => None,
         Parts::Routed(entries) => {
             let weights = || Weights::at(&mixture.place, input_of(&input), context);
             added_by_weights(place, entries, &input, weights)

@@ -12,6 +12,7 @@ pub(crate) mod place;
 pub(crate) mod seen;
 pub(crate) mod site;
 pub(crate) mod tied_head;
+pub(crate) mod tree;
 pub(crate) mod vector;
 
 pub use crate::adapter::attention_context::{AttentionContext, PrefixContext};

@@ -66,7 +66,22 @@ impl<'a> Place<'a> {
     /// All that is added to the base, if it is low-rank additions and nothing else.
     pub(crate) fn low_rank(&self) -> Option<Vec<LowRank>> {
         let added = match self.stack.mixed().map(|mixture| &mixture.parts) {
-            Some(Parts::PerRow(_) | Parts::Routed(_)) => return None,
+            Some(Parts::PerRow(_) | Parts::Routed(_) | Parts::Tree(_)) => return None,
+            Some(Parts::Blend(blend)) => {
+                if blend.rows.is_some() {
+                    return None;
+                }
+                let stacks = blend.sums.iter().take(1).flatten();
+                let each =
+                    stacks.flat_map(|(weight, stack)| stack.iter().map(move |at| (at, weight)));
+                let factors = each.map(|(entry, weight)| {
+                    let adapter = self.stack.entries[*entry].adapter.weight_adapter();
+                    let factors = adapter.low_rank()?;
+                    let scale = factors.scale * weight;
+                    Some(LowRank { scale, ..factors })
+                });
+                factors.collect::<Option<Vec<_>>>()?
+            }
             Some(Parts::Weighted(parts)) => {
                 let factors = parts.iter().map(|(entry, weight)| {
                     let adapter = self.stack.entries[*entry].adapter.weight_adapter();

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
 };
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::adapter::any_adapter::AnyAdapter;
 use crate::adapter::forward_context::ForwardContext;
@@ -13,10 +13,11 @@ use crate::adapter::site_context::SiteContext;
 use crate::adapter::site_type::{
     Attention, Hidden, HiddenState, KeyValue, Prompt, SiteKind, SiteType,
 };
-use crate::attached::composition::{Mixture, Parts, PerRow};
+use crate::attached::composition::{Composition, Mixture, Parts, PerRow};
 use crate::attached::stack::{Entry, Stack};
 use crate::layout::site_kind::SiteHead;
 use crate::nn::mixture::mix;
+use crate::nn::tree::TreeSite;
 use crate::slot::{self, SEGMENT, SITE};
 
 /// A place in a model's forward pass where adapters can act. What flows by is its type: [`HiddenSite`],
@@ -132,7 +133,7 @@ impl Site<Hidden> {
             };
             through(stack, hidden, &context.with_siblings(&sibling))
         };
-        self.run(hidden, context, run)
+        self.run(hidden, context, false, run)
     }
 
     /// The hidden state `[batch, seq, d]` before the active adapters, from that behind them: a language model does this
@@ -144,19 +145,30 @@ impl Site<Hidden> {
                 entry.adapter.hidden_adapter().inverse(hidden, context)
             })
         };
-        self.run(hidden, context, undo)
+        self.run(hidden, context, true, undo)
     }
 
-    /// `run` with all adapters, or with those of each part of a mixture.
+    /// `run` with all adapters, or with those of each part of a mixture. `backward`: the last one first.
     fn run(
         &self,
         hidden: Tensor<3>,
         context: &SiteContext<'_>,
+        backward: bool,
         run: impl Fn(&Stack, Tensor<3>, &SiteContext<'_>) -> Tensor<3>,
     ) -> Tensor<3> {
         let Some(mixture) = self.stack.mixed() else {
             return run(&self.stack, hidden, context);
         };
+        if let (Parts::Tree(_), Composition::Nested(tree)) =
+            (&mixture.parts, mixture.composition.as_ref())
+        {
+            let site = TreeSite {
+                stack: &self.stack,
+                backward,
+                run: &run,
+            };
+            return site.of(tree, hidden, context);
+        }
         let forward = context.forward;
         mix(
             &self.stack,
@@ -196,21 +208,10 @@ impl Site<Prompt> {
         virtual_tokens(&self.stack)
     }
 
-    /// Embeddings `[batch, seq, d]` and padding mask `[batch, seq]` (true where padded) with the
-    /// active adapters' virtual tokens in front: both grow by [`virtual_tokens`](Self::virtual_tokens).
+    /// Embeddings `[batch, seq, d]` with the active adapters' virtual tokens in front: they grow by
+    /// [`virtual_tokens`](Self::virtual_tokens). Returns them, and the context with their padding, and with that many
+    /// virtual tokens more.
     pub fn add_prompt(
-        &self,
-        embeddings: Tensor<3>,
-        padding: Option<Tensor<2, Bool>>,
-    ) -> (Tensor<3>, Option<Tensor<2, Bool>>) {
-        let context = ForwardContext::new().with_padding(padding);
-        let (embeddings, context) = self.add_prompt_in(embeddings, context);
-        (embeddings, context.padding())
-    }
-
-    /// As [`add_prompt`](Self::add_prompt), for adapters that use what is in the context: the tasks of the batch's rows,
-    /// say. Returns the embeddings, and the context with their padding, and with that many virtual tokens more.
-    pub fn add_prompt_in(
         &self,
         embeddings: Tensor<3>,
         context: ForwardContext,
@@ -222,7 +223,11 @@ impl Site<Prompt> {
         }
         let tokens = parts.iter().map(|part| part.dims()[1]).sum();
         parts.push(embeddings);
-        let context = context.with_tokens_in_front(batch, tokens);
+        let mut context = context.with_tokens_in_front(batch, tokens);
+        let behind = |entry: &Entry| entry.adapter.prompt_adapter().is_behind_first_token();
+        if self.stack.used().all(behind) {
+            context = context.with_text_first();
+        }
         (Tensor::cat(parts, 1), context)
     }
 
@@ -245,6 +250,10 @@ impl Site<Prompt> {
             let active = self.stack.active();
             return active.map(|entry| of(entry, hidden, context)).collect();
         };
+        if let Some(plain) = plain(mixture) {
+            let entries = plain.iter().map(|at| &self.stack.entries[*at]);
+            return entries.map(|entry| of(entry, hidden, context)).collect();
+        }
         let device = hidden.device();
         let rows = rows_of(mixture, batch);
         vec![rows.run(&device, |entries, rows, index| {
@@ -264,8 +273,16 @@ pub(super) fn virtual_tokens(stack: &Stack) -> usize {
 pub(super) fn count(stack: &Stack, of: impl Fn(&AnyAdapter) -> usize) -> usize {
     let mut tokens = stack.used().map(|entry| of(&entry.adapter));
     match stack.mixed() {
-        Some(_) => tokens.next().unwrap_or(0),
-        None => tokens.sum(),
+        Some(mixture) if plain(mixture).is_none() => tokens.next().unwrap_or(0),
+        _ => tokens.sum(),
+    }
+}
+
+/// Entries of the stack that a nested composition is at a place for all rows, if it is one.
+pub(super) fn plain(mixture: &Mixture) -> Option<&[usize]> {
+    match &mixture.parts {
+        Parts::Blend(blend) => blend.plain(),
+        _ => None,
     }
 }
 

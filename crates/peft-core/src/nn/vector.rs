@@ -34,7 +34,20 @@ impl Vector {
                 let values: Tensor<2> = rows.spread(of);
                 Self::Varied(values.unsqueeze_dim(1))
             }
-            Parts::Weighted(_) => Self::Same(param.val()),
+            Parts::Blend(blend) => match &blend.rows {
+                None => Self::Same(param.val()),
+                Some(rows) => {
+                    let values: Tensor<2> = rows.spread(|sum| {
+                        let sum = blend.sums[sum[0]].iter();
+                        let parts = sum.map(|(factor, stack)| of(stack) * *factor);
+                        parts
+                            .reduce(|sum, part| sum + part)
+                            .unwrap_or_else(|| of(&[]))
+                    });
+                    Self::Varied(values.unsqueeze_dim(1))
+                }
+            },
+            Parts::Weighted(_) | Parts::Tree(_) => Self::Same(param.val()),
             Parts::Routed(entries) => {
                 let weights = Weights::at(&mixture.place, None, context);
                 let start: Tensor<3> = of(&[]).unsqueeze();

@@ -46,12 +46,15 @@ impl Calibration {
 
     /// Keys and values of the first tokens of a text at the [`KeyValueSite`](crate::KeyValueSite) with this upstream name,
     /// as in `encoder.layer.0.attention.self`: each `[tokens, kv_heads · head_dim]`, in the order of the text, F32, on the
-    /// model's device without autodiff.
+    /// model's device without autodiff. `None` where keys and values were gathered nowhere.
     ///
     /// # Errors
     ///
-    /// [`Error::Calibration`] if none were gathered there.
-    pub fn key_values(&self, site: &str) -> Result<(Tensor<2>, Tensor<2>)> {
+    /// [`Error::Calibration`] if they were gathered elsewhere and not there.
+    pub fn key_values(&self, site: &str) -> Result<Option<(Tensor<2>, Tensor<2>)>> {
+        if self.key_values.is_empty() {
+            return Ok(None);
+        }
         let found = self.key_values.get(site);
         let found = found.ok_or_else(|| {
             let known = self.key_values.keys();
@@ -60,12 +63,7 @@ impl Calibration {
         let both = found.samples()?;
         let width = both.dims()[1] / 2;
         let half = |from| both.clone().narrow(1, from, width);
-        Ok((half(0), half(width)))
-    }
-
-    /// Whether keys and values were gathered.
-    pub fn has_key_values(&self) -> bool {
-        !self.key_values.is_empty()
+        Ok(Some((half(0), half(width))))
     }
 }
 

@@ -58,7 +58,7 @@ impl BertEmbeddings {
         let device = ids.device();
         let context = context.with_token_ids(ids.clone());
         let words = self.word_embeddings.adapted_in(ids, &context);
-        let (words, context) = self.prompt.add_prompt_in(words, context);
+        let (words, context) = self.prompt.add_prompt(words, context);
         let context =
             context.with_positions(1, (first..first + words.dims()[1]).collect::<Vec<_>>());
         let last = first + words.dims()[1];

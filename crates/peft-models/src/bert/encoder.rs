@@ -71,7 +71,7 @@ impl BertEncoder {
         let mut hidden = embedded;
         for layer in &self.layer {
             if layer.prompt.is_active() {
-                (hidden, context) = layer.prompt.add_prompt_in(hidden, context);
+                (hidden, context) = layer.prompt.add_prompt(hidden, context);
                 mask = mask_of(&context);
             }
             hidden = layer.forward(hidden, mask.as_ref(), &context);

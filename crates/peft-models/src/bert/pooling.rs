@@ -17,11 +17,12 @@ pub enum Pooling {
     /// sentence-transformers' models are trained with.
     Mean,
     /// The pooler, `tanh(dense(hidden[0]))`: what `BertForSequenceClassification` does. With prompt
-    /// adapters the first position is the first virtual token, as in HF PEFT.
+    /// adapters the first position is the first virtual token, as in HF PEFT, unless these stand behind the text's first
+    /// token.
     Cls,
 }
 
-/// Projection of the first position, `tanh(dense(x))`.
+/// Projection of the first position ([`ForwardContext::first_token`]), `tanh(dense(x))`.
 #[derive(Module, Debug)]
 pub struct BertPooler {
     /// Projection, `hidden_size` to `hidden_size`.
@@ -37,7 +38,9 @@ impl BertPooler {
 
     /// `[batch, hidden_size]` from hidden states `[batch, seq, hidden_size]`.
     pub fn forward(&self, hidden: Tensor<3>, context: &ForwardContext) -> Tensor<2> {
-        let first = hidden.narrow(1, 0, 1).squeeze_dim::<2>(1);
+        let first = hidden
+            .narrow(1, context.first_token(), 1)
+            .squeeze_dim::<2>(1);
         self.dense.adapted_in(first, context).tanh()
     }
 }

@@ -62,6 +62,13 @@ pub enum GenerateError {
         rows: usize,
     },
 
+    /// The model's composition splits the tokens of a text by counts.
+    #[error(
+        "the model's composition splits the tokens of a text by counts, and a text that is written has no count yet: \
+         activate adapters, or compose them otherwise"
+    )]
+    Tokens,
+
     /// The model's adapters are composed by weights that a forward pass brings, and generation brings none.
     #[error(
         "the model's adapters are composed by routing (`Composition::Routed`), and generation has no weights for them: \

@@ -223,6 +223,11 @@ impl<'a> Generator<'a> {
             (Composition::PerRowStack(rows), _) if rows.len() != 1 => {
                 Err(GenerateError::Rows { rows: rows.len() })
             }
+            (Composition::Nested(tree), _) if tree.splits_tokens() => Err(GenerateError::Tokens),
+            (Composition::Nested(tree), _) if tree.batch_rows().is_some_and(|rows| rows != 1) => {
+                let rows = tree.batch_rows().unwrap_or(0);
+                Err(GenerateError::Rows { rows })
+            }
             (Composition::Routed(_), None) => Err(GenerateError::Routed),
             (Composition::Routed(_), Some(_)) if self.model.device().is_autodiff() => {
                 let reason = "it is given for a model with autodiff: generate with the `valid()` of the model, and of \

@@ -276,7 +276,7 @@ impl Llama {
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
         let context = context.with_token_ids(ids.clone());
         let words = self.model.embed_tokens.adapted_in(ids, &context);
-        let (x, context) = self.model.prompt.add_prompt_in(words, context);
+        let (x, context) = self.model.prompt.add_prompt(words, context);
         (self.enter_stream(x, &context), context)
     }
 
@@ -371,7 +371,7 @@ impl Llama {
             ..
         } = positions;
         let device = x.device();
-        let (x, context) = layer.prompt.add_prompt_in(x, context);
+        let (x, context) = layer.prompt.add_prompt(x, context);
         let [batch, count, _] = x.dims();
         let mask = mask.and(context.padding());
         let mask = mask.map(|padding| hidden(padding.reshape([batch, 1, count])));

@@ -9,8 +9,13 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
+use super::short_rows::{self, Rows, SLICE, STRIP, TILE, Way};
+
 /// Products of fewer multiplications than this run on one thread.
-const PARALLEL_PRODUCT: usize = 1 << 20;
+pub(super) const PARALLEL_PRODUCT: usize = 1 << 20;
+/// Columns of a transposed matrix that a thread takes: a multiple of this, and no more at a time than that.
+const COLUMNS: usize = 16;
+const MOST_COLUMNS: usize = 512;
 /// Passes over fewer elements than this run on one thread.
 const PARALLEL_ELEMENTS: usize = 1 << 15;
 /// Elements that one task of a pass works on: 64 KiB, of which two or three fit the second-level cache.
@@ -66,6 +71,20 @@ impl<'a> Matrix<'a> {
     /// are apart.
     pub(crate) fn parts(self) -> (&'a [f32], [usize; 2]) {
         (self.data, [self.row_stride, self.col_stride])
+    }
+
+    fn strides(self) -> [usize; 2] {
+        [self.row_stride, self.col_stride]
+    }
+
+    /// Rows whose numbers are neighbours.
+    fn contiguous_rows(self) -> Rows<'a> {
+        assert!(self.col_stride == 1 || self.cols < 2);
+        Rows {
+            data: self.data,
+            stride: self.row_stride,
+            len: self.cols,
+        }
     }
 
     /// `cols` columns from `first` on.
@@ -201,6 +220,34 @@ impl<'a> MatrixMut<'a> {
         blocks
     }
 
+    /// All of it in blocks of `width` columns, of which the last may be narrower.
+    fn column_blocks(&mut self, width: usize) -> Vec<MatrixMut<'_>> {
+        let firsts = (0..self.cols).step_by(width.max(1));
+        firsts
+            .map(|first| MatrixMut {
+                // SAFETY: as in `column_block`; no two of these blocks have a column in common, and this matrix is
+                // borrowed as long as they are.
+                start: unsafe { self.start.add(if self.rows == 0 { 0 } else { first }) },
+                rows: self.rows,
+                cols: width.min(self.cols - first),
+                row_stride: self.row_stride,
+                owner: PhantomData,
+            })
+            .collect()
+    }
+
+    /// All rows.
+    fn all_rows(&mut self) -> Vec<&mut [f32]> {
+        (0..self.rows)
+            .map(|row| {
+                // SAFETY: as in `row`; no two rows overlap.
+                unsafe {
+                    std::slice::from_raw_parts_mut(self.start.add(row * self.row_stride), self.cols)
+                }
+            })
+            .collect()
+    }
+
     /// One row.
     pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows);
@@ -232,8 +279,66 @@ pub(crate) fn multiply(
         (lhs.rows, rhs.cols, rhs.rows),
         "shapes of a product"
     );
+    if let Some(way) = way_of(lhs, rhs) {
+        if mode == Mode::Replace {
+            (0..dst.rows).for_each(|row| dst.row(row).fill(0.0));
+        }
+        add_short(way, dst, lhs, rhs, alpha, parallel);
+        return;
+    }
     // SAFETY: the destination is borrowed alone and holds numbers.
     unsafe { gemm_into(dst.start, dst.row_stride, mode, lhs, rhs, alpha, parallel) }
+}
+
+/// How a product of few rows is computed, if not by the `gemm` crate at once.
+fn way_of(lhs: Matrix<'_>, rhs: Matrix<'_>) -> Option<Way> {
+    let size = [lhs.rows, lhs.cols, rhs.cols];
+    short_rows::way(size, lhs.strides(), rhs.strides())
+}
+
+/// Adds `alpha · lhs · rhs`, of few rows.
+fn add_short(
+    way: Way,
+    dst: &mut MatrixMut<'_>,
+    lhs: Matrix<'_>,
+    rhs: Matrix<'_>,
+    alpha: f32,
+    parallel: bool,
+) {
+    let (depth, cols) = (lhs.cols, rhs.cols);
+    let threads = rayon::current_num_threads();
+    let parallel = parallel && threads > 1 && lhs.rows * cols * depth >= PARALLEL_PRODUCT;
+    let share = if parallel {
+        cols.div_ceil(4 * threads).max(8 * TILE)
+    } else {
+        cols
+    };
+    let most = match way {
+        Way::Dots => share,
+        Way::Slices => STRIP,
+    };
+    let width = share.min(most).next_multiple_of(TILE);
+    let task = |(index, mut block): (usize, MatrixMut<'_>)| {
+        let rhs = rhs.columns(index * width, block.cols);
+        if way == Way::Dots {
+            let (lhs, rhs) = (lhs.contiguous_rows(), rhs.t().contiguous_rows());
+            short_rows::add_dots(&mut block.all_rows(), lhs, rhs, alpha);
+            return;
+        }
+        for first in (0..depth).step_by(SLICE) {
+            let slice = SLICE.min(depth - first);
+            let (lhs, rhs) = (lhs.columns(first, slice), rhs.rows(first, slice));
+            let (start, row_stride) = (block.start, block.row_stride);
+            // SAFETY: the block is borrowed alone and holds numbers.
+            unsafe { gemm_into(start, row_stride, Mode::Add, lhs, rhs, alpha, false) }
+        }
+    };
+    let blocks = dst.column_blocks(width);
+    if parallel {
+        blocks.into_par_iter().enumerate().for_each(task);
+    } else {
+        blocks.into_iter().enumerate().for_each(task);
+    }
 }
 
 /// `alpha · lhs · rhs`, dense and row-major.
@@ -259,7 +364,27 @@ unsafe fn gemm_into(
     parallel: bool,
 ) {
     let work = lhs.rows.saturating_mul(rhs.cols).saturating_mul(lhs.cols);
-    let parallelism = if parallel && work >= PARALLEL_PRODUCT && rayon::current_num_threads() > 1 {
+    let threads = rayon::current_num_threads();
+    let parallel = parallel && work >= PARALLEL_PRODUCT && threads > 1;
+    // A transposed matrix is brought into order first, by the `gemm` crate on one thread: here each brings its part.
+    if parallel && rhs.row_stride == 1 && rhs.cols >= 2 * COLUMNS {
+        let blocks = rhs.cols.div_ceil(MOST_COLUMNS).next_multiple_of(threads);
+        let width = rhs.cols.div_ceil(blocks).next_multiple_of(COLUMNS);
+        let start = Start(dst);
+        (0..rhs.cols.div_ceil(width))
+            .into_par_iter()
+            .for_each(|block| {
+                let first = block * width;
+                let part = rhs.columns(first, width.min(rhs.cols - first));
+                // SAFETY: the destination's columns are this block's alone.
+                unsafe {
+                    let dst = start.at(first);
+                    gemm_into(dst, row_stride, mode, lhs, part, alpha, false);
+                }
+            });
+        return;
+    }
+    let parallelism = if parallel {
         gemm::Parallelism::Rayon(0)
     } else {
         gemm::Parallelism::None
@@ -354,6 +479,12 @@ impl<'a> Fresh<'a> {
     ) -> &'a mut [f32] {
         assert_eq!(lhs.cols, rhs.rows, "shapes of a product");
         assert_eq!(self.len, lhs.rows * rhs.cols, "size of a product");
+        if let Some(way) = way_of(lhs, rhs) {
+            let out = self.zeros();
+            let mut sum = MatrixMut::new(out, lhs.rows, rhs.cols);
+            add_short(way, &mut sum, lhs, rhs, alpha, parallel);
+            return out;
+        }
         // SAFETY: as above; a product that replaces writes every element of the destination and
         // reads none.
         unsafe {
@@ -545,6 +676,16 @@ pub(crate) fn build_blocks<const N: usize>(
 /// The start of a buffer that tasks share.
 #[derive(Clone, Copy)]
 struct Start(*mut f32);
+
+impl Start {
+    /// # Safety
+    ///
+    /// The buffer must have so many elements, or end there.
+    unsafe fn at(self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller's.
+        unsafe { self.0.add(offset) }
+    }
+}
 
 // SAFETY: tasks write disjoint blocks (see `build_blocks`).
 unsafe impl Send for Start {}

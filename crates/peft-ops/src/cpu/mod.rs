@@ -3,6 +3,7 @@
 pub(crate) mod adamw;
 pub(crate) mod attention;
 pub(crate) mod bf16;
+pub(crate) mod composing;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod gelu;
@@ -14,5 +15,7 @@ pub(crate) mod quantized;
 pub(crate) mod right;
 pub(crate) mod rms;
 pub(crate) mod rotary;
+pub(crate) mod short_rows;
 pub(crate) mod sparse;
 pub(crate) mod swiglu;
+pub(crate) mod transform;

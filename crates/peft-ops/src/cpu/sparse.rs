@@ -175,7 +175,8 @@ impl Pattern {
     /// The same of some rows, in the pattern's own order.
     fn value_gradient_of(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
         let [d_in, d_out] = self.widths();
-        let mut sums = vec![0.0_f32; self.inputs.len()];
+        // Each has a vector of sums, which is added up once, at the end.
+        let mut sums = vec![[0.0_f32; LANES / 2]; self.inputs.len()];
         for (x, dy) in x.chunks(LANES * d_in).zip(dy.chunks(LANES * d_out)) {
             let (x, dy) = (turned(x, d_in), turned(dy, d_out));
             vectors(
@@ -185,32 +186,28 @@ impl Pattern {
                         let range = self.of_output(output);
                         for (sum, input) in sums[range.clone()].iter_mut().zip(&self.inputs[range])
                         {
-                            *sum += dot(fma, &x[*input as usize], dy);
+                            add_products(fma, &x[*input as usize], dy, sum);
                         }
                     }
                 },
             );
         }
-        sums
+        sums.into_iter().map(|sums| sums.iter().sum()).collect()
     }
 }
 
-/// Σ xᵢ yᵢ of two columns.
+/// Adds xᵢ yᵢ of two columns to sums, of which each takes two products.
 #[inline(always)]
-fn dot(fma: super::math::Fma, x: &[f32; LANES], y: &[f32; LANES]) -> f32 {
-    let mut lanes = [0.0_f32; LANES / 2];
-    for (lane, sum) in lanes.iter_mut().enumerate() {
+fn add_products(
+    fma: super::math::Fma,
+    x: &[f32; LANES],
+    y: &[f32; LANES],
+    sums: &mut [f32; LANES / 2],
+) {
+    for (lane, sum) in sums.iter_mut().enumerate() {
         let upper = lane + LANES / 2;
-        *sum = fma.add(x[lane], y[lane], x[upper] * y[upper]);
+        *sum = fma.add(x[lane], y[lane], fma.add(x[upper], y[upper], *sum));
     }
-    let mut width = LANES / 4;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
 }
 
 /// At most [`LANES`] rows as columns; what is missing is 0.

@@ -52,7 +52,7 @@ impl<S: Kept<N>, const N: usize> Backward<Flex, N> for Step<S> {
 }
 
 /// The output, recorded with what is kept if an input is tracked.
-fn record<C: CheckpointStrategy, S: Kept<N>, const N: usize>(
+pub(super) fn record<C: CheckpointStrategy, S: Kept<N>, const N: usize>(
     inputs: [NodeGuard; N],
     output: FlexTensor,
     keep: impl FnOnce() -> S,
@@ -64,10 +64,10 @@ fn record<C: CheckpointStrategy, S: Kept<N>, const N: usize>(
     }
 }
 
-type Tracked = FloatTensor<Autodiff<Flex>>;
+pub(super) type Tracked = FloatTensor<Autodiff<Flex>>;
 
 /// An input that stands for an absent one: it is not tracked, so the graph does not see it.
-fn present(tensor: Option<Tracked>) -> Tracked {
+pub(super) fn present(tensor: Option<Tracked>) -> Tracked {
     tensor.unwrap_or_else(|| Tracked::new(vector(Vec::new())))
 }
 

@@ -137,14 +137,41 @@ pub(super) fn is_wrong_unmerged(case: &Path, model: &str) -> bool {
     UPSTREAM_IS_WRONG_UNMERGED.contains(&(model, name(case)))
 }
 
-/// Cases of AdapterHub's in which padded rows are upstream's bug: with torch's scaled dot product, its virtual tokens attend to
+/// Cases of AdapterHub's, by how their names begin (but those that end with `_eager`), in which padded rows are upstream's bug: with torch's scaled dot product, its virtual tokens attend to
 /// padding, so that a text's output depends on how far it is padded. Rows without padding say what is right.
-pub const UPSTREAM_SEES_PADDING: &[&str] = &["prompt_tuning"];
+pub const UPSTREAM_SEES_PADDING: &[&str] = &["prompt_"];
+
+/// Whether a case is one of [`UPSTREAM_SEES_PADDING`].
+fn sees_padding(case: &Path) -> bool {
+    let config = checkpoint::read_config(case).unwrap_or_default();
+    let named = UPSTREAM_SEES_PADDING
+        .iter()
+        .any(|begin| name(case).starts_with(begin));
+    config["config"].is_object() && named && !name(case).ends_with("_eager")
+}
+
+/// Outputs `[batch, tokens, d]` in the order of ours, where virtual tokens are in front of the text: in AdapterHub's
+/// `prefix_after_bos` the text's first token is in front of them.
+pub(super) fn in_our_order(case: &Path, data: TensorData) -> TensorData {
+    let config = checkpoint::read_config(case).unwrap_or_default();
+    let fields = &config["config"];
+    if fields["combine"] != "prefix_after_bos" || data.shape().len() != 3 {
+        return data;
+    }
+    let virtual_tokens = fields["prompt_length"].as_u64().unwrap_or_default() as usize;
+    let shape = data.shape().to_vec();
+    let mut values: Vec<f32> = data.iter::<f32>().collect();
+    let (tokens, width) = (shape[1], shape[2]);
+    for row in values.chunks_mut(tokens * width) {
+        let end = row.len().min((virtual_tokens + 1) * width);
+        row[..end].rotate_left(width);
+    }
+    TensorData::new(values, shape)
+}
 
 /// The rows of `data`, `[batch, …]`, that say what is right: all, but in a case of [`UPSTREAM_SEES_PADDING`].
 pub(super) fn right_rows(case: &Path, data: &TensorData, mask: &TensorData) -> TensorData {
-    let config = checkpoint::read_config(case).unwrap_or_default();
-    if !config["config"].is_object() || !UPSTREAM_SEES_PADDING.contains(&name(case)) {
+    if !sees_padding(case) {
         return data.clone();
     }
     let (rows, mut shape) = (mask.shape()[0], data.shape().to_vec());
@@ -198,9 +225,23 @@ pub(super) fn adapter_name(case: &Path) -> String {
     config["name"].as_str().unwrap_or("golden").to_string()
 }
 
+/// A file with the path of the case that has the adapters, from the case's folder, where several cases have the same.
+const ADAPTERS: &str = "adapters";
+
+/// The folder that has a case's adapters in its sub-folders.
+pub(super) fn adapters_of(case: &Path) -> PathBuf {
+    match fs::read_to_string(case.join(ADAPTERS)) {
+        Ok(path) => case.join(path.trim()),
+        Err(_) => case.to_path_buf(),
+    }
+}
+
 /// The sub-folders with a checkpoint, in alphabetic order.
 pub(super) fn parts(case: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(case).into_iter().flatten().flatten();
+    let entries = fs::read_dir(adapters_of(case))
+        .into_iter()
+        .flatten()
+        .flatten();
     let mut parts: Vec<PathBuf> = entries
         .map(|entry| entry.path())
         .filter(|path| path.join(checkpoint::CONFIG_FILE).exists())

@@ -1,16 +1,21 @@
 //! Cases of several adapters that act together, one in each sub-folder.
 
+use std::fs;
 use std::path::Path;
 
 use peft_core::method::MethodInfo;
 use peft_core::nn::Routing;
-use peft_core::{Composition, PeftModule, checkpoint};
+use peft_core::{Composition, Nested, PeftModule, checkpoint};
+use serde_json::Value;
 
-use super::case::{name, parts, read};
+use super::case::{adapters_of, name, parts, read};
 use super::{Problem, routed, upstream_average};
 
 /// The folder of AdapterHub's fusion layers.
 const FUSION: &str = "fusion";
+
+/// AdapterHub's file of a composition.
+const SETUP: &str = "adapter_setup.json";
 
 /// The weights of `composition_average`, as the script that writes the cases has them: no file of AdapterHub's holds
 /// any.
@@ -42,6 +47,12 @@ fn load_composed<M: PeftModule>(
         keys.extend(read(&part.join(checkpoint::ADAPTERHUB_FILE))?.0.into_keys());
         names.push(name(&part).to_string());
     }
+    let setup = case.join(SETUP);
+    if setup.exists() {
+        let text = fs::read_to_string(&setup).map_err(|error| problem(&error))?;
+        let json = serde_json::from_str(&text).map_err(|error| problem(&error))?;
+        return nested(&model, case, &json, &keys, methods);
+    }
     match name(case) {
         "composition_stack" => Ok(model.set_composition(&Composition::Stack(names))?),
         "composition_average" if names.len() == AVERAGE.len() => {
@@ -53,5 +64,52 @@ fn load_composed<M: PeftModule>(
         }
         "composition_fuse" => Ok(model.load_adapter(FUSION, case.join(FUSION), methods)?),
         other => Err(Problem::Unsupported(format!("composition `{other}`"))),
+    }
+}
+
+/// The model composed as a case's `adapter_setup.json` says, whose batch has as many rows as its ids.
+fn nested<M: PeftModule>(
+    model: &M,
+    case: &Path,
+    json: &Value,
+    keys: &[String],
+    methods: &[&MethodInfo],
+) -> Result<M, Problem> {
+    let (io, _) = read(&case.join("io.safetensors"))?;
+    let rows = io.get("input_ids").map_or(0, |ids| ids.shape()[0]);
+    let tree = Nested::from_adapterhub(json, rows / copies(json))?;
+    let zeros = upstream_average::needs_zeros(keys);
+    let tree = upstream_average::as_upstream(tree, zeros);
+    let mut model = if zeros {
+        upstream_average::with_zeros(model, keys)?
+    } else {
+        model.clone()
+    };
+    let fusion = adapters_of(case).join(FUSION);
+    let Some(fused) = fused(&tree).filter(|_| fusion.exists()) else {
+        return Ok(model.set_composition(&Composition::Nested(tree))?);
+    };
+    model = model.load_adapter(&fused, fusion, methods)?;
+    Ok(model.set_composition(&Composition::Nested(tree))?)
+}
+
+/// How often AdapterHub repeats a batch for a composition.
+fn copies(json: &Value) -> usize {
+    let json = json.get("adapter_composition").unwrap_or(json);
+    let children = json["children"].as_array().map_or(&[][..], Vec::as_slice);
+    let inside = children.iter().map(copies).max().unwrap_or(1);
+    if json["type"] == "Parallel" {
+        children.len()
+    } else {
+        inside
+    }
+}
+
+/// The name that a tree's fusion has.
+fn fused(tree: &Nested) -> Option<String> {
+    match tree {
+        Nested::Above { adapter, .. } => Some(adapter.clone()),
+        Nested::Stack(parts) => parts.iter().find_map(fused),
+        _ => None,
     }
 }

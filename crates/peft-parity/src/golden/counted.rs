@@ -17,6 +17,9 @@ pub enum Counted {
     /// VB-LoRA's logits, of which the file holds the weights of the chosen ones only (`save_only_topk_weights`): what is
     /// loaded trains these and the bank.
     WithLogits,
+    /// The matrices A of sums of Kronecker products whose `learn_phm` is false: `train_adapter` trains all parameters of an
+    /// adapter, whatever they were made as.
+    FrozenRule,
 }
 
 impl std::fmt::Display for Counted {
@@ -27,6 +30,9 @@ impl std::fmt::Display for Counted {
             }
             Self::WithLogits => {
                 "upstream counted logits that the file does not hold: it has the chosen weights only"
+            }
+            Self::FrozenRule => {
+                "upstream trains and counted the Kronecker rule, though learn_phm is false"
             }
         })
     }
@@ -42,6 +48,11 @@ pub(super) fn trained(
         return Ok((counted + half, Some(Counted::BeforeConversion)));
     }
     let config = checkpoint::read_config(case)?;
+    if config["config"]["phm_layer"] == true && config["config"]["learn_phm"] == false {
+        let rule = adapter.iter().filter(|(key, _)| key.contains("phm_rule"));
+        let rule: usize = rule.map(|(_, data)| data.num_elements()).sum();
+        return Ok((counted.saturating_sub(rule), Some(Counted::FrozenRule)));
+    }
     let vectors = config["num_vectors"].as_u64().unwrap_or_default() as usize;
     let (mut logits, mut weights) = (0, 0);
     for (key, data) in adapter {

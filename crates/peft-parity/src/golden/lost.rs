@@ -21,6 +21,9 @@ const SHARED: &str = "shared_parameters.";
 /// Where to look for the values first. Around 0, where they start, products of them change nothing.
 const STARTS: [f64; 6] = [0.05, -0.05, 0.1, -0.1, 0.2, 0.02];
 
+/// More values than these are not looked for: a case has not many more outputs.
+const MOST: usize = 128;
+
 /// No output is further off than this where the values are found.
 const FOUND: f64 = 5e-6;
 
@@ -72,6 +75,11 @@ pub(super) fn found<M: PeftModule>(
         loaded.with_adapter_tensors(name, tensors)
     };
     let count: usize = lacking.iter().map(|key| all[key].num_elements()).sum();
+    if count > MOST {
+        return Err(Problem::Refused(format!(
+            "the file lacks {count} numbers that all adapters share, which upstream forgets to save of a model without a head"
+        )));
+    }
     let target: Vec<f64> = expected.iter::<f64>().collect();
     let distances = |values: &[f64]| -> Result<Vec<f64>, Problem> {
         let output = output(&with(values)?);
@@ -97,6 +105,17 @@ pub(super) fn found<M: PeftModule>(
     }
     let (_, values) = best.expect("there is a start");
     Ok(Some((with(&values)?, count)))
+}
+
+/// What became of a file that could not be loaded: refused, as its page says, where it lacks what all layers share.
+pub(super) fn refused(error: peft_core::Error) -> Problem {
+    let text = error.to_string();
+    if text.contains(SHARED) {
+        return Problem::Refused(format!(
+            "what all layers share upstream forgets to save of a model without a head: {text}"
+        ));
+    }
+    error.into()
 }
 
 /// `all` with these values in the tensors `keys`, one behind the other.

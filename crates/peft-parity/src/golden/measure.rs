@@ -13,8 +13,8 @@ use peft_models::{Bert, BertClassifier, Llama};
 use serde_json::Value;
 
 use super::case::{
-    adapter_name, as_trained, expected_of_merged, is_composed, is_wrong_unmerged, peft_type, read,
-    right_rows, upstream_gradients,
+    adapter_name, as_trained, expected_of_merged, in_our_order, is_composed, is_wrong_unmerged,
+    peft_type, read, right_rows, upstream_gradients,
 };
 use super::cnn::{ARCHITECTURE_FILE, Cnn};
 use super::compare::{farthest, farthest_of_gradients, worst};
@@ -331,7 +331,7 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
     if peft_type(case) == "XLORA" {
         return loaded.xlora(case, &hidden, &values, methods);
     }
-    let unmerged = values.known(case, "output")?;
+    let unmerged = in_our_order(case, values.known(case, "output")?);
     if is_composed(case) {
         (loaded.model, loaded.routing) = composed::load(base, case, methods)?;
         return Ok(Measured {
@@ -355,7 +355,9 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
             lost = count;
             model
         }
-        None => base.load_adapter(&loaded.name, dir.path(), methods)?,
+        None => base
+            .load_adapter(&loaded.name, dir.path(), methods)
+            .map_err(lost::refused)?,
     };
     let wrong_unmerged = is_wrong_unmerged(case, kind);
     let unmerged = if wrong_unmerged {

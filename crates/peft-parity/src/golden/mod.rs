@@ -46,7 +46,13 @@ pub use tolerance::{EXCUSED_BY_ROUNDING, MOST_EXCUSED, ROUNDINGS, Tolerance, tol
 type Tensors = BTreeMap<String, TensorData>;
 
 /// Fields of upstream's, each with the method, that are refused here and whose page says why.
-pub const REFUSED: &[(&str, &str)] = &[("LoRA", "layer_replication")];
+pub const REFUSED: &[(&str, &str)] = &[
+    ("LoRA", "layer_replication"),
+    // Upstream makes an adapter of nothing.
+    ("LoReFT", "output_reft"),
+    ("NoReFT", "output_reft"),
+    ("DiReFT", "output_reft"),
+];
 
 /// What a case was found to be.
 #[derive(Clone, Debug)]

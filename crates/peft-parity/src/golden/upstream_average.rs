@@ -12,7 +12,7 @@ use peft_core::method::{
     Adapter, CheckpointKey, Common, HiddenAdapter, HiddenState, Layout, Method, Plan, SiteContext,
     method_config,
 };
-use peft_core::{Composition, PeftModule};
+use peft_core::{Composition, Nested, PeftModule};
 
 use super::Problem;
 
@@ -60,6 +60,50 @@ impl Method for ZerosConfig {
     }
 }
 
+/// The model with the adapter of zeros beside those whose files have these keys.
+pub(super) fn with_zeros<M: PeftModule>(model: &M, keys: &[String]) -> Result<M, Problem> {
+    // Changes of weights begin at nothing, and need no zeros.
+    let places = keys.iter().filter_map(|key| key.split_once(ADAPTERS));
+    let places = places.map(|(site, _)| site.to_string());
+    let zeros = ZerosConfig::new().with_places(places.collect::<Vec<_>>());
+    Ok(model.attach(ZEROS_NAME, &zeros)?)
+}
+
+/// In the keys of adapters of hidden states.
+const ADAPTERS: &str = ".adapters.";
+
+/// Whether adapters whose files have these keys need zeros.
+pub(super) fn needs_zeros(keys: &[String]) -> bool {
+    keys.iter().any(|key| key.contains(ADAPTERS))
+}
+
+/// A tree with each average as upstream computes it, with zeros where they are needed.
+pub(super) fn as_upstream(tree: Nested, zeros: bool) -> Nested {
+    let same = |part| as_upstream(part, zeros);
+    let counted = |parts: Vec<(Nested, usize)>| {
+        let parts = parts.into_iter();
+        parts.map(|(part, count)| (same(part), count)).collect()
+    };
+    match tree {
+        Nested::Stack(parts) => Nested::Stack(parts.into_iter().map(same).collect()),
+        Nested::Rows(parts) => Nested::Rows(counted(parts)),
+        Nested::Tokens(parts) => Nested::Tokens(counted(parts)),
+        Nested::Weighted(parts) => {
+            let count = parts.len() as f64;
+            let parts = parts.into_iter();
+            let mut parts: Vec<(Nested, f64)> = parts
+                .map(|(part, weight)| (same(part), weight / count))
+                .collect();
+            let sum: f64 = parts.iter().map(|(_, weight)| weight).sum();
+            if zeros {
+                parts.push((ZEROS_NAME.into(), 1.0 - sum));
+            }
+            Nested::Weighted(parts)
+        }
+        other => other,
+    }
+}
+
 /// The model with the adapters `names` on it, composed as upstream's `Average` of these weights. `keys` are those of the
 /// adapters' files.
 pub(super) fn compose<M: PeftModule>(
@@ -68,11 +112,7 @@ pub(super) fn compose<M: PeftModule>(
     weights: &[f64],
     keys: &[String],
 ) -> Result<M, Problem> {
-    // Changes of weights begin at nothing, and need no zeros.
-    let places = keys.iter().filter_map(|key| key.split_once(".adapters."));
-    let places = places.map(|(site, _)| site.to_string());
-    let zeros = ZerosConfig::new().with_places(places.collect::<Vec<_>>());
-    let model = model.attach(ZEROS_NAME, &zeros)?;
+    let model = with_zeros(model, keys)?;
     let parts = weights.iter().map(|weight| weight / weights.len() as f64);
     let mut all: Vec<(String, f64)> = names.iter().cloned().zip(parts.clone()).collect();
     all.push((ZEROS_NAME.into(), 1.0 - parts.sum::<f64>()));

@@ -86,8 +86,10 @@ pub struct Evidence {
 /// Where the tests are that name vendored cases.
 const TESTS: &str = "crates/peft-parity/tests/golden";
 /// Tests in which Python reads what is written here.
-const READERS: [&str; 2] = [
+const READERS: [&str; 4] = [
     "crates/peft-parity/tests/python_reads.rs",
+    "crates/peft-parity/tests/python_reads/lora.rs",
+    "crates/peft-parity/tests/python_reads/weights.rs",
     "crates/peft-parity/tests/python_llama.rs",
 ];
 

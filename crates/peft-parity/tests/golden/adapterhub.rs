@@ -14,16 +14,29 @@ use crate::BERT;
 const LORA: &str = "../peft-reparameterization/tests/golden/adapterhub";
 const PROMPT: &str = "../peft-soft-prompt/tests/golden/adapterhub";
 
-const LORA_CASES: &[&str] = &["lora", "lora_everywhere", "lora_gating", "dora"];
+const LORA_CASES: &[&str] = &[
+    "lora",
+    "lora_everywhere",
+    "lora_gating",
+    "lora_bert",
+    "dora",
+    "dora_gating",
+    "vera",
+    "vera_saved",
+    "vera_zero",
+    "dvora",
+    "mtl_lora",
+    "mtl_lora_gating",
+];
+
+const PROMPT_CASES: &[&str] = &["prompt_tuning_eager", "prompt_bos_eager"];
 
 fn cases() -> Vec<(std::path::PathBuf, &'static [&'static MethodInfo])> {
     let lora = LORA_CASES.iter().map(|case| Path::new(LORA).join(case));
     let lora = lora.map(|case| (case, peft_reparameterization::METHODS));
-    let prompt = (
-        Path::new(PROMPT).join("prompt_tuning_eager"),
-        peft_soft_prompt::METHODS,
-    );
-    lora.chain([prompt]).collect()
+    let prompt = PROMPT_CASES.iter().map(|case| Path::new(PROMPT).join(case));
+    let prompt = prompt.map(|case| (case, peft_soft_prompt::METHODS));
+    lora.chain(prompt).collect()
 }
 
 #[test]
@@ -35,12 +48,33 @@ fn lora_computes_what_upstream_computes() {
 #[test]
 fn prompt_tuning_computes_what_upstream_computes() {
     let methods = peft_soft_prompt::METHODS;
-    golden::check(
-        Path::new(BERT),
-        Path::new(PROMPT),
-        &["prompt_tuning_eager"],
-        methods,
-    );
+    golden::check(Path::new(BERT), Path::new(PROMPT), PROMPT_CASES, methods);
+}
+
+/// Of the layouts whose trained matrices are no factors of LoRA's: a file without what all layers share is refused where
+/// its configuration does not say it.
+#[test]
+fn what_adapterhub_loses_of_vera_is_refused() {
+    let (_, device) = &peft_core::device::cpu_devices()[0];
+    let base = Bert::load(BERT, device).unwrap();
+    let case = Path::new(LORA).join("vera");
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(
+        case.join("adapter.safetensors"),
+        dir.path().join("adapter.safetensors"),
+    )
+    .unwrap();
+    let mut without_seed = config(&case);
+    without_seed["config"]["init_weights_seed"] = Value::Null;
+    std::fs::write(
+        dir.path().join("adapter_config.json"),
+        without_seed.to_string(),
+    )
+    .unwrap();
+    let methods = peft_reparameterization::METHODS;
+    let refused = base.load_adapter("vera", dir.path(), methods).unwrap_err();
+    let refused = refused.to_string();
+    assert!(refused.contains("shared_parameters"), "{refused}");
 }
 
 /// Tensors by key, with their bytes.

@@ -75,7 +75,7 @@ fn a_rule_that_upstream_forgot_is_found_from_its_output() {
 
 #[test]
 fn ia3_is_upstreams_with_scaled_biases_and_without_biases() {
-    let cases = ["ia3", "adapterhub_ia3"];
+    let cases = ["ia3", "adapterhub_ia3", "ia3_gating", "ia3_alpha"];
     golden::check(Path::new(BERT), Path::new(CASES), &cases, METHODS);
     let cases = Path::new(CASES).join("llama");
     golden::check(Path::new(LLAMA), &cases, &["ia3"], METHODS);
@@ -137,7 +137,14 @@ fn same(a: &Value, b: &Value) -> bool {
 fn what_is_written_has_upstreams_names_and_fields() {
     let (_, device) = &peft_core::device::cpu_devices()[0];
     let base = Bert::load(BERT, device).unwrap();
-    let others = ["loreft", "noreft", "direft", "adapterhub_ia3"];
+    let others = [
+        "loreft",
+        "noreft",
+        "direft",
+        "adapterhub_ia3",
+        "ia3_gating",
+        "ia3_alpha",
+    ];
     for case in BOTTLENECKS.iter().chain(&others) {
         let case = Path::new(CASES).join(case);
         let read = |dir: &Path| {

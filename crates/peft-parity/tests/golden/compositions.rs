@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Int, Tensor, TensorData};
 use peft_additive::METHODS;
-use peft_core::{Composition, PeftModule};
+use peft_core::{Composition, Nested, PeftModule};
 use peft_models::Bert;
 use peft_testing::farthest;
 use safetensors::{Dtype, SafeTensors};
@@ -138,4 +138,58 @@ fn a_fusion_needs_its_adapters() {
         "{error}"
     );
     assert!(base.adapters().is_empty());
+}
+
+/// Names of the cases in a folder that begin so.
+fn names(folder: &Path, begin: &str) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|name| name.starts_with(begin)).collect();
+    names.sort();
+    names
+}
+
+/// Stacks in averages, averages in rows, rows in tokens, fusions of stacks, … as upstream nests them.
+#[test]
+fn nested_compositions_compute_what_upstream_computes() {
+    let (additive, lora) = (
+        case("nested"),
+        Path::new("../peft-reparameterization/tests/golden/adapterhub").to_path_buf(),
+    );
+    for (folder, begin, methods, count) in [
+        (&additive, "nested_bn_", METHODS, 19),
+        (&additive, "nested_ia3_", METHODS, 5),
+        (&lora, "nested_lora_", peft_reparameterization::METHODS, 4),
+    ] {
+        let found = names(folder, begin);
+        assert_eq!(found.len(), count, "{begin}");
+        let found: Vec<&str> = found.iter().map(String::as_str).collect();
+        peft_parity::golden::check(Path::new(BERT), folder, &found, methods);
+    }
+}
+
+/// Rows with a stack have what the stack gives alone. Upstream applies the residual and the norm in front of each adapter of
+/// a stack once more where it is inside another composition.
+#[test]
+fn a_stack_is_the_same_inside_of_rows() {
+    for (model, io) in with_adapters("composition_stack") {
+        let stack = Nested::stack(["a", "b"]);
+        let rows = Nested::batch_split([(stack.clone(), 2), ("a".into(), 1)]);
+        let nested = Composition::Nested(rows);
+        let found = io.run(&model.set_composition(&nested).unwrap());
+        let alone = io.run(&model.set_composition(&Composition::Nested(stack)).unwrap());
+        io.check(
+            "the stack as a tree",
+            &model
+                .set_composition(&Composition::Stack(vec!["a".into(), "b".into()]))
+                .unwrap(),
+        );
+        let numbers = |data: &TensorData| data.iter::<f32>().collect::<Vec<f32>>();
+        let (found, alone) = (numbers(&found), numbers(&alone));
+        let two = 2 * found.len() / 3;
+        let distance = farthest(found[..two].iter().copied(), alone[..two].iter().copied());
+        assert!(distance < 1e-5, "{distance}");
+        let distance = farthest(alone, io.output.iter::<f32>());
+        assert!(distance < 1e-5, "{distance}");
+    }
 }

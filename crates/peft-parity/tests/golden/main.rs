@@ -1,5 +1,5 @@
 //! Every checkpoint of a Python library that the repository has, against what that library computes from it: outputs,
-//! merged outputs, gradients. One file for each family of methods.
+//! merged outputs, gradients. A file for each family of methods.
 //!
 //! The checkpoints lie in the crates of the methods, in `tests/golden`; the bases are those of `peft-models`. `README.md`
 //! says which program wrote them.
@@ -7,6 +7,7 @@
 mod adapterhub;
 mod additive;
 mod compositions;
+mod configurations;
 mod convolutions;
 mod hybrid;
 mod mixtures;

@@ -2,7 +2,7 @@
 
 use burn::nn::DropoutConfig;
 use peft_core::method::{
-    LINEAR_AND_CONV2D, Layout, Method, MethodConfig as _, MethodHooks, Plan, States, TargetLayer,
+    LayerKind, Layout, Method, MethodConfig as _, MethodHooks, Plan, States, TargetLayer,
     adapt_each, layer_targets,
 };
 use peft_core::{Error, Result};
@@ -30,7 +30,8 @@ impl Method for AdaLoraConfig {
             let (field, alpha) = ("lora_alpha", self.lora_alpha);
             return Err(Error::config(ADALORA.title, field, alpha, "above 0"));
         }
-        let targets = layer_targets(self, layout, plan, LINEAR_AND_CONV2D)?;
+        let kinds = &[LayerKind::Linear, LayerKind::Conv2d];
+        let targets = layer_targets(self, layout, plan, kinds)?;
         let masks = self.masks()?;
         let names = || targets.iter().map(TargetLayer::name);
         let used = |key: &&str| names().any(|name| name == *key);

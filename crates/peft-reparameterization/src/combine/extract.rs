@@ -80,7 +80,7 @@ pub fn extract_lora<M: PeftModule>(
                     method: LORA.title,
                     layer: layer.name.clone(),
                     kind: layer.kind.to_string(),
-                    supported: "Linear, Embedding, Conv1d and Conv2d",
+                    supported: "Linear, Embedding, Conv1d and Conv2d".into(),
                 });
             }
         };

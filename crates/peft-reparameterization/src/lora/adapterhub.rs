@@ -1,6 +1,6 @@
 //! What LoRA's configuration says in AdapterHub's layout only.
 
-use peft_core::method::{MethodInfo, Projections, Value};
+use peft_core::method::{Init, MethodInfo, Plan, Projections, Value};
 use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
@@ -59,13 +59,59 @@ impl AdapterHubLora {
         }
     }
 
-    pub(crate) fn check(&self, info: &'static MethodInfo, plan_is_new: bool) -> Result<()> {
+    /// The factors' initial values.
+    pub(crate) fn begin(&self, info: &'static MethodInfo) -> Result<Begin> {
+        let Some(name) = self.rest.get("init_weights").filter(|name| !name.is_null()) else {
+            return Ok(Begin::Lora);
+        };
+        let found = match name.as_str() {
+            Some("lora") => Begin::Lora,
+            Some("bert") => Begin::Bert,
+            Some("ia3") => Begin::Ia3,
+            Some("vera") => Begin::Vera,
+            _ => {
+                let expected = "\"lora\", \"bert\", \"ia3\" or \"vera\"";
+                return Err(Error::config(info.title, "init_weights", name, expected));
+            }
+        };
+        Ok(found)
+    }
+
+    /// The seed that all layers of a new adapter begin with.
+    pub(crate) fn seed(&self) -> Option<u64> {
+        let seed = self.rest.get("init_weights_seed")?;
+        seed.as_i64().map(i64::cast_unsigned)
+    }
+
+    /// The source of a layer's initial values, where all layers have the same.
+    pub(crate) fn seeded(&self, plan: &Plan) -> Option<Init> {
+        self.seed().filter(|_| plan.is_new()).map(Init::new)
+    }
+
+    /// Refuses layers and initial values that AdapterHub has no name for.
+    pub(crate) fn check(&self, info: &'static MethodInfo) -> Result<()> {
         self.projections().check(info)?;
-        let other = self.rest.get("init_weights").filter(|_| plan_is_new);
-        if let Some(other) = other.filter(|value| *value != "lora") {
-            let expected = "\"lora\" for a new adapter";
-            return Err(Error::config(info.title, "init_weights", other, expected));
-        }
+        self.begin(info)?;
         Ok(())
+    }
+}
+
+/// What the factors begin as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// A as torch's linear layers, B zero.
+    Lora,
+    /// Both from N(0, 0.02²).
+    Bert,
+    /// Both 1.
+    Ia3,
+    /// Both by He's uniform distribution.
+    Vera,
+}
+
+impl Begin {
+    /// Whether a new adapter changes the output.
+    pub(crate) fn changes(self) -> bool {
+        self != Self::Lora
     }
 }

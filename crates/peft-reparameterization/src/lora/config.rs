@@ -36,9 +36,9 @@ pub enum InitLora {
     /// - `"loftq"`: the best of their rank for what quantization to 4 bits takes from the base, which is left as that leaves
     ///   it (Li et al. 2023); see [`loftq_config`](LoraConfig::loftq_config);
     /// - `"corda"`: from the base and the second moments of its inputs, taken out of the base (Yang et al. 2024); see
-    ///   [`corda_config`](LoraConfig::corda_config). Attached by `attach_with`, with a calibration;
+    ///   [`corda_config`](LoraConfig::corda_config). Attached by `attach_on`, or by `attach_with` with a calibration;
     /// - `"lora_ga"`: from the gradients of the base, taken out of the base (Wang et al. 2024); see
-    ///   [`lora_ga_config`](LoraConfig::lora_ga_config). Attached by `attach_with`, with a calibration.
+    ///   [`lora_ga_config`](LoraConfig::lora_ga_config). Attached by `attach_on`, or by `attach_with` with a calibration.
     Named(String),
 }
 

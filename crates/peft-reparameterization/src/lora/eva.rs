@@ -43,8 +43,8 @@ use crate::math::linalg;
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for DoRA, biases, token rows, a frozen A or another initialisation in the configuration, and a `rho`
-/// below 1; [`Error::Calibration`] for a layer that saw no input, or inputs that are not finite; and what
+/// [`Error::Config`] for DoRA and other variants, biases, token rows, a frozen A or another initialisation in the
+/// configuration, and a `rho` below 1; [`Error::Calibration`] for a layer that saw no input, or inputs that are not finite; and what
 /// [`PeftModule::attach`] refuses.
 pub fn eva<M: PeftModule>(
     model: &M,
@@ -78,6 +78,9 @@ pub fn eva<M: PeftModule>(
     }
     if let Some(rows) = &config.trainable_token_indices {
         return refuse("trainable_token_indices", rows, plain);
+    }
+    if let Some(field) = config.linear_only() {
+        return refuse(field, &"set", plain);
     }
     config.validate()?;
     let start = config.init_lora_weights.start()?;
@@ -135,7 +138,7 @@ fn adapted_layers<M: PeftModule>(
                 method: LORA.title,
                 layer,
                 kind: kind.to_string(),
-                supported: "Linear",
+                supported: "Linear".into(),
             });
         }
     }

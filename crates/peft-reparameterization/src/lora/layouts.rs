@@ -1,8 +1,7 @@
 //! LoRA's configuration in the layouts of Hugging Face PEFT and AdapterHub.
 
 use peft_core::method::{
-    Method, MethodConfig as _, Plan, Value, adapterhub_json, architecture, config_from_json,
-    read_adapterhub, upstream_json,
+    Method, Value, adapterhub_json, architecture, config_from_json, read_adapterhub, upstream_json,
 };
 use peft_core::{Error, Result};
 use serde::Deserialize;
@@ -27,13 +26,14 @@ struct Fields {
     rest: AdapterHubLora,
 }
 
-/// Whether a configuration in AdapterHub's layout is LoRA: (IA)³ and VeRA have its architecture, too.
+/// Whether a configuration in AdapterHub's layout is LoRA: (IA)³ and VeRA have its architecture, too. What is VeRA has numbers
+/// with a point.
 fn recognises(json: &Value) -> bool {
     let fields = &json["config"];
     architecture(json) == Some(Some("lora"))
         && fields["composition_mode"] == "add"
-        && fields["vera_d"].is_null()
-        && fields["vera_b"].is_null()
+        && !fields["vera_d"].is_f64()
+        && !fields["vera_b"].is_f64()
 }
 
 /// Reads both layouts.
@@ -68,7 +68,7 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// A whole number as Python writes it.
-fn number(value: f64) -> Value {
+pub(crate) fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 {
         json!(value as i64)
     } else {
@@ -139,24 +139,7 @@ impl LoraConfig {
                             freeze_a: AdapterHub's layout has no others";
             return refuse("adapterhub", fields, expected);
         }
-        if self.use_dora && self.use_gating {
-            return refuse("use_gating", &true, "false with `use_dora`");
-        }
-        // Its norms are those of W + BA, and what it adds is s·BA: two things for any other scale.
-        if self.use_dora && (self.lora_alpha - self.r as f64).abs() > f64::EPSILON {
-            let expected =
-                "r with `use_dora` in AdapterHub's layout, whose norms leave the scale out";
-            return refuse("lora_alpha", &self.lora_alpha, expected);
-        }
-        fields.check(&LORA, false)
-    }
-
-    /// Refuses what only matters to a new adapter.
-    pub(crate) fn check_start(&self, plan: &Plan) -> Result<()> {
-        match &self.adapterhub {
-            Some(fields) => fields.check(self.info(), plan.is_new()),
-            None => Ok(()),
-        }
+        fields.check(&LORA)
     }
 }
 
@@ -211,15 +194,13 @@ mod tests {
     fn what_the_layout_cannot_say_is_refused() {
         let hub = || LoraConfig::new(4).with_adapterhub(AdapterHubLora::default());
         let unknown = AdapterHubLora {
-            attn_matrices: vec!["o".into()],
+            attn_matrices: vec!["x".into()],
             ..AdapterHubLora::default()
         };
         assert!(hub().validate().is_ok());
         let wrong = [
             hub().with_use_rslora(true),
             hub().with_adapterhub(unknown),
-            hub().with_use_dora(true),
-            hub().with_use_dora(true).with_use_gating(true),
             LoraConfig::new(4).with_use_gating(true),
         ];
         for config in wrong {

@@ -1,6 +1,8 @@
 //! LoRA: its configuration, its states, and what goes with them.
 
 pub(crate) mod adapterhub;
+pub(crate) mod adapterhub_plan;
+pub(crate) mod adapterhub_state;
 pub(crate) mod alora;
 pub(crate) mod block_diagonal;
 pub(crate) mod config;
@@ -10,7 +12,6 @@ pub(crate) mod corda;
 pub(crate) mod dora;
 pub(crate) mod eva;
 pub(crate) mod fixed_factors;
-pub(crate) mod gated;
 pub(crate) mod gradient_start;
 pub(crate) mod init;
 pub(crate) mod initial_factors;

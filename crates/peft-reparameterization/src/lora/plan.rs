@@ -3,6 +3,7 @@
 use burn::module::Param;
 use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device, Tensor};
+use peft_core::calibration::CalibrationConfig;
 use peft_core::method::{
     Bias, Init, LINEAR_EMBEDDING_AND_CONV, Layer, LayerKind, Layout, LayoutParam, Method,
     MethodConfig as _, MethodHooks, Plan, States, Value, layer_targets, train_biases,
@@ -225,6 +226,18 @@ impl Method for LoraConfig {
         self.ensure_weight_tying
     }
 
+    fn statistics(&self) -> Option<CalibrationConfig> {
+        let start = self.init_lora_weights.start().ok()?;
+        let second_moments = matches!(start, Start::Corda);
+        let gradients = matches!(start, Start::LoraGa);
+        (second_moments || gradients).then(|| CalibrationConfig {
+            targets: self.targets.clone(),
+            second_moments,
+            gradients,
+            ..CalibrationConfig::default()
+        })
+    }
+
     fn validate(&self) -> Result<()> {
         self.check_fields()?;
         let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
@@ -268,14 +281,10 @@ impl Method for LoraConfig {
                 expected,
             ));
         }
-        self.check_start(plan)?;
-        let targets = match &self.adapterhub {
-            None => layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV)?,
-            Some(fields) => {
-                let projections = fields.projections();
-                projections.select(layout, plan, (self.info(), "loras"))?
-            }
-        };
+        if let Some(fields) = &self.adapterhub {
+            return self.plan_adapterhub(fields, layout, plan);
+        }
+        let targets = layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV)?;
         let targets = targets.iter().map(|target| (target.layer, target.weight));
         let targets = targets.collect();
         let size = |layer: &Layer| {

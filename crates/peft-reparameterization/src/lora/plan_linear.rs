@@ -11,7 +11,6 @@ use peft_core::{Error, Result};
 use crate::lora::alora::{ALoraLinear, Invocation};
 use crate::lora::config::{LORA, LoraConfig};
 use crate::lora::corda;
-use crate::lora::gated::GatedLoraLinear;
 use crate::lora::init::{Start, orthogonal};
 use crate::lora::kasa::KasaLinear;
 use crate::lora::loftq::{LoftqLinear, OfLayer};
@@ -22,9 +21,6 @@ use crate::lora::velora::VeloraLinear;
 
 /// Key of what aLoRA's states have in common.
 const ALORA: &str = "alora";
-
-/// Standard deviation of a gate's weights in the beginning, as AdapterHub has it.
-const GATE_STD: f64 = 0.02;
 
 impl LoraConfig {
     fn dropout(&self) -> Dropout {
@@ -170,19 +166,6 @@ impl LoraConfig {
         }
         let ([lora_a, lora_b], removed) = self.linear_factors(layer, param, size, start, plan)?;
         let lora_a = self.factor_a(lora_a);
-        if self.use_gating {
-            let init = plan.init();
-            let state = GatedLoraLinear {
-                lora_a,
-                lora_b,
-                gate: init.normal([d_in, 1], GATE_STD, like),
-                // As torch's linear layers.
-                gate_bias: init.kaiming_uniform([1], d_in, like),
-                dropout,
-            };
-            plan.adapt_weight(param, state);
-            return Ok(());
-        }
         if self.kasa_config.is_some() {
             let state = KasaLinear::new([lora_a, lora_b], size, dropout, param, plan.init());
             plan.adapt_weight(param, state);

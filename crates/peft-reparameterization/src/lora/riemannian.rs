@@ -4,6 +4,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use peft_core::method::{MethodHooks, States};
 
+use crate::lora::loftq::LoftqLinear;
 use crate::lora::state::LoraLinear;
 use crate::math::linalg::inverse;
 
@@ -22,7 +23,9 @@ pub(crate) fn hooks(damping: f64) -> Box<dyn MethodHooks> {
 
 impl MethodHooks for Preconditioner {
     fn before_step(&mut self, _step: usize, states: &States, gradients: &mut GradientsParams) {
-        for (_, state) in states.of::<LoraLinear>() {
+        let plain = states.of::<LoraLinear>().map(|(_, state)| state);
+        let beside = states.of::<LoftqLinear>().map(|(_, state)| &state.lora);
+        for state in plain.chain(beside) {
             let a = state.lora_a.val().inner();
             let b = state.lora_b.val().inner();
             // Where one factor is frozen, the other's product has no length to take out: as upstream has it.

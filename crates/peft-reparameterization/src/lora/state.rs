@@ -239,7 +239,11 @@ impl WeightAdapter for LoraEmbedding {
         }
     }
 
-    // Norms are of the whole table.
+    // DoRA's norms are of the whole table.
+    fn needs_weight(&self) -> bool {
+        self.magnitude.is_some()
+    }
+
     fn keeps_weight(&self) -> bool {
         self.magnitude.is_some()
     }

@@ -1,11 +1,13 @@
 //! LoRA on a model whose output head is the embedding table: who follows whom, and trained rows.
 
-use peft_core::method::{Layer, LayerKind, Layout, Plan};
+use peft_core::method::{Layer, LayerKind, Layout, LayoutParam, Plan};
 use peft_core::{Error, Result};
 
 use crate::lora::config::{LORA, LoraConfig, TrainableTokenIndices};
 use crate::lora::values::Size;
-use peft_core::method::Target;
+
+/// A layer with the weight that is to be adapted.
+type Target<'a> = (&'a Layer, &'a LayoutParam);
 
 /// A head that is a table, and that table.
 pub(crate) type Tied<'a> = (&'a Layer, &'a Layer);

@@ -3,6 +3,7 @@
 use peft_core::method::{Bias, MethodHooks, MethodInfo, States, Value};
 use peft_core::{Error, Result};
 
+use crate::lora::adapterhub::Begin;
 use crate::lora::config::{LORA, LoraConfig};
 use crate::lora::init::Start;
 use crate::lora::kasa::KasaConfig;
@@ -23,11 +24,14 @@ const fn promising(identity_at_init: bool, mergeable: bool) -> MethodInfo {
     }
 }
 
-/// KaSA's and LoftQ's, which begin with another base.
+/// KaSA's and LoftQ's, which begin with another base, and AdapterHub's with a B that is not zero.
 static CHANGES_AT_ONCE: MethodInfo = promising(false, true);
 
-/// Of what acts on some tokens or texts more than on others.
+/// Of what acts on some tokens or texts more than on others, or on biases.
 static NO_WEIGHT: MethodInfo = promising(true, false);
+
+/// AdapterHub's gates and DoRA with a B that is not zero.
+static NEITHER: MethodInfo = promising(false, false);
 
 impl LoraConfig {
     pub(crate) const PROMISES: fn(&Self) -> &'static MethodInfo = Self::promises;
@@ -35,6 +39,15 @@ impl LoraConfig {
     /// The registration, with the promises that this configuration keeps.
     fn promises(&self) -> &'static MethodInfo {
         let loftq = matches!(self.init_lora_weights.start(), Ok(Start::Loftq));
+        if let Some(fields) = &self.adapterhub {
+            let changes = fields.begin(&LORA).is_ok_and(Begin::changes);
+            return match (changes, self.use_gating || self.use_dora) {
+                (false, false) => &LORA,
+                (false, true) => &NO_WEIGHT,
+                (true, false) => &CHANGES_AT_ONCE,
+                (true, true) => &NEITHER,
+            };
+        }
         if self.kasa_config.is_some() || loftq {
             &CHANGES_AT_ONCE
         } else if self.alora_invocation_tokens.is_some() || self.use_gating {
@@ -106,7 +119,8 @@ impl LoraConfig {
             return refuse("alora_invocation_tokens", tokens, expected);
         }
         let variants = self.variants();
-        if let [first, second, ..] = variants.as_slice() {
+        // AdapterHub's gates and magnitudes go together.
+        if let ([first, second, ..], None) = (variants.as_slice(), &self.adapterhub) {
             return refuse(second, &"set", format!("left out with `{first}`"));
         }
         if self.riemannian.is_some() && variants.iter().any(|field| *field != "use_dora") {

@@ -77,6 +77,10 @@ impl WeightAdapter for LohaLinear {
         (fixed && self.is_low_rank()).then(|| self.factors())
     }
 
+    fn needs_weight(&self) -> bool {
+        !self.is_low_rank()
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let [_, out] = self.up_1.dims();
         let dropout = self.dropout.factors(out, &self.down_1);
@@ -173,11 +177,7 @@ impl LohaConfig {
         Ok(LohaLinear {
             down_1: init.kaiming_uniform([d_in, rank], d_in, like),
             up_1: init.kaiming_uniform([rank, out], rank, like),
-            down_2: if self.init_weights {
-                init.zeros([d_in, rank], like)
-            } else {
-                init.kaiming_uniform([d_in, rank], d_in, like)
-            },
+            down_2: init.zeros_or_kaiming_uniform(self.init_weights, [d_in, rank], d_in, like),
             up_2: init.kaiming_uniform([rank, out], rank, like),
             scale,
             dropout: self.dropout(),

@@ -313,7 +313,7 @@ pub(crate) fn split(width: usize, factor: i64) -> [usize; 2] {
 impl LinearMethod for LokrConfig {
     type State = LokrLinear;
 
-    const LAYERS: (&'static [LayerKind], &'static str) = LINEAR_AND_CONV;
+    const LAYERS: &'static [LayerKind] = LINEAR_AND_CONV;
 
     fn check(&self) -> Result<()> {
         self.init_weights.check(&LOKR, &[LYCORIS])

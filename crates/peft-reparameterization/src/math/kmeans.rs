@@ -143,9 +143,9 @@ pub(crate) fn k_means(rows: &Mat<f64>, count: usize, iterations: usize, seed: u3
     let mut centered = vec![vec![0.0; width]; height];
     for column in 0..width {
         let mean = (0..height).map(|row| rows[(row, column)]).sum::<f64>() / height as f64;
-        for row in 0..height {
+        for (row, values) in centered.iter_mut().enumerate() {
             let value = rows[(row, column)] - mean;
-            centered[row][column] = value;
+            values[column] = value;
             variance += value * value;
         }
     }

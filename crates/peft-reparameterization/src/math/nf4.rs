@@ -2,7 +2,7 @@
 
 /// The 16 values of a code, in [-1, 1]: quantiles of the normal distribution, zero among them (Dettmers et al. 2023,
 /// QLoRA, section 3).
-const VALUES: [f32; 16] = [
+pub const NF4_VALUES: [f32; 16] = [
     -1.0,
     -0.696_192_8,
     -0.525_073_05,
@@ -75,10 +75,10 @@ fn shares(block: &[f32]) -> (Vec<f32>, f32) {
 
 /// The nearest of the values; halfway, the smaller one.
 fn nearest(share: f32) -> f32 {
-    let above = VALUES
+    let above = NF4_VALUES
         .windows(2)
         .position(|pair| f32::midpoint(pair[0], pair[1]) >= share);
-    VALUES[above.unwrap_or(VALUES.len() - 1)]
+    NF4_VALUES[above.unwrap_or(NF4_VALUES.len() - 1)]
 }
 
 #[cfg(test)]
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn values_of_the_code_stay() {
-        let scaled: Vec<f32> = VALUES.iter().map(|value| value * 3.0).collect();
+        let scaled: Vec<f32> = NF4_VALUES.iter().map(|value| value * 3.0).collect();
         assert_eq!(rounded(&scaled, 16, false), scaled);
         assert_eq!(rounded(&[0.0; 70], 35, false), [0.0; 70]);
     }
@@ -103,7 +103,7 @@ mod tests {
                 .iter()
                 .fold(0.0_f32, |most, value| most.max(value.abs()));
             for (value, found) in block.iter().zip(found) {
-                let least = VALUES
+                let least = NF4_VALUES
                     .iter()
                     .map(|code| (code * largest - value).abs())
                     .fold(f32::MAX, f32::min);

@@ -141,8 +141,19 @@ pub fn arrow<M: PeftModule>(
 /// # Errors
 ///
 /// [`Error::UnknownAdapter`], [`Error::Merged`]; [`CombineError`] in [`Error::Method`] for an adapter that is more than LoRA on linear
-/// layers, or whose factors have other shapes than those of the first general one.
+/// layers, or whose factors have other shapes than those of the first general one, for no general adapter, and for a task's
+/// adapter that is named twice.
 pub fn gen_know_sub<M: PeftModule>(model: &M, tasks: &[&str], general: &[&str]) -> Result<M> {
+    for (at, task) in tasks.iter().enumerate() {
+        let problem = if general.is_empty() {
+            "there is no general adapter to take out of it; name at least one"
+        } else if tasks[..at].contains(task) {
+            "it is named twice; name each task's adapter once"
+        } else {
+            continue;
+        };
+        return Err(CombineError::refuse(*task, problem));
+    }
     let mut mean: HashMap<String, (Tensor<2>, Tensor<2>)> = HashMap::new();
     for adapter in general {
         for (layer, state) in linear_states(model, adapter)? {

@@ -168,11 +168,9 @@ impl LilyConfig {
             };
             let like = targets[layers[0]].like();
             let of_b = [experts * rank, d_out];
-            let b = if self.init_weights {
-                plan.init().zeros(of_b, like)
-            } else {
-                plan.init().kaiming_uniform(of_b, d_out, like)
-            };
+            let b = plan
+                .init()
+                .zeros_or_kaiming_uniform(self.init_weights, of_b, d_out, like);
             let mut all_b = Shared::new(b, layers.len());
             for block in layers.chunks(self.stride_a) {
                 let a = plan.init().kaiming_uniform([d_in, rank], d_in, like);

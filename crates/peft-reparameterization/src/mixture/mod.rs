@@ -4,6 +4,8 @@ pub(crate) mod arrow;
 mod by_task;
 pub(crate) mod classifier;
 pub(crate) mod lily;
+pub(crate) mod mtl_adapterhub;
+pub(crate) mod mtl_layouts;
 pub(crate) mod mtl_lora;
 pub(crate) mod poly;
 mod top_k;

@@ -5,14 +5,15 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use peft_core::method::{
-    Adapter, BaseLinear, Bias, Common, LinearMethod, Plan, TargetLayer, WeightAdapter,
-    method_config,
+    Adapter, BaseLinear, Bias, Common, Layout, Method, MethodConfig as _, Plan, TargetLayer,
+    WeightAdapter, adapt_each, linear_targets, method_config,
 };
 use peft_core::nn::AdaptedForward;
 use peft_core::{Result, Targets};
 use serde::{Deserialize, Serialize};
 
 use crate::mixture::by_task::ByTask;
+use crate::mixture::mtl_adapterhub::AdapterHubMtl;
 
 /// What each task has between A and the B.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +102,9 @@ impl WeightAdapter for MtlLoraLinear {
 #[method_config(
     MTL_LORA, peft_type = "MTL_LORA", title = "MTL-LoRA", family = Reparameterization, identity_at_init,
     new(r, n_tasks),
-    reference = "Yang et al. 2024, MTL-LoRA: Low-Rank Adaptation for Multi-Task Learning, section 3"
+    reference = "Yang et al. 2024, MTL-LoRA: Low-Rank Adaptation for Multi-Task Learning, section 3",
+    parse = MtlLoraConfig::PARSE, recognises = MtlLoraConfig::RECOGNISES, to_json = MtlLoraConfig::json,
+    info = MtlLoraConfig::PROMISES
 )]
 pub struct MtlLoraConfig {
     /// Rank. Default: 8. At least 1.
@@ -126,16 +129,18 @@ pub struct MtlLoraConfig {
     pub dropout: f64,
     /// Biases to train. Default: none.
     pub bias: Bias,
+    /// Reads and writes AdapterHub's layout, and adapts the layers that these fields of its name. The adapter is of one task.
+    /// Default: none.
+    #[field(skip)]
+    pub adapterhub: Option<AdapterHubMtl>,
     /// Layers to adapt. Default: `all-linear`.
     pub targets: Targets,
     /// Fields that every method has.
     pub common: Common,
 }
 
-impl LinearMethod for MtlLoraConfig {
-    type State = MtlLoraLinear;
-
-    fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<MtlLoraLinear> {
+impl MtlLoraConfig {
+    fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> MtlLoraLinear {
         let (rank, ups, tasks) = (self.r, self.n_up_projection, self.n_tasks);
         let like = target.like();
         let task_specific = match self.task_specific_matrix_type {
@@ -154,7 +159,7 @@ impl LinearMethod for MtlLoraConfig {
             }
         };
         let init = plan.init();
-        Ok(MtlLoraLinear {
+        MtlLoraLinear {
             lora_a: init.kaiming_uniform([target.d_in, rank], target.d_in, like),
             lora_b: init.zeros([ups, rank, target.d_out], like),
             task_specific,
@@ -163,6 +168,23 @@ impl LinearMethod for MtlLoraConfig {
             sharpness: self.weights_sharpness,
             scale: self.alpha / rank as f64,
             dropout: DropoutConfig::new(self.dropout).init(),
+        }
+    }
+}
+
+impl Method for MtlLoraConfig {
+    fn validate(&self) -> Result<()> {
+        self.check_fields()?;
+        self.check_layout()
+    }
+
+    fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
+        if let Some(fields) = &self.adapterhub {
+            return self.plan_adapterhub(fields, layout, plan);
+        }
+        let targets = linear_targets(self, layout, plan)?;
+        adapt_each(self, &targets, layout, plan, |target, plan| {
+            Ok(self.on_linear(target, plan))
         })
     }
 

@@ -178,11 +178,12 @@ impl LinearMethod for PolyConfig {
                 part_in,
                 target.like(),
             ),
-            poly_lora_b: if self.init_weights {
-                init.zeros(of_b, target.like())
-            } else {
-                init.kaiming_uniform(of_b, rank, target.like())
-            },
+            poly_lora_b: init.zeros_or_kaiming_uniform(
+                self.init_weights,
+                of_b,
+                rank,
+                target.like(),
+            ),
             module_logits: init.uniform([self.n_tasks, splits * skills], 1e-3, target.like()),
             deterministic_router: self.deterministic_router,
         })

@@ -21,9 +21,9 @@ pub struct XLoraConfig {
     pub enable_softmax_topk: bool,
     /// Whether each layer has weights of its own, else one set serves all. Default: false.
     pub layerwise_scalings: bool,
-    /// How many linear layers the classifier has. Default: 1. At least 1.
+    /// How many linear layers the classifier has. Default: 1. At least 1, at most 1000.
     pub xlora_depth: usize,
-    /// Width between them. Default: 2048. At least 1.
+    /// Width between them. Default: 2048. At least 1, at most a million.
     pub xlora_size: usize,
     /// Dropout probability between them, in [0, 1). Default: 0.2.
     pub xlora_dropout_p: f64,
@@ -80,11 +80,11 @@ impl XLoraConfig {
         let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
             Err(Error::config(XLORA, field, value, expected))
         };
-        if self.xlora_depth == 0 {
-            return refuse("xlora_depth", &self.xlora_depth, "at least 1");
+        if !(1..=1000).contains(&self.xlora_depth) {
+            return refuse("xlora_depth", &self.xlora_depth, "in [1, 1000]");
         }
-        if self.xlora_size == 0 {
-            return refuse("xlora_size", &self.xlora_size, "at least 1");
+        if !(1..=1_000_000).contains(&self.xlora_size) {
+            return refuse("xlora_size", &self.xlora_size, "in [1, 1000000]");
         }
         if !(0.0..1.0).contains(&self.xlora_dropout_p) {
             return refuse("xlora_dropout_p", &self.xlora_dropout_p, "in [0, 1)");

@@ -64,7 +64,8 @@ fn filled(
         Ok(data)
     };
     for (at, layer) in classifier.layers.iter_mut().enumerate() {
-        let [d_in, d_out] = layer.weight.dims();
+        // Not of its value: that of a fresh one is not drawn before it is looked at.
+        let [d_in, d_out] = layer.weight.lazy_shape().dims();
         let key = |name: &str| format!("{PREFIX}.{}.{name}", index(at, config));
         let weight = take(key("weight"), [d_out, d_in], 2)?;
         let bias = take(key("bias"), [1, d_out], 1)?;
@@ -82,12 +83,17 @@ fn filled(
     }
 }
 
-/// The parameter with the value that `laid_out` makes of the file's.
+/// The parameter with the value that `laid_out` makes of the file's. That of a fresh one is never drawn.
 fn with<const D: usize>(
     param: Param<Tensor<D>>,
     data: TensorData,
     laid_out: impl FnOnce(Tensor<D>) -> Tensor<D>,
 ) -> Param<Tensor<D>> {
+    if !param.is_initialized() {
+        let (device, id) = (param.lazy_device(), param.id);
+        let value = laid_out(Tensor::from_data(data, &device)).detach();
+        return param.transform_for_load(value, id);
+    }
     param.map(|old| {
         let data = data.convert_dtype(old.dtype());
         let value = laid_out(Tensor::from_data(data, (&old.device(), old.dtype())));

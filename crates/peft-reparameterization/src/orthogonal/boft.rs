@@ -4,6 +4,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::module::conv2d;
 use peft_core::method::LINEAR_AND_CONV;
 use peft_core::method::prelude::*;
+use peft_core::ops::scale_columns;
 
 use crate::orthogonal::one_of_two;
 use crate::orthogonal::rotation::{cayley, drop_blocks, rotate_inputs, rotate_rows};
@@ -122,7 +123,8 @@ impl WeightAdapter for BoftLinear {
         for factor in (0..rotations.dims()[0]).rev() {
             input = turned(input, Side::Columns, &rotations, factor);
         }
-        inner.with_bias(inner.product(input) * self.scale())
+        let scale = self.boft_s.val().reshape([-1]);
+        scale_columns(inner.product(input), scale, inner.bias())
     }
 }
 
@@ -197,7 +199,7 @@ impl BoftConfig {
 impl LinearMethod for BoftConfig {
     type State = BoftLinear;
 
-    const LAYERS: (&'static [LayerKind], &'static str) = LINEAR_AND_CONV;
+    const LAYERS: &'static [LayerKind] = LINEAR_AND_CONV;
 
     fn check(&self) -> Result<()> {
         let sizes = [self.boft_block_size, self.boft_block_num];

@@ -140,7 +140,7 @@ pub struct HraConfig {
 impl LinearMethod for HraConfig {
     type State = HraLinear;
 
-    const LAYERS: (&'static [LayerKind], &'static str) = LINEAR_AND_CONV;
+    const LAYERS: &'static [LayerKind] = LINEAR_AND_CONV;
 
     fn on_linear(&self, target: &TargetLayer<'_>, plan: &mut Plan) -> Result<HraLinear> {
         let (d_in, r, like) = (target.d_in, self.r, target.like());

@@ -119,6 +119,11 @@ impl WeightAdapter for OftEmbedding {
         from_matrix(rotate_inputs(matrix_of(weight), blocks), shape)
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     // Only the rows that are looked up.
     fn embedding(&self, ids: Tensor<2, Int>, inner: &dyn BaseEmbedding) -> Tensor<3> {
         let rows = inner.forward(ids);
@@ -252,11 +257,9 @@ impl OftConfig {
         let blocks = width / size;
         let rows = if self.block_share { 1 } else { blocks };
         let shape = [rows, size * (size - 1) / 2];
-        let oft_r = if self.init_weights {
-            plan.init().zeros(shape, like)
-        } else {
-            plan.init().normal(shape, 0.1, like)
-        };
+        let oft_r = plan
+            .init()
+            .zeros_or_normal(self.init_weights, shape, 0.1, like);
         let key = ("triangles", size, like.0.clone());
         Ok(OftLinear {
             oft_r,

@@ -233,11 +233,7 @@ impl LinearMethod for PsoftConfig {
         let init = plan.init();
         let triangle = self.psoft_orth.then(|| {
             let shape = [r * (r - 1) / 2];
-            if self.init_weights {
-                init.zeros(shape, like)
-            } else {
-                init.normal(shape, 0.1, like)
-            }
+            init.zeros_or_normal(self.init_weights, shape, 0.1, like)
         });
         let free = (!self.psoft_orth).then(|| {
             let std = if self.init_weights { 0.0 } else { 0.1 };

@@ -7,6 +7,7 @@ use burn::module::Module;
 use burn::nn::Dropout;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use peft_core::nn::dropout_rate;
+use peft_core::ops::block_diagonal;
 
 /// How skew-symmetric matrices are read from rows that hold their strictly upper triangles.
 #[derive(Module, Debug)]
@@ -113,11 +114,7 @@ pub(crate) fn neumann(skew: Tensor<3>, terms: usize) -> Tensor<3> {
 
 /// `x·diag(R₁, R₂, …)` for `input` `[tokens, blocks · size]` and blocks `[blocks, size, size]`.
 pub(crate) fn rotate_inputs(input: Tensor<2>, blocks: Tensor<3>) -> Tensor<2> {
-    let [tokens, width] = input.dims();
-    let [count, size, _] = blocks.dims();
-    let parts = input.reshape([tokens, count, size]).swap_dims(0, 1);
-    let rotated = parts.matmul(blocks).swap_dims(0, 1);
-    rotated.reshape([tokens, width])
+    block_diagonal(input, blocks)
 }
 
 /// `diag(R₁, R₂, …)·W` for `weight` `[blocks · size, columns]` and blocks `[blocks, size, size]`.

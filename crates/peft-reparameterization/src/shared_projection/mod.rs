@@ -7,3 +7,5 @@ pub(crate) mod tinylora;
 pub(crate) mod unilora;
 pub(crate) mod vblora;
 pub(crate) mod vera;
+pub(crate) mod vera_adapterhub;
+pub(crate) mod vera_layouts;

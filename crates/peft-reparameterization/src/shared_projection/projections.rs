@@ -2,8 +2,9 @@
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
+use peft_core::Result;
 use peft_core::checkpoint::transposed;
-use peft_core::method::{Layout, Plan, TargetLayer};
+use peft_core::method::{Layout, MethodInfo, Plan, Shared, TargetLayer};
 
 use crate::math::torch_random::TorchGenerator;
 
@@ -57,26 +58,68 @@ pub(crate) fn lazy<const D: usize>(
     Param::uninitialized(ParamId::new(), init, device.clone(), trained, shape)
 }
 
-/// A and B that all layers share, frozen, of shapes that upstream has transposed: from a file, or drawn from the key.
-pub(crate) fn random_pair(
-    key: i64,
-    from_file: bool,
-    shapes: [[usize; 2]; 2],
-    plan: &mut Plan,
-    like: (&Device, DType),
-) -> [Param<Tensor<2>>; 2] {
-    let mut which = 0;
-    shapes.map(|[rows, columns]| {
-        let at = which;
-        which += 1;
-        if from_file {
-            let zeros = plan.init().zeros([columns, rows], like);
-            return zeros.set_require_grad(false);
+/// VeRA's frozen matrices, which all layers share.
+pub(crate) struct VeraProjections {
+    /// Seed for torch's generator.
+    pub(crate) key: i64,
+    /// Whether a file holds them.
+    pub(crate) saved: bool,
+    /// Columns of A.
+    pub(crate) down: usize,
+    /// Rows of B: r.
+    pub(crate) up: usize,
+}
+
+impl VeraProjections {
+    /// A `[in, down]` and B `[up, out]` of the widest layer, frozen, from a file or drawn from the key: handles for each
+    /// of the targets.
+    pub(crate) fn handles(
+        &self,
+        info: &MethodInfo,
+        targets: &[TargetLayer<'_>],
+        layout: &Layout,
+        plan: &mut Plan,
+    ) -> Result<impl Iterator<Item = (Shared<2>, Shared<2>)> + use<>> {
+        let [d_in, d_out] = widest(targets);
+        if !fits(&[self.down, d_in.max(d_out)]) {
+            let expected = "a rank whose projections fit into memory";
+            return Err(info.refusal("r", self.up, expected));
         }
-        lazy([columns, rows], like, false, move || {
-            transposed(&drawn(key, shapes)[at], [rows, columns])
-        })
-    })
+        let (device, dtype) = first_like(targets, layout);
+        let from_file = self.saved && !plan.is_new();
+        // Upstream has them transposed.
+        let (key, shapes) = (self.key, [[self.down, d_in], [d_out, self.up]]);
+        let mut which = 0;
+        let [a, b] = shapes.map(|[rows, columns]| {
+            let at = which;
+            which += 1;
+            if from_file {
+                let zeros = plan.init().zeros([columns, rows], (&device, dtype));
+                return zeros.set_require_grad(false);
+            }
+            lazy([columns, rows], (&device, dtype), false, move || {
+                transposed(&drawn(key, shapes)[at], [rows, columns])
+            })
+        });
+        let of_all = |matrix| Shared::new(matrix, targets.len());
+        Ok(of_all(a).zip(of_all(b)))
+    }
+}
+
+/// VeRA's trained vectors, d of `size` elements and b: d at `d_initial` and b zero, or d normal and b one without it.
+pub(crate) fn vera_vectors(
+    d_initial: Option<f64>,
+    size: usize,
+    target: &TargetLayer<'_>,
+    plan: &mut Plan,
+) -> [Param<Tensor<1>>; 2] {
+    let (d_out, like) = (target.d_out, target.like());
+    if let Some(value) = d_initial {
+        let d = lazy([size], like, true, move || vec![value as f32; size]);
+        return [d, plan.init().zeros([d_out], like)];
+    }
+    let d = plan.init().normal([size], 1.0, like);
+    [d, lazy([d_out], like, true, move || vec![1.0; d_out])]
 }
 
 /// Two matrices `[rows, columns]` as upstream draws them: torch's `kaiming_uniform_` with gain √2, one after the other.

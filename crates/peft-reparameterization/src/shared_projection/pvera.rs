@@ -6,7 +6,7 @@ use peft_core::method::prelude::*;
 use peft_core::nn::{AdaptedForward as _, dropout_rate};
 use peft_core::ops::add_low_rank;
 
-use crate::shared_projection::projections::{corner, first_like, fits, lazy, random_pair, widest};
+use crate::shared_projection::projections::{VeraProjections, corner, vera_vectors};
 
 /// Fillioux et al. 2025: `y = xW + (z B) ∘ b`, with z normal of mean μ and variance exp(l), where `[μ, l]` is
 /// `(drop(x) A) ∘ d`. A and B are corners of two frozen matrices that all layers share.
@@ -96,6 +96,11 @@ impl WeightAdapter for PveraLinear {
         (!self.samples() && !self.drops()).then(|| self.factors())
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         if let Some(factors) = self.low_rank() {
             return base.forward_with(input, factors);
@@ -155,32 +160,21 @@ pub struct PveraConfig {
 impl Method for PveraConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let targets = linear_targets(self, layout, plan)?;
-        let (widths, rank) = (widest(&targets), self.r);
-        let both = rank.saturating_mul(2);
-        if !fits(&[both, widths[0].max(widths[1])]) {
-            let expected = "a rank whose projections fit into memory";
-            return Err(Error::config(PVERA.title, "r", rank, expected));
-        }
-        let (device, dtype) = first_like(&targets, layout);
-        let from_file = self.save_projection && !plan.is_new();
-        let shapes = [[both, widths[0]], [widths[1], rank]];
-        let key = self.projection_prng_key;
-        let [a, b] = random_pair(key, from_file, shapes, plan, (&device, dtype));
-        let mut a = Shared::new(a, targets.len());
-        let mut b = Shared::new(b, targets.len());
+        let both = self.r.saturating_mul(2);
+        let projections = VeraProjections {
+            key: self.projection_prng_key,
+            saved: self.save_projection,
+            down: both,
+            up: self.r,
+        };
+        let mut handles = projections.handles(&PVERA, &targets, layout, plan)?;
+        let d_initial = self.init_weights.then_some(self.d_initial);
         adapt_each(self, &targets, layout, plan, |target, plan| {
-            let (d_out, like) = (target.d_out, target.like());
-            let (pvera_lambda_d, pvera_lambda_b) = if self.init_weights {
-                let d_initial = self.d_initial as f32;
-                let d = lazy([both], like, true, move || vec![d_initial; both]);
-                (d, plan.init().zeros([d_out], like))
-            } else {
-                let init = plan.init();
-                (init.normal([both], 1.0, like), init.ones([d_out], like))
-            };
+            let (pvera_a, pvera_b) = handles.next().expect("a handle for each target");
+            let [pvera_lambda_d, pvera_lambda_b] = vera_vectors(d_initial, both, target, plan);
             Ok(PveraLinear {
-                pvera_a: a.next().expect("a handle for each target"),
-                pvera_b: b.next().expect("a handle for each target"),
+                pvera_a,
+                pvera_b,
                 pvera_lambda_d,
                 pvera_lambda_b,
                 dropout: DropoutConfig::new(self.pvera_dropout).init(),

@@ -4,7 +4,7 @@
 use burn::nn::{Dropout, DropoutConfig};
 use peft_core::method::prelude::*;
 use peft_core::nn::{AdaptedForward, dropout_rate};
-use peft_core::ops::{self, add_low_rank};
+use peft_core::ops::{self, add_low_rank, add_product};
 
 use crate::math::torch_random::TorchGenerator;
 use crate::shared_projection::projections::{corner, first_like, fits, lazy, widest};
@@ -64,11 +64,8 @@ impl RandLoraLinear {
 
 impl WeightAdapter for RandLoraLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        let LowRank {
-            down, up, scale, ..
-        } = self.factors();
-        let shape = weight.shape();
-        weight + (down.matmul(up) * scale).reshape(shape)
+        let (shape, matrix) = (weight.shape(), matrix_of(weight));
+        from_matrix(add_product(matrix, self.factors()), shape)
     }
 
     // No `low_rank`: the rank is full, and with many tokens a dense change costs less than its factors.

@@ -96,6 +96,11 @@ impl WeightAdapter for TinyLora {
         (!self.is_table && !self.drops()).then(|| self.factors())
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
         if !self.drops() {
             return base.forward_with(input, self.factors());
@@ -250,7 +255,7 @@ impl Method for TinyLoraConfig {
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let kinds = &[LayerKind::Linear, LayerKind::Embedding];
-        let targets = layer_targets(self, layout, plan, (kinds, "Linear and Embedding"))?;
+        let targets = layer_targets(self, layout, plan, kinds)?;
         let mut vectors = Vec::with_capacity(targets.len());
         for (group, size) in groups(targets.len(), self.weight_tying)
             .into_iter()

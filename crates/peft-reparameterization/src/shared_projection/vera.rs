@@ -3,7 +3,8 @@
 use burn::nn::{Dropout, DropoutConfig};
 use peft_core::method::prelude::*;
 
-use crate::shared_projection::projections::{corner, first_like, fits, lazy, random_pair, widest};
+use crate::shared_projection::projections::{VeraProjections, corner, vera_vectors};
+use crate::shared_projection::vera_adapterhub::AdapterHubVera;
 
 /// Kopiczko et al. 2024, section 3.1: `y = xW + ((drop(x) A) ∘ d) B ∘ b`, where A and B are corners
 /// of two frozen matrices that all layers share.
@@ -47,7 +48,8 @@ impl LowRankAdapter for VeraLinear {
 /// VeRA's configuration. Fields are called and behave as in Hugging Face PEFT's `VeraConfig`.
 #[method_config(
     VERA, peft_type = "VERA", title = "VeRA", family = Reparameterization, identity_at_init, mergeable, new(r),
-    reference = "Kopiczko et al. 2024, VeRA: Vector-based Random Matrix Adaptation, section 3.1"
+    reference = "Kopiczko et al. 2024, VeRA: Vector-based Random Matrix Adaptation, section 3.1",
+    parse = VeraConfig::PARSE, recognises = VeraConfig::RECOGNISES, to_json = VeraConfig::json, info = VeraConfig::PROMISES
 )]
 pub struct VeraConfig {
     /// Rank of the projections. It may exceed a layer's width.
@@ -70,38 +72,39 @@ pub struct VeraConfig {
     /// change outputs; for tests.
     #[field(default = true)]
     pub init_weights: bool,
+    /// Writes files in AdapterHub's layout, and adapts the layers that these fields of its name, with matrices in the place of
+    /// both vectors. Default: none, Hugging Face PEFT's layout.
+    #[field(skip)]
+    pub adapterhub: Option<AdapterHubVera>,
     pub targets: Targets,
     pub common: Common,
 }
 
 impl Method for VeraConfig {
+    fn validate(&self) -> Result<()> {
+        self.check_fields()?;
+        self.check_layout()
+    }
+
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
-        let targets = linear_targets(self, layout, plan)?;
-        let (widths, rank) = (widest(&targets), self.r);
-        if !fits(&[rank, widths[0].max(widths[1])]) {
-            let expected = "a rank whose projections fit into memory";
-            return Err(Error::config(VERA.title, "r", rank, expected));
+        if let Some(fields) = &self.adapterhub {
+            return self.plan_adapterhub(fields, layout, plan);
         }
-        let (device, dtype) = first_like(&targets, layout);
-        let from_file = self.save_projection && !plan.is_new();
-        let shapes = [[rank, widths[0]], [widths[1], rank]];
-        let key = self.projection_prng_key;
-        let [a, b] = random_pair(key, from_file, shapes, plan, (&device, dtype));
-        let mut a = Shared::new(a, targets.len());
-        let mut b = Shared::new(b, targets.len());
+        let targets = linear_targets(self, layout, plan)?;
+        let projections = VeraProjections {
+            key: self.projection_prng_key,
+            saved: self.save_projection,
+            down: self.r,
+            up: self.r,
+        };
+        let mut handles = projections.handles(&VERA, &targets, layout, plan)?;
+        let d_initial = self.init_weights.then_some(self.d_initial);
         adapt_each(self, &targets, layout, plan, |target, plan| {
-            let (d_out, like) = (target.d_out, target.like());
-            let (vera_lambda_d, vera_lambda_b) = if self.init_weights {
-                let d_initial = self.d_initial as f32;
-                let d = lazy([rank], like, true, move || vec![d_initial; rank]);
-                (d, plan.init().zeros([d_out], like))
-            } else {
-                let d = plan.init().normal([rank], 1.0, like);
-                (d, lazy([d_out], like, true, move || vec![1.0; d_out]))
-            };
+            let (vera_a, vera_b) = handles.next().expect("a handle for each target");
+            let [vera_lambda_d, vera_lambda_b] = vera_vectors(d_initial, self.r, target, plan);
             Ok(VeraLinear {
-                vera_a: a.next().expect("a handle for each target"),
-                vera_b: b.next().expect("a handle for each target"),
+                vera_a,
+                vera_b,
                 vera_lambda_d,
                 vera_lambda_b,
                 dropout: DropoutConfig::new(self.vera_dropout).init(),
@@ -112,7 +115,9 @@ impl Method for VeraConfig {
     }
 
     fn max_rank(&self) -> Option<usize> {
-        Some(self.r)
+        let fields = self.adapterhub.as_ref();
+        let low_rank = fields.is_none_or(|fields| !(fields.use_dora || fields.use_gating));
+        low_rank.then_some(self.r)
     }
 }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::IndexingUpdateOp;
 use peft_core::method::prelude::*;
 use peft_core::nn::{AdaptedForward, dropout_rate};
+use peft_core::ops::{Sparse, add_product, add_sparse, scale_columns};
 
 use crate::math::of_weight::beginning_as;
 use crate::spectral::joint_basis::{joint_basis, within};
@@ -35,29 +35,30 @@ pub struct FrodLinear {
 }
 
 impl FrodLinear {
-    /// Sᵀ + diag(λ − λ₀), `[in, in]`.
-    fn inner(&self) -> Tensor<2> {
+    /// V (Sᵀ + diag(λ − λ₀)), `[in, in]`. S has few elements, and is not made dense.
+    fn turned(&self) -> Tensor<2> {
         let [width] = self.lambda.dims();
-        let indices = self.indices.val();
+        let (v, indices) = (self.v.val(), self.indices.val());
         let [_, count] = indices.dims();
-        let scales = self.lambda.val().unsqueeze() - self.lambda_init.val();
-        let one = Tensor::<2>::eye(width, &scales.device()).cast(scales.dtype());
-        let diagonal = one * scales;
+        let scales = self.lambda.val() - self.lambda_init.val().reshape([width]);
+        let scaled = scale_columns(v.clone(), scales, None);
         if count == 0 {
-            return diagonal;
+            return scaled;
         }
         let axis =
             |axis: usize| -> Tensor<1, Int> { indices.clone().narrow(0, axis, 1).reshape([count]) };
-        let places = axis(1) * width as i64 + axis(0);
-        let values = self.values.val();
-        let sparse = Tensor::<1>::zeros([width * width], &values.device()).cast(values.dtype());
-        let sparse = sparse.scatter(0, places, values, IndexingUpdateOp::Add);
-        sparse.reshape([width, width]) + diagonal
+        let sparse = Sparse {
+            values: self.values.val(),
+            inputs: axis(1),
+            outputs: axis(0),
+            shape: [width, width],
+        };
+        add_sparse(scaled, v, sparse)
     }
 
     /// The change of the weight, `[in, out]`.
     pub fn delta(&self) -> Tensor<2> {
-        self.v.val().matmul(self.inner()).matmul(self.u.val())
+        self.turned().matmul(self.u.val())
     }
 }
 
@@ -90,8 +91,9 @@ impl Adapter for FrodLinear {
 
 impl WeightAdapter for FrodLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        let shape = weight.shape();
-        weight + self.delta().reshape(shape)
+        let (shape, matrix) = (weight.shape(), matrix_of(weight));
+        let change = LowRank::new(self.turned(), self.u.val(), 1.0);
+        from_matrix(add_product(matrix, change), shape)
     }
 
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {
@@ -101,7 +103,7 @@ impl WeightAdapter for FrodLinear {
             return peft_core::ops::linear(input, weight, base.bias(), None);
         }
         let dropped = self.dropout.adapted(input.clone());
-        let change = dropped.matmul(self.v.val()).matmul(self.inner());
+        let change = dropped.matmul(self.turned());
         base.forward(input) + change.matmul(self.u.val())
     }
 }

@@ -2,6 +2,7 @@
 
 use peft_core::method::LayerValue;
 use peft_core::method::prelude::*;
+use peft_core::ops::add_product;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::math::linalg::svd;
@@ -84,17 +85,25 @@ impl OsfLinear {
 
     /// The change of the weight, `[in, out]`.
     pub fn delta(&self) -> Tensor<2> {
-        let trained = (self.inputs() * self.s_low.val().unsqueeze()).matmul(self.outputs());
-        let initial = (self.v_init.val() * self.s_init.val()).matmul(self.u_init.val());
-        trained - initial
+        let ([_, out], [d_in, _]) = (self.u_low.dims(), self.v_low.dims());
+        let like = (&self.u_low.device(), self.u_low.val().dtype());
+        self.added(Tensor::zeros([d_in, out], like))
+    }
+
+    /// `weight` `[in, out]` and the change.
+    fn added(&self, weight: Tensor<2>) -> Tensor<2> {
+        let trained = self.inputs() * self.s_low.val().unsqueeze();
+        let weight = add_product(weight, LowRank::new(trained, self.outputs(), 1.0));
+        let initial = self.v_init.val() * self.s_init.val();
+        add_product(weight, LowRank::new(initial, self.u_init.val(), -1.0))
     }
 }
 
 impl WeightAdapter for OsfLinear {
     // Composed in layers, too: its rank is near the weight's own, so its factors would cost more.
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        let shape = weight.shape();
-        weight + self.delta().reshape(shape)
+        let (shape, matrix) = (weight.shape(), matrix_of(weight));
+        from_matrix(self.added(matrix), shape)
     }
 }
 
@@ -242,13 +251,8 @@ impl OsfConfig {
         });
         let [u_init, s_init, v_init, u_high, v_high] = parts;
         let init = plan.init();
-        let [mut u_low, mut v_low] = [[low, d_out], [d_in, low]].map(|shape| {
-            if self.init_weights {
-                init.zeros(shape, like)
-            } else {
-                init.normal(shape, 1.0, like)
-            }
-        });
+        let [mut u_low, mut v_low] = [[low, d_out], [d_in, low]]
+            .map(|shape| init.zeros_or_normal(self.init_weights, shape, 1.0, like));
         let mut s_low = init.normal([low], 1.0, like);
         if plan.is_new() && self.init_weights {
             u_low = beginning_as(u_init.val());

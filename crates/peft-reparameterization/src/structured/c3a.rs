@@ -56,6 +56,10 @@ impl WeightAdapter for C3aLinear {
         weight + self.delta().reshape(shape)
     }
 
+    fn needs_weight(&self) -> bool {
+        !self.upstream_gradient
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         if !self.upstream_gradient {
             let weight = self.compose(inner.weight());

@@ -108,11 +108,7 @@ impl LinearMethod for DeLoraConfig {
         }
         let init = plan.init();
         let delora_a = init.kaiming_uniform([d_in, rank], d_in, like);
-        let delora_b = if self.init_weights {
-            init.zeros([rank, out], like)
-        } else {
-            init.kaiming_uniform([rank, out], rank, like)
-        };
+        let delora_b = init.zeros_or_kaiming_uniform(self.init_weights, [rank, out], rank, like);
         let (delora_lambda, delora_w_norm) = if is_new {
             let (device, dtype) = like;
             // A quantized base has no float type of its own.

@@ -1,10 +1,9 @@
 //! FourierFT: the change of a weight has few frequencies, whose coefficients are trained.
 
 use std::collections::BTreeSet;
-use std::f64::consts::TAU;
 
-use burn::tensor::IndexingUpdateOp;
 use peft_core::method::prelude::*;
+use peft_core::ops::{Sparse, Waves, add_sparse, add_waves};
 
 use crate::math::torch_random::TorchGenerator;
 
@@ -19,8 +18,13 @@ struct Frequencies {
     of_inputs: Tensor<2>,
     /// The same over the outputs: `[q, out]`.
     of_outputs: Tensor<2>,
-    /// Where in `[p, q]` the coefficients belong: n times with the cosines, n times with the sines.
-    places: Tensor<1, Int>,
+    /// The same, as what a fast transform takes.
+    #[module(skip)]
+    waves: Waves,
+    /// Where in `[p, q]` the coefficients belong, their rows: n times with the cosines, n times with the sines.
+    rows: Tensor<1, Int>,
+    /// Their columns.
+    columns: Tensor<1, Int>,
     /// Their signs there, `[2n]`.
     signs: Tensor<1>,
 }
@@ -30,27 +34,32 @@ impl Frequencies {
     /// `[out, in]`.
     fn new(seed: u64, count: usize, [d_in, out]: [usize; 2], device: &Device) -> Self {
         let drawn = TorchGenerator::new(seed).randperm(d_in * out, count);
-        let inputs = Waves::new(drawn.iter().map(|place| place % d_in), d_in);
-        let outputs = Waves::new(drawn.iter().map(|place| place / d_in), out);
-        let columns = 2 * outputs.used.len();
-        let (mut places, mut signs) = (Vec::new(), Vec::new());
+        let inputs = Side::new(drawn.iter().map(|place| place % d_in), d_in);
+        let outputs = Side::new(drawn.iter().map(|place| place / d_in), out);
+        let (mut rows, mut columns, mut signs) = (Vec::new(), Vec::new(), Vec::new());
         for sine in [0, 1] {
             for ((row, up), (column, down)) in inputs.of.iter().zip(&outputs.of) {
-                places.push(((row + sine) * columns + column + sine) as i64);
+                rows.push((row + sine) as i64);
+                columns.push((column + sine) as i64);
                 signs.push(if sine == 0 { 1.0 } else { -up * down });
             }
         }
+        let waves = inputs.waves().values((device, DType::F32));
+        let of_outputs = outputs.waves();
+        let indices = |values| Tensor::from_data(TensorData::new(values, [2 * count]), device);
         Self {
-            of_inputs: inputs.values(device),
-            of_outputs: outputs.values(device).transpose(),
-            places: Tensor::from_data(TensorData::new(places, [2 * count]), device),
+            of_inputs: Tensor::from_data(waves.transpose().into_data(), device),
+            of_outputs: of_outputs.values((device, DType::F32)),
+            waves: of_outputs,
+            rows: indices(rows),
+            columns: indices(columns),
             signs: Tensor::from_data(TensorData::new(signs, [2 * count]), device),
         }
     }
 }
 
 /// The waves of one side.
-struct Waves {
+struct Side {
     /// Frequencies in use, at most half of the width.
     used: Vec<usize>,
     /// For each coefficient: the column of its cosine, which its sine follows, and the sign of the sine.
@@ -58,7 +67,7 @@ struct Waves {
     width: usize,
 }
 
-impl Waves {
+impl Side {
     fn new(frequencies: impl Iterator<Item = usize>, width: usize) -> Self {
         let folded: Vec<(usize, f32)> = frequencies
             .map(|frequency| match width - frequency {
@@ -76,18 +85,8 @@ impl Waves {
         Self { used, of, width }
     }
 
-    /// `[width, 2 · used]`.
-    fn values(&self, device: &Device) -> Tensor<2> {
-        let mut values = Vec::with_capacity(2 * self.width * self.used.len());
-        for feature in 0..self.width {
-            for frequency in &self.used {
-                let turns = (feature * frequency % self.width) as f64 / self.width as f64;
-                let (sine, cosine) = (TAU * turns).sin_cos();
-                values.extend([cosine as f32, sine as f32]);
-            }
-        }
-        let shape = [self.width, 2 * self.used.len()];
-        Tensor::from_data(TensorData::new(values, shape), device)
+    fn waves(&self) -> Waves {
+        Waves::new(&self.used, self.width)
     }
 }
 
@@ -107,47 +106,75 @@ pub struct FourierFtLinear {
 }
 
 impl FourierFtLinear {
-    /// The change as factors, as many as there are waves over the inputs. In `f32` at least, as upstream transforms:
-    /// the waves cancel each other, so what a number of 16 bits loses of each is much of their sum.
-    fn factors(&self) -> LowRank {
+    /// C, `[p, q]`. In `f32` at least, as upstream transforms: the waves cancel each other, so what a number of 16 bits
+    /// loses of each is much of their sum.
+    fn coefficients(&self) -> Sparse {
         let spectrum = self.spectrum.val();
         let dtype = match spectrum.dtype() {
             DType::F16 | DType::BF16 => DType::F32,
             dtype => dtype,
         };
-        let (spectrum, device) = (spectrum.cast(dtype), self.spectrum.device());
+        let spectrum = spectrum.cast(dtype);
         let Frequencies {
             of_inputs,
             of_outputs,
-            places,
+            rows,
+            columns,
             signs,
+            ..
         } = self.frequencies.clone();
-        let ([_, rows], [columns, _]) = (of_inputs.dims(), of_outputs.dims());
-        let values = Tensor::cat(vec![spectrum.clone(), spectrum], 0) * signs.cast(dtype);
-        let coefficients = Tensor::<1>::zeros([rows * columns], (&device, dtype))
-            .select_assign(0, places, values, IndexingUpdateOp::Add)
-            .reshape([rows, columns]);
-        LowRank {
-            down: of_inputs.cast(dtype),
-            up: coefficients.matmul(of_outputs.cast(dtype)),
-            scale: self.scale,
-            dropout: 0.0,
+        Sparse {
+            values: Tensor::cat(vec![spectrum.clone(), spectrum], 0) * signs.cast(dtype),
+            inputs: rows,
+            outputs: columns,
+            shape: [of_inputs.dims()[1], of_outputs.dims()[0]],
         }
+    }
+
+    /// The change as factors, as many as there are waves over the inputs.
+    fn factors(&self) -> LowRank {
+        let coefficients = self.coefficients().dense();
+        let dtype = coefficients.dtype();
+        let Frequencies {
+            of_inputs,
+            of_outputs,
+            ..
+        } = self.frequencies.clone();
+        let up = coefficients.matmul(of_outputs.cast(dtype));
+        LowRank::new(of_inputs.cast(dtype), up, self.scale)
+    }
+
+    /// `weight` and the change, `[in, out]`, in `f32` at least. The waves over the inputs are multiplied with the few
+    /// coefficients, and transformed over the outputs.
+    fn added(&self, weight: Tensor<2>) -> Tensor<2> {
+        let coefficients = self.coefficients();
+        let dtype = coefficients.values.dtype();
+        let of_inputs = self.frequencies.of_inputs.clone().cast(dtype);
+        let shape = [of_inputs.dims()[0], coefficients.shape[1]];
+        let none = Tensor::zeros(shape, (&of_inputs.device(), dtype));
+        let coefficients = add_sparse(none, of_inputs, coefficients);
+        add_waves(weight, coefficients, &self.frequencies.waves, self.scale)
     }
 
     /// The change of the weight, `[in, out]`, in `f32` where the weight has 16 bits.
     pub fn delta(&self) -> Tensor<2> {
-        let LowRank {
-            down, up, scale, ..
-        } = self.factors();
-        down.matmul(up * scale)
+        let [d_in, _] = self.frequencies.of_inputs.dims();
+        let [_, out] = self.frequencies.of_outputs.dims();
+        let dtype = match self.spectrum.val().dtype() {
+            DType::F16 | DType::BF16 => DType::F32,
+            dtype => dtype,
+        };
+        self.added(Tensor::zeros([d_in, out], (&self.spectrum.device(), dtype)))
     }
 }
 
 impl WeightAdapter for FourierFtLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         let (shape, dtype) = (weight.shape(), weight.dtype());
-        weight + self.delta().cast(dtype).reshape(shape)
+        if matches!(dtype, DType::F16 | DType::BF16) {
+            return weight + self.delta().cast(dtype).reshape(shape);
+        }
+        from_matrix(self.added(matrix_of(weight)), shape)
     }
 
     fn low_rank(&self) -> Option<LowRank> {
@@ -206,11 +233,9 @@ impl LinearMethod for FourierFtConfig {
         let frequencies = plan.in_common(([count, d_in, out], device.clone()), || {
             Frequencies::new(seed, count, [d_in, out], device)
         });
-        let spectrum = if self.init_weights {
-            plan.init().zeros([count], like)
-        } else {
-            plan.init().normal([count], 1.0, like)
-        };
+        let spectrum = plan
+            .init()
+            .zeros_or_normal(self.init_weights, [count], 1.0, like);
         Ok(FourierFtLinear {
             spectrum,
             frequencies,
@@ -222,6 +247,8 @@ impl LinearMethod for FourierFtConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::f64::consts::TAU;
+
     use burn::tensor::Tolerance;
     use peft_core::device::cpu_devices;
 

@@ -2,7 +2,7 @@
 
 use peft_core::method::prelude::*;
 use peft_core::method::train_biases;
-use peft_core::ops::linear;
+use peft_core::ops::{add_product, linear, scale_by_product};
 use serde::{Deserialize, Serialize};
 
 /// The form of one of GLoRA's parts.
@@ -135,14 +135,26 @@ impl Adapter for GloraLinear {
 
 impl WeightAdapter for GloraLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        let weight = match self.a.value() {
-            Some(a) => weight * (spread(a) + 1.0),
-            None => weight,
+        let (shape, matrix) = (weight.shape(), matrix_of(weight));
+        let scaled = match (&self.a.xu, &self.a.xd) {
+            (Some(xu), Some(xd)) => scale_by_product(matrix, xu.val(), xd.val()),
+            _ => match self.a.value() {
+                Some(a) => matrix * (a + 1.0),
+                None => matrix,
+            },
         };
-        match self.b.value() {
-            Some(b) => weight + spread(b),
-            None => weight,
-        }
+        let changed = match (&self.b.xu, &self.b.xd) {
+            (Some(xu), Some(xd)) => add_product(scaled, LowRank::new(xu.val(), xd.val(), 1.0)),
+            _ => match self.b.value() {
+                Some(b) => scaled + b,
+                None => scaled,
+            },
+        };
+        from_matrix(changed, shape)
+    }
+
+    fn needs_weight(&self) -> bool {
+        self.a.x.is_none() || self.b.x.is_none()
     }
 
     fn linear(&self, input: Tensor<2>, base: &dyn BaseLinear) -> Tensor<2> {

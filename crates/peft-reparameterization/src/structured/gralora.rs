@@ -84,6 +84,11 @@ impl WeightAdapter for GraLoraLinear {
         weight + self.delta().reshape(shape)
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     // No `low_rank`: as factors of the whole weight the blocks have rank k r, which costs k times as much.
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let output = match self.general(dropout_rate(&self.dropout)) {
@@ -168,18 +173,11 @@ impl LinearMethod for GraLoraConfig {
         let (width, height) = (d_in / k, out / k);
         let init = plan.init();
         let gralora_a = init.kaiming_uniform([k, width, rank], width, like);
-        let gralora_b = if self.init_weights {
-            init.zeros([k, rank, height], like)
-        } else {
-            init.kaiming_uniform([k, rank, height], rank, like)
-        };
+        let gralora_b =
+            init.zeros_or_kaiming_uniform(self.init_weights, [k, rank, height], rank, like);
         let general = (hybrid > 0).then(|| GraLoraGeneral {
             a: init.kaiming_uniform([d_in, hybrid], d_in, like),
-            b: if self.init_weights {
-                init.zeros([hybrid, out], like)
-            } else {
-                init.kaiming_uniform([hybrid, out], hybrid, like)
-            },
+            b: init.zeros_or_kaiming_uniform(self.init_weights, [hybrid, out], hybrid, like),
         });
         Ok(GraLoraLinear {
             gralora_a,

@@ -5,7 +5,7 @@ use burn::tensor::module::{conv2d, embedding};
 use peft_core::method::LINEAR_EMBEDDING_AND_CONV;
 use peft_core::method::prelude::*;
 use peft_core::nn::{AdaptedForward, dropout_rate};
-use peft_core::ops::linear;
+use peft_core::ops::{linear, scale_by_product};
 use serde::{Deserialize, Deserializer};
 
 use crate::lora::config::InitLora;
@@ -43,7 +43,9 @@ impl HiraLinear {
 
 impl WeightAdapter for HiraLinear {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        scaled(weight, self.product())
+        let (shape, matrix) = (weight.shape(), matrix_of(weight));
+        let scaled = scale_by_product(matrix, self.hira_a.val(), self.hira_b.val());
+        from_matrix(scaled, shape)
     }
 
     // W ⊙ A B has full rank: without W', its product with the input would take r dense products.
@@ -71,6 +73,11 @@ pub struct HiraEmbedding {
 impl WeightAdapter for HiraEmbedding {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
         scaled(weight, self.hira_a.val().matmul(self.hira_b.val()))
+    }
+
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
     }
 
     // Only the rows that are looked up.

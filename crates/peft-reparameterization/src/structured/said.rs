@@ -2,6 +2,8 @@
 
 use peft_core::method::LINEAR_EMBEDDING_AND_CONV;
 use peft_core::method::prelude::*;
+use peft_core::ops::add_hadamard;
+use peft_core::ops::reference::hadamard_rows;
 
 /// Random numbers that are the same everywhere and forever: Vigna's splitmix64. They are a part of every
 /// saved adapter's meaning.
@@ -39,14 +41,6 @@ impl Random {
     }
 }
 
-/// The Hadamard matrix of a power of two: entry (i, j) is negative where i and j have an odd number of
-/// binary ones in common.
-fn hadamard(size: usize, like: (&Device, DType)) -> Tensor<2> {
-    let entry = |at: usize| 1.0 - 2.0 * (((at / size) & (at % size)).count_ones() % 2) as f32;
-    let values: Vec<f32> = (0..size * size).map(entry).collect();
-    Tensor::from_data(TensorData::new(values, [size, size]), like)
-}
-
 /// What all weights have in common: the frozen part of Fastfood (Le et al. 2013, section 3) that depends on
 /// no weight, for vectors padded to d, a power of two.
 #[derive(Module, Debug)]
@@ -55,44 +49,23 @@ struct Mixing {
     signs: Tensor<1>,
     /// Π, a random permutation, `[d]`.
     order: Tensor<1, Int>,
-    /// The Hadamard matrix H of size d is the Kronecker product of these two, `[a, a]` and `[b, b]` with
-    /// a·b = d.
-    outer: Tensor<2>,
-    inner: Tensor<2>,
 }
 
 impl Mixing {
     fn new(dimension: usize, random: &mut Random, (device, dtype): (&Device, DType)) -> Self {
         let size = dimension.next_power_of_two();
-        let outer = 1 << (size.ilog2() / 2);
         let sign = |bits: u64| if bits >> 63 == 0 { 1.0 } else { -1.0 };
         let signs: Vec<f32> = (0..size).map(|_| sign(random.bits())).collect();
         let order = random.permutation(size);
         Self {
             signs: Tensor::from_data(TensorData::new(signs, [size]), (device, dtype)),
             order: Tensor::from_data(TensorData::new(order, [size]), device),
-            outer: hadamard(outer, (device, dtype)),
-            inner: hadamard(size / outer, (device, dtype)),
         }
     }
 
-    /// Rows of `x` `[rows, d]` times H.
-    fn hadamard(&self, x: Tensor<2>) -> Tensor<2> {
-        let [rows, size] = x.dims();
-        let ([a, _], [b, _]) = (self.outer.dims(), self.inner.dims());
-        let dtype = x.dtype();
-        let x = x.reshape([rows * a, b]);
-        let x = x.matmul(self.inner.clone().cast(dtype));
-        let x: Tensor<3> = x.reshape([rows, a, b]).swap_dims(1, 2);
-        let x = x.reshape([rows * b, a]);
-        let x = x.matmul(self.outer.clone().cast(dtype));
-        let x: Tensor<3> = x.reshape([rows, b, a]).swap_dims(1, 2);
-        x.reshape([rows, size])
-    }
-
-    /// Π H B z, for `z` `[m]` padded with zeros: `[1, d]`, in z's number format. A model that is cast takes its
+    /// Π H B z, for `z` `[m]` padded with zeros: `[d]`, in z's number format. A model that is cast takes its
     /// parameters along, and these tensors are none.
-    fn spread(&self, z: Tensor<1>) -> Tensor<2> {
+    fn spread(&self, z: Tensor<1>) -> Tensor<1> {
         let ([m], [size]) = (z.dims(), self.signs.dims());
         let z = if m < size {
             let padding = Tensor::zeros([size - m], (&z.device(), z.dtype()));
@@ -102,7 +75,8 @@ impl Mixing {
         };
         let signs = self.signs.clone().cast(z.dtype());
         let signed = (z * signs).unsqueeze();
-        self.hadamard(signed).select(1, self.order.clone())
+        let mixed = hadamard_rows(signed).reshape([size]);
+        mixed.select(0, self.order.clone())
     }
 }
 
@@ -124,27 +98,16 @@ pub struct Said {
     mixing: Mixing,
 }
 
-impl Said {
-    /// P z, `[elements]`.
-    fn projected(&self, elements: usize) -> Tensor<1> {
-        let [count, size] = self.gaussian.dims();
-        let z = self.z.val();
-        let gaussian = self.gaussian.clone().cast(z.dtype());
-        let blocks = gaussian * self.mixing.spread(z);
-        let flat: Tensor<1> = self.mixing.hadamard(blocks).reshape([count * size]);
-        flat.narrow(0, 0, elements)
-    }
-}
-
 impl WeightAdapter for Said {
     fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
-        let shape = weight.shape();
-        let delta = self.projected(shape.num_elements());
-        let delta = match &self.lambda {
-            Some(lambda) => delta * lambda.val(),
-            None => delta,
+        let z = self.z.val();
+        let gaussian = self.gaussian.clone().cast(z.dtype());
+        let spread = self.mixing.spread(z);
+        let spread = match &self.lambda {
+            Some(lambda) => spread * lambda.val(),
+            None => spread,
         };
-        weight + delta.reshape(shape)
+        add_hadamard(weight, gaussian, spread)
     }
 }
 
@@ -284,18 +247,9 @@ mod tests {
         assert_eq!(order, (0..100).collect::<Vec<i64>>());
     }
 
-    #[test]
-    fn the_product_with_hadamards_matrix_is_that_of_its_factors() {
-        for dimension in [1, 2, 8, 13] {
-            let state = said(dimension, 40, None);
-            let size = state.mixing.signs.dims()[0];
-            let device = state.mixing.signs.device();
-            let whole = hadamard(size, (&device, DType::F32));
-            let x = state.gaussian.clone();
-            let difference = state.mixing.hadamard(x.clone()) - x.matmul(whole);
-            let distance = difference.abs().max().into_scalar::<f32>();
-            assert!(distance < 1e-5, "{dimension}: {distance}");
-        }
+    /// P z.
+    fn projected(state: &Said, elements: usize) -> Tensor<1> {
+        state.compose(Tensor::zeros([elements], &state.gaussian.device()))
     }
 
     #[test]
@@ -304,7 +258,7 @@ mod tests {
         let unit = |at: usize| {
             let mut z = vec![0.0; m];
             z[at] = 2.0;
-            said(m, elements, Some(z.as_slice())).projected(elements)
+            projected(&said(m, elements, Some(z.as_slice())), elements)
         };
         let columns = [unit(0), unit(1), unit(m - 1)];
         for (at, one) in columns.iter().enumerate() {
@@ -317,7 +271,7 @@ mod tests {
         let both = {
             let mut z = vec![0.0; m];
             (z[0], z[1]) = (2.0, 2.0);
-            said(m, elements, Some(z.as_slice())).projected(elements)
+            projected(&said(m, elements, Some(z.as_slice())), elements)
         };
         let difference = both - columns[0].clone() - columns[1].clone();
         let distance = difference.abs().max().into_scalar::<f32>();

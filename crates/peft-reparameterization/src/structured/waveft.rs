@@ -355,11 +355,9 @@ impl Method for WaveFtConfig {
             let synthesis = plan.in_common((count, shape, like.0.clone()), || {
                 Synthesis::new(seed, count, shape, filter, like.0)
             });
-            let spectrum = if self.init_weights {
-                plan.init().zeros([count], like)
-            } else {
-                plan.init().normal([count], 0.01, like)
-            };
+            let spectrum = plan
+                .init()
+                .zeros_or_normal(self.init_weights, [count], 0.01, like);
             Ok(WaveFtLinear {
                 spectrum,
                 synthesis,

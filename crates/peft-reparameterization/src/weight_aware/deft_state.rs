@@ -66,6 +66,11 @@ impl WeightAdapter for DeftLinear {
         (matrix + change.matmul(basis)).reshape(shape)
     }
 
+    // What is below is called, and its matrix is not looked at.
+    fn needs_weight(&self) -> bool {
+        false
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let (taken, basis) = projection(self.deft_p.val(), self.decomposition);
         let output = inner.product(input.clone());

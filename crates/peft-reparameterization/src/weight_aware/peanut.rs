@@ -128,11 +128,7 @@ impl LinearMethod for PeanutConfig {
         };
         let (encoders, decoders) = (inner("peanut_encoders"), inner("peanut_decoders"));
         let init = plan.init();
-        let peanut_b = if self.init_weights {
-            init.zeros([rank, out], like)
-        } else {
-            init.kaiming_uniform([rank, out], rank, like)
-        };
+        let peanut_b = init.zeros_or_kaiming_uniform(self.init_weights, [rank, out], rank, like);
         Ok(PeanutLinear {
             peanut_a: init.kaiming_uniform([out, rank], out, like),
             encoders,

@@ -4,7 +4,9 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use peft_core::PeftModule;
 use peft_core::state::AdapterState as _;
-use peft_reparameterization::{LoraConfig, LoraLinear, VeloraConfig, VeloraInit, VeloraLinear};
+use peft_reparameterization::{
+    LoftqLinear, LoraConfig, LoraLinear, VeloraConfig, VeloraInit, VeloraLinear,
+};
 
 use crate::{D_IN, D_OUT, Net, assert_near, device, inputs, wave};
 
@@ -54,6 +56,27 @@ fn gradients_are_divided_by_the_other_factors_product() {
     let before = of(&after, id);
     training.before_step(&plain, &mut after).unwrap();
     assert_near(&of(&after, id), &before, 0.0);
+}
+
+/// Factors that begin beside a quantized weight are plain ones.
+#[test]
+fn factors_of_loftq_are_preconditioned() {
+    let base = Net::new(&device().autodiff());
+    let config = LoraConfig::new(2)
+        .with_targets(["layer"])
+        .with_init_lora_weights("loftq")
+        .with_riemannian(0.3);
+    let model = base.attach("a", &config).unwrap();
+    let state = &model.adapter_states::<LoftqLinear>("a").unwrap()[0].1.lora;
+    let before = gradients(&model);
+    let mut after = gradients(&model);
+    let mut training = model.training_hooks(3).unwrap();
+    training.before_step(&model, &mut after).unwrap();
+    let of = |gradients: &GradientsParams, id| gradients.get::<2>(id).unwrap();
+    let b = state.lora_b.val().inner();
+    let metric = b.clone().matmul(b.transpose()) + Tensor::<2>::eye(2, &device()) * 0.3;
+    let back = of(&after, state.lora_a.id).matmul(metric);
+    assert_near(&back, &of(&before, state.lora_a.id), 1e-4);
 }
 
 #[test]

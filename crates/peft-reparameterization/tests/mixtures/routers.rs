@@ -9,7 +9,8 @@ use peft_core::nn::{AdaptedForward as _, ForwardContext, RoutedPlace, Router, Ro
 use peft_core::state::AdapterState as _;
 use peft_core::{Composition, Error, PeftModule as _};
 use peft_reparameterization::{
-    ArrowConfig, LohaConfig, LoraConfig, PolyConfig, XLoraConfig, arrow, gen_know_sub,
+    ArrowConfig, LohaConfig, LoraConfig, METHODS, PolyConfig, XLora, XLoraConfig, arrow,
+    gen_know_sub,
 };
 
 use super::{Gradients, IN, OUT, Two, device, inputs, near};
@@ -134,6 +135,13 @@ fn general_knowledge_is_taken_out_of_the_factors() {
     }
     assert_eq!(of(&less, "a"), a);
     assert_eq!(less.counts(), model.counts());
+    for (tasks, general, said) in [
+        (vec!["task"], vec![], "at least one"),
+        (vec!["task", "task"], vec!["a"], "twice"),
+    ] {
+        let refused = gen_know_sub(&model, &tasks, &general).unwrap_err();
+        assert!(refused.to_string().contains(said), "{refused}");
+    }
 }
 
 #[test]
@@ -215,6 +223,37 @@ fn x_lora_trains_its_classifier_alone() {
         xlora.model.hidden(x.clone(), &first),
         bare.hidden(x.clone(), &ForwardContext::new()),
     );
+}
+
+/// Sizes that a file only says take no memory before its tensors have them.
+#[test]
+fn the_sizes_of_an_x_lora_are_those_of_its_tensors() {
+    let model = with_experts(&device());
+    let config = XLoraConfig {
+        xlora_depth: 3,
+        xlora_size: 5,
+        ..XLoraConfig::new()
+    };
+    let xlora = config.init(&model, &["a", "b"], IN).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    xlora.save(dir.path()).unwrap();
+    let base = model.detach("a").unwrap().detach("b").unwrap();
+    let load = || XLora::load(&base, dir.path(), METHODS, IN);
+    let again = load().unwrap();
+    assert_eq!(again.classifier_tensors(), xlora.classifier_tensors());
+    let file = dir.path().join("adapter_config.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    for (field, value, said) in [
+        ("xlora_size", "1000000", "[1000000, 6]"),
+        ("xlora_size", "1000000000000000000", "xlora_size"),
+        ("xlora_depth", "1000000000000000000", "xlora_depth"),
+    ] {
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json[field] = serde_json::from_str(value).unwrap();
+        std::fs::write(&file, json.to_string()).unwrap();
+        let refused = load().unwrap_err().to_string();
+        assert!(refused.contains(said), "{refused}");
+    }
 }
 
 #[test]

@@ -210,3 +210,19 @@ fn a_state_of_another_model_is_refused() {
     let error = optimizer.restore(&bare, state).unwrap_err();
     assert!(error.contains("bias."), "{error}");
 }
+
+#[test]
+fn moments_of_what_is_gone_are_let_go() {
+    let (_, device) = peft_core::device::cpu_devices().remove(0);
+    let device = device.autodiff();
+    let linear = LinearConfig::new(4, 4).with_bias(true);
+    let mut model = linear.init(&device);
+    let mut optimizer = AdamW::new(&config());
+    let gradient = gradients(&model, &device, 0);
+    model = optimizer.step(0.01, model, gradient);
+    let all = BTreeSet::from(["bias".to_string(), "weight".to_string()]);
+    assert!(!optimizer.retain(&all));
+    assert!(optimizer.retain(&BTreeSet::from(["bias".to_string()])));
+    let left = optimizer.state(&model).into_keys();
+    assert!(left.into_iter().all(|key| key.starts_with("bias.")));
+}

@@ -1,5 +1,6 @@
 //! Layers of every kind: which method takes which, and that what is put on them does what it should.
 
+mod above;
 mod both_sides;
 mod burns_own;
 mod norms;

@@ -30,7 +30,7 @@ const COLUMNS: [(&str, &str); 11] = [
 ];
 
 /// Fields that a method needs to be put on a layer of 64 features, besides its defaults.
-fn needed(method: &str) -> Value {
+pub(crate) fn needed(method: &str) -> Value {
     match method {
         "adapter-fusion" => json!({"adapter_names": ["one", "two"]}),
         "c3a" => json!({"block_size": 32}),
