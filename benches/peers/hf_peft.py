@@ -34,7 +34,8 @@ from transformers.utils import logging
 # The bar is the Rust side's.
 logging.disable_progress_bar()
 
-SHAPE, PASS, METHOD, _ = sys.argv[1].split("/")
+SHAPE, PASS, METHOD, ENGINE = sys.argv[1].split("/")
+BF16 = ENGINE == "hf-bf16"
 if METHOD.startswith("qlora"):
     if importlib.util.find_spec("bitsandbytes") is None:
         sys.exit("bitsandbytes is not installed: there is no QLoRA to compare with")
@@ -108,7 +109,7 @@ def smollm2():
     options = {}
     if METHOD.startswith("qlora"):
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16 if BF16 else torch.float32
         )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **options)
     if METHOD.endswith("lora-qv"):
@@ -147,7 +148,10 @@ if PASS == "train":
     optimizer = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=0.01)
 
     def iterate():
-        loss().backward()
+        # The backward pass has the precision of each operation's forward pass.
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=BF16):
+            value = loss()
+        value.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -155,7 +159,7 @@ else:
     model.eval()
 
     def iterate():
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=BF16):
             infer()
 
 

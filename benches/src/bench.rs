@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::case::{Case, Engine, Shape};
+use crate::case::{Case, Shape};
 use crate::process::{Done, Worker};
 use crate::ratio::Ratio;
 use crate::ratios::GROUPS;
@@ -33,6 +33,11 @@ pub(crate) fn run(settings: &Settings) -> Result<(), Failure> {
     if !peer {
         println!("PEFT_PYTHON names no Python with torch and peft: Hugging Face is left out.");
     }
+    let units = units();
+    println!(
+        "Units of the processor: f32 {}, bfloat16 {}.",
+        units[0], units[1]
+    );
     let mut ratios = BTreeMap::new();
     let mut cases: BTreeMap<String, Value> = BTreeMap::new();
     let mut matched = false;
@@ -81,10 +86,31 @@ pub(crate) fn run(settings: &Settings) -> Result<(), Failure> {
     if let Some(path) = &settings.json {
         write(
             path,
-            &json!({ "ratios": ratios, "cases": cases, "latencies": latencies, "steps": steps }),
+            &json!({
+                "units": units,
+                "ratios": ratios,
+                "cases": cases,
+                "latencies": latencies,
+                "steps": steps,
+            }),
         )?;
     }
     Ok(())
+}
+
+/// What `f32` and bfloat16 are multiplied with.
+fn units() -> [&'static str; 2] {
+    #[cfg(target_arch = "x86_64")]
+    let single = if is_x86_feature_detected!("avx512f") {
+        "avx512f"
+    } else if is_x86_feature_detected!("fma") {
+        "avx2 and fma"
+    } else {
+        "without vectors of 8"
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let single = std::env::consts::ARCH;
+    [single, peft::core::ops::bf16_unit().unwrap_or("none")]
 }
 
 /// Writes JSON to a file.
@@ -125,7 +151,7 @@ fn measure(
         }
     }
     let device = settings.device.as_str();
-    let reads = |case: &Case| case.engine == Engine::Hf && case.shape == Shape::SmolLm2;
+    let reads = |case: &Case| case.engine.is_peer() && case.shape == Shape::SmolLm2;
     let folder = if cases.iter().any(reads) {
         Some(exported(device)?)
     } else {
@@ -142,7 +168,7 @@ fn measure(
         match Worker::start(case, device, folder.filter(|_| reads(&case))) {
             Ok(worker) => workers.push(worker),
             // A Python without the packages is no reason to give up the rest.
-            Err(error) if case.engine == Engine::Hf => {
+            Err(error) if case.engine.is_peer() => {
                 bar.println(format!("left out: {error}"));
             }
             Err(error) => return Err(error),

@@ -120,6 +120,8 @@ named! {
     Engine {
         /// This project's.
         Ours = "ours",
+        /// The same in mixed precision: products with weights in bfloat16.
+        OursBf16 = "ours-bf16",
         /// This project's models with its fused operations turned off: Burn's operations, and
         /// this project's activation side.
         Unfused = "unfused",
@@ -127,6 +129,20 @@ named! {
         Burn = "burn",
         /// Hugging Face transformers and PEFT on PyTorch, in `PEFT_PYTHON`.
         Hf = "hf",
+        /// The same under autocast to bfloat16.
+        HfBf16 = "hf-bf16",
+    }
+}
+
+impl Engine {
+    /// Whether it is Hugging Face's.
+    pub(crate) fn is_peer(self) -> bool {
+        matches!(self, Self::Hf | Self::HfBf16)
+    }
+
+    /// Whether it is this project's as it is meant to be used.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Self::Ours | Self::OursBf16)
     }
 }
 

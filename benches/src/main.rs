@@ -38,7 +38,7 @@ struct Arguments {
     /// Only ratios whose names contain this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// Backend
+    /// Backend; `flex:bf16` is `flex` in mixed precision
     #[arg(long, value_name = "NAME", default_value = "flex")]
     device: String,
     #[command(subcommand)]

@@ -10,6 +10,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Tensor, TensorData};
 use peft::core::PeftModule;
+use peft::core::ops::MixedPrecision;
 use peft::reparameterization::LoraConfig;
 use peft_core::quantize::QuantizedModule as _;
 
@@ -39,6 +40,9 @@ pub(crate) fn work(case: Case, device: &str) -> Result<Work, Failure> {
     device.seed(1);
     if matches!(case.engine, Engine::Burn | Engine::Unfused) {
         peft::core::ops::set_fused(false);
+    }
+    if case.engine == Engine::OursBf16 {
+        peft::core::ops::set_mixed_precision(MixedPrecision::Bf16);
     }
     let device = match case.pass {
         Pass::Train => device.autodiff(),

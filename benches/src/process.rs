@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::case::{Case, Engine, Pass};
+use crate::case::{Case, Pass};
 use crate::worker::{Memory, Ready, Times};
 
 type Failure = Box<dyn std::error::Error>;
@@ -49,7 +49,7 @@ impl Worker {
         device: &str,
         exported: Option<&Path>,
     ) -> Result<Self, Failure> {
-        let mut command = if case.engine == Engine::Hf {
+        let mut command = if case.engine.is_peer() {
             let python = env::var_os("PEFT_PYTHON").ok_or("PEFT_PYTHON is not set")?;
             let mut command = Command::new(python);
             command

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use clap::Args;
 use peft::core::PeftModule as _;
+use peft::core::ops::{MixedPrecision, mixed_precision};
 use peft::reparameterization::{LoraConfig, init_from_factors};
 use peft_models::{Llama, LlamaLoader, LlamaTokenizer};
 use peft_quantization::{LoftQQuantizer, QuantizationConfig};
@@ -31,9 +32,12 @@ const HELD_OUT: usize = 40_000;
 /// What is trained.
 #[derive(Debug, Args)]
 pub(crate) struct Settings {
-    /// Steps of 256 tokens
+    /// Steps
     #[arg(long, value_name = "N", default_value_t = 200)]
     steps: usize,
+    /// Tokens of a step
+    #[arg(long, value_name = "N", default_value_t = TOKENS)]
+    tokens: usize,
     /// Rank of the adapters; their alpha is twice that
     #[arg(long, default_value_t = RANK)]
     rank: usize,
@@ -106,7 +110,7 @@ pub(crate) fn run(settings: &Settings, device: &str, file: Option<&Path>) -> Res
         let config = TrainConfig::new()
             .with_length(Length::Steps(settings.steps))
             .with_batch_size(1)
-            .with_max_length(TOKENS)
+            .with_max_length(settings.tokens)
             .with_learning_rate(settings.learning_rate)
             .with_seed(seed);
         let data = Dataset::load(&novels, &tokenizer, &config)?;
@@ -131,7 +135,8 @@ pub(crate) fn run(settings: &Settings, device: &str, file: Option<&Path>) -> Res
     let report = json!({
         "model": assets::LLAMA,
         "steps": settings.steps,
-        "tokens_per_step": TOKENS,
+        "tokens_per_step": settings.tokens,
+        "mixed_precision": mixed_precision() == MixedPrecision::Bf16,
         "learning_rate": settings.learning_rate,
         "rank": settings.rank,
         "loftq_iterations": settings.loftq_iterations,

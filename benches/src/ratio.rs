@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::case::{Case, Engine};
+use crate::case::Case;
 use crate::process::{Done, median};
 
 /// What is compared.
@@ -91,7 +91,7 @@ impl Ratio {
 
     /// Whether a case is Hugging Face's.
     pub(crate) fn has_peer(&self) -> bool {
-        self.cases().iter().any(|case| case.engine == Engine::Hf)
+        self.cases().iter().any(|case| case.engine.is_peer())
     }
 
     /// The ratio, if both cases were measured.

@@ -1,7 +1,7 @@
 //! The ratios that are quoted, and what each compares.
 
 use crate::case::{
-    Engine::{Burn, Hf, Ours, Unfused},
+    Engine::{Burn, Hf, HfBf16, Ours, OursBf16, Unfused},
     Method::{
         Base, BitFit, DiffPruning, FishMask, Full, Head, Houlsby, Last1, Last2, Last4, Last6,
         LoraAll, LoraAllCheckpointed, LoraQv, LoraQvMerged, LoraQvRows, Lst, Prompt, QloraAll,
@@ -36,6 +36,18 @@ pub(crate) const GROUPS: &[(&str, &[Ratio])] = &[
         time("full_speed_vs_hf", case(MiniLm, Train, Full, Hf), case(MiniLm, Train, Full, Ours), Nothing),
         time("bitfit_speed_vs_hf", case(MiniLm, Train, BitFit, Hf), case(MiniLm, Train, BitFit, Ours), Nothing),
         time("prompt_speed_vs_hf", case(MiniLm, Train, Prompt, Hf), case(MiniLm, Train, Prompt, Ours), Nothing),
+    ]),
+    ("MiniLM-L6 in mixed precision, training, 32 x 64 tokens", &[
+        time("bf16_lora_qv_speed_vs_f32", case(MiniLm, Train, LoraQv, Ours), case(MiniLm, Train, LoraQv, OursBf16), Nothing),
+        time("bf16_lora_qv_speed_vs_hf", case(MiniLm, Train, LoraQv, Hf), case(MiniLm, Train, LoraQv, OursBf16), Nothing),
+        time("bf16_lora_qv_speed_vs_hf_bf16", case(MiniLm, Train, LoraQv, HfBf16), case(MiniLm, Train, LoraQv, OursBf16), Nothing),
+        memory("bf16_lora_qv_rss_vs_hf", case(MiniLm, Train, LoraQv, OursBf16), case(MiniLm, Train, LoraQv, Hf), Nothing),
+        time("bf16_lora_all_speed_vs_f32", case(MiniLm, Train, LoraAll, Ours), case(MiniLm, Train, LoraAll, OursBf16), Nothing),
+        time("bf16_lora_all_speed_vs_hf", case(MiniLm, Train, LoraAll, Hf), case(MiniLm, Train, LoraAll, OursBf16), Nothing),
+        time("bf16_lora_all_speed_vs_hf_bf16", case(MiniLm, Train, LoraAll, HfBf16), case(MiniLm, Train, LoraAll, OursBf16), Nothing),
+        time("bf16_lora_qv_dropout_speed_vs_f32", case(MiniLmDropout, Train, LoraQv, Ours), case(MiniLmDropout, Train, LoraQv, OursBf16), Nothing),
+        time("bf16_lora_qv_dropout_speed_vs_hf", case(MiniLmDropout, Train, LoraQv, Hf), case(MiniLmDropout, Train, LoraQv, OursBf16), Nothing),
+        time("bf16_lora_qv_dropout_speed_vs_hf_bf16", case(MiniLmDropout, Train, LoraQv, HfBf16), case(MiniLmDropout, Train, LoraQv, OursBf16), Nothing),
     ]),
     ("MiniLM-L6, sparse and gated training, 32 x 64 tokens", &[
         time("sparse_step_vs_full", case(MiniLm, Train, Sparse, Ours), case(MiniLm, Train, Full, Ours), Nothing),
@@ -107,6 +119,19 @@ pub(crate) const GROUPS: &[(&str, &[Ratio])] = &[
         bits("qlora_fp4_bits_per_weight", case(SmolLm2, Train, QloraAllFp4, Ours), AtMost(4.13)),
         time("qlora_all_speed_vs_hf", case(SmolLm2, Train, QloraAll, Hf), case(SmolLm2, Train, QloraAll, Ours), Nothing),
         memory("qlora_all_rss_vs_hf", case(SmolLm2, Train, QloraAll, Ours), case(SmolLm2, Train, QloraAll, Hf), Nothing),
+    ]),
+    ("SmolLM2-135M in mixed precision, training, 1 x 256 tokens", &[
+        time("bf16_llama_lora_qv_speed_vs_f32", case(SmolLm2, Train, LoraQv, Ours), case(SmolLm2, Train, LoraQv, OursBf16), Nothing),
+        memory("bf16_llama_lora_qv_peak_vs_f32", case(SmolLm2, Train, LoraQv, OursBf16), case(SmolLm2, Train, LoraQv, Ours), Nothing),
+        time("bf16_llama_lora_qv_speed_vs_hf", case(SmolLm2, Train, LoraQv, Hf), case(SmolLm2, Train, LoraQv, OursBf16), Nothing),
+        time("bf16_llama_lora_qv_speed_vs_hf_bf16", case(SmolLm2, Train, LoraQv, HfBf16), case(SmolLm2, Train, LoraQv, OursBf16), Nothing),
+        time("bf16_llama_lora_all_speed_vs_f32", case(SmolLm2, Train, LoraAll, Ours), case(SmolLm2, Train, LoraAll, OursBf16), Nothing),
+        time("bf16_llama_lora_all_speed_vs_hf", case(SmolLm2, Train, LoraAll, Hf), case(SmolLm2, Train, LoraAll, OursBf16), Nothing),
+        time("bf16_llama_lora_all_speed_vs_hf_bf16", case(SmolLm2, Train, LoraAll, HfBf16), case(SmolLm2, Train, LoraAll, OursBf16), Nothing),
+        time("bf16_qlora_all_speed_vs_f32", case(SmolLm2, Train, QloraAll, Ours), case(SmolLm2, Train, QloraAll, OursBf16), Nothing),
+        memory("bf16_qlora_all_peak_vs_f32", case(SmolLm2, Train, QloraAll, OursBf16), case(SmolLm2, Train, QloraAll, Ours), Nothing),
+        time("bf16_qlora_all_speed_vs_hf", case(SmolLm2, Train, QloraAll, Hf), case(SmolLm2, Train, QloraAll, OursBf16), Nothing),
+        time("bf16_qlora_all_speed_vs_hf_bf16", case(SmolLm2, Train, QloraAll, HfBf16), case(SmolLm2, Train, QloraAll, OursBf16), Nothing),
     ]),
     ("SmolLM2-135M with gradient checkpointing, training, 1 x 256 tokens", &[
         memory("llama_checkpointing_peak", case(SmolLm2, Train, LoraAllCheckpointed, Ours), case(SmolLm2, Train, LoraAll, Ours), Nothing),

@@ -44,7 +44,7 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
     let checkpointing = case.method.checkpointed();
     let scale = 1.0 / batch.target_count() as f64;
     let gradients = move |model: &Llama| model.loss_and_gradients(&batch, checkpointing, scale).1;
-    let mut work = if case.engine == Engine::Ours {
+    let mut work = if case.engine.is_ours() {
         // As the trainer does it.
         let mut optimizer = AdamW::new(&TrainConfig::new().with_weight_decay(0.01));
         train_by(model, TOKENS, device, move |model: Llama| {

@@ -79,7 +79,7 @@ struct Compare {
     /// Tokens kept of a text; of running text, tokens of a block
     #[arg(long)]
     max_len: Option<usize>,
-    /// Where to compute: flex, ndarray, cuda, cuda:1
+    /// Where to compute: flex, flex:bf16 (products with weights in bfloat16), ndarray, cuda, cuda:1
     #[arg(long, default_value = "flex")]
     device: String,
     /// Where results go. Default: results/SUITE

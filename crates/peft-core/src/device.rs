@@ -24,10 +24,18 @@ pub fn available() -> Vec<&'static str> {
 
 /// The device called `name`, without autodiff (see [`Device::autodiff`]).
 ///
+/// `flex:bf16` is `flex`, and sets mixed precision for the whole process
+/// ([`set_mixed_precision`](crate::ops::set_mixed_precision)): products with weights are in bfloat16.
+///
 /// # Errors
 ///
 /// [`Error::Device`] if the name is unknown or its backend is not compiled in.
 pub fn device(name: &str) -> Result<Device> {
+    #[cfg(feature = "flex")]
+    if name == "flex:bf16" {
+        crate::ops::set_mixed_precision(crate::ops::MixedPrecision::Bf16);
+        return Ok(Device::flex());
+    }
     let (kind, index) = match name.split_once(':') {
         Some((kind, index)) => (kind, index.parse::<usize>().ok()),
         None => (name, Some(0)),

@@ -86,6 +86,7 @@ pub fn linear_cross_entropy_with(
                 Maybe::from(through.map(Tensor::into_dispatch)),
                 Maybe::from(up.map(Tensor::into_dispatch)),
                 Arc::new(targets.to_vec()),
+                crate::mixed_precision(),
             ));
         }
     }

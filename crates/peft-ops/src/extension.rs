@@ -6,7 +6,9 @@ mod backward;
 mod composing;
 mod forward;
 mod kept;
+mod rounded;
 mod tensors;
+mod weight;
 
 use std::sync::Arc;
 
@@ -16,10 +18,12 @@ use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
 use crate::cpu::sparse::Pattern;
+use crate::options::MixedPrecision;
 use crate::quantized::QuantizedWeight;
 use crate::segments::Segments;
 
 pub(crate) use composing::Composing;
+pub(crate) use rounded::forget as forget_rounded;
 
 /// Settings of a linear layer.
 #[derive(Clone, Debug)]
@@ -34,6 +38,8 @@ pub(crate) struct Layer {
     pub(crate) coins: Option<Coins>,
     /// The weight, if it is quantized.
     pub(crate) quantized: Option<QuantizedWeight>,
+    /// Of products with the weight.
+    pub(crate) precision: MixedPrecision,
 }
 
 /// A tensor that may be absent.
@@ -140,6 +146,7 @@ pub(crate) trait Fused: Backend {
         #[extension_type] through: Maybe<Self>,
         #[extension_type] up: Maybe<Self>,
         targets: Arc<Vec<i64>>,
+        precision: MixedPrecision,
     ) -> FloatTensor<Self>;
 
     /// Norms of a matrix's columns, without a gradient.

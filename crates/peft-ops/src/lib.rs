@@ -13,6 +13,7 @@ mod low_rank;
 mod memory;
 mod norm;
 mod options;
+mod precision;
 pub mod quantized;
 pub mod reference;
 mod rotary;
@@ -43,7 +44,8 @@ pub use linear::{
 pub use low_rank::LowRank;
 pub use memory::{give_back_freed_memory, keep_freed_memory};
 pub use norm::{column_norms, layer_norm, rms_norm};
-pub use options::{AdamWOptions, AttentionOptions};
+pub use options::{AdamWOptions, AttentionOptions, MixedPrecision};
+pub use precision::{bf16_unit, mixed_precision, set_bf16_unit, set_mixed_precision};
 pub use rotary::rotary;
 pub use segments::Segments;
 pub use sparse::{add_sparse, add_sparse_rows, multiplies_sparse};

@@ -13,6 +13,10 @@ use crate::extension::{Fused, Layer, Maybe};
 #[cfg(feature = "flex")]
 use crate::fused::{coins, fuses};
 use crate::low_rank::LowRank;
+#[cfg(feature = "flex")]
+use crate::options::MixedPrecision;
+#[cfg(feature = "flex")]
+use crate::precision::mixed_precision;
 use crate::quantized::QuantizedWeight;
 use crate::reference;
 
@@ -248,9 +252,12 @@ impl Parts {
                 "the bias is not as wide as the output"
             );
         }
+        let precision = mixed_precision();
+        // In mixed precision, the sum would be rounded; the factors are not.
+        let may_add = coins.is_none() && precision == MixedPrecision::Off;
         let (weight, low_rank) = match (weight, low_rank) {
             (Weight::Dense(weight), Some(low_rank))
-                if coins.is_none() && is_better_dense(tokens, &weight, &low_rank) =>
+                if may_add && is_better_dense(tokens, &weight, &low_rank) =>
             {
                 (Weight::Dense(add_product(weight, low_rank)), None)
             }
@@ -278,6 +285,7 @@ impl Parts {
                 epsilon: 0.0,
                 coins,
                 quantized,
+                precision,
             },
         }
     }

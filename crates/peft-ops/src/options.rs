@@ -28,6 +28,25 @@ impl AdamWOptions {
     }
 }
 
+/// In which precision products with weights are computed. See [`set_mixed_precision`](crate::set_mixed_precision).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum MixedPrecision {
+    /// In `f32`.
+    #[default]
+    Off,
+    /// The weight of a layer, what it is multiplied with, and in the backward pass the output's gradient are rounded
+    /// to bfloat16 (8 bits of precision, the exponents of `f32`); sums are `f32`. So it is for the head below
+    /// [`linear_cross_entropy`](fn@crate::linear_cross_entropy). Everything else is `f32`: factors of low-rank
+    /// additions, gradients of weights, biases, norms, activations, attention, the loss.
+    ///
+    /// A frozen weight is rounded once, and takes half of its memory again. A quantized one is rounded where it is
+    /// decoded. Fused operations only: on Burn's CPU backend (`flex`), for `f32`. There, products of fewer than 16 rows
+    /// with a quantized weight stay `f32`, as rounding would cost more than it saves.
+    Bf16,
+}
+
 /// Settings of [`attention`](fn@crate::attention).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionOptions {

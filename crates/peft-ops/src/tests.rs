@@ -292,6 +292,7 @@ proptest! {
         for (gelu, is_packed) in [(false, false), (true, false), (false, true), (true, true)] {
             let layer = || crate::extension::Layer {
                 scale: 0.7, gelu, epsilon: 0.0, coins: Some(coins), quantized: is_packed.then(|| rows.clone()),
+                precision: crate::MixedPrecision::Off,
             };
             compare!(inputs(), [x, w, a, b],
                 Tensor::<3>::from_dispatch(<Dispatch as Fused>::linear(

@@ -42,10 +42,14 @@ pub enum Tables {
 ///
 /// Fields are called as in transformers' `BitsAndBytesConfig`, and a `quantization_config` of a
 /// `config.json` can be read into it ([`load`](Self::load)); its other fields are ignored, and what is
-/// missing has upstream's default. The last four fields are ours.
+/// missing has upstream's default. The last five fields are ours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the fields are those of transformers' configuration"
+)]
 pub struct QuantizationConfig {
     /// Quantize to 4 bits. Default false; set by [`nf4`](Self::nf4) and [`fp4`](Self::fp4).
     pub load_in_4bit: bool,
@@ -75,6 +79,10 @@ pub struct QuantizationConfig {
     /// Columns that share a scale of Burn's integers, a divisor of the layers' inputs; none for one
     /// scale a matrix. Default 32.
     pub burn_block_size: Option<u8>,
+    /// Round linear layers to bfloat16, and quantize none: half of the memory. Default false; set by
+    /// [`bf16`](Self::bf16).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub load_in_bfloat16: bool,
 }
 
 impl Default for QuantizationConfig {
@@ -91,6 +99,7 @@ impl Default for QuantizationConfig {
             tables: Tables::Bfloat16,
             burn_scheme: None,
             burn_block_size: Some(32),
+            load_in_bfloat16: false,
         }
     }
 }
@@ -126,6 +135,15 @@ impl QuantizationConfig {
     pub fn int4() -> Self {
         Self {
             burn_scheme: Some(BurnScheme::Int4),
+            ..Self::default()
+        }
+    }
+
+    /// No quantization: linear layers, tables and heads in bfloat16. The form of a base that mixed precision
+    /// ([`MixedPrecision`](peft_ops::MixedPrecision)) loses nothing more of.
+    pub fn bf16() -> Self {
+        Self {
+            load_in_bfloat16: true,
             ..Self::default()
         }
     }
@@ -181,11 +199,17 @@ impl QuantizationConfig {
                 "false: LLM.int8() is not supported; take `QuantizationConfig::int8()`",
             ));
         }
-        if self.load_in_4bit == self.burn_scheme.is_some() {
+        let forms = [
+            self.load_in_4bit,
+            self.burn_scheme.is_some(),
+            self.load_in_bfloat16,
+        ];
+        if forms.into_iter().filter(|form| *form).count() != 1 {
             return Err(Error::setting(
                 "load_in_4bit",
                 self.load_in_4bit,
-                "true where there is no `burn_scheme`, and false where there is one",
+                "true where there is neither `burn_scheme` nor `load_in_bfloat16`, and false where there is one of \
+                 them",
             ));
         }
         check_block_size(self.bnb_4bit_blocksize)?;
@@ -222,6 +246,9 @@ impl QuantizationConfig {
     /// [`Error::Scheme`] for `int4` where the only CPU backend is `ndarray`, which has 8 bits only.
     pub fn quantize(&self, values: &[f32], shape: [usize; 2]) -> Result<QuantizedWeight> {
         self.validate()?;
+        if self.load_in_bfloat16 {
+            return Ok(QuantizedWeight::new(HalfRows::bf16(values, shape)?));
+        }
         let Some(integers) = self.burn_scheme else {
             let matrix = FourBit::quantize(values, shape, self.four_bit_options())?;
             return Ok(QuantizedWeight::new(matrix));
@@ -265,6 +292,9 @@ impl QuantizationConfig {
                 Tables::Bfloat16 => Storage::Bfloat16,
             }
         } else if *layer.kind == LayerKind::Linear && !self.skips(layer.name) {
+            if self.load_in_bfloat16 {
+                return Storage::Bfloat16;
+            }
             Storage::Quantized
         } else {
             Storage::Dense
@@ -408,12 +438,21 @@ mod tests {
         }
         let fp4 = format(&QuantizationConfig::fp4(), "q", &LayerKind::Linear, false);
         assert_eq!(fp4.as_deref(), Some("fp4"));
+        let bf16 = QuantizationConfig::bf16().with_skip_modules(["skipped"]);
+        for (name, expected) in [("q", Some("bfloat16")), ("skipped.q", None)] {
+            let found = format(&bf16, name, &LayerKind::Linear, false);
+            assert_eq!(found.as_deref(), expected);
+        }
+        let rows = bf16.quantize(&[0.3; 256], [4, 64]).unwrap();
+        assert_eq!((rows.format(), rows.bytes()), ("bfloat16", 512));
     }
 
     #[test]
     fn what_cannot_be_is_refused() {
         let mut both = QuantizationConfig::nf4();
         both.burn_scheme = Some(BurnScheme::Int8);
+        let mut two = QuantizationConfig::bf16();
+        two.load_in_4bit = true;
         let eight = QuantizationConfig {
             load_in_8bit: true,
             ..QuantizationConfig::default()
@@ -422,6 +461,7 @@ mod tests {
         storage.bnb_4bit_quant_storage = "int3".to_string();
         for (wrong, field) in [
             (both, "load_in_4bit"),
+            (two, "load_in_4bit"),
             (QuantizationConfig::default(), "load_in_4bit"),
             (eight, "load_in_8bit"),
             (storage, "bnb_4bit_quant_storage"),

@@ -1,4 +1,4 @@
-//! Matrices in 16-bit floats, for tables and heads.
+//! Matrices in 16-bit floats, for tables, heads and layers that are not quantized.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -44,7 +44,7 @@ enum Halves {
     Float16(Vec<f16>),
 }
 
-/// A matrix of 16-bit floats, for embedding tables and heads.
+/// A matrix of 16-bit floats, for embedding tables, heads and layers that are not quantized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HalfRows {
     halves: Halves,

@@ -90,7 +90,7 @@ struct Arguments {
     /// Fold the adapter in and write a Hugging Face folder
     #[arg(long, value_name = "DIR")]
     merge: Option<PathBuf>,
-    /// flex, ndarray, cuda
+    /// flex, flex:bf16 (products with weights in bfloat16: faster where the processor multiplies such), ndarray, cuda
     #[arg(long, default_value = "flex")]
     device: String,
 }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::math::{exp_nonpositive, sum, vectors};
 use super::matrix::{Matrix, MatrixMut, Mode, multiply};
 use super::quantized;
+use super::right::Right;
 use crate::quantized::QuantizedMatrix;
 
 /// Logits that are there at a time: 16 MiB.
@@ -15,16 +16,16 @@ const LOGITS: usize = 1 << 22;
 #[derive(Clone, Copy)]
 pub(crate) enum Head<'a> {
     /// Dense, `[classes, d]`.
-    Dense(Matrix<'a>),
-    /// Quantized.
-    Quantized(&'a dyn QuantizedMatrix),
+    Dense(Right<'a>),
+    /// Quantized; its rows may be rounded for products.
+    Quantized(&'a dyn QuantizedMatrix, bool),
 }
 
 impl Head<'_> {
     fn size(self) -> [usize; 2] {
         match self {
             Self::Dense(matrix) => matrix.size(),
-            Self::Quantized(matrix) => matrix.shape(),
+            Self::Quantized(matrix, _) => matrix.shape(),
         }
     }
 }
@@ -141,12 +142,12 @@ pub(crate) fn forward(
                 by_rows(&x, matrix, through, rows, targets, logits, &mut loss);
             }
         }
-        Head::Quantized(matrix) => {
+        Head::Quantized(matrix, rounded) => {
             let most = (LOGITS / quantized::panel_rows(matrix)).max(1);
             for rows in chosen.chunks(most) {
                 let x = gathered(hidden, rows, d);
                 let through = added.map(|added| Through::new(added, rows, of_through));
-                by_classes(&x, matrix, through, rows, targets, &mut loss);
+                by_classes(&x, (matrix, rounded), through, rows, targets, &mut loss);
             }
             loss.d_head = None;
         }
@@ -157,7 +158,7 @@ pub(crate) fn forward(
 /// Puts losses and gradients of `x`, whose rows have the targets of `rows`, into `loss`; `logits` is a buffer.
 fn by_rows(
     x: &[f32],
-    matrix: Matrix<'_>,
+    matrix: Right<'_>,
     mut through: Option<Through<'_>>,
     rows: &[usize],
     targets: &[i64],
@@ -167,7 +168,7 @@ fn by_rows(
     let ([classes, d], count) = (matrix.size(), rows.len());
     let x = Matrix::new(x, count, d);
     let mut to = MatrixMut::new(logits, count, classes);
-    multiply(&mut to, Mode::Replace, x, matrix.t(), 1.0, true);
+    matrix.t().multiply(&mut to, Mode::Replace, x, 1.0, true);
     if let Some(through) = &through {
         through.add(0, &mut to, [count, classes]);
     }
@@ -183,7 +184,7 @@ fn by_rows(
     if let Some(d_hidden) = &mut loss.d_hidden {
         let mut back = vec![0.0; count * d];
         let mut to = MatrixMut::new(&mut back, count, d);
-        multiply(&mut to, Mode::Replace, g, matrix, 1.0, true);
+        matrix.multiply(&mut to, Mode::Replace, g, 1.0, true);
         scatter(&back, rows, d_hidden, d);
     }
     if let Some(d_head) = &mut loss.d_head {
@@ -276,7 +277,7 @@ impl Row {
 /// Puts losses and gradients of `x`, whose rows have the targets of `rows`, into `loss`.
 fn by_classes(
     x: &[f32],
-    head: &dyn QuantizedMatrix,
+    (head, rounded): (&dyn QuantizedMatrix, bool),
     mut through: Option<Through<'_>>,
     rows: &[usize],
     targets: &[i64],
@@ -299,7 +300,8 @@ fn by_classes(
         |first, panel: Matrix<'_>, through: Option<&Through<'_>>, logits: &mut [f32]| {
             let classes = panel.size()[0];
             let mut to = MatrixMut::new(logits, count, classes);
-            multiply(&mut to, Mode::Replace, matrix, panel.t(), 1.0, true);
+            let right = Right::new(panel.t(), rounded);
+            right.multiply(&mut to, Mode::Replace, matrix, 1.0, true);
             if let Some(through) = through {
                 through.add(first, &mut to, [count, classes]);
             }
@@ -334,7 +336,7 @@ fn by_classes(
         let g = Matrix::new(logits, count, classes);
         if loss.d_hidden.is_some() {
             let mut to = MatrixMut::new(&mut back, count, d);
-            multiply(&mut to, Mode::Add, g, panel, 1.0, true);
+            Right::new(panel, rounded).multiply(&mut to, Mode::Add, g, 1.0, true);
         }
         if let Some(through) = &mut through {
             through.take(first, g, loss.d_up.as_mut());

@@ -1,7 +1,9 @@
 //! `y = x W + b + s·(x A) B`.
 
+use super::bf16::Packed;
 use super::dropout::Coins;
 use super::matrix::{Matrix, MatrixMut, Mode, build, change_rows, multiply, product, sum_rows};
+use super::right::Right;
 use super::{gelu, math, quantized};
 use crate::quantized::QuantizedMatrix;
 
@@ -39,6 +41,19 @@ const SMALL_WEIGHT: usize = 1 << 20;
 const FORWARD_BLOCK: usize = 512;
 /// The same backward, where the weight is also transposed.
 const BACKWARD_BLOCK: usize = 1024;
+/// The same in both directions with a weight that is in order already.
+const ORDERED_BLOCK: usize = 256;
+
+/// The weight as products with blocks of `block` rows want it, and how many rows there are in those blocks.
+fn in_order(sizes: Sizes, weight: Right<'_>, block: usize) -> (Option<Packed>, usize) {
+    if !weight.rounds() {
+        return (None, sizes.block(block));
+    }
+    let block = sizes.block(ORDERED_BLOCK);
+    // In blocks, each would do it for itself.
+    let packed = (block < sizes.rows).then(|| weight.packed()).flatten();
+    (packed, block)
+}
 
 impl Sizes {
     /// How many rows are worked on at a time: a block, if there is one for each thread, or all.
@@ -59,20 +74,22 @@ impl Sizes {
 pub(crate) fn forward(
     sizes: Sizes,
     input: Input<'_>,
-    weight: Matrix<'_>,
+    weight: Right<'_>,
     bias: Option<&[f32]>,
     low_rank: Option<LowRank<'_>>,
 ) -> [Vec<f32>; 2] {
     let Sizes { rows, d_in, d_out } = sizes;
     let rank = low_rank.map_or(0, |low_rank| low_rank.rank);
-    let block = sizes.block(FORWARD_BLOCK);
+    let (packed, block) = in_order(sizes, weight, FORWARD_BLOCK);
+    let weight = packed.as_ref().map_or(weight, Right::Packed);
     let alone = block >= rows;
+    let at_once = bias.filter(|_| weight.rounds());
     build(rows, [d_out, rank], block, |first, [output, through]| {
         let count = block.min(rows - first);
         let x = &input.data[first * d_in..(first + count) * d_in];
         let activated = input.gelu.then(|| activated(x, alone));
         let x = Matrix::new(activated.as_deref().unwrap_or(x), count, d_in);
-        let output = output.product(x, weight, 1.0, alone);
+        let output = weight.product(output, x, at_once, alone);
         let through = if let Some(LowRank {
             down, up, scale, ..
         }) = low_rank
@@ -86,11 +103,11 @@ pub(crate) fn forward(
         } else {
             through.zeros()
         };
-        if let Some(bias) = bias {
+        if let Some(bias) = bias.filter(|_| at_once.is_none()) {
             if alone {
-                change_rows(output, d_out, |_, part| add_row(part, bias));
+                change_rows(output, d_out, |_, part| math::add_row(part, bias));
             } else {
-                add_row(output, bias);
+                math::add_row(output, bias);
             }
         }
         [output, through]
@@ -104,11 +121,14 @@ pub(crate) fn forward_packed(
     weight: &dyn QuantizedMatrix,
     bias: Option<&[f32]>,
     low_rank: Option<LowRank<'_>>,
+    rounded: bool,
 ) -> [Vec<f32>; 2] {
-    let mut output = quantized::forward(x, sizes.rows, weight);
+    let mut output = quantized::forward(x, sizes.rows, weight, rounded);
     let through = low_rank.map(|low_rank| add_low_rank(sizes, &mut output, x, low_rank));
     if let Some(bias) = bias {
-        change_rows(&mut output, sizes.d_out, |_, part| add_row(part, bias));
+        change_rows(&mut output, sizes.d_out, |_, part| {
+            math::add_row(part, bias);
+        });
     }
     [output, through.unwrap_or_default()]
 }
@@ -122,39 +142,29 @@ fn activated(x: &[f32], parallel: bool) -> Vec<f32> {
     }
 }
 
-/// Adds one row to every row.
-fn add_row(data: &mut [f32], row: &[f32]) {
-    math::vectors(
-        #[inline(always)]
-        |_| {
-            for values in data.chunks_exact_mut(row.len()) {
-                for (value, add) in values.iter_mut().zip(row) {
-                    *value += add;
-                }
-            }
-        },
-    );
-}
-
 /// The gradient of the input, `[rows, in]`: `g Wᵀ + (g Bᵀ·s) Aᵀ`, through GELU where the layer saw
 /// that; and `g Bᵀ·s`, `[rows, r]`. Without a weight there is none of its term.
 pub(crate) fn input_gradient(
     sizes: Sizes,
     gradient: &[f32],
-    weight: Option<Matrix<'_>>,
+    weight: Option<Right<'_>>,
     low_rank: Option<LowRank<'_>>,
     input: Option<&[f32]>,
 ) -> [Vec<f32>; 2] {
     let Sizes { rows, d_in, d_out } = sizes;
-    let weight = weight.map(Matrix::t);
+    let weight = weight.map(Right::t);
     let rank = low_rank.map_or(0, |low_rank| low_rank.rank);
-    let block = sizes.block(BACKWARD_BLOCK);
+    let (packed, block) = match weight {
+        Some(weight) => in_order(sizes, weight, BACKWARD_BLOCK),
+        None => (None, sizes.block(BACKWARD_BLOCK)),
+    };
+    let weight = packed.as_ref().map(Right::Packed).or(weight);
     let alone = block >= rows;
     build(rows, [d_in, rank], block, |first, [dx, back]| {
         let count = block.min(rows - first);
         let dy = Matrix::new(gradient, rows, d_out).rows(first, count);
         let dx = match weight {
-            Some(weight) => dx.product(dy, weight, 1.0, alone),
+            Some(weight) => weight.product(dx, dy, None, alone),
             None => dx.zeros(),
         };
         let back = if let Some(LowRank {

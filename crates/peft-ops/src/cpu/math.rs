@@ -18,6 +18,20 @@ pub(crate) fn vectors<R>(work: impl FnOnce(Fma) -> R) -> R {
     pulp::Arch::new().dispatch(Work(work))
 }
 
+/// Adds one row to every row.
+pub(crate) fn add_row(data: &mut [f32], row: &[f32]) {
+    vectors(
+        #[inline(always)]
+        |_| {
+            for values in data.chunks_exact_mut(row.len()) {
+                for (value, add) in values.iter_mut().zip(row) {
+                    *value += add;
+                }
+            }
+        },
+    );
+}
+
 /// How to multiply and add: a constant in each of the compiled loops.
 #[derive(Clone, Copy)]
 pub(crate) struct Fma(bool);

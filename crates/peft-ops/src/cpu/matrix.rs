@@ -1,7 +1,7 @@
 //! Matrices in slices, products of them, and buffers that are written before they are read.
 //!
-//! The only file with unsafe code: calls of the `gemm` crate (the one that Burn's CPU backend uses),
-//! memory that is not cleared first, and blocks of one buffer written by several threads.
+//! Unsafe code: calls of the `gemm` crate (the one that Burn's CPU backend uses), memory that is not cleared first,
+//! and blocks of one buffer written by several threads.
 
 #![allow(unsafe_code)]
 
@@ -65,6 +65,12 @@ impl<'a> Matrix<'a> {
     /// Rows and columns.
     pub(crate) fn size(self) -> [usize; 2] {
         [self.rows, self.cols]
+    }
+
+    /// All numbers that it may lie among, the first of them its own, and how far neighbours in a column and in a row
+    /// are apart.
+    pub(crate) fn parts(self) -> (&'a [f32], [usize; 2]) {
+        (self.data, [self.row_stride, self.col_stride])
     }
 
     fn strides(self) -> [usize; 2] {
@@ -183,6 +189,35 @@ impl<'a> MatrixMut<'a> {
             row_stride: self.row_stride,
             owner: PhantomData,
         }
+    }
+
+    /// Rows and columns.
+    pub(crate) fn size(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    /// The first number, and how far neighbours in a column are apart.
+    pub(super) fn parts(&mut self) -> (*mut f32, usize) {
+        (self.start, self.row_stride)
+    }
+
+    /// All of it in blocks of `rows` and `cols`, fewer at its ends, with the first row and column of each.
+    pub(crate) fn grid(&mut self, rows: usize, cols: usize) -> Vec<([usize; 2], MatrixMut<'_>)> {
+        let mut blocks = Vec::new();
+        for row in (0..self.rows).step_by(rows.max(1)) {
+            for col in (0..self.cols).step_by(cols.max(1)) {
+                let block = MatrixMut {
+                    // SAFETY: an element of this matrix.
+                    start: unsafe { self.start.add(row * self.row_stride + col) },
+                    rows: rows.min(self.rows - row),
+                    cols: cols.min(self.cols - col),
+                    row_stride: self.row_stride,
+                    owner: PhantomData,
+                };
+                blocks.push(([row, col], block));
+            }
+        }
+        blocks
     }
 
     /// All of it in blocks of `width` columns, of which the last may be narrower.
@@ -409,6 +444,29 @@ impl<'a> Fresh<'a> {
             self.start.copy_from_nonoverlapping(from.as_ptr(), self.len);
             std::slice::from_raw_parts_mut(self.start, self.len)
         }
+    }
+
+    /// What `write` makes of it, as a matrix of `[rows, cols]`.
+    ///
+    /// # Safety
+    ///
+    /// `write` must write every element, and read none before.
+    pub(super) unsafe fn written(
+        self,
+        [rows, cols]: [usize; 2],
+        write: impl FnOnce(&mut MatrixMut<'_>),
+    ) -> &'a mut [f32] {
+        assert_eq!(self.len, rows * cols, "size of a product");
+        let mut whole = MatrixMut {
+            start: self.start,
+            rows,
+            cols,
+            row_stride: cols,
+            owner: PhantomData,
+        };
+        write(&mut whole);
+        // SAFETY: the memory is borrowed alone, and was written.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 
     /// `alpha · lhs · rhs`, dense and row-major.

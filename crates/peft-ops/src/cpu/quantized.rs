@@ -4,7 +4,8 @@ use std::cell::Cell;
 
 use rayon::prelude::*;
 
-use super::matrix::{Matrix, MatrixMut, Mode, multiply};
+use super::matrix::{Matrix, MatrixMut, Mode};
+use super::right::Right;
 use crate::quantized::QuantizedMatrix;
 
 /// Numbers of a decoded panel: 1 MiB, which stays in the second-level cache while it is used.
@@ -45,26 +46,37 @@ pub(crate) fn panels(matrix: &dyn QuantizedMatrix, mut use_panel: impl FnMut(usi
     SCRATCH.set(scratch);
 }
 
-/// `x Wᵀ`, `[rows, W's rows]`, for `x` of `rows` rows.
-pub(crate) fn forward(x: &[f32], rows: usize, matrix: &dyn QuantizedMatrix) -> Vec<f32> {
+/// `x Wᵀ`, `[rows, W's rows]`, for `x` of `rows` rows; both may be `rounded` to bfloat16.
+pub(crate) fn forward(
+    x: &[f32],
+    rows: usize,
+    matrix: &dyn QuantizedMatrix,
+    rounded: bool,
+) -> Vec<f32> {
     let [d_out, d_in] = matrix.shape();
     let x = Matrix::new(x, rows, d_in);
     let mut output = vec![0.0; rows * d_out];
     let mut into = MatrixMut::new(&mut output, rows, d_out);
     panels(matrix, |first, panel| {
         let mut block = into.column_block(first, panel.size()[0]);
-        multiply(&mut block, Mode::Replace, x, panel.t(), 1.0, true);
+        Right::new(panel.t(), rounded).multiply(&mut block, Mode::Replace, x, 1.0, true);
     });
     output
 }
 
-/// Adds `g W` to `[rows, W's columns]`.
-pub(crate) fn add_backward(g: &[f32], rows: usize, matrix: &dyn QuantizedMatrix, to: &mut [f32]) {
+/// Adds `g W` to `[rows, W's columns]`; both may be `rounded` to bfloat16.
+pub(crate) fn add_backward(
+    g: &[f32],
+    rows: usize,
+    matrix: &dyn QuantizedMatrix,
+    rounded: bool,
+    to: &mut [f32],
+) {
     let [d_out, d_in] = matrix.shape();
     let mut to = MatrixMut::new(to, rows, d_in);
     let g = Matrix::new(g, rows, d_out);
     panels(matrix, |first, panel| {
         let columns = g.columns(first, panel.size()[0]);
-        multiply(&mut to, Mode::Add, columns, panel, 1.0, true);
+        Right::new(panel, rounded).multiply(&mut to, Mode::Add, columns, 1.0, true);
     });
 }

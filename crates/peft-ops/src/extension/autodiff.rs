@@ -19,14 +19,16 @@ use super::backward::{
     Added, Dropped, Gated, Linear, LinearOfAttended, Lost, Normalised, OfGelu, RmsNormalised,
     Rotated, Scattered,
 };
-use super::forward::{Input, Weight, add_low_rank, attend, cross_entropy, linear, norm, total};
+use super::forward::{Input, add_low_rank, attend, cross_entropy, linear, norm, total};
 use super::kept::{Attended, Kept};
 use super::tensors::{affine, dense, rows, tensor, vector};
+use super::weight::Weight;
 use super::{Fused, Layer, Maybe};
 use crate::cpu::attention::Attention;
 use crate::cpu::dropout::Coins;
 use crate::cpu::gelu;
 use crate::cpu::sparse::Pattern;
+use crate::options::MixedPrecision;
 use crate::quantized::QuantizedWeight;
 use crate::segments::Segments;
 
@@ -90,7 +92,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         let part = |index: usize| there[index - 1].then(|| parts[index].0.clone());
         let input = dense(parts[0].0.clone());
         let [gated, gamma, bias, down, up] = [1, 2, 4, 5, 6].map(|index| part(index).map(dense));
-        let weight = Weight::new(part(3), layer.quantized);
+        let weight = Weight::new(part(3), layer.quantized, layer.precision, of_weight);
         let seen = Input {
             data: &input,
             gated: gated.as_ref(),
@@ -255,6 +257,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         through: Maybe<Self>,
         up: Maybe<Self>,
         targets: Arc<Vec<i64>>,
+        precision: MixedPrecision,
     ) -> Tracked {
         let others = [head, through, up].map(Maybe::get);
         let [has_head, is_added, _] = others.each_ref().map(Option::is_some);
@@ -264,7 +267,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         let [(hidden, n0), (head, n1), (through, n2), (up, n3)] = inputs.map(Tracked::into_parts);
         let (hidden, head) = (
             dense(hidden),
-            Weight::new(has_head.then_some(head), quantized),
+            Weight::new(has_head.then_some(head), quantized, precision, wanted[1]),
         );
         let added = [through, up].map(|tensor| is_added.then(|| dense(tensor)));
         let loss = cross_entropy(&hidden, &head, &added, &targets, wanted);
@@ -315,7 +318,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         let there = others.each_ref().map(Option::is_some);
         let [weight, bias, down, up] = others.map(present);
         let inputs = [query, key, value, weight, bias, down, up];
-        let of_up = inputs[6].is_tracked();
+        let [of_weight, of_up] = [3, 6].map(|index| inputs[index].is_tracked());
         let parts = inputs.map(Tracked::into_parts);
         let part = |index: usize| there[index - 3].then(|| parts[index].0.clone());
         let [query, key, value] = [0, 1, 2].map(|index| dense(parts[index].0.clone()));
@@ -328,7 +331,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
             settings,
         };
         let [bias, down, up] = [4, 5, 6].map(|index| part(index).map(dense));
-        let weight = Weight::new(part(3), layer.quantized);
+        let weight = Weight::new(part(3), layer.quantized, layer.precision, of_weight);
         let input = attend(&attended);
         let seen = Input {
             data: &input,

@@ -7,9 +7,10 @@ use burn::tensor::Shape;
 use burn_flex::FlexTensor;
 
 use super::Fused;
-use super::forward::{Weight, attend};
+use super::forward::attend;
 use super::kept::{Attended, Kept};
-use super::tensors::{affine, low_rank, matrix, numbers, rotation, tensor, vector};
+use super::tensors::{affine, low_rank, numbers, rotation, tensor, vector};
+use super::weight::Weight;
 use crate::cpu::dropout::{self, Coins};
 use crate::cpu::linear::{self, LowRank, Sizes};
 use crate::cpu::matrix::change_rows;
@@ -51,12 +52,12 @@ impl Linear {
         let factors = self.down.as_ref().zip(self.up.as_ref());
         let factors = factors.map(|(down, up)| low_rank(down, up, self.scale));
         let dense = match &self.weight {
-            Some(Weight::Dense(weight)) => Some(matrix(weight)),
+            Some(Weight::Dense(weight)) => Some(weight.right()),
             _ => None,
         };
         // Through GELU block by block, unless more is to be added first.
         let quantized = match &self.weight {
-            Some(Weight::Quantized(weight)) => Some(weight),
+            Some(Weight::Quantized(weight, rounded)) => Some((weight, *rounded)),
             _ => None,
         };
         let later = quantized.is_some() || self.coins.is_some();
@@ -69,8 +70,8 @@ impl Linear {
             back = linear::low_rank_gradient(self.sizes, dy, up, rank, self.scale);
             linear::add_dropped(self.sizes, &back, down, coins, &mut d_seen);
         }
-        if let Some(weight) = quantized {
-            quantized::add_backward(dy, self.sizes.rows, &**weight, &mut d_seen);
+        if let Some((weight, rounded)) = quantized {
+            quantized::add_backward(dy, self.sizes.rows, &**weight, rounded, &mut d_seen);
         }
         if let Some(input) = through.filter(|_| later) {
             gelu::backward_in_place(numbers(input), &mut d_seen);

@@ -7,17 +7,18 @@ use burn_flex::FlexTensor;
 
 use super::kept::Attended;
 use super::tensors::{
-    affine, dense, items, low_rank, matrix, numbers, rotation, rows, tensor, vector, weight,
-    with_width,
+    affine, dense, items, low_rank, matrix, numbers, rotation, rows, tensor, vector, with_width,
 };
+use super::weight::Weight;
 use super::{Fused, Layer, Maybe};
 use crate::cpu::attention::Attention;
-use crate::cpu::cross_entropy::{self, Added, Head, Loss};
+use crate::cpu::cross_entropy::{self, Added, Loss};
 use crate::cpu::dropout::{self, Coins};
 use crate::cpu::linear::Sizes;
 use crate::cpu::norm::Affine;
 use crate::cpu::sparse::Pattern;
 use crate::cpu::{gelu, linear as layer, norm as normalise, rms, rotary, swiglu};
+use crate::options::MixedPrecision;
 use crate::quantized::QuantizedWeight;
 use crate::segments::Segments;
 
@@ -34,7 +35,7 @@ impl Fused for Flex {
     ) -> FlexTensor {
         let [gated, gamma, bias, down, up] =
             [gated, gamma, bias, down, up].map(|tensor| tensor.get().map(dense));
-        let weight = Weight::new(weight.get(), layer.quantized);
+        let weight = Weight::new(weight.get(), layer.quantized, layer.precision, false);
         let input = Input {
             data: &dense(input),
             gated: gated.as_ref(),
@@ -124,8 +125,9 @@ impl Fused for Flex {
         through: Maybe<Self>,
         up: Maybe<Self>,
         targets: Arc<Vec<i64>>,
+        precision: MixedPrecision,
     ) -> FlexTensor {
-        let head = Weight::new(head.get(), quantized);
+        let head = Weight::new(head.get(), quantized, precision, false);
         let added = [through, up].map(|tensor| tensor.get().map(dense));
         let loss = cross_entropy(&dense(hidden), &head, &added, &targets, [false; 4]);
         total(&loss)
@@ -173,39 +175,6 @@ impl Fused for Flex {
     }
 }
 
-/// A weight: Burn's `[in, out]`, or rows `[out, in]` in a quantized form.
-#[derive(Clone, Debug)]
-pub(super) enum Weight {
-    Dense(FlexTensor),
-    Quantized(QuantizedWeight),
-}
-
-impl Weight {
-    /// The one that is there.
-    pub(super) fn new(dense: Option<FlexTensor>, quantized: Option<QuantizedWeight>) -> Self {
-        match (dense, quantized) {
-            (_, Some(quantized)) => Self::Quantized(quantized),
-            (Some(tensor), None) => Self::Dense(weight(tensor)),
-            (None, None) => unreachable!("a layer has a weight"),
-        }
-    }
-
-    /// Widths of what goes in and what comes out.
-    fn widths(&self) -> (usize, usize) {
-        match self {
-            Self::Dense(tensor) => (tensor.shape()[0], tensor.shape()[1]),
-            Self::Quantized(quantized) => (quantized.shape()[1], quantized.shape()[0]),
-        }
-    }
-
-    fn head(&self) -> Head<'_> {
-        match self {
-            Self::Dense(tensor) => Head::Dense(matrix(tensor)),
-            Self::Quantized(quantized) => Head::Quantized(&**quantized),
-        }
-    }
-}
-
 /// What a layer is applied to.
 #[derive(Clone, Copy)]
 pub(super) struct Input<'a> {
@@ -238,7 +207,7 @@ pub(super) fn linear(
         (Some(gated), _) => Some(swiglu::forward(data, numbers(gated))),
         (None, Some(gamma)) => Some(rms::forward(data, numbers(gamma), input.epsilon)),
         // A dense layer does it block by block.
-        _ if input.gelu && (matches!(weight, Weight::Quantized(_)) || input.coins.is_some()) => {
+        _ if input.gelu && (matches!(weight, Weight::Quantized(..)) || input.coins.is_some()) => {
             Some(gelu::forward(data))
         }
         _ => None,
@@ -253,9 +222,9 @@ pub(super) fn linear(
     );
     let whole = factors.filter(|_| input.coins.is_none());
     let [mut output, mut through] = match weight {
-        Weight::Dense(tensor) => layer::forward(sizes, seen, matrix(tensor), bias, whole),
-        Weight::Quantized(quantized) => {
-            layer::forward_packed(sizes, seen.data, &**quantized, bias, whole)
+        Weight::Dense(dense) => layer::forward(sizes, seen, dense.right(), bias, whole),
+        Weight::Quantized(quantized, rounded) => {
+            layer::forward_packed(sizes, seen.data, &**quantized, bias, whole, *rounded)
         }
     };
     if let (Some(coins), Some(factors)) = (input.coins, factors) {
