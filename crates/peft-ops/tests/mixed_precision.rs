@@ -108,17 +108,17 @@ impl Inputs {
         }
     }
 
-    fn bias(&self) -> Option<Tensor<1>> {
-        Some(self.bias.clone())
+    fn bias(&self) -> Tensor<1> {
+        self.bias.clone()
     }
 
-    fn low_rank(&self) -> Option<LowRank> {
-        Some(LowRank::new(self.down.clone(), self.up.clone(), 0.5))
+    fn low_rank(&self) -> LowRank {
+        LowRank::new(self.down.clone(), self.up.clone(), 0.5)
     }
 
     /// The reference of a layer that sees this.
     fn layer(&self, seen: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
-        reference::linear(seen, weight, self.bias(), self.low_rank())
+        reference::linear(seen, weight, Some(self.bias()), Some(self.low_rank()))
     }
 
     /// The output and all gradients of a layer of these, by name.
@@ -188,7 +188,7 @@ proptest! {
         for _ in 0..3 {
             let error = apart(
                 inputs,
-                |i| linear(i.x.clone(), i.weight.clone(), i.bias(), i.low_rank()),
+                |i| linear(i.x.clone(), i.weight.clone(), Some(i.bias()), Some(i.low_rank())),
                 |i| i.layer(i.x.clone(), i.weight.clone()),
             );
             prop_assert!(error < 1e-5, "{error}");
@@ -196,7 +196,7 @@ proptest! {
         let rows = QuantizedWeight::new(Eighths([d_out, d_in]));
         let error = apart(
             inputs,
-            |i| linear(i.x.clone(), Weight::Quantized(rows.clone()), i.bias(), i.low_rank()),
+            |i| linear(i.x.clone(), Weight::Quantized(rows.clone()), Some(i.bias()), Some(i.low_rank())),
             |i| i.layer(i.x.clone(), rows.to_tensor(&i.x.device()).transpose()),
         );
         prop_assert!(error < 1e-5, "quantized: {error}");
@@ -218,17 +218,17 @@ proptest! {
         let options = AttentionOptions::new(heads);
         let of_gelu = apart(
             inputs,
-            |i| linear_of_gelu(i.x.clone(), i.weight.clone(), i.bias(), i.low_rank()),
+            |i| linear_of_gelu(i.x.clone(), i.weight.clone(), Some(i.bias()), Some(i.low_rank())),
             |i| i.layer(reference::gelu(i.x.clone()), i.weight.clone()),
         );
         let of_swiglu = apart(
             inputs,
-            |i| linear_of_swiglu(i.x.clone(), i.other.clone(), i.weight.clone(), i.bias(), i.low_rank()),
+            |i| linear_of_swiglu(i.x.clone(), i.other.clone(), i.weight.clone(), Some(i.bias()), Some(i.low_rank())),
             |i| i.layer(reference::swiglu(i.x.clone(), i.other.clone()), i.weight.clone()),
         );
         let of_norm = apart(
             inputs,
-            |i| linear_of_rms_norm(i.x.clone(), gamma(), 1e-3, i.weight.clone(), i.bias(), i.low_rank()),
+            |i| linear_of_rms_norm(i.x.clone(), gamma(), 1e-3, i.weight.clone(), Some(i.bias()), Some(i.low_rank())),
             |i| i.layer(reference::rms_norm(i.x.clone(), gamma(), 1e-3), i.weight.clone()),
         );
         let of_attention = apart(
@@ -237,7 +237,7 @@ proptest! {
                 let inputs = AttentionInputs {
                     query: i.x.clone(), key: i.other.clone(), value: i.x.clone(), mask: None, segments: None, options,
                 };
-                linear_of_attention(inputs, i.weight.clone(), i.bias(), i.low_rank())
+                linear_of_attention(inputs, i.weight.clone(), Some(i.bias()), Some(i.low_rank()))
             },
             |i| {
                 let attended = reference::attention(i.x.clone(), i.other.clone(), i.x.clone(), None, options);
