@@ -36,6 +36,18 @@ fn net(phase: f32) -> Net {
             .weight
             .clone()
             .map(|old| wave(shape, phase, &old.device()).detach().require_grad());
+        // The bias counts as a row of the weight.
+        let bias = layer.bias.take();
+        layer.bias = bias.map(|bias| {
+            bias.map(|old| {
+                let [width] = old.dims();
+                let values: Vec<f32> = (0..width)
+                    .map(|at| (at as f32 * 1.3 + phase).sin())
+                    .collect();
+                let data = TensorData::new(values, [width]);
+                Tensor::<1>::from_data(data, &old.device()).require_grad()
+            })
+        });
     }
     net
 }
@@ -242,6 +254,7 @@ fn a_file_of_another_base_is_refused() {
     let model = net(0.0).attach("x", &config()).unwrap();
     model.save_adapter("x", dir.path()).unwrap();
     net(0.0).load_adapter("x", dir.path(), METHODS).unwrap();
+    // Groups of the first layer have 3, 3 and 3 outputs here, and 2, 5 and 2 there.
     let refused = net(1.9).load_adapter("x", dir.path(), METHODS).unwrap_err();
     let refused = refused.to_string();
     assert!(
