@@ -61,7 +61,9 @@ impl QuantizedMatrix for Eighths {
 
     fn decode(&self, first: usize, values: &mut [f32]) {
         for (index, value) in values.iter_mut().enumerate() {
-            *value = ((first * self.0[1] + index) * 37 % 29) as f32 / 8.0 - 2.0;
+            let (row, column) = (first + index / self.0[1], index % self.0[1]);
+            // No two rows are alike, but for very tall matrices.
+            *value = ((row * row + 5 * row + 37 * column) % 31) as f32 / 8.0 - 2.0;
         }
     }
 
@@ -153,7 +155,8 @@ fn apart(
     for ((name, found), (_, expected)) in found.into_iter().zip(expected) {
         assert_eq!(found.is_some(), expected.is_some(), "gradient of {name}");
         if let (Some(found), Some(expected)) = (found, expected) {
-            let largest = peft_testing::largest(expected.iter::<f64>().chain([1e-3]));
+            // Inputs are of the order of 1; where the largest has itself cancelled, a share of that.
+            let largest = peft_testing::largest(expected.iter::<f64>().chain([1.0]));
             let error = peft_testing::farthest(found.iter::<f64>(), expected.iter::<f64>());
             farthest = farthest.max(error / largest);
         }
@@ -274,9 +277,10 @@ proptest! {
             let (loss, gradient) = pass(true);
             // Logits are exact: their sides have 8 bits.
             prop_assert!((loss - expected_loss).abs() <= 1e-4 * expected_loss.abs().max(1.0), "{loss} {expected_loss}");
-            let largest = peft_testing::largest(expected.iter::<f64>().chain([1e-3]));
             let error = peft_testing::farthest(gradient.iter::<f64>(), expected.iter::<f64>());
-            prop_assert!(error <= 2e-2 * largest, "{error} of {largest}");
+            // The logits' gradients of a row, whose absolute values add up to 2 at most, are rounded by a 256th at
+            // most, and the head's elements are 2 at most.
+            prop_assert!(error <= 2.0 * 2.0 / 256.0 + 1e-4, "{error}");
         }
     }
 }

@@ -12,7 +12,7 @@ const CASES: &str = "../peft-reparameterization/tests/golden";
 #[test]
 fn checkpoints_compute_what_upstream_computes_to_8_bits() {
     let device = device("flex:bf16").unwrap();
-    // A number of 8 bits is off by 1/512 at most, and a few layers lie behind each other.
+    // A number of 8 bits is off by 1/256 at most, and a few layers lie behind each other.
     let bound = Tolerance {
         output: 2e-2,
         gradients: 5e-2,
