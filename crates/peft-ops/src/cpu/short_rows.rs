@@ -2,7 +2,7 @@
 //! costs more than the product if few rows share that, and it reads a wide weight by columns.
 
 /// Up to so many rows are few, where the columns of the second matrix are contiguous.
-const ROWS_OF_DOTS: usize = 128;
+const ROWS_OF_DOTS: usize = 24;
 /// The same where its rows are.
 const ROWS_OF_SLICES: usize = 32;
 /// Numbers that a sum of products has at least to be faster one by one.
@@ -141,18 +141,22 @@ fn dots<S: pulp::Simd, const ROWS: usize, const COLUMNS: usize>(
     let column_vectors = columns.map(|(vectors, _)| &vectors[..len]);
     let mut sums = [[simd.splat_f32s(0.0); COLUMNS]; ROWS];
     for at in 0..len {
-        let factors: [S::f32s; COLUMNS] = std::array::from_fn(|column| column_vectors[column][at]);
         for (sums, row) in sums.iter_mut().zip(row_vectors) {
-            for (sum, factor) in sums.iter_mut().zip(factors) {
-                *sum = simd.mul_add_f32s(row[at], factor, *sum);
+            for (sum, column) in sums.iter_mut().zip(column_vectors) {
+                *sum = simd.mul_add_f32s(row[at], column[at], *sum);
             }
         }
     }
-    std::array::from_fn(|row| {
-        std::array::from_fn(|column| {
-            let rest = rows[row].1.iter().zip(columns[column].1);
-            let rest: f32 = rest.map(|(a, b)| a * b).sum();
-            simd.reduce_sum_f32s(sums[row][column]) + rest
-        })
-    })
+    // Loops and no closures: a closure is not compiled for the processor's vectors.
+    let mut dots = [[0.0; COLUMNS]; ROWS];
+    for ((dots, sums), (_, row)) in dots.iter_mut().zip(sums).zip(rows) {
+        for ((dot, sum), (_, column)) in dots.iter_mut().zip(sums).zip(columns) {
+            let mut rest = 0.0;
+            for (a, b) in row.iter().zip(column) {
+                rest += a * b;
+            }
+            *dot = simd.reduce_sum_f32s(sum) + rest;
+        }
+    }
+    dots
 }

@@ -6,7 +6,7 @@ use peft_core::method::{MethodHooks, States};
 use serde::{Deserialize, Deserializer};
 
 use crate::math::of_weight::beginning_as;
-use crate::spectral::adamss::schedule::AdamssSchedule;
+use crate::spectral::adamss::schedule::{AdamssSchedule, Allocation};
 use crate::spectral::adamss::start::Decomposition;
 use crate::spectral::adamss::state::{AdamssBias, AdamssLinear, AdamssSubspaces};
 
@@ -289,6 +289,15 @@ impl Method for AdamssConfig {
         if !self.use_asa {
             return Ok(None);
         }
-        Ok(Some(Box::new(AdamssSchedule::new(self, states))))
+        let allocation = Allocation {
+            asa_target_subspaces: self.asa_target_subspaces,
+            init_warmup: self.init_warmup,
+            final_warmup: self.final_warmup,
+            mask_interval: self.mask_interval,
+            asa_importance_beta: self.asa_importance_beta,
+            asa_uncertainty_beta: self.asa_uncertainty_beta,
+            asa_schedule_exponent: self.asa_schedule_exponent,
+        };
+        Ok(Some(Box::new(AdamssSchedule::new(allocation, states))))
     }
 }

@@ -8,7 +8,6 @@ use burn::tensor::{Tensor, TensorData};
 use peft_core::method::{MethodHooks, States};
 
 use crate::math::importance::Importance;
-use crate::spectral::adamss::config::AdamssConfig;
 use crate::spectral::adamss::state::AdamssLinear;
 
 /// A group of a layer: the layer's name, and its number.
@@ -17,13 +16,25 @@ type Group = (String, usize);
 /// What both factors are called in what a training remembers.
 const FACTORS: [&str; 2] = ["A", "B"];
 
+/// Settings of the schedule; their names and meanings are those of the configuration.
+#[derive(Clone, Debug)]
+pub(super) struct Allocation {
+    pub(super) asa_target_subspaces: usize,
+    pub(super) init_warmup: usize,
+    pub(super) final_warmup: usize,
+    pub(super) mask_interval: usize,
+    pub(super) asa_importance_beta: f64,
+    pub(super) asa_uncertainty_beta: f64,
+    pub(super) asa_schedule_exponent: f64,
+}
+
 /// Adaptive subspace allocation (Zheng et al. 2025; upstream's `update_and_allocate`).
 ///
 /// It watches how much the loss depends on each group's factors, and stops training those of least importance over all
 /// layers, more and more of them. What such a group has learned stays.
 #[derive(Debug)]
 pub(super) struct AdamssSchedule {
-    config: AdamssConfig,
+    allocation: Allocation,
     /// Groups of all layers.
     total: usize,
     /// Of both factors, from the step that is being made.
@@ -40,10 +51,10 @@ fn ids(state: &AdamssLinear, group: usize) -> [ParamId; 2] {
 }
 
 impl AdamssSchedule {
-    pub(super) fn new(config: &AdamssConfig, states: &States) -> Self {
+    pub(super) fn new(allocation: Allocation, states: &States) -> Self {
         let layers = states.of::<AdamssLinear>();
         Self {
-            config: config.clone(),
+            allocation,
             total: layers.map(|(_, state)| state.subspaces.a.len()).sum(),
             gradients: BTreeMap::new(),
             importance: BTreeMap::new(),
@@ -53,18 +64,18 @@ impl AdamssSchedule {
 
     /// Upstream counts steps from 0.
     fn is_within(&self, step: usize) -> bool {
-        (self.config.init_warmup..=self.config.final_warmup).contains(&step)
+        (self.allocation.init_warmup..=self.allocation.final_warmup).contains(&step)
     }
 
     /// How many groups may be trained after a step, counted from 0.
     fn budget(&self, step: usize) -> usize {
-        let [begin, end] = [self.config.init_warmup, self.config.final_warmup];
-        let target = self.config.asa_target_subspaces;
+        let [begin, end] = [self.allocation.init_warmup, self.allocation.final_warmup];
+        let target = self.allocation.asa_target_subspaces;
         if self.total <= target {
             return self.total;
         }
         let left = 1.0 - (step - begin) as f64 / (end - begin) as f64;
-        let more = (self.total - target) as f64 * left.powf(self.config.asa_schedule_exponent);
+        let more = (self.total - target) as f64 * left.powf(self.allocation.asa_schedule_exponent);
         target + more as usize
     }
 
@@ -77,8 +88,8 @@ impl AdamssSchedule {
     /// the optimizer has updated.
     fn smooth(&mut self, states: &States) {
         let betas = [
-            self.config.asa_importance_beta,
-            self.config.asa_uncertainty_beta,
+            self.allocation.asa_importance_beta,
+            self.allocation.asa_uncertainty_beta,
         ];
         for (place, state) in states.of::<AdamssLinear>() {
             for group in 0..state.subspaces.a.len() {
@@ -148,7 +159,7 @@ impl MethodHooks for AdamssSchedule {
             return;
         }
         self.smooth(states);
-        if step.is_multiple_of(self.config.mask_interval) {
+        if step.is_multiple_of(self.allocation.mask_interval) {
             self.choose(states, self.budget(step));
         }
     }
@@ -210,15 +221,17 @@ mod tests {
     use super::*;
 
     fn schedule(total: usize) -> AdamssSchedule {
-        let config = AdamssConfig {
-            use_asa: true,
+        let allocation = Allocation {
             asa_target_subspaces: 4,
             init_warmup: 2,
             final_warmup: 6,
-            ..AdamssConfig::default()
+            mask_interval: 100,
+            asa_importance_beta: 0.85,
+            asa_uncertainty_beta: 0.85,
+            asa_schedule_exponent: 3.0,
         };
         AdamssSchedule {
-            config,
+            allocation,
             total,
             gradients: BTreeMap::new(),
             importance: BTreeMap::new(),
