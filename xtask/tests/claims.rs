@@ -120,12 +120,14 @@ fn the_vendored_cases_are_as_many_as_is_said() {
     let (respelled, found): (Vec<_>, Vec<_>) = found
         .into_iter()
         .partition(|path| path.parent().unwrap().ends_with("llama_spellings"));
-    // Of a composition, the files are in folders below.
+    // Of a composition, the files are in folders below. Of a start, only what an adapter begins with is there.
     let peft = |path: &PathBuf| {
         let below = fs::read_dir(path).unwrap();
         let below = below.map(|entry| entry.unwrap().path());
         let file = |folder: &Path| folder.join("adapter_model.safetensors").exists();
-        file(path) || below.into_iter().any(|path| file(&path))
+        file(path)
+            || path.join("init.safetensors").exists()
+            || below.into_iter().any(|path| file(&path))
     };
     let (of_peft, of_hub): (Vec<_>, Vec<_>) = found.iter().partition(|path| peft(path));
     let readme = text("README.md");
@@ -143,6 +145,7 @@ fn the_vendored_cases_are_as_many_as_is_said() {
         "generate_hf_peft.py",
         "generate_hf_more.py",
         "generate_seeded.py",
+        "generate_starts.py",
     ];
     let scripts = scripts.map(|script| text(&format!("crates/peft-parity/tests/golden/{script}")));
     for path in &of_peft {
@@ -157,7 +160,7 @@ fn the_vendored_cases_are_as_many_as_is_said() {
         let name = path.file_name().unwrap().to_str().unwrap();
         let name = name.strip_prefix("adapterhub_").unwrap_or(name);
         assert!(
-            script.contains(&format!("\"{name}\"")),
+            script.contains(&format!("\"{name}\"")) || puts_together(&script, name),
             "no script writes {name}"
         );
     }

@@ -28,7 +28,7 @@ const RENAMED: &[(&str, &str)] = &[
     ("prompt_encoder.prefix_task_rows", "prefix_task_rows"),
 ];
 
-/// Largest difference of those that `keys` has, over the largest that it has.
+/// Largest difference of those that `keys` has, over the largest that it has: the difference itself where all are zero.
 pub(super) fn farthest_of_gradients(
     a: &Tensors,
     b: &Tensors,
@@ -46,5 +46,6 @@ pub(super) fn farthest_of_gradients(
         let (a, b) = (find(a).ok_or_else(missing)?, find(b).ok_or_else(missing)?);
         distances.push(farthest(&a, &b, key)?);
     }
-    Ok(worst(distances) / largest)
+    let unit = if largest == 0.0 { 1.0 } else { largest };
+    Ok(worst(distances) / unit)
 }
