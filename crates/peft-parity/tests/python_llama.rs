@@ -38,7 +38,12 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
         ("lora-dora", Box::new(lora().with_use_dora(true))),
         (
             "lora-alora",
-            Box::new(lora().with_alora_invocation_tokens([INVOCATION])),
+            // Upstream looks for the invocation in language models only.
+            Box::new(
+                lora()
+                    .with_alora_invocation_tokens([INVOCATION])
+                    .with_task_type("CAUSAL_LM"),
+            ),
         ),
         ("lora-bias-for-b", Box::new(lora().with_lora_bias(true))),
         (

@@ -300,8 +300,9 @@ fn adapterhub_computes_what_we_computed() {
 
 #[test]
 fn python_computes_what_we_computed() {
-    // Upstream misses the copies of RandLoRA's bases, which say nothing, and GLoRA's zeros of parts that are not there.
-    let noisy = ["randlora", "glora-bias"];
+    // Upstream misses the copies of RandLoRA's bases, which say nothing, GLoRA's zeros of parts that are not there, and
+    // the matrices that TinyLoRA was told not to save.
+    let noisy = ["randlora", "glora-bias", "tinylora-unsaved"];
     if let Some(python) = Python::find() {
         check(&python, "python_reads.py", &cases(), &noisy);
     }

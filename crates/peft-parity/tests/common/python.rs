@@ -51,18 +51,22 @@ pub(crate) struct Answers(BTreeMap<String, Value>);
 
 impl Answers {
     /// Panics, naming them, if there are cases whose difference under `key`, or that of the merged model where there
-    /// is one, is 1e-4 or more, or of which Python warned. Warnings of the cases in `noisy` say nothing.
+    /// is one, is 1e-5 or more, or of which Python warned. Warnings of the cases in `noisy` say nothing. A case for which
+    /// Python lacks a package is left out, and said.
     pub(crate) fn check<'a>(
         &self,
         cases: impl IntoIterator<Item = &'a str>,
         key: &str,
         noisy: &[&str],
     ) {
-        let near = |value: &Value| value.as_f64().is_some_and(|distance| distance < 1e-4);
+        let near = |value: &Value| value.as_f64().is_some_and(|distance| distance < 1e-5);
         let mut wrong = Vec::new();
         for name in cases {
             let result = &self.0[name];
             println!("{name}: {result}");
+            if result.get("left_out").is_some() {
+                continue;
+            }
             let merged = result.get("merged").is_none_or(near);
             let silent = result["warnings"].as_array().is_some_and(Vec::is_empty);
             let quiet = silent || noisy.contains(&name);
