@@ -14,7 +14,7 @@ use crate::spectral::adamss::state::{AdamssBias, AdamssLinear, AdamssSubspaces};
 #[method_config(
     ADAMSS, peft_type = "ADAMSS", title = "AdaMSS", family = Reparameterization, identity_at_init, mergeable,
     new(r, num_subspaces, subspace_rank),
-    reference = "Zheng et al. 2025, AdaMSS: Adaptive Multi-Subspace Approach for Parameter-Efficient Fine-Tuning, section 4",
+    reference = "Zheng et al. 2025, AdaMSS: Adaptive Multi-Subspace Approach for Parameter-Efficient Fine-Tuning",
     to_json = AdamssConfig::json
 )]
 pub struct AdamssConfig {
