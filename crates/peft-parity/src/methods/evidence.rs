@@ -147,6 +147,10 @@ fn find(folder: &Path, tests: &str, found: &mut Vec<VendoredCase>) -> Result<(),
             find(&path, tests, found)?;
             continue;
         }
+        // What an adapter begins with is no checkpoint.
+        if path.join("init.safetensors").exists() && !path.join(CONFIG_FILE).exists() {
+            continue;
+        }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if tests.contains(&format!("\"{name}\"")) {
             found.push(case(&path, &name, &folder.join("base"))?);
