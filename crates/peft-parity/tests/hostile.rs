@@ -326,7 +326,9 @@ fn whole_checkpoints_do_load() {
     // Else the test above would prove nothing.
     let device = peft::core::device::cpu_devices()[0].1.clone();
     let base = Bert::load(BASE, &device).unwrap();
-    for case in CASES.iter() {
+    // AdaMSS groups the outputs of the base that it was trained on, which is another one here: it is refused.
+    let of_any_base = |case: &&Case| case.config.get("peft_type") != Some(&json!("ADAMSS"));
+    for case in CASES.iter().filter(of_any_base) {
         let dir = tempfile::tempdir().unwrap();
         let config = Value::Object(case.config.clone()).to_string();
         fs::write(dir.path().join("adapter_config.json"), &config).unwrap();
