@@ -39,6 +39,9 @@ pub(super) fn half_formats(device: &Device) -> Vec<(DType, i32)> {
 /// thousand would exceed. The methods that are not named below need up to 4.5.
 const ULPS: f64 = 8.0;
 
+/// Methods that sort a weight's rows into groups when they load, and may refuse a rounded weight, whose groups are others.
+const OF_THESE_WEIGHTS: &[&str] = &["adamss"];
+
 /// Methods with cases whose change is several times as large as the weight: attention's scores are then large, the
 /// softmax multiplies their rounding, and the chain above does not keep sizes. Upstream's do so, too.
 ///
@@ -104,7 +107,13 @@ pub(super) fn low_precision(fixture: &Fixture, method: &dyn Method) -> Verdict {
             Ok::<_, String>(outputs.convert::<f32>())
         };
         let base = fixture.base.valid().map(&mut Cast(dtype));
-        let model = load(&base, dir.path())?;
+        let model = match load(&base, dir.path()) {
+            Err(why) if OF_THESE_WEIGHTS.contains(&method.info().name) => {
+                println!("{}, {dtype:?}: {why}", method.info().name);
+                continue;
+            }
+            loaded => loaded?,
+        };
         let values_there = stored(&model)?;
         for (key, value) in &stored_exactly {
             let rounded = if value.dtype().is_float() {

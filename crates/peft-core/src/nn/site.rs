@@ -197,7 +197,7 @@ impl Site<Prompt> {
     }
 
     /// An empty site for the stream of `width` features in front of a block. Call
-    /// [`add_prompt_in`](Self::add_prompt_in) with it, once for a cache: when it is empty. The virtual tokens there have no
+    /// [`add_prompt`](Self::add_prompt) with it, once for a cache: when it is empty. The virtual tokens there have no
     /// position: the text's are what they were.
     pub fn of_stream(width: usize) -> Self {
         Self::empty(SiteKind::Stream, width)
