@@ -19,8 +19,7 @@ use peft_soft_prompt::{
     PromptEncoderConfig,
 };
 use peft_train::{
-    Control, Ending, Event, Length, Schedule, TrainConfig, TrainOutcome, Trainer, Warmup,
-    checkpoint,
+    Ending, Length, Schedule, TrainConfig, TrainOutcome, Trainer, Warmup, checkpoint,
 };
 
 const STEPS: usize = 6;
@@ -47,19 +46,7 @@ fn model(seed: u64, method: &dyn Method, device: &Device) -> Llama {
 }
 
 fn run(model: Llama, out: &Path, resume: bool, stop_at: Option<usize>) -> (Llama, TrainOutcome) {
-    let data = texts(&words(), &config());
-    let held_out = texts(&["veniam", "quis", "nostrud"], &config());
-    let mut trainer = Trainer::new(config())
-        .unwrap()
-        .with_output(out)
-        .with_observer(|event| match event {
-            Event::Step(report) if Some(report.step) == stop_at => Control::Stop,
-            _ => Control::Continue,
-        });
-    if resume {
-        trainer = trainer.with_resume(checkpoint::latest(out).unwrap().unwrap());
-    }
-    trainer.train(model, &data, Some(&held_out)).unwrap()
+    common::run(config(), model, out, resume, stop_at)
 }
 
 /// A whole run and one in two parts, under `dir`: the folders of both.

@@ -7,12 +7,11 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use common::{texts, words};
 use peft_core::PeftModule as _;
 use peft_core::method::Method;
 use peft_models::Llama;
 use peft_selective::{DiffPruningConfig, FarConfig, LtSftConfig};
-use peft_train::{Control, Ending, Event, Length, TrainConfig, TrainOutcome, Trainer, checkpoint};
+use peft_train::{Ending, Length, TrainConfig, TrainOutcome, checkpoint};
 
 const STEPS: usize = 6;
 
@@ -32,19 +31,7 @@ fn model(method: &dyn Method, device: &Device) -> Llama {
 }
 
 fn run(model: Llama, out: &Path, resume: bool, stop_at: Option<usize>) -> (Llama, TrainOutcome) {
-    let data = texts(&words(), &config());
-    let held_out = texts(&["veniam", "quis", "nostrud"], &config());
-    let mut trainer = Trainer::new(config())
-        .unwrap()
-        .with_output(out)
-        .with_observer(|event| match event {
-            Event::Step(report) if Some(report.step) == stop_at => Control::Stop,
-            _ => Control::Continue,
-        });
-    if resume {
-        trainer = trainer.with_resume(checkpoint::latest(out).unwrap().unwrap());
-    }
-    trainer.train(model, &data, Some(&held_out)).unwrap()
+    common::run(config(), model, out, resume, stop_at)
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Scaled dot-product attention on `[batch, seq, heads · width]`: heads are blocks of columns, so
 //! nothing is copied around them, and no matrix of scores outlives its block of queries.
 
+use super::buffers::{Blocks, build_blocks};
 use super::dropout::Coins;
 use super::math::{exp_nonpositive, vectors};
-use super::matrix::{Blocks, Matrix, MatrixMut, Mode, build_blocks, multiply};
+use super::matrix::{Matrix, MatrixMut};
+use super::product::{Mode, multiply};
 use crate::segments::Segments;
 
 /// Queries worked on at a time: their scores stay in the second-level cache for a thousand keys.

@@ -1,9 +1,9 @@
 //! Weights and inputs that a method changes by few numbers, and the gradients of those.
 
+use super::buffers::{build, build_rows, change_rows, sum_rows};
 use super::math::{Fma, vectors};
-use super::matrix::{
-    Matrix, MatrixMut, Mode, build, build_rows, change_rows, multiply, product, sum_rows,
-};
+use super::matrix::{Matrix, MatrixMut};
+use super::product::{Mode, multiply, product};
 
 /// Elements of a weight that are composed at a time: 256 KiB, which stay in the second-level cache.
 const BLOCK: usize = 1 << 16;

@@ -4,7 +4,8 @@
 use rayon::prelude::*;
 
 use super::math::{exp_nonpositive, sum, vectors};
-use super::matrix::{Matrix, MatrixMut, Mode, multiply};
+use super::matrix::{Matrix, MatrixMut};
+use super::product::{Mode, multiply};
 use super::quantized;
 use super::right::Right;
 use crate::quantized::QuantizedMatrix;

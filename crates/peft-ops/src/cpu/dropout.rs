@@ -1,7 +1,7 @@
 //! Dropout without a mask in memory: whether an element is dropped is a function of the seed and its index.
 
+use super::buffers::change_rows;
 use super::math::{coin, vectors};
-use super::matrix::change_rows;
 
 /// Which elements are dropped.
 #[derive(Clone, Copy, Debug)]

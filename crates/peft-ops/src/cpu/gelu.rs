@@ -1,7 +1,7 @@
 //! GELU, x·Φ(x) with the error function.
 
+use super::buffers::{build_rows, change_rows};
 use super::math::{normal, vectors};
-use super::matrix::{build_rows, change_rows};
 
 /// `out[i] = x[i]·Φ(x[i])`.
 pub(crate) fn forward(x: &[f32]) -> Vec<f32> {

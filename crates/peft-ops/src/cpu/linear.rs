@@ -1,8 +1,10 @@
 //! `y = x W + b + s·(x A) B`.
 
 use super::bf16::Packed;
+use super::buffers::{build, change_rows, sum_rows};
 use super::dropout::Coins;
-use super::matrix::{Matrix, MatrixMut, Mode, build, change_rows, multiply, product, sum_rows};
+use super::matrix::{Matrix, MatrixMut};
+use super::product::{Mode, multiply, product};
 use super::right::Right;
 use super::{gelu, math, quantized};
 use crate::quantized::QuantizedMatrix;

@@ -3,6 +3,7 @@
 pub(crate) mod adamw;
 pub(crate) mod attention;
 pub(crate) mod bf16;
+pub(crate) mod buffers;
 pub(crate) mod composing;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
@@ -11,6 +12,7 @@ pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod matrix;
 pub(crate) mod norm;
+pub(crate) mod product;
 pub(crate) mod quantized;
 pub(crate) mod right;
 pub(crate) mod rms;

@@ -1,8 +1,8 @@
 //! Layer normalisation, of a sum with a residual where there is one.
 
+use super::buffers::{build, change_rows, sum_rows, task_rows};
 use super::dropout::Coins;
 use super::math::{dot_centred, square_distance, sum, vectors};
-use super::matrix::{build, change_rows, sum_rows, task_rows};
 
 /// Scale and shift, `[width]` each.
 #[derive(Clone, Copy)]

@@ -4,7 +4,8 @@ use std::cell::Cell;
 
 use rayon::prelude::*;
 
-use super::matrix::{Matrix, MatrixMut, Mode};
+use super::matrix::{Matrix, MatrixMut};
+use super::product::Mode;
 use super::right::Right;
 use crate::quantized::QuantizedMatrix;
 

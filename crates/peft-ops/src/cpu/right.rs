@@ -3,8 +3,10 @@
 #![allow(unsafe_code)]
 
 use super::bf16::{self, Packed, Start};
+use super::buffers::Fresh;
 use super::math::add_row;
-use super::matrix::{Fresh, Matrix, MatrixMut, Mode, multiply};
+use super::matrix::{Matrix, MatrixMut};
+use super::product::{Mode, multiply};
 
 /// Products of fewer rows than this are not rounded with a matrix that is not in order yet: that would cost more
 /// than they do.

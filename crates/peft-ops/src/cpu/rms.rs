@@ -1,7 +1,7 @@
 //! Normalisation by the root of the mean square.
 
+use super::buffers::{build_rows, change_rows, sum_rows};
 use super::math::{dot_centred, square_distance, vectors};
-use super::matrix::{build_rows, change_rows, sum_rows};
 
 /// 1 / root of the mean square of a row.
 #[inline(always)]

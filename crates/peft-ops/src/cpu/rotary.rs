@@ -1,7 +1,7 @@
 //! Rotation of pairs of features by angles that grow with the position.
 
+use super::buffers::change_rows;
 use super::math::vectors;
-use super::matrix::change_rows;
 
 /// Angles, and how the features lie.
 #[derive(Clone, Copy)]

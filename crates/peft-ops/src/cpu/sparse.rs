@@ -3,8 +3,8 @@
 
 use rayon::prelude::*;
 
+use super::buffers::change_blocks;
 use super::math::vectors;
-use super::matrix::change_blocks;
 
 /// Rows of a block.
 const LANES: usize = 32;

@@ -1,7 +1,7 @@
 //! SwiGLU: silu of a gate, times what it gates.
 
+use super::buffers::{build_rows, change_rows};
 use super::math::{Fma, exp_nonpositive, vectors};
-use super::matrix::{build_rows, change_rows};
 
 /// 1 / (1 + e⁻ˣ).
 #[inline(always)]

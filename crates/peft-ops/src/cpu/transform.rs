@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use realfft::num_complex::Complex;
 use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 
+use super::buffers::{build, sum_rows};
 use super::math::{Fma, vectors};
-use super::matrix::{build, sum_rows};
 
 /// Numbers that a step of a transform takes at a time: one AVX-512 register.
 const LANES: usize = 16;

@@ -11,9 +11,9 @@ use super::forward::attend;
 use super::kept::{Attended, Kept};
 use super::tensors::{affine, low_rank, numbers, rotation, tensor, vector};
 use super::weight::Weight;
+use crate::cpu::buffers::change_rows;
 use crate::cpu::dropout::{self, Coins};
 use crate::cpu::linear::{self, LowRank, Sizes};
-use crate::cpu::matrix::change_rows;
 use crate::cpu::sparse::Pattern;
 use crate::cpu::{gelu, norm, quantized, rms, rotary, swiglu};
 

@@ -1,6 +1,7 @@
 //! Products of few rows.
 
-use crate::cpu::matrix::{Matrix, MatrixMut, Mode, multiply, product};
+use crate::cpu::matrix::{Matrix, MatrixMut};
+use crate::cpu::product::{Mode, multiply, product};
 
 fn numbers(count: usize, step: f32) -> Vec<f32> {
     (0..count).map(|at| (at as f32 * step).sin()).collect()

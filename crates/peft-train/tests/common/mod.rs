@@ -1,13 +1,18 @@
 //! A tokenizer and a model that need no file.
 #![allow(dead_code)] // Not every test uses all of it.
 
+use std::path::Path;
+
 use burn::module::{Module, Param};
 use burn::nn::Embedding;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_models::{LmBatch, LoadError, Message, Moment};
+use peft_models::{Llama, LmBatch, LoadError, Message, Moment};
 use peft_train::data::NO_TARGET;
-use peft_train::{CausalLm, Dataset, Record, Tokenize, TrainConfig};
+use peft_train::{
+    CausalLm, Control, Dataset, Event, Record, Tokenize, TrainConfig, TrainOutcome, Trainer,
+    checkpoint,
+};
 
 /// Tokens of [`Letters`].
 pub(crate) const VOCABULARY: usize = 30;
@@ -70,6 +75,29 @@ pub(crate) fn words() -> Vec<&'static str> {
         "aliqua",
         "enim",
     ]
+}
+
+/// Trains until the end or until `stop_at`, with checkpoints in `out`; from the newest of them on if it is to `resume`.
+pub(crate) fn run(
+    config: TrainConfig,
+    model: Llama,
+    out: &Path,
+    resume: bool,
+    stop_at: Option<usize>,
+) -> (Llama, TrainOutcome) {
+    let data = texts(&words(), &config);
+    let held_out = texts(&["veniam", "quis", "nostrud"], &config);
+    let mut trainer = Trainer::new(config)
+        .unwrap()
+        .with_output(out)
+        .with_observer(|event| match event {
+            Event::Step(report) if Some(report.step) == stop_at => Control::Stop,
+            _ => Control::Continue,
+        });
+    if resume {
+        trainer = trainer.with_resume(checkpoint::latest(out).unwrap().unwrap());
+    }
+    trainer.train(model, &data, Some(&held_out)).unwrap()
 }
 
 /// Predicts a token from the one before it alone.

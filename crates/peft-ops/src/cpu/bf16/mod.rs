@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use super::matrix::{Matrix, MatrixMut, Mode};
+use super::matrix::{Matrix, MatrixMut};
+use super::product::Mode;
 
 /// Columns of a panel of the right side.
 pub(crate) const COLUMNS: usize = 32;

@@ -4,7 +4,8 @@ use std::cell::Cell;
 
 use super::{COLUMNS, LANES, Panels, Start};
 use crate::cpu::math::{add_row, vectors};
-use crate::cpu::matrix::{Matrix, MatrixMut, Mode, multiply as multiply_f32};
+use crate::cpu::matrix::{Matrix, MatrixMut};
+use crate::cpu::product::{Mode, multiply as multiply_f32};
 
 /// The upper 16 bits of the number, rounded to the nearest, to even between two.
 #[inline(always)]

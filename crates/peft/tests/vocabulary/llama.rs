@@ -1,10 +1,5 @@
 //! Growing vocabularies: a Llama's table, head and tokenizer, and adapters that Hugging Face PEFT saved over a larger table.
-//!
-//! The checkpoints are those of `crates/peft-models/tests/golden/vocabulary`.
 
-use std::path::{Path, PathBuf};
-
-use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft::core::checkpoint::read_tensors;
 use peft::core::device::cpu_devices;
 use peft::core::quantize::QuantizedModule as _;
@@ -13,43 +8,11 @@ use peft::quantization::QuantizationConfig;
 use peft::reparameterization::LoraConfig;
 use peft_models::{Llama, LlamaTokenizer};
 use peft_testing::farthest;
-use safetensors::SafeTensors;
+
+use super::{golden, ids, io, numbers};
 
 const TIED: &str = "llama/base";
 const UNTIED: &str = "relatives/llama3";
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../peft-models/tests/golden")
-        .join(path)
-}
-
-fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
-    tensor.into_data().iter::<f64>().collect()
-}
-
-fn ids(values: &[i64], device: &Device) -> Tensor<2, Int> {
-    Tensor::from_data(TensorData::new(values.to_vec(), [1, values.len()]), device)
-}
-
-/// The ids and the logits of a case.
-fn io(case: &Path, device: &Device) -> (Tensor<2, Int>, Vec<f64>) {
-    let bytes = std::fs::read(case.join("io.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let ids = file.tensor("input_ids").unwrap();
-    let values = ids.data().chunks_exact(8);
-    let values: Vec<i64> = values
-        .map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()))
-        .collect();
-    let shape: [usize; 2] = ids.shape().try_into().unwrap();
-    let output = file.tensor("output").unwrap();
-    let output = output.data().chunks_exact(4);
-    let output = output.map(|bytes| f64::from(f32::from_le_bytes(bytes.try_into().unwrap())));
-    (
-        Tensor::from_data(TensorData::new(values, shape), device),
-        output.collect(),
-    )
-}
 
 #[test]
 fn adapters_that_were_saved_over_a_resized_vocabulary_compute_what_upstream_computes() {

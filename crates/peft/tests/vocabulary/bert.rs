@@ -1,10 +1,6 @@
 //! Growing vocabularies: an encoder's table and tokenizer, and adapters that Hugging Face PEFT saved over a larger table.
-//!
-//! The checkpoints are those of `crates/peft-models/tests/golden/vocabulary`.
 
-use std::path::{Path, PathBuf};
-
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
 use peft::core::PeftModule as _;
 use peft::core::device::cpu_devices;
 use peft::core::quantize::QuantizedModule as _;
@@ -12,16 +8,11 @@ use peft::quantization::QuantizationConfig;
 use peft::reparameterization::LoraConfig;
 use peft_models::{Bert, BertClassifier, Pooling, Tokenizer};
 use peft_testing::farthest;
-use safetensors::SafeTensors;
 use serde_json::json;
 
-const WORDS: usize = 97;
+use super::{golden, ids, io, numbers};
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../peft-models/tests/golden")
-        .join(path)
-}
+const WORDS: usize = 97;
 
 fn base(device: &Device) -> Bert {
     Bert::load(golden("bert/base"), device).unwrap()
@@ -31,35 +22,8 @@ fn classifier(device: &Device) -> BertClassifier {
     BertClassifier::new_head(base(device), 3, Pooling::Mean, 0.0, device).unwrap()
 }
 
-fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
-    tensor.into_data().iter::<f64>().collect()
-}
-
-fn ids(values: &[i64], device: &Device) -> Tensor<2, Int> {
-    Tensor::from_data(TensorData::new(values.to_vec(), [1, values.len()]), device)
-}
-
 fn hidden(model: &Bert, ids: &Tensor<2, Int>) -> Vec<f64> {
     numbers(model.forward(ids.clone(), None).hidden)
-}
-
-/// The ids and the hidden states of a case.
-fn io(case: &Path, device: &Device) -> (Tensor<2, Int>, Vec<f64>) {
-    let bytes = std::fs::read(case.join("io.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let ids = file.tensor("input_ids").unwrap();
-    let values = ids.data().chunks_exact(8);
-    let values: Vec<i64> = values
-        .map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()))
-        .collect();
-    let shape: [usize; 2] = ids.shape().try_into().unwrap();
-    let output = file.tensor("output").unwrap();
-    let output = output.data().chunks_exact(4);
-    let output = output.map(|bytes| f64::from(f32::from_le_bytes(bytes.try_into().unwrap())));
-    (
-        Tensor::from_data(TensorData::new(values, shape), device),
-        output.collect(),
-    )
 }
 
 #[test]
