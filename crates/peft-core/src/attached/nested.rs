@@ -128,6 +128,10 @@ impl Nested {
             "Parallel" => vec![rows as f64; children.len()],
             _ => Vec::new(),
         };
+        let whole = |count: &f64| *count >= 0.0 && count.fract() == 0.0;
+        if kind != "Average" && !counts.iter().all(whole) {
+            return wrong("a number of rows or tokens in it is no whole number from 0 on");
+        }
         let counted = ["BatchSplit", "Split", "Average", "Parallel"].contains(&kind);
         if counted && counts.len() != children.len() {
             return wrong("it has not as many counts or weights as parts");
@@ -433,6 +437,8 @@ mod tests {
             json!({}),
             json!({"type": "Split", "children": [single("a")]}),
             json!({"type": "Mix", "children": []}),
+            json!({"type": "Split", "children": [single("a"), single("b")], "kwargs": {"splits": [2, -1]}}),
+            json!({"type": "BatchSplit", "children": [single("a")], "kwargs": {"batch_sizes": [1.5]}}),
         ] {
             assert!(Nested::from_adapterhub(&wrong, 1).is_err(), "{wrong}");
         }
