@@ -25,6 +25,7 @@ mod routed;
 mod shared;
 mod tolerance;
 mod upstream_average;
+mod values;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -78,6 +79,22 @@ pub struct Measured {
     pub counted: Option<Counted>,
     /// What rounding does to this case; measured where something is beyond [`tolerance()`].
     pub rounding: Option<Rounding>,
+}
+
+impl Measured {
+    /// Of a distance of outputs and a count, with nothing else measured.
+    fn of_output(output: f32, trainable: usize, expected: Option<usize>) -> Self {
+        Self {
+            output,
+            merged: None,
+            gradients: None,
+            trainable,
+            lost: 0,
+            expected,
+            counted: None,
+            rounding: None,
+        }
+    }
 }
 
 /// Why a case could not be measured.
