@@ -33,6 +33,12 @@ enum Action {
         #[arg(default_value = "results/default")]
         dir: PathBuf,
     },
+    /// Prints the grids around the best learning rates that a comparison found, as lines for tasks.toml
+    Grids {
+        /// The folder that a comparison wrote
+        #[arg(default_value = "results/default")]
+        dir: PathBuf,
+    },
     /// Carries out one run; the suite calls this
     #[command(hide = true)]
     RunJob {
@@ -70,6 +76,9 @@ struct Compare {
     /// Use the middle of each grid of learning rates instead of searching it
     #[arg(long)]
     no_tune: bool,
+    /// While the best learning rate lies at an end of what was tried, try one more beyond it
+    #[arg(long, conflicts_with = "no_tune")]
+    extend_grids: bool,
     /// Passes over the training rows
     #[arg(long)]
     epochs: Option<usize>,
@@ -101,6 +110,9 @@ pub fn main(registry: &Registry) -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Action::Report { dir }) => load(&dir).and_then(|results| finish(&dir, &results)),
+        Some(Action::Grids { dir }) => load(&dir).map(|results| {
+            print!("{}", report::grids(&results.records));
+        }),
         Some(Action::RunJob { out, job }) => run_job(&out, &job, registry),
         None => compare(cli.compare, registry),
     };
@@ -163,6 +175,9 @@ fn compare(options: Compare, registry: &Registry) -> Result<(), Error> {
     }
     if options.no_tune {
         suite.tune = Tune::None;
+    }
+    if options.extend_grids {
+        suite.tune = Tune::Extended;
     }
     let own = options
         .data

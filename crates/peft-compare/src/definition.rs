@@ -278,12 +278,18 @@ pub enum MethodChoice {
     Named(Vec<String>),
 }
 
+/// The most learning rates that [`Tune::Extended`] tries of one method.
+pub const MOST_TRIALS: usize = 7;
+
 /// How learning rates are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tune {
     /// The whole grid with the first seed; the best on dev wins.
     FirstSeed,
+    /// The same, and as long as the best rate lies at an end of what was tried, one more beyond that end, up to
+    /// [`MOST_TRIALS`].
+    Extended,
     /// The middle of the grid.
     None,
 }

@@ -7,7 +7,7 @@ use crate::job::Outcome;
 /// A bar with the time left; plain lines where there is no terminal.
 pub(crate) struct Progress {
     bar: ProgressBar,
-    total: usize,
+    total: std::cell::Cell<usize>,
     done: std::cell::Cell<usize>,
     /// Finished by this process, for the time left.
     ran: std::cell::Cell<(usize, f64)>,
@@ -29,7 +29,7 @@ impl Progress {
         bar.set_prefix(format!("0/{total}"));
         Self {
             bar,
-            total,
+            total: std::cell::Cell::new(total),
             done: std::cell::Cell::new(0),
             ran: std::cell::Cell::new((0, 0.0)),
             revision: crate::environment::git().revision,
@@ -41,11 +41,21 @@ impl Progress {
         self.done.get()
     }
 
+    pub(crate) fn total(&self) -> usize {
+        self.total.get()
+    }
+
+    /// There are more runs than was known.
+    pub(crate) fn more(&self, runs: usize) {
+        self.total.set(self.total() + runs);
+        self.bar.set_length(self.total() as u64 * 1000);
+    }
+
     pub(crate) fn advance(&self) {
         self.done.set(self.done() + 1);
         self.bar.set_position(self.done() as u64 * 1000);
         self.bar
-            .set_prefix(format!("{}/{}", self.done(), self.total));
+            .set_prefix(format!("{}/{}", self.done(), self.total()));
     }
 
     pub(crate) fn known(&self, outcome: &Outcome) {
@@ -72,7 +82,7 @@ impl Progress {
         if runs == 0 {
             return String::new();
         }
-        let left = seconds / runs as f64 * (self.total - self.done()) as f64;
+        let left = seconds / runs as f64 * (self.total() - self.done()) as f64;
         let left = std::time::Duration::from_secs(left.round() as u64);
         format!(", about {} left", humantime::format_duration(left))
     }
@@ -80,7 +90,7 @@ impl Progress {
     pub(crate) fn start(&self, label: &str) {
         self.bar.set_message(label.to_string());
         if self.bar.is_hidden() {
-            eprintln!("[{}/{}] {label}", self.done() + 1, self.total);
+            eprintln!("[{}/{}] {label}", self.done() + 1, self.total());
         }
     }
 
@@ -103,7 +113,7 @@ impl Progress {
             eprintln!(
                 "[{}/{}] dev {:.3} in {:.1} s{}",
                 self.done(),
-                self.total,
+                self.total(),
                 outcome.dev,
                 outcome.wall_s,
                 self.left(),
@@ -114,7 +124,11 @@ impl Progress {
     /// A run failed; the others go on.
     pub(crate) fn fail(&self, line: &str) {
         self.advance();
-        self.say(&format!("[{}/{}] FAILED: {line}", self.done(), self.total));
+        self.say(&format!(
+            "[{}/{}] FAILED: {line}",
+            self.done(),
+            self.total()
+        ));
     }
 
     pub(crate) fn finish(&self) {

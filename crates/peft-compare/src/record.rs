@@ -47,7 +47,8 @@ pub struct RunRecord {
     pub seed: u64,
     /// The learning rate of this run: the one among `tuning` that won on the dev split.
     pub learning_rate: f64,
-    /// The learning rates that were tried; every method gets the same number of trials.
+    /// The learning rates that were tried, rising. Every method gets the same number of trials, unless the suite extends
+    /// grids.
     pub tuning: Vec<Trial>,
     /// The grid that they are of. `None` of what does not train, and in records from before it was kept.
     #[serde(default)]

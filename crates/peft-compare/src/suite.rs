@@ -4,6 +4,7 @@
 mod plan;
 mod prepare;
 mod run;
+mod search;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -138,14 +139,14 @@ impl Order {
         method.parts.iter().filter_map(part).collect()
     }
 
-    /// The learning rates that are tried on a task.
+    /// The learning rates that are tried on a task in any case.
     fn rates(&self, task: &Task, method: &MethodEntry) -> Vec<f64> {
         if !method.trains() {
             return vec![0.0];
         }
         let rates = task.grid(method).learning_rates;
         match self.suite.tune {
-            Tune::FirstSeed => rates,
+            Tune::FirstSeed | Tune::Extended => rates,
             Tune::None => vec![rates[rates.len() / 2]],
         }
     }

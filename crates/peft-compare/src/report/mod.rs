@@ -5,6 +5,7 @@
 
 mod costs;
 mod csv;
+mod grids;
 mod html;
 mod markdown;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod units;
 mod verdict;
 
 pub use self::costs::{Axis, Costs};
+pub use self::grids::grids;
 pub use self::search::Search;
 pub use self::summary::{Group, MethodSummary, Setting};
 pub use self::verdict::Verdict;

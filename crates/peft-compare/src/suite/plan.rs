@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::Order;
-use crate::definition::{MethodEntry, Task};
+use crate::definition::{MethodEntry, Task, Tune};
 use crate::job::{Outcome, model_folder};
 use crate::record::Rows;
 use crate::{Result, train};
@@ -27,10 +27,15 @@ impl Order {
     /// A task whose model or data are not here or not what is expected.
     pub fn plan(&self) -> Result<String> {
         let mut text = format!(
-            "suite {}: {} runs on {}\n",
+            "suite {}: {} runs on {}{}\n",
             self.suite.name,
             self.total(),
-            self.device
+            self.device,
+            match self.suite.tune {
+                Tune::Extended =>
+                    ", and more where the best learning rate lies at an end of its grid",
+                Tune::FirstSeed | Tune::None => "",
+            }
         );
         let mut time = Time::default();
         for task in &self.tasks {

@@ -1,16 +1,18 @@
 //! Carries out what is missing, a process for each run, and chooses learning rates on the dev split.
 
+use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::search::Search;
 use super::{Order, Results};
-use crate::definition::{MethodEntry, Task};
+use crate::definition::{MethodEntry, Task, Tune};
 use crate::error::io;
 use crate::job::{Job, Outcome};
 use crate::progress::Progress;
-use crate::record::{Failure, Metric, Trial};
+use crate::record::Failure;
 use crate::{Error, Result};
 
 /// How a run ended. A failure is no error of the comparison.
@@ -27,28 +29,24 @@ impl Order {
         results: &mut Results,
     ) -> Result<()> {
         let first = self.suite.seeds[0];
-        let (mut tuning, mut outcomes) = (Vec::new(), Vec::new());
-        for learning_rate in self.rates(task, method) {
+        let mut search = Search::new(task.kind.metric());
+        let mut rates = VecDeque::from(self.rates(task, method));
+        while let Some(learning_rate) = rates.pop_front() {
             let job = self.job(task, method, learning_rate, first);
-            let (dev, error) = match self.ended(&job, progress, stop)? {
-                Ok(outcome) => {
-                    let dev = outcome.dev;
-                    outcomes.push(*outcome);
-                    (dev, None)
-                }
+            match self.ended(&job, progress, stop)? {
+                Ok(outcome) => search.finished(*outcome),
                 Err(failure) => {
-                    let error = failure.error.clone();
+                    search.failed(learning_rate, failure.error.clone());
                     results.failures.push(*failure);
-                    (f64::NAN, Some(error))
                 }
-            };
-            tuning.push(Trial {
-                learning_rate,
-                dev,
-                error,
-            });
+            }
+            if rates.is_empty() && self.suite.tune == Tune::Extended && method.trains() {
+                rates.extend(search.beyond());
+                progress.more(rates.len());
+            }
         }
-        let Some(best) = best(&outcomes, &task.kind.metric()) else {
+        let tuning = search.trials();
+        let Some(best) = search.best() else {
             // No rate to run the other seeds with.
             self.seeds_of(method)[1..]
                 .iter()
@@ -65,13 +63,11 @@ impl Order {
             return Ok(());
         }
         let grid = || Some(task.grid(method));
-        results.records.push(self.record(best, grid(), &tuning)?);
+        results.records.push(self.record(best, grid(), tuning)?);
         for seed in &self.suite.seeds[1..] {
             let job = self.job(task, method, best.job.learning_rate, *seed);
             match self.ended(&job, progress, stop)? {
-                Ok(outcome) => results
-                    .records
-                    .push(self.record(&outcome, grid(), &tuning)?),
+                Ok(outcome) => results.records.push(self.record(&outcome, grid(), tuning)?),
                 Err(failure) => results.failures.push(*failure),
             }
         }
@@ -87,7 +83,7 @@ impl Order {
         }
         let stopped = || Error::Stopped {
             done: progress.done(),
-            total: self.total(),
+            total: progress.total(),
         };
         if stop.load(Ordering::SeqCst) {
             return Err(stopped());
@@ -134,21 +130,6 @@ impl Order {
             .spawn()
             .map_err(io(&program))
     }
-}
-
-/// The outcome with the best score on dev; if all diverged, the first.
-fn best<'a>(outcomes: &'a [Outcome], metric: &Metric) -> Option<&'a Outcome> {
-    let score = |outcome: &Outcome| metric.oriented(outcome.dev);
-    // The first of equals: the smaller rate, as grids rise.
-    let better = |best: &'a Outcome, next: &'a Outcome| {
-        if score(next) > score(best) {
-            next
-        } else {
-            best
-        }
-    };
-    let finite = outcomes.iter().filter(|outcome| outcome.dev.is_finite());
-    finite.reduce(better).or(outcomes.first())
 }
 
 /// Reads a job's messages until it ends; returns its last words of trouble.
