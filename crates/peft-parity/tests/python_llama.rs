@@ -12,6 +12,7 @@ use burn::module::Module as _;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use common::python::{Python, write_io};
+use peft::additive::ShadowConfig;
 use peft::core::PeftModule as _;
 use peft::core::method::Method;
 use peft::core::nn::{ForwardContext, TaskIds};
@@ -82,6 +83,24 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
         (
             "vera",
             Box::new(VeraConfig::new(16).with_targets(["q_proj"])),
+        ),
+        (
+            "shadow",
+            Box::new(
+                ShadowConfig::new()
+                    .with_shadow_hidden_size(16)
+                    .with_shadow_num_attention_heads(2)
+                    .with_task_type("CAUSAL_LM"),
+            ),
+        ),
+        (
+            "shadow-of-the-models-width",
+            Box::new(
+                ShadowConfig::new()
+                    .with_shadow_num_hidden_layers(2)
+                    .with_targets(["model.layers.1"])
+                    .with_task_type("CAUSAL_LM"),
+            ),
         ),
         (
             "prompt-tuning",

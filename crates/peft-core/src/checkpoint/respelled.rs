@@ -253,6 +253,7 @@ mod tests {
             layers: names.iter().map(|name| layer(name)).collect(),
             sites: Vec::new(),
             model_type: None,
+            decoder: None,
         };
         let bare = layout(&["embeddings.word_embeddings", "encoder.layer.0.output.dense"]);
         let with_head = layout(&["bert.encoder.layer.0.output.dense", "classifier"]);

@@ -1,6 +1,8 @@
 //! Upstream's names for a model's modules.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
 
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
@@ -32,6 +34,25 @@ pub struct KeyMapping {
     heads: &'static [&'static str],
     groups: Vec<(String, usize)>,
     model_type: Option<Cow<'static, str>>,
+    decoder: Option<DecoderSettings>,
+}
+
+/// What a decoder computes with and its weights do not say: for a method that builds a smaller one of the same kind.
+#[derive(Clone)]
+pub struct DecoderSettings {
+    /// What normalisations add to the mean square.
+    pub norm_epsilon: f64,
+    /// The frequencies, in radians per position, by which positions turn the pairs of a head of that many features: half
+    /// as many.
+    pub frequencies: Arc<dyn Fn(usize) -> Vec<f64> + Send + Sync>,
+}
+
+impl fmt::Debug for DecoderSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DecoderSettings")
+            .field("norm_epsilon", &self.norm_epsilon)
+            .finish_non_exhaustive()
+    }
 }
 
 impl KeyMapping {
@@ -42,6 +63,7 @@ impl KeyMapping {
             heads: &[],
             groups: Vec::new(),
             model_type: None,
+            decoder: None,
         }
     }
 
@@ -78,6 +100,18 @@ impl KeyMapping {
     pub fn with_model_type(mut self, model_type: impl Into<Cow<'static, str>>) -> Self {
         self.model_type = Some(model_type.into());
         self
+    }
+
+    /// What the struct that holds this computes with, if it is a decoder. Default: not said.
+    #[must_use]
+    pub fn with_decoder(mut self, settings: DecoderSettings) -> Self {
+        self.decoder = Some(settings);
+        self
+    }
+
+    /// What it computes with, if it is a decoder.
+    pub(crate) fn decoder(&self) -> Option<&DecoderSettings> {
+        self.decoder.as_ref()
     }
 
     /// What kind of model it is.

@@ -12,6 +12,7 @@ use crate::adapter::site_type::{
 };
 use crate::adapter::trainable::Trainable;
 use crate::error::{Error, listing};
+use crate::layout::key_mapping::DecoderSettings;
 use crate::layout::scan::{Scan, ScannedParam, WEIGHT};
 use crate::upstream::{RUNNING_STATISTICS, USUAL_HEADS};
 
@@ -232,6 +233,9 @@ pub struct Layout {
     /// What kind of model it is, as in `bert`; none where it does not say
     /// ([`KeyMapping::with_model_type`](crate::KeyMapping::with_model_type)).
     pub model_type: Option<String>,
+    /// What it computes with, if it is a decoder that says so
+    /// ([`KeyMapping::with_decoder`](crate::KeyMapping::with_decoder)).
+    pub decoder: Option<DecoderSettings>,
 }
 
 impl Layout {
@@ -245,6 +249,10 @@ impl Layout {
                 .names
                 .iter()
                 .find_map(|(_, names)| names.model_type().map(str::to_string)),
+            decoder: scan
+                .names
+                .iter()
+                .find_map(|(_, names)| names.decoder().cloned()),
         };
         let mut last_layer_path: Option<&[String]> = None;
         for param in &scan.params {
