@@ -33,10 +33,7 @@ use burn::tensor::TensorData;
 use peft_core::method::MethodInfo;
 
 use case::is_composed;
-pub use case::{
-    SAYS_LESS, UPSTREAM_IS_WRONG_UNMERGED, UPSTREAM_MERGES_WRONG, UPSTREAM_SEES_PADDING, is_case,
-    peft_type,
-};
+pub use case::{SAYS_LESS, UPSTREAM_IS_WRONG_UNMERGED, UPSTREAM_MERGES_WRONG, is_case, peft_type};
 pub use cnn::{ARCHITECTURE_FILE, Cnn};
 pub use counted::Counted;
 pub use measure::measure;
@@ -52,6 +49,12 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("LoReFT", "output_reft"),
     ("NoReFT", "output_reft"),
     ("DiReFT", "output_reft"),
+    // A rotation of the whole stream, which is no edit of a subspace.
+    ("LoReFT", "r"),
+    // Upstream makes an IA3 of the one, and draws matrices for the others that it does not use.
+    ("MTL-LoRA", "composition_mode"),
+    ("MTL-LoRA", "vera_d"),
+    ("MTL-LoRA", "vera_b"),
 ];
 
 /// What a case was found to be.
