@@ -162,7 +162,11 @@ fn sees_padding(case: &Path) -> bool {
         let config = checkpoint::read_config(dir).unwrap_or_default();
         has_prompt(&config["config"])
     };
-    let several = is_composed(case).then(|| parts(case)).unwrap_or_default();
+    let several = if is_composed(case) {
+        parts(case)
+    } else {
+        Vec::new()
+    };
     !name(case).ends_with("_eager") && (sees(case) || several.iter().any(|part| sees(part)))
 }
 

@@ -372,16 +372,9 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
     if is_composed(case) {
         (loaded.model, loaded.routing) = composed::load(base, case, methods)?;
         let found = right(&loaded.output(&loaded.model));
-        return Ok(Measured {
-            output: farthest(&found, &right(&unmerged), "output")?,
-            merged: None,
-            gradients: None,
-            trainable: loaded.model.counts().trainable,
-            expected: values.trainable,
-            counted: None,
-            lost: 0,
-            rounding: None,
-        });
+        let output = farthest(&found, &right(&unmerged), "output")?;
+        let trainable = loaded.model.counts().trainable;
+        return Ok(Measured::of(output, trainable, values.trainable));
     }
     let dir = upstream_gradients(case)?;
     let place = (dir.path(), loaded.name.as_str());
@@ -421,15 +414,11 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
         .trainable
         .map(|count| counted::trained(case, count.saturating_sub(twice), &adapter))
         .transpose()?;
+    let trainable = loaded.model.counts().trainable;
     let mut measured = Measured {
-        output,
-        merged: None,
-        gradients: None,
-        trainable: loaded.model.counts().trainable,
-        expected: expected.map(|(count, _)| count),
         counted: expected.and_then(|(_, rule)| rule),
         lost,
-        rounding: None,
+        ..Measured::of(output, trainable, expected.map(|(count, _)| count))
     };
     if let Some(merged) = values.io.get("merged") {
         let plain = loaded.model.valid().merge_and_unload()?;

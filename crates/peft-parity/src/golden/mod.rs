@@ -80,6 +80,22 @@ pub struct Measured {
     pub rounding: Option<Rounding>,
 }
 
+impl Measured {
+    /// Of outputs and counts alone.
+    fn of(output: f32, trainable: usize, expected: Option<usize>) -> Self {
+        Self {
+            output,
+            merged: None,
+            gradients: None,
+            trainable,
+            lost: 0,
+            expected,
+            counted: None,
+            rounding: None,
+        }
+    }
+}
+
 /// Why a case could not be measured.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Problem {
