@@ -1,7 +1,7 @@
 //! The conformance suite, on soft prompts.
 
 use peft_soft_prompt::{
-    AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
+    Activation, AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
     IntrinsicPromptConfig, LatePromptConfig, METHODS, MultitaskPromptTuningConfig, NpgToken,
     PrefixInit, PrefixTuningConfig, PromptEncoderConfig, PromptGeneratorType, PromptInit,
     PromptTuningConfig,
