@@ -124,6 +124,7 @@ fn core_knows_no_method() {
         "shira",
         "reft",
         "lst",
+        "shadow",
     ];
     // The values of upstream's field `bias`, which several methods share.
     let shared = "lora_only";

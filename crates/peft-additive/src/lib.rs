@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod attend;
 mod beft;
 mod bottleneck;
 mod fusion;
@@ -7,6 +8,7 @@ mod ia3;
 mod ladder;
 mod reft;
 mod road;
+mod shadow;
 
 use peft_core::method::MethodInfo;
 
@@ -24,6 +26,10 @@ pub use ladder::{LST, LstConfig, LstInit, Rung, SideBlock, SideInput, SideOutput
 pub use peft_core::method::Activation;
 pub use reft::{DIREFT, LOREFT, NOREFT, OrthogonalProjection, Reft, ReftConfig, ReftUnit};
 pub use road::{ROAD, Road, RoadConfig, RoadVariant};
+pub use shadow::{
+    Affine, SHADOW, ShadowBackbone, ShadowBlock, ShadowConfig, ShadowInjection, ShadowStep,
+    ShadowUpdate,
+};
 
 /// The methods of this crate.
 pub const METHODS: &[&MethodInfo] = &[
@@ -42,5 +48,6 @@ pub const METHODS: &[&MethodInfo] = &[
     &NOREFT,
     &DIREFT,
     &LST,
+    &SHADOW,
     &ADAPTER_FUSION,
 ];

@@ -4,6 +4,7 @@ use peft_additive::{
     Activation, AdapterFusionConfig, AdapterHubIa3, BeftConfig, BottleneckConfig, BottleneckInit,
     ExpertSharing, HypercomplexInit, Ia3Config, InvertibleKind, LstConfig, LstInit, METHODS,
     Pruning, ReftConfig, ResidualBeforeLn, RoadConfig, RoadVariant, RuleInit, Scaling,
+    ShadowConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -212,6 +213,32 @@ peft_conformance::conformance_suite!(
                 .with_non_linearity(Activation::Relu)
                 .with_leave_out([0])
                 .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "shadow",
+            ShadowConfig::new()
+                .with_r(4)
+                .with_shadow_alpha(0.7)
+                .with_shadow_num_attention_heads(8)
+        ),
+        Case::new(
+            "shadow of another width before the last block, with a head",
+            ShadowConfig::new()
+                .with_r(2)
+                .with_shadow_alpha(2.0)
+                .with_shadow_num_hidden_layers(2)
+                .with_shadow_hidden_size(12)
+                .with_shadow_intermediate_size(20)
+                .with_update_hidden_size(5)
+                .with_targets(["encoder.layer.1"])
+                .with_modules_to_save(["classifier"])
+        ),
+        Case::new(
+            "shadow with a table of its own, blocks by their numbers",
+            ShadowConfig::new()
+                .with_auxiliary_loss_weight(0.0)
+                .with_share_embeddings(false)
+                .with_layers_to_transform([0, 1])
         ),
         Case::new(
             "road",

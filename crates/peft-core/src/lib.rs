@@ -17,7 +17,7 @@ mod upstream;
 pub use attached::composition::Composition;
 pub use attached::nested::Nested;
 pub use error::{Error, Result};
-pub use layout::key_mapping::KeyMapping;
+pub use layout::key_mapping::{DecoderSettings, KeyMapping};
 pub use layout::targets::{Selection, Targets};
 pub use model::accounting;
 pub use model::layer_groups::{LayerGroup, LayerGroups};

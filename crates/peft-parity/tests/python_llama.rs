@@ -12,6 +12,7 @@ use burn::module::Module as _;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use common::python::{Python, write_io};
+use peft::additive::ShadowConfig;
 use peft::core::PeftModule as _;
 use peft::core::method::Method;
 use peft::core::nn::{ForwardContext, TaskIds};
@@ -30,7 +31,15 @@ const TASK: usize = 1;
 /// A token that is in the text once.
 const INVOCATION: usize = 10;
 
-fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
+type Case = (&'static str, Box<dyn Method>);
+
+fn cases() -> Vec<Case> {
+    let mut cases = loras();
+    cases.extend(others());
+    cases
+}
+
+fn loras() -> Vec<Case> {
     let lora = || LoraConfig::new(4).with_alpha(10.0);
     vec![
         ("lora", Box::new(lora().with_targets(["q_proj", "v_proj"]))),
@@ -75,6 +84,11 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
                     .with_ensure_weight_tying(true),
             ),
         ),
+    ]
+}
+
+fn others() -> Vec<Case> {
+    vec![
         (
             "loha",
             Box::new(LohaConfig::new(4).with_targets(["q_proj", "o_proj"])),
@@ -82,6 +96,24 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
         (
             "vera",
             Box::new(VeraConfig::new(16).with_targets(["q_proj"])),
+        ),
+        (
+            "shadow",
+            Box::new(
+                ShadowConfig::new()
+                    .with_shadow_hidden_size(16)
+                    .with_shadow_num_attention_heads(2)
+                    .with_task_type("CAUSAL_LM"),
+            ),
+        ),
+        (
+            "shadow-of-the-models-width",
+            Box::new(
+                ShadowConfig::new()
+                    .with_shadow_num_hidden_layers(2)
+                    .with_targets(["model.layers.1"])
+                    .with_task_type("CAUSAL_LM"),
+            ),
         ),
         (
             "prompt-tuning",

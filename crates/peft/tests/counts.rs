@@ -5,7 +5,7 @@ use burn::module::Module as _;
 use burn::tensor::{Int, Tensor};
 use peft::additive::{
     AdapterFusionConfig, AdapterHubIa3, BeftConfig, BottleneckConfig, Ia3Config, InvertibleKind,
-    LstConfig, ReftConfig, RoadConfig, RoadVariant,
+    LstConfig, ReftConfig, RoadConfig, RoadVariant, ShadowConfig,
 };
 use peft::core::calibration::Calibrate as _;
 use peft::core::method::Method;
@@ -244,7 +244,14 @@ fn counts_of_edits_of_the_stream_are_those_of_their_page() {
 #[test]
 fn counts_of_side_networks_are_those_of_their_page() {
     let model = minilm_l6();
-    let cases: [(&dyn Method, usize); 3] = [
+    let cases: [(&dyn Method, usize); 5] = [
+        (&ShadowConfig::new(), 1_876_304),
+        (
+            &ShadowConfig::new()
+                .with_shadow_intermediate_size(96)
+                .with_r(4),
+            719_752,
+        ),
         (&LstConfig::new(), 314_694),
         (&LstConfig::new().with_reduction_factor(16), 116_070),
         (&LstConfig::new().with_leave_out([0, 2, 4]), 176_019),

@@ -7,3 +7,4 @@ mod sizes;
 
 pub use config::{LST, LstConfig, LstInit};
 pub use side::{Rung, SideBlock, SideInput, SideOutput};
+pub(crate) use sizes::{Block, Sizes, blocks};

@@ -3,10 +3,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 use peft_core::method::{Adapter, HiddenAdapter, SiteContext};
-use peft_core::nn::{ForwardContext, Lane};
+use peft_core::nn::Lane;
 use peft_core::ops::{AttentionInputs, AttentionOptions, linear, rms_norm, swiglu};
 
 use crate::Activation;
+use crate::attend::Attend;
 
 /// Added to the mean square of a normalisation.
 const EPSILON: f64 = 1e-6;
@@ -130,7 +131,7 @@ impl SideBlock {
         let side = rms_norm(side, self.attention_norm.val(), EPSILON);
         let project = |weight: &Param<Tensor<2>>| linear(side.clone(), weight.val(), None, None);
         let (key, value) = attend.all((project(&self.key), project(&self.value)));
-        let (mask, segments) = attend.hidden();
+        let (mask, segments) = attend.hidden(side.dims()[1]);
         let attended = AttentionInputs {
             query: project(&self.query),
             key,
@@ -165,45 +166,6 @@ impl SideBlock {
             }
         };
         linear(inner, self.feed_forward_down.val(), None, None)
-    }
-}
-
-/// What a side block's attention sees besides the pass's own tokens.
-struct Attend<'a> {
-    context: &'a ForwardContext,
-    lane: &'a Lane,
-    index: usize,
-}
-
-impl Attend<'_> {
-    /// Keys and values of the text so far, where the model goes on with one, and of this pass.
-    fn all(&self, new: (Tensor<3>, Tensor<3>)) -> (Tensor<3>, Tensor<3>) {
-        let Some(memory) = self.context.memory() else {
-            return new;
-        };
-        let before = memory.take::<(Tensor<3>, Tensor<3>)>(self.lane, self.index);
-        let all = match before {
-            None => new,
-            Some((key, value)) => (
-                Tensor::cat(vec![key, new.0], 1),
-                Tensor::cat(vec![value, new.1], 1),
-            ),
-        };
-        memory.put(self.lane, self.index, all.clone());
-        all
-    }
-
-    /// What no token may see: documents that are not its own, or padding.
-    fn hidden(&self) -> (Option<Tensor<3>>, Option<peft_core::ops::Segments>) {
-        if let Some(segments) = self.context.segments() {
-            return (None, Some(segments));
-        }
-        let mask = self.context.padding().map(|padding| {
-            let padding = padding.unsqueeze_dim::<3>(1);
-            // Finite, so that a row of nothing but padding gives no NaN.
-            Tensor::zeros(padding.dims(), &padding.device()).mask_fill(padding, f32::MIN)
-        });
-        (mask, None)
     }
 }
 

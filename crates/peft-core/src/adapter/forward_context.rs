@@ -211,6 +211,18 @@ impl ForwardContext {
         self.pass.is_used()
     }
 
+    /// Asks the model to score a state `[batch, seq, d]` as well, in training: its loss, as the head gives it of this state in
+    /// place of the last one, is added `weight` times. Only models that say so do it, as a Llama in its own loss. The state
+    /// is as long as the pass's stream.
+    pub fn score_too(&self, state: Tensor<3>, weight: f64) {
+        self.pass.score_too(state, weight);
+    }
+
+    /// Takes what adapters want scored, with the weights: for a model that computes its own loss.
+    pub fn take_scored(&self) -> Vec<(Tensor<3>, f64)> {
+        self.pass.take_scored()
+    }
+
     /// How many tokens of every row came in earlier passes: of a text that is generated with a cache, all but the new ones.
     pub fn cached_tokens(&self) -> usize {
         self.cached_tokens

@@ -4,6 +4,8 @@ use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use burn::tensor::Tensor;
+
 /// What the states of one adapter have in common, and no other adapter has: the address of what they hand on.
 ///
 /// Make one in [`Method::plan`](crate::method::Method::plan), and give each state a clone, in a field with
@@ -103,26 +105,41 @@ impl fmt::Debug for Memory {
 
 /// What flows from place to place in one forward pass. A clone is for another pass, and has nothing in it.
 #[derive(Default)]
-pub(crate) struct Pass(Arc<Mutex<(Values, bool)>>);
+pub(crate) struct Pass(Arc<Mutex<Flow>>);
+
+#[derive(Default)]
+struct Flow {
+    values: Values,
+    used: bool,
+    scored: Vec<(Tensor<3>, f64)>,
+}
 
 impl Pass {
-    fn locked(&self) -> MutexGuard<'_, (Values, bool)> {
+    fn locked(&self) -> MutexGuard<'_, Flow> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn put<T: Any + Clone + Send + Sync>(&self, lane: &Lane, value: T) {
-        let (values, used) = &mut *self.locked();
-        values.put(lane, 0, value);
-        *used = true;
+        let mut flow = self.locked();
+        flow.values.put(lane, 0, value);
+        flow.used = true;
     }
 
     pub(crate) fn take<T: Any>(&self, lane: &Lane) -> Option<T> {
-        self.locked().0.take(lane, 0)
+        self.locked().values.take(lane, 0)
     }
 
     /// Whether something was handed on.
     pub(crate) fn is_used(&self) -> bool {
-        self.locked().1
+        self.locked().used
+    }
+
+    pub(crate) fn score_too(&self, state: Tensor<3>, weight: f64) {
+        self.locked().scored.push((state, weight));
+    }
+
+    pub(crate) fn take_scored(&self) -> Vec<(Tensor<3>, f64)> {
+        std::mem::take(&mut self.locked().scored)
     }
 
     /// The same pass.

@@ -254,6 +254,7 @@ mod tests {
             sites: Vec::new(),
             model_type: None,
             model_class: None,
+            decoder: None,
         };
         let bare = layout(&["embeddings.word_embeddings", "encoder.layer.0.output.dense"]);
         let with_head = layout(&["bert.encoder.layer.0.output.dense", "classifier"]);

@@ -1,6 +1,8 @@
 //! Upstream's names for a model's modules.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
 
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
@@ -33,6 +35,25 @@ pub struct KeyMapping {
     groups: Vec<(String, usize)>,
     model_type: Option<Cow<'static, str>>,
     model_class: Option<&'static str>,
+    decoder: Option<DecoderSettings>,
+}
+
+/// What a decoder computes with and its weights do not say: for a method that builds a smaller one of the same kind.
+#[derive(Clone)]
+pub struct DecoderSettings {
+    /// What normalisations add to the mean square.
+    pub norm_epsilon: f64,
+    /// The frequencies, in radians per position, by which positions turn the pairs of a head of that many features: half
+    /// as many.
+    pub frequencies: Arc<dyn Fn(usize) -> Vec<f64> + Send + Sync>,
+}
+
+impl fmt::Debug for DecoderSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DecoderSettings")
+            .field("norm_epsilon", &self.norm_epsilon)
+            .finish_non_exhaustive()
+    }
 }
 
 impl KeyMapping {
@@ -44,6 +65,7 @@ impl KeyMapping {
             groups: Vec::new(),
             model_type: None,
             model_class: None,
+            decoder: None,
         }
     }
 
@@ -94,6 +116,18 @@ impl KeyMapping {
     /// Which class it is.
     pub(crate) fn model_class(&self) -> Option<&'static str> {
         self.model_class
+    }
+
+    /// What the struct that holds this computes with, if it is a decoder. Default: not said.
+    #[must_use]
+    pub fn with_decoder(mut self, settings: DecoderSettings) -> Self {
+        self.decoder = Some(settings);
+        self
+    }
+
+    /// What it computes with, if it is a decoder.
+    pub(crate) fn decoder(&self) -> Option<&DecoderSettings> {
+        self.decoder.as_ref()
     }
 
     /// What kind of model it is.

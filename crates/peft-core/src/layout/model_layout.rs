@@ -12,6 +12,7 @@ use crate::adapter::site_type::{
 };
 use crate::adapter::trainable::Trainable;
 use crate::error::{Error, listing};
+use crate::layout::key_mapping::DecoderSettings;
 use crate::layout::scan::{Scan, ScannedParam, WEIGHT};
 use crate::upstream::{RUNNING_STATISTICS, USUAL_HEADS};
 
@@ -235,6 +236,9 @@ pub struct Layout {
     /// Which of transformers' classes computes the same; none where it does not say
     /// ([`KeyMapping::with_model_class`](crate::KeyMapping::with_model_class)).
     pub model_class: Option<&'static str>,
+    /// What it computes with, if it is a decoder that says so
+    /// ([`KeyMapping::with_decoder`](crate::KeyMapping::with_decoder)).
+    pub decoder: Option<DecoderSettings>,
 }
 
 impl Layout {
@@ -249,6 +253,10 @@ impl Layout {
                 .iter()
                 .find_map(|(_, names)| names.model_type().map(str::to_string)),
             model_class: scan.names.iter().find_map(|(_, names)| names.model_class()),
+            decoder: scan
+                .names
+                .iter()
+                .find_map(|(_, names)| names.decoder().cloned()),
         };
         let mut last_layer_path: Option<&[String]> = None;
         for param in &scan.params {

@@ -1,5 +1,7 @@
 //! Which layers a method adapts: Hugging Face PEFT's selection, with its errors made loud.
 
+mod blocks;
+
 use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 

@@ -1,10 +1,12 @@
 //! The configuration of a Llama-like model, as `config.json` has it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::module::Initializer;
 use burn::nn::{Embedding, Linear, RmsNorm, RmsNormConfig};
 use burn::tensor::Device;
+use peft_core::DecoderSettings;
 use serde_json::{Value, json};
 
 use super::rope::Rope;
@@ -308,6 +310,15 @@ impl LlamaConfig {
             }
         }
         json
+    }
+
+    /// What the model's weights do not say.
+    pub(super) fn decoder_settings(&self) -> DecoderSettings {
+        let rope = self.rope.clone();
+        DecoderSettings {
+            norm_epsilon: self.rms_norm_eps,
+            frequencies: Arc::new(move |head_dim| rope.frequencies(head_dim)),
+        }
     }
 
     pub(super) fn initializer(&self) -> Initializer {

@@ -105,7 +105,8 @@ impl LlamaConfig {
             tied_head: tied.then(|| TiedHead::new("model.embed_tokens")),
             names: KeyMapping::new(RENAMES)
                 .with_heads(&["lm_head", "tied_head"])
-                .with_model_type(self.model_type.clone()),
+                .with_model_type(self.model_type.clone())
+                .with_decoder(self.decoder_settings()),
             config: self.clone(),
             source: Arc::default(),
         }
@@ -207,7 +208,13 @@ impl Llama {
     pub fn loss(&self, batch: &LmBatch) -> Tensor<1> {
         let (x, positions) = self.enter(batch);
         let (x, positions) = self.through_layers(x, positions);
-        self.head_loss(x, batch, &positions.context)
+        let context = &positions.context;
+        let loss = self.head_loss(x, batch, context);
+        let scored = context.take_scored().into_iter();
+        scored.fold(loss, |loss, (state, weight)| {
+            let context = &context.of_last_tokens(batch.length, state.dims()[1]);
+            loss + self.loss_of_state(state, batch, context) * weight
+        })
     }
 
     /// Logits `[rows · length, vocab_size]` of what follows each of the batch's tokens.
@@ -233,14 +240,14 @@ impl Llama {
         batch.check(self.config.vocab_size);
         let ids: Vec<i64> = batch.ids.iter().map(|id| i64::from(*id)).collect();
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
-        let (x, context) = self.embed(ids, batch.context(&device));
+        let segments = batch.visible();
+        let context = batch.context(&device).with_segments(segments.clone());
+        let (x, context) = self.embed(ids, context);
         let prompt = self.model.prompt.virtual_tokens();
         let prefix = self.prefix_positions();
         let positions = batch.positions(prompt, self.begins_with_virtual_tokens());
         let positions = positions.into_iter();
         let positions = positions.map(|position| prefix + position).collect();
-        let segments = batch.visible();
-        let context = context.with_segments(segments.clone());
         let positions = Positions {
             segments,
             ..self.positions((positions, batch.rows), None, context, &device)
@@ -274,7 +281,7 @@ impl Llama {
     }
 
     fn embed(&self, ids: Tensor<2, Int>, context: ForwardContext) -> (Tensor<3>, ForwardContext) {
-        let context = context.with_token_ids(ids.clone());
+        let context = context.with_token_ids(ids.clone()).with_causal();
         let words = self.model.embed_tokens.adapted_in(ids, &context);
         let (x, context) = self.model.prompt.add_prompt(words, context);
         (self.enter_stream(x, &context), context)
@@ -337,7 +344,7 @@ impl Llama {
         let frequencies = self.config.rope.frequencies(self.config.head_dim);
         Positions {
             angles: Rotary::new(&positions, rows, &frequencies, 1.0, device),
-            context: context.with_positions(rows, positions).with_causal(),
+            context: context.with_positions(rows, positions),
             mask,
             segments: None,
             rows,
@@ -395,12 +402,17 @@ impl Llama {
 
     /// The loss of what comes out of the last layer.
     fn head_loss(&self, x: Tensor<3>, batch: &LmBatch, context: &ForwardContext) -> Tensor<1> {
-        let [rows, count, width] = x.dims();
+        let count = x.dims()[1];
         let x = x.slice_dim(1, count - batch.length..count);
         let context = &context.of_last_tokens(batch.length, count);
-        let x = self
-            .leave_stream(x, context)
-            .reshape([rows * batch.length, width]);
+        self.loss_of_state(self.leave_stream(x, context), batch, context)
+    }
+
+    /// The loss of what the head sees: of its last states, one for each token of the batch.
+    fn loss_of_state(&self, x: Tensor<3>, batch: &LmBatch, context: &ForwardContext) -> Tensor<1> {
+        let [rows, count, width] = x.dims();
+        let x = x.slice_dim(1, count - batch.length..count);
+        let x = x.reshape([rows * batch.length, width]);
         match (&self.lm_head, &self.tied_head) {
             (Some(head), _) => adapted_cross_entropy(head, x, &batch.targets, context),
             (None, Some(head)) => {

@@ -73,7 +73,7 @@ impl Llama {
         let (mut x, context) = if cache.is_empty() {
             self.embed(ids, context)
         } else {
-            let context = context.with_token_ids(ids.clone());
+            let context = context.with_token_ids(ids.clone()).with_causal();
             let x = self.model.embed_tokens.adapted_in(ids, &context);
             (self.enter_stream(x, &context), context)
         };

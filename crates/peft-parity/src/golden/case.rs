@@ -132,6 +132,7 @@ pub const UPSTREAM_MERGES_WRONG: &[(&str, &str)] = &[
     ("llama", "lora_embedding"),
     ("llama", "lora_dora_embedding"),
     ("llama", "lora_table"),
+    ("llama", "lora_table_bf16"),
     ("llama", "lora_tied_head"),
     ("llama", "lora_weight_tying_head"),
     ("llama", "lora_weight_tying_targets"),

@@ -20,6 +20,8 @@ pub enum Counted {
     /// The matrices A of sums of Kronecker products whose `learn_phm` is false: `train_adapter` trains all parameters of an
     /// adapter, whatever they were made as.
     FrozenRule,
+    /// What carries a shadow network's state on behind the last block, where nothing reads it: no gradient reaches it.
+    UnreadState,
 }
 
 impl std::fmt::Display for Counted {
@@ -33,6 +35,9 @@ impl std::fmt::Display for Counted {
             }
             Self::FrozenRule => {
                 "upstream trains and counted the Kronecker rule, though learn_phm is false"
+            }
+            Self::UnreadState => {
+                "upstream counted what carries the shadow state on behind the last block, where nothing reads it"
             }
         })
     }
@@ -53,6 +58,10 @@ pub(super) fn trained(
         let rule: usize = rule.map(|(_, data)| data.num_elements()).sum();
         return Ok((counted.saturating_sub(rule), Some(Counted::FrozenRule)));
     }
+    let unread = elements_behind_last_block(adapter);
+    if unread > 0 {
+        return Ok((counted.saturating_sub(unread), Some(Counted::UnreadState)));
+    }
     let vectors = config["num_vectors"].as_u64().unwrap_or_default() as usize;
     let (mut logits, mut weights) = (0, 0);
     for (key, data) in adapter {
@@ -65,6 +74,19 @@ pub(super) fn trained(
     }
     let rule = (logits > 0).then_some(Counted::WithLogits);
     Ok(((counted + weights).saturating_sub(logits), rule))
+}
+
+/// Elements of what carries a shadow state on behind the last block that has it.
+fn elements_behind_last_block(adapter: &Tensors) -> usize {
+    let block = |key: &str| {
+        let (block, _) = key.split_once(".shadow_update_")?;
+        block.rsplit('.').next()?.parse::<usize>().ok()
+    };
+    let last = adapter.keys().filter_map(|key| block(key)).max();
+    let unread = adapter
+        .iter()
+        .filter(|(key, _)| last.is_some() && block(key) == last);
+    unread.map(|(_, data)| data.num_elements()).sum()
 }
 
 /// Elements of the factors that a case started from, if those it holds are all of exactly twice their rank.

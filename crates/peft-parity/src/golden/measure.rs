@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::module::ModuleDisplay;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use peft_core::method::MethodInfo;
 use peft_core::nn::{ForwardContext, Routing, TaskIds};
 use peft_core::state::AdapterState as _;
@@ -77,7 +77,7 @@ pub fn measure(
         }
         Some("llama" | "mistral" | "qwen2") => {
             let llama = Llama::load(base, &autodiff).map_err(|error| problem(&error))?;
-            let llama = with_tokens_of(llama, case);
+            let llama = with_table_of(with_tokens_of(llama, case), case);
             let logits =
                 |llama: &Llama, input: Input, context| llama.forward_in(input.ids(), context);
             let hidden =
@@ -99,6 +99,25 @@ fn with_tokens_of(llama: Llama, case: &Path) -> Llama {
         Ok(grown) if grown.counts().total > llama.counts().total => grown,
         _ => llama,
     }
+}
+
+/// The model with the table in 16 bits that the case's file has beside the adapter: upstream computes with that one. Here the
+/// model keeps its own, so that the two are compared on the same values.
+fn with_table_of(mut llama: Llama, case: &Path) -> Llama {
+    const TABLE: &str = "base_model.model.model.embed_tokens.base_layer.weight";
+    // What cannot be read is found out when the adapter is loaded.
+    let tensors = read(&case.join(checkpoint::MODEL_FILE)).map(|(tensors, _)| tensors);
+    let stored = tensors.ok().and_then(|mut tensors| tensors.remove(TABLE));
+    let param = &llama.model.embed_tokens.weight;
+    let fits = |data: &TensorData| {
+        matches!(data.dtype(), DType::F16 | DType::BF16) && *data.shape() == param.lazy_shape()
+    };
+    if let Some(stored) = stored.filter(fits) {
+        let value = Tensor::from_data(stored.convert::<f32>(), &param.lazy_device());
+        let table = llama.model.embed_tokens.weight.clone();
+        llama.model.embed_tokens.weight = table.map(|_| value);
+    }
+    llama
 }
 
 /// The tensors of an adapter under the keys of its file.
@@ -315,14 +334,11 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
         .trainable
         .map(|count| counted::trained(case, count.saturating_sub(twice), &adapter))
         .transpose()?;
+    let trainable = loaded.model.counts().trainable;
     let mut measured = Measured {
         counted: expected.and_then(|(_, rule)| rule),
         lost,
-        ..Measured::of_output(
-            output,
-            loaded.model.counts().trainable,
-            expected.map(|(count, _)| count),
-        )
+        ..Measured::of_output(output, trainable, expected.map(|(count, _)| count))
     };
     if let Some(merged) = values.io.get("merged") {
         let plain = loaded.model.valid().merge_and_unload()?;

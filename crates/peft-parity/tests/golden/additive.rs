@@ -108,6 +108,18 @@ fn beft_and_ia3_on_upstreams_default_layers_are_upstreams() {
 }
 
 #[test]
+fn shadow_networks_are_upstreams() {
+    let cases = Path::new(CASES).join("llama_more");
+    let names = [
+        "shadow",
+        "shadow_shared",
+        "shadow_first_block",
+        "shadow_last_block",
+    ];
+    golden::check(Path::new(MORE_LLAMA), &cases, &names, METHODS);
+}
+
+#[test]
 fn reft_is_upstreams() {
     let cases = [
         "loreft",

@@ -22,6 +22,7 @@ fn layout() -> Layout {
         ],
         model_type: None,
         model_class: None,
+        decoder: None,
     }
 }
 
