@@ -84,6 +84,12 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
             "vera",
             Box::new(VeraConfig::new(16).with_targets(["q_proj"])),
         ),
+    ]
+}
+
+/// Networks beside the model, and virtual tokens.
+fn cases_beside_the_model() -> Vec<(&'static str, Box<dyn Method>)> {
+    vec![
         (
             "shadow",
             Box::new(
