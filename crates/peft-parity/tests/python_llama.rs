@@ -31,7 +31,15 @@ const TASK: usize = 1;
 /// A token that is in the text once.
 const INVOCATION: usize = 10;
 
-fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
+type Case = (&'static str, Box<dyn Method>);
+
+fn cases() -> Vec<Case> {
+    let mut cases = loras();
+    cases.extend(others());
+    cases
+}
+
+fn loras() -> Vec<Case> {
     let lora = || LoraConfig::new(4).with_alpha(10.0);
     vec![
         ("lora", Box::new(lora().with_targets(["q_proj", "v_proj"]))),
@@ -76,6 +84,11 @@ fn cases() -> Vec<(&'static str, Box<dyn Method>)> {
                     .with_ensure_weight_tying(true),
             ),
         ),
+    ]
+}
+
+fn others() -> Vec<Case> {
+    vec![
         (
             "loha",
             Box::new(LohaConfig::new(4).with_targets(["q_proj", "o_proj"])),

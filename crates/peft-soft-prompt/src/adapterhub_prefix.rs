@@ -5,8 +5,8 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, KeyValueAdapter, Layout, LayoutSite, Method, MethodInfo, Plan,
-    PrefixContext, Shared, SiteKind, Value, method_config,
+    Activation, Adapter, CheckpointKey, Common, KeyValueAdapter, Layout, LayoutSite, Method,
+    MethodInfo, Plan, PrefixContext, Shared, SiteKind, Value, method_config,
 };
 use peft_core::nn::AdaptedForward;
 use peft_core::ops::linear;
@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::key_value::halves;
 use crate::model_name::model_of;
-use crate::prefix_encoder::{EncoderShape, PrefixActivation, PrefixEncoder};
+use crate::prefix_encoder::{EncoderShape, PrefixEncoder};
 use crate::prefix_tuning::PREFIX_TUNING;
 
 /// The prefix of one attention layer, in AdapterHub's form.
@@ -171,7 +171,8 @@ pub struct AdapterHubPrefixConfig {
     #[field(default = 512, at_least = 1)]
     pub bottleneck_size: usize,
     /// Non-linearity inside the network. Default: tanh. Without effect where there is none.
-    pub non_linearity: PrefixActivation,
+    #[field(default = Activation::Tanh)]
+    pub non_linearity: Activation,
     /// Probability, in [0, 1), with which numbers of keys and values are dropped in training. Default: 0.
     #[field(probability)]
     pub dropout: f64,

@@ -44,7 +44,8 @@ pub use multitask_prompt_tuning::{
     TaskPrompts,
 };
 pub use p_tuning::{EncodedPrompt, EncoderType, P_TUNING, PromptEncoderConfig};
-pub use prefix_encoder::{PrefixActivation, PrefixEncoder};
+pub use peft_core::method::Activation;
+pub use prefix_encoder::PrefixEncoder;
 pub use prefix_tuning::{PREFIX_TUNING, Prefix, PrefixForm, PrefixInit, PrefixTuningConfig};
 pub use prompt_adapterhub::AdapterHubPrompt;
 pub use prompt_encoder::{BiLstmLayer, LstmDirection, MlpLayer, PromptEncoder};

@@ -1,37 +1,8 @@
 //! The network that computes prefixes while they are trained.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor, activation};
-use peft_core::method::{CheckpointKey, Init, Shared};
-use serde::{Deserialize, Serialize};
-
-/// The non-linearity inside the network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum PrefixActivation {
-    /// Hyperbolic tangent.
-    #[default]
-    Tanh,
-    /// max(x, 0).
-    Relu,
-    /// x·sigmoid(x), also called SiLU.
-    #[serde(alias = "silu")]
-    Swish,
-    /// With the exact error function.
-    Gelu,
-}
-
-impl PrefixActivation {
-    fn apply(self, x: Tensor<2>) -> Tensor<2> {
-        match self {
-            Self::Tanh => x.tanh(),
-            Self::Relu => activation::relu(x),
-            Self::Swish => activation::silu(x),
-            Self::Gelu => peft_core::ops::gelu(x),
-        }
-    }
-}
+use burn::tensor::{DType, Device, Tensor};
+use peft_core::method::{Activation, CheckpointKey, Init, Shared};
 
 /// Li & Liang 2021, section 4.3: a two-layer network in place of the keys and values, `σ(E W + b) W' + b'`. All
 /// layers share its first part.
@@ -49,7 +20,7 @@ pub struct PrefixEncoder {
     pub outer_bias: Param<Tensor<1>>,
     /// σ. Hugging Face PEFT's is tanh.
     #[module(skip)]
-    pub activation: PrefixActivation,
+    pub activation: Activation,
 }
 
 /// What the network of a model's prefixes looks like.
@@ -61,7 +32,7 @@ pub(crate) struct EncoderShape {
     pub(crate) hidden: usize,
     /// Of keys.
     pub(crate) kv: usize,
-    pub(crate) activation: PrefixActivation,
+    pub(crate) activation: Activation,
     /// Whether W' and b' begin at zero.
     pub(crate) zero: bool,
 }

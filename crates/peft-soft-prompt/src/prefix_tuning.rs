@@ -4,13 +4,13 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::Result;
 use peft_core::method::{
-    Adapter, CheckpointKey, Common, Family, KeyValueAdapter, Layout, Method, MethodConfig as _,
-    MethodInfo, Plan, method_config,
+    Activation, Adapter, CheckpointKey, Common, Family, KeyValueAdapter, Layout, Method,
+    MethodConfig as _, MethodInfo, Plan, method_config,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::key_value::{alike_sites, check_submodules, halves, of_text, record};
-use crate::prefix_encoder::{EncoderShape, PrefixActivation, PrefixEncoder};
+use crate::prefix_encoder::{EncoderShape, PrefixEncoder};
 
 /// Registration of prefixes, in Hugging Face PEFT's layout and in AdapterHub's.
 pub static PREFIX_TUNING: MethodInfo = MethodInfo {
@@ -200,7 +200,7 @@ impl Method for PrefixTuningConfig {
                 width,
                 hidden,
                 kv: width,
-                activation: PrefixActivation::Tanh,
+                activation: Activation::Tanh,
                 zero,
             };
             let encoders = PrefixEncoder::of_layers(&shape, sites.len(), plan.init(), like);

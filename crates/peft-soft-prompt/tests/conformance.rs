@@ -1,10 +1,10 @@
 //! The conformance suite, on soft prompts.
 
 use peft_soft_prompt::{
-    AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
+    Activation, AdapterHubPrefixConfig, AdaptionPromptConfig, CartridgeConfig, CptConfig,
     IntrinsicPromptConfig, LatePromptConfig, METHODS, MultitaskPromptTuningConfig, NpgToken,
-    PrefixActivation, PrefixInit, PrefixTuningConfig, PromptEncoderConfig, PromptGeneratorType,
-    PromptInit, PromptTuningConfig,
+    PrefixInit, PrefixTuningConfig, PromptEncoderConfig, PromptGeneratorType, PromptInit,
+    PromptTuningConfig,
 };
 
 peft_conformance::conformance_suite!(
@@ -72,7 +72,7 @@ peft_conformance::conformance_suite!(
             AdapterHubPrefixConfig::new()
                 .with_prefix_length(4)
                 .with_bottleneck_size(12)
-                .with_non_linearity(PrefixActivation::Swish)
+                .with_non_linearity(Activation::Swish)
                 .with_dropout(0.1)
                 .with_use_gating(true)
                 .with_shared_gating(false)

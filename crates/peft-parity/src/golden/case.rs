@@ -76,7 +76,7 @@ pub(super) fn as_trained<M: PeftModule>(
 pub const SAYS_LESS: &[(&str, &str, bool)] = &[("direft", "subtract_projection", false)];
 
 /// The checkpoint, set to compute gradients as upstream does where those are not what they should be, with what upstream
-/// forgets to write, and without AdapterHub's dropout, as its values are those of `eval()`.
+/// forgets to write, and without what AdapterHub drops at random, as its values are those of `eval()`.
 pub(super) fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Problem> {
     let problem = Problem::new(case);
     let dir = tempfile::tempdir().map_err(|error| problem(&error))?;
@@ -104,14 +104,23 @@ pub(super) fn upstream_gradients(case: &Path) -> Result<tempfile::TempDir, Probl
     {
         config[*field] = (*value).into();
     }
-    if config["config"]["dropout"].is_number() {
-        config["config"]["dropout"] = 0.0.into();
-    }
+    without_chance(&mut config["config"]);
     if config != read {
         let path = dir.path().join(checkpoint::CONFIG_FILE);
         peft_core::files::write(&path, config.to_string()).map_err(|error| problem(&error))?;
     }
     Ok(dir)
+}
+
+/// Sets to zero what AdapterHub drops at random, in a configuration of its layout and in the parts of a union.
+fn without_chance(fields: &mut Value) {
+    for field in ["dropout", "stochastic_depth"] {
+        if let Some(rate) = fields.get_mut(field).filter(|rate| rate.is_number()) {
+            *rate = 0.0.into();
+        }
+    }
+    let parts = fields.get_mut("configs").and_then(Value::as_array_mut);
+    parts.into_iter().flatten().for_each(without_chance);
 }
 
 /// Beyond this upstream's merged output is not its unmerged one's.
@@ -138,28 +147,44 @@ pub(super) fn is_wrong_unmerged(case: &Path, model: &str) -> bool {
     UPSTREAM_IS_WRONG_UNMERGED.contains(&(model, name(case)))
 }
 
-/// Cases of AdapterHub's, by how their names begin (but those that end with `_eager`), in which padded rows are upstream's bug: with torch's scaled dot product, its virtual tokens attend to
-/// padding, so that a text's output depends on how far it is padded. Rows without padding say what is right.
-pub const UPSTREAM_SEES_PADDING: &[&str] = &["prompt_"];
+/// Architecture of AdapterHub's configurations with which padded rows are upstream's bug: with torch's scaled dot product, its
+/// virtual tokens attend to padding, so that a text's output depends on how far it is padded. Rows without padding say what is
+/// right. The values of a case whose name ends with `_eager` are not of the scaled dot product.
+const SEES_PADDING: &str = "prompt_tuning";
 
-/// Whether a case is one of [`UPSTREAM_SEES_PADDING`].
+/// Whether padded rows of a case are upstream's bug, as [`SEES_PADDING`] says: of its adapter, a part of it, or one of several.
 fn sees_padding(case: &Path) -> bool {
-    let config = checkpoint::read_config(case).unwrap_or_default();
-    let named = UPSTREAM_SEES_PADDING
-        .iter()
-        .any(|begin| name(case).starts_with(begin));
-    config["config"].is_object() && named && !name(case).ends_with("_eager")
+    fn has_prompt(config: &Value) -> bool {
+        let parts = config["configs"].as_array().into_iter().flatten();
+        config["architecture"] == SEES_PADDING || parts.into_iter().any(has_prompt)
+    }
+    let sees = |dir: &Path| {
+        let config = checkpoint::read_config(dir).unwrap_or_default();
+        has_prompt(&config["config"])
+    };
+    let several = if is_composed(case) {
+        parts(case)
+    } else {
+        Vec::new()
+    };
+    !name(case).ends_with("_eager") && (sees(case) || several.iter().any(|part| sees(part)))
 }
 
 /// Outputs `[batch, tokens, d]` in the order of ours, where virtual tokens are in front of the text: in AdapterHub's
 /// `prefix_after_bos` the text's first token is in front of them.
 pub(super) fn in_our_order(case: &Path, data: TensorData) -> TensorData {
+    /// How many virtual tokens there are behind a text's first token.
+    fn behind_first(fields: &Value) -> usize {
+        let parts = fields["configs"].as_array().into_iter().flatten();
+        let of_parts: usize = parts.map(behind_first).sum();
+        let own = (fields["combine"] == "prefix_after_bos").then(|| &fields["prompt_length"]);
+        own.and_then(Value::as_u64).unwrap_or_default() as usize + of_parts
+    }
     let config = checkpoint::read_config(case).unwrap_or_default();
-    let fields = &config["config"];
-    if fields["combine"] != "prefix_after_bos" || data.shape().len() != 3 {
+    let virtual_tokens = behind_first(&config["config"]);
+    if virtual_tokens == 0 || data.shape().len() != 3 {
         return data;
     }
-    let virtual_tokens = fields["prompt_length"].as_u64().unwrap_or_default() as usize;
     let shape = data.shape().to_vec();
     let mut values: Vec<f32> = data.iter::<f32>().collect();
     let (tokens, width) = (shape[1], shape[2]);
@@ -170,7 +195,7 @@ pub(super) fn in_our_order(case: &Path, data: TensorData) -> TensorData {
     TensorData::new(values, shape)
 }
 
-/// The rows of `data`, `[batch, …]`, that say what is right: all, but in a case of [`UPSTREAM_SEES_PADDING`].
+/// The rows of `data`, `[batch, …]`, that say what is right: all, but where [`SEES_PADDING`] says that padded ones are wrong.
 pub(super) fn right_rows(case: &Path, data: &TensorData, mask: &TensorData) -> TensorData {
     if !sees_padding(case) {
         return data.clone();

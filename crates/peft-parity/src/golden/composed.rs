@@ -9,7 +9,8 @@ use peft_core::{Composition, Nested, PeftModule, checkpoint};
 use serde_json::Value;
 
 use super::case::{adapters_of, name, parts, read};
-use super::{Problem, routed, upstream_average};
+use super::upstream_average::{self, ZerosConfig};
+use super::{Problem, routed};
 
 /// The folder of AdapterHub's fusion layers.
 const FUSION: &str = "fusion";
@@ -41,22 +42,23 @@ fn load_composed<M: PeftModule>(
     methods: &[&MethodInfo],
 ) -> Result<M, Problem> {
     let problem = Problem::new(case);
-    let (mut model, mut names, mut keys) = (base.clone(), Vec::new(), Vec::new());
+    let (mut model, mut names, mut zeros) = (base.clone(), Vec::new(), ZerosConfig::new());
     for part in parts(case) {
         model = model.load_adapter(name(&part), &part, methods)?;
-        keys.extend(read(&part.join(checkpoint::ADAPTERHUB_FILE))?.0.into_keys());
+        let (tensors, _) = read(&part.join(checkpoint::ADAPTERHUB_FILE))?;
+        zeros.add_places(&checkpoint::read_config(&part)?, &tensors);
         names.push(name(&part).to_string());
     }
     let setup = case.join(SETUP);
     if setup.exists() {
         let text = fs::read_to_string(&setup).map_err(|error| problem(&error))?;
         let json = serde_json::from_str(&text).map_err(|error| problem(&error))?;
-        return nested(&model, case, &json, &keys, methods);
+        return nested(&model, case, &json, &zeros, methods);
     }
     match name(case) {
         "composition_stack" => Ok(model.set_composition(&Composition::Stack(names))?),
         "composition_average" if names.len() == AVERAGE.len() => {
-            upstream_average::compose(&model, &names, &AVERAGE, &keys)
+            upstream_average::compose(&model, &names, &AVERAGE, &zeros)
         }
         "composition_average" => {
             let weights = AVERAGE.len();
@@ -72,19 +74,14 @@ fn nested<M: PeftModule>(
     model: &M,
     case: &Path,
     json: &Value,
-    keys: &[String],
+    zeros: &ZerosConfig,
     methods: &[&MethodInfo],
 ) -> Result<M, Problem> {
     let (io, _) = read(&case.join("io.safetensors"))?;
-    let rows = io.get("input_ids").map_or(0, |ids| ids.shape()[0]);
+    let rows = io.get("output").map_or(0, |output| output.shape()[0]);
     let tree = Nested::from_adapterhub(json, rows / copies(json))?;
-    let zeros = upstream_average::needs_zeros(keys);
     let tree = upstream_average::as_upstream(tree, zeros);
-    let mut model = if zeros {
-        upstream_average::with_zeros(model, keys)?
-    } else {
-        model.clone()
-    };
+    let mut model = zeros.on(model)?;
     let fusion = adapters_of(case).join(FUSION);
     let Some(fused) = fused(&tree).filter(|_| fusion.exists()) else {
         return Ok(model.set_composition(&Composition::Nested(tree))?);

@@ -38,7 +38,8 @@ pub(super) fn found<M: PeftModule>(
 ) -> Result<Option<(M, usize)>, Problem> {
     let config = checkpoint::read_config(dir)?;
     // Nothing else of upstream's shares parameters so.
-    if config["config"]["phm_layer"] != true {
+    let is = |field: &str| config["config"][field] == true;
+    if !(is("phm_layer") && (is("shared_phm_rule") || is("shared_W_phm"))) {
         return Ok(None);
     }
     let recognised = methods.iter().find(|info| {

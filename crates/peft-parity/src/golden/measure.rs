@@ -316,14 +316,28 @@ impl Values {
 
     /// What the model reads.
     fn data(&self, case: &Path) -> Result<InputData, Problem> {
-        Ok(match self.io.get("input") {
-            Some(pictures) => InputData::Pictures(pictures.clone()),
-            None => InputData::Texts {
-                ids: self.known(case, "input_ids")?,
-                mask: self.known(case, "attention_mask")?,
-            },
+        if let Some(pictures) = self.io.get("input") {
+            return Ok(InputData::Pictures(pictures.clone()));
+        }
+        let (ids, mask) = (
+            self.known(case, "input_ids")?,
+            self.known(case, "attention_mask")?,
+        );
+        // AdapterHub's `Parallel` repeats the rows by itself.
+        let rows = self.known(case, "output")?.shape()[0];
+        Ok(InputData::Texts {
+            ids: repeated(&ids, rows),
+            mask: repeated(&mask, rows),
         })
     }
+}
+
+/// Whole numbers `[rows, seq]`, as often one behind the other as to have so many rows.
+fn repeated(data: &TensorData, rows: usize) -> TensorData {
+    let [own, seq] = [data.shape()[0], data.shape()[1]];
+    let times = rows.checked_div(own).unwrap_or(1).max(1);
+    let values: Vec<i64> = data.iter::<i64>().collect();
+    TensorData::new(values.repeat(times), [own * times, seq])
 }
 
 fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
@@ -351,18 +365,16 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
         return loaded.xlora(case, &hidden, &values, methods);
     }
     let unmerged = in_our_order(case, values.known(case, "output")?);
+    let right = |data: &TensorData| match values.io.get("attention_mask") {
+        Some(mask) => right_rows(case, data, mask),
+        None => data.clone(),
+    };
     if is_composed(case) {
         (loaded.model, loaded.routing) = composed::load(base, case, methods)?;
-        return Ok(Measured {
-            output: farthest(&loaded.output(&loaded.model), &unmerged, "output")?,
-            merged: None,
-            gradients: None,
-            trainable: loaded.model.counts().trainable,
-            expected: values.trainable,
-            counted: None,
-            lost: 0,
-            rounding: None,
-        });
+        let found = right(&loaded.output(&loaded.model));
+        let output = farthest(&found, &right(&unmerged), "output")?;
+        let trainable = loaded.model.counts().trainable;
+        return Ok(Measured::of(output, trainable, values.trainable));
     }
     let dir = upstream_gradients(case)?;
     let place = (dir.path(), loaded.name.as_str());
@@ -384,10 +396,6 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
     } else {
         unmerged
     };
-    let right = |data: &TensorData| match &loaded.data {
-        InputData::Texts { mask, .. } => right_rows(case, data, mask),
-        InputData::Pictures(_) => data.clone(),
-    };
     let found = right(&loaded.output(&loaded.model));
     if found.num_elements() == 0 {
         return Err(Problem::new(case)(
@@ -406,15 +414,11 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
         .trainable
         .map(|count| counted::trained(case, count.saturating_sub(twice), &adapter))
         .transpose()?;
+    let trainable = loaded.model.counts().trainable;
     let mut measured = Measured {
-        output,
-        merged: None,
-        gradients: None,
-        trainable: loaded.model.counts().trainable,
-        expected: expected.map(|(count, _)| count),
         counted: expected.and_then(|(_, rule)| rule),
         lost,
-        rounding: None,
+        ..Measured::of(output, trainable, expected.map(|(count, _)| count))
     };
     if let Some(merged) = values.io.get("merged") {
         let plain = loaded.model.valid().merge_and_unload()?;

@@ -33,10 +33,7 @@ use burn::tensor::TensorData;
 use peft_core::method::MethodInfo;
 
 use case::is_composed;
-pub use case::{
-    SAYS_LESS, UPSTREAM_IS_WRONG_UNMERGED, UPSTREAM_MERGES_WRONG, UPSTREAM_SEES_PADDING, is_case,
-    peft_type,
-};
+pub use case::{SAYS_LESS, UPSTREAM_IS_WRONG_UNMERGED, UPSTREAM_MERGES_WRONG, is_case, peft_type};
 pub use cnn::{ARCHITECTURE_FILE, Cnn};
 pub use counted::Counted;
 pub use measure::measure;
@@ -52,6 +49,12 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("LoReFT", "output_reft"),
     ("NoReFT", "output_reft"),
     ("DiReFT", "output_reft"),
+    // A rotation of the whole stream, which is no edit of a subspace.
+    ("LoReFT", "r"),
+    // Upstream makes an IA3 of the one, and draws matrices for the others that it does not use.
+    ("MTL-LoRA", "composition_mode"),
+    ("MTL-LoRA", "vera_d"),
+    ("MTL-LoRA", "vera_b"),
 ];
 
 /// What a case was found to be.
@@ -75,6 +78,22 @@ pub struct Measured {
     pub counted: Option<Counted>,
     /// What rounding does to this case; measured where something is beyond [`tolerance()`].
     pub rounding: Option<Rounding>,
+}
+
+impl Measured {
+    /// Of outputs and counts alone.
+    fn of(output: f32, trainable: usize, expected: Option<usize>) -> Self {
+        Self {
+            output,
+            merged: None,
+            gradients: None,
+            trainable,
+            lost: 0,
+            expected,
+            counted: None,
+            rounding: None,
+        }
+    }
 }
 
 /// Why a case could not be measured.

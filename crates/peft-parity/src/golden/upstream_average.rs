@@ -10,22 +10,23 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::method::{
     Adapter, CheckpointKey, Common, HiddenAdapter, HiddenState, Layout, Method, Plan, SiteContext,
-    method_config,
+    WeightAdapter, method_config,
 };
 use peft_core::{Composition, Nested, PeftModule};
+use serde_json::Value;
 
-use super::Problem;
+use super::{Problem, Tensors};
 
 /// The name of the adapter of zeros.
 const ZEROS_NAME: &str = "zeros";
 
-/// Zeros at sites of hidden states.
+/// Zeros in the place of what sites and layers give.
 #[method_config(
     ZEROS, peft_type = "ZEROS", title = "Zeros", family = Reference, new(),
     reference = "what AdapterHub's `Average` leaves of a state"
 )]
-struct ZerosConfig {
-    /// Names of the sites.
+pub(super) struct ZerosConfig {
+    /// Names of sites of hidden states, and of linear layers.
     places: Vec<String>,
     /// Fields that every method has.
     common: Common,
@@ -47,6 +48,12 @@ impl HiddenAdapter for Zeros {
     }
 }
 
+impl WeightAdapter for Zeros {
+    fn compose<const D: usize>(&self, weight: Tensor<D>) -> Tensor<D> {
+        weight.zeros_like()
+    }
+}
+
 impl Method for ZerosConfig {
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> peft_core::Result<()> {
         for state in [HiddenState::AttentionOutput, HiddenState::FeedForwardOutput] {
@@ -56,29 +63,55 @@ impl Method for ZerosConfig {
                 }
             }
         }
+        for param in &layout.params {
+            let layer = param.name.rsplit_once('.').map(|(layer, _)| layer);
+            if layer.is_some_and(|layer| self.places.iter().any(|place| place == layer)) {
+                plan.adapt_weight(param, Zeros {});
+            }
+        }
         Ok(())
     }
 }
 
-/// The model with the adapter of zeros beside those whose files have these keys.
-pub(super) fn with_zeros<M: PeftModule>(model: &M, keys: &[String]) -> Result<M, Problem> {
-    // Changes of weights begin at nothing, and need no zeros.
-    let places = keys.iter().filter_map(|key| key.split_once(ADAPTERS));
-    let places = places.map(|(site, _)| site.to_string());
-    let zeros = ZerosConfig::new().with_places(places.collect::<Vec<_>>());
-    Ok(model.attach(ZEROS_NAME, &zeros)?)
-}
+/// In the keys of adapters of hidden states, and of those of layers.
+const LISTS: [&str; 2] = [".adapters.", ".loras."];
 
-/// In the keys of adapters of hidden states.
-const ADAPTERS: &str = ".adapters.";
+impl ZerosConfig {
+    /// Adds the places of an adapter of which an average leaves a part: bottlenecks but those beside the sublayer, and (IA)³,
+    /// which has no A. What adds a change begins at nothing.
+    pub(super) fn add_places(&mut self, config: &Value, tensors: &Tensors) {
+        let fields = &config["config"];
+        let parts = fields["configs"].as_array().into_iter().flatten();
+        let is_parallel = parts
+            .chain([fields])
+            .any(|part| part["is_parallel"] == true);
+        let [adapters, loras] = LISTS;
+        for key in tensors.keys() {
+            let scales = key
+                .strip_suffix("lora_B")
+                .is_some_and(|layer| !tensors.contains_key(&format!("{layer}lora_A")));
+            let place = match (key.split_once(adapters), key.split_once(loras)) {
+                (Some((site, _)), _) if !is_parallel => site,
+                (_, Some((layer, _))) if scales => layer,
+                _ => continue,
+            };
+            if !self.places.iter().any(|known| known == place) {
+                self.places.push(place.to_string());
+            }
+        }
+    }
 
-/// Whether adapters whose files have these keys need zeros.
-pub(super) fn needs_zeros(keys: &[String]) -> bool {
-    keys.iter().any(|key| key.contains(ADAPTERS))
+    /// The model with zeros at these places beside its adapters.
+    pub(super) fn on<M: PeftModule>(&self, model: &M) -> Result<M, Problem> {
+        if self.places.is_empty() {
+            return Ok(model.clone());
+        }
+        Ok(model.attach(ZEROS_NAME, self)?)
+    }
 }
 
 /// A tree with each average as upstream computes it, with zeros where they are needed.
-pub(super) fn as_upstream(tree: Nested, zeros: bool) -> Nested {
+pub(super) fn as_upstream(tree: Nested, zeros: &ZerosConfig) -> Nested {
     let same = |part| as_upstream(part, zeros);
     let counted = |parts: Vec<(Nested, usize)>| {
         let parts = parts.into_iter();
@@ -95,7 +128,7 @@ pub(super) fn as_upstream(tree: Nested, zeros: bool) -> Nested {
                 .map(|(part, weight)| (same(part), weight / count))
                 .collect();
             let sum: f64 = parts.iter().map(|(_, weight)| weight).sum();
-            if zeros {
+            if !zeros.places.is_empty() {
                 parts.push((ZEROS_NAME.into(), 1.0 - sum));
             }
             Nested::Weighted(parts)
@@ -104,17 +137,17 @@ pub(super) fn as_upstream(tree: Nested, zeros: bool) -> Nested {
     }
 }
 
-/// The model with the adapters `names` on it, composed as upstream's `Average` of these weights. `keys` are those of the
-/// adapters' files.
+/// The model with the adapters `names` on it, composed as upstream's `Average` of these weights.
 pub(super) fn compose<M: PeftModule>(
     model: &M,
     names: &[String],
     weights: &[f64],
-    keys: &[String],
+    zeros: &ZerosConfig,
 ) -> Result<M, Problem> {
-    let model = with_zeros(model, keys)?;
-    let parts = weights.iter().map(|weight| weight / weights.len() as f64);
-    let mut all: Vec<(String, f64)> = names.iter().cloned().zip(parts.clone()).collect();
-    all.push((ZEROS_NAME.into(), 1.0 - parts.sum::<f64>()));
-    Ok(model.set_composition(&Composition::Weighted(all))?)
+    let parts = names.iter().map(|name| Nested::from(name.as_str()));
+    let mean = Nested::Weighted(parts.zip(weights.iter().copied()).collect());
+    let tree = as_upstream(mean, zeros);
+    Ok(zeros
+        .on(model)?
+        .set_composition(&Composition::Nested(tree))?)
 }

@@ -22,6 +22,7 @@ const LORA_CASES: &[&str] = &[
     "dora",
     "dora_gating",
     "vera",
+    "vera_ones",
     "vera_saved",
     "vera_zero",
     "dvora",

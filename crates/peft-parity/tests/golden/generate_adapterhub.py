@@ -63,6 +63,9 @@ CASES = {
     "compacter_pp": CompacterPlusPlusConfig(phm_dim=4, **FACTOR),
     "prefix_tuning": PrefixTuningConfig(**PREFIX),
     "prefix_tuning_flat": PrefixTuningConfig(prefix_length=4, flat=True),
+    "prefix_tuning_leaky": PrefixTuningConfig(
+        prefix_length=2, bottleneck_size=6, non_linearity="leakyrelu", leave_out=[0]
+    ),
     "prompt_tuning": PromptTuningConfig(prompt_length=5),
     "prompt_tuning_eager": PromptTuningConfig(prompt_length=5),
     "prompt_bos_eager": PromptTuningConfig(prompt_length=4, combine="prefix_after_bos"),
@@ -75,6 +78,7 @@ CASES = {
     "dora": DoRAConfig(r=4, alpha=8, output_lora=True),
     "dora_gating": DoRAConfig(r=2, alpha=4, use_gating=True),
     "vera": VeraConfig(r=3, alpha=6, vera_b=0.2, init_weights_seed=5),
+    "vera_ones": VeraConfig(r=3, alpha=6, vera_b=0.2, init_weights="ia3", init_weights_seed=5),
     "vera_saved": VeraConfig(r=3, alpha=6, use_gating=True),
     "vera_zero": LoRAConfig(r=3, alpha=6, vera_d=0.1, vera_b=0.2),
     "dvora": DvoRAConfig(r=3, alpha=6, vera_b=0.2, init_weights_seed=7, attn_matrices=["q", "k", "v"]),
@@ -96,7 +100,7 @@ CASES = {
 # With torch's scaled dot product, the library lets virtual tokens attend to padding; with its own attention it does not.
 EAGER = ["prompt_tuning_eager", "prompt_bos_eager"]
 # Of VeRA's shared matrices these configurations say all: by a seed, or as a product with zeros.
-LACKING = ["vera", "vera_zero", "dvora"]
+LACKING = ["vera", "vera_ones", "vera_zero", "dvora"]
 # Those of which the merged model's output is written, too.
 MERGED = ["lora", "lora_everywhere", "lora_bert"]
 # Compositions of compositions. The library applies a sublayer's residual and norm once more to each adapter of a stack that

@@ -76,6 +76,6 @@ fn prompts_behind_a_gate_are_upstreams() {
 #[test]
 fn adapterhubs_prefixes_are_upstreams() {
     let cases = Path::new("../peft-soft-prompt/tests/golden/adapterhub");
-    let names = ["prefix_tuning", "prefix_tuning_flat"];
+    let names = ["prefix_tuning", "prefix_tuning_flat", "prefix_tuning_leaky"];
     golden::check(Path::new(BERT), cases, &names, METHODS);
 }

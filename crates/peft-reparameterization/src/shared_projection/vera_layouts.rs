@@ -245,8 +245,10 @@ impl Shares {
         (root, plan, like): (&str, &mut Plan, (&Device, DType)),
     ) -> Result<Self> {
         let begin = fields.begin(&VERA)?;
-        // Torch's generator is set to a seed that is not 0.
-        let seed = fields.seed().filter(|seed| *seed != 0);
+        // Torch's generator is set to a seed that is not 0. Ones are not drawn.
+        let seed = fields
+            .seed()
+            .filter(|seed| *seed != 0 && begin != Begin::Ia3);
         let list = if root.is_empty() {
             SHARED.to_string()
         } else {
