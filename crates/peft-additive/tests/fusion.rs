@@ -301,6 +301,42 @@ fn the_temperature_falls_and_is_saved() {
     assert!((temperature(&stepped, "again") - 49.75).abs() < 1e-9);
 }
 
+/// A fresh fusion with the trained values, whose training is resumed, computes what the model did that was trained.
+#[test]
+fn a_training_that_is_resumed_has_its_temperature_in_its_first_step() {
+    let (_, device) = peft_core::device::cpu_devices().remove(0);
+    let fixture = Fixture::new(&device);
+    let far =
+        |model: TinyTransformer, name: &str| (0..40).fold(model, |model, _| perturb(model, name));
+    let one = BottleneckConfig::pfeiffer();
+    let model = far(fixture.base.attach("a", &one).unwrap(), "a");
+    let model = far(model.attach("b", &one).unwrap(), "b");
+    let config = AdapterFusionConfig::dynamic(["a", "b"]).with_temperature(true);
+    let mut fused = far(model.attach("fusion", &config).unwrap(), "fusion");
+    let steps = 900;
+    let mut hooks: TrainingHooks = fused.training_hooks(steps).unwrap();
+    for _ in 0..steps - 1 {
+        fused = hooks.after_step(fused).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("hooks.safetensors");
+    hooks.save(&file).unwrap();
+    let expected = fixture.loss(&fused).into_scalar::<f32>();
+    let values = fused.adapter_tensors("fusion").unwrap();
+    let fresh = model.attach("fusion", &config).unwrap();
+    let fresh = fresh.with_adapter_tensors("fusion", values).unwrap();
+    let at_first = fixture.loss(&fresh).into_scalar::<f32>();
+    assert!((at_first - expected).abs() > 1e-6, "{at_first} {expected}");
+    let mut hooks = TrainingHooks::resume(&fresh, steps, &file).unwrap();
+    let found = fixture.loss(&fresh).into_scalar::<f32>();
+    assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+    let stepped = hooks.after_step(fresh.clone()).unwrap();
+    assert!((temperature(&stepped, "fusion") - 5.0).abs() < 1e-9);
+    // A copy is free of it once the step is done.
+    let found = fixture.loss(&fresh).into_scalar::<f32>();
+    assert!((found - at_first).abs() < 1e-6, "{found} {at_first}");
+}
+
 #[test]
 fn what_cannot_be_fused_is_refused() {
     let (model, _) = Block::with_adapters();

@@ -36,6 +36,7 @@ type Case = (&'static str, Box<dyn Method>);
 fn cases() -> Vec<Case> {
     let mut cases = loras();
     cases.extend(others());
+    cases.extend(beside_the_model());
     cases
 }
 
@@ -97,6 +98,12 @@ fn others() -> Vec<Case> {
             "vera",
             Box::new(VeraConfig::new(16).with_targets(["q_proj"])),
         ),
+    ]
+}
+
+/// Networks beside the model, and virtual tokens.
+fn beside_the_model() -> Vec<Case> {
+    vec![
         (
             "shadow",
             Box::new(

@@ -1,5 +1,7 @@
 //! AdapterFusion's configuration, and where it goes.
 
+use std::sync::Arc;
+
 use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::{
@@ -195,6 +197,7 @@ impl AdapterFusionConfig {
             value,
             dropout: DropoutConfig::new(self.dropout_prob.unwrap_or(0.0)).init(),
             temperature,
+            resumed: Arc::default(),
             names,
             query_before_norm: self.query_before_ln,
             residual_before: self.residual_before,
@@ -278,10 +281,12 @@ impl Method for AdapterFusionConfig {
 
     fn schedule(&self, _steps: usize, states: &States) -> Result<Option<Box<dyn MethodHooks>>> {
         let first = states.of::<AdapterFusion>().next();
-        let first = first.map(|(_, state)| state.temperature);
+        let first = first.map(|(_, state)| state.current_temperature());
         let hooks = FusionHooks {
             regularization: self.regularization && self.value,
             first: first.filter(|_| self.temperature),
+            current: None,
+            told: Vec::new(),
         };
         let needed = hooks.regularization || hooks.first.is_some();
         Ok(needed.then(|| Box::new(hooks) as Box<dyn MethodHooks>))
@@ -290,7 +295,7 @@ impl Method for AdapterFusionConfig {
     fn finalize(&self, states: &mut States) -> Result<Map<String, Value>> {
         let mut decided = Map::new();
         let first = states.of::<AdapterFusion>().next();
-        let temperature = first.map_or(1.0, |(_, state)| state.temperature);
+        let temperature = first.map_or(1.0, |(_, state)| state.current_temperature());
         if temperature > 1.0 {
             decided.insert("current_temperature".into(), temperature.into());
         }

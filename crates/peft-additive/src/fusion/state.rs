@@ -1,5 +1,7 @@
 //! What AdapterFusion computes at one site.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use burn::module::{Module, Param};
 use burn::nn::Dropout;
 use burn::tensor::Tensor;
@@ -27,6 +29,9 @@ pub struct AdapterFusion {
     pub dropout: Dropout,
     /// T.
     pub temperature: f64,
+    /// T of a training that is resumed, until its next step: of all copies of the model that it begins with.
+    #[module(skip)]
+    pub(super) resumed: Arc<Mutex<Option<f64>>>,
     /// The fused adapters that are at this site.
     #[module(skip)]
     pub names: Vec<String>,
@@ -57,6 +62,19 @@ impl Adapter for AdapterFusion {
             key("key.bias", "key.bias"),
             key("value", "value.weight").transposed(),
         ]
+    }
+}
+
+impl AdapterFusion {
+    /// T, as the next step has it.
+    pub(super) fn current_temperature(&self) -> f64 {
+        let resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
+        resumed.unwrap_or(self.temperature)
+    }
+
+    /// Sets T for a training that is resumed, or ends that.
+    pub(super) fn resume(&self, temperature: Option<f64>) {
+        *self.resumed.lock().unwrap_or_else(PoisonError::into_inner) = temperature;
     }
 }
 
@@ -92,7 +110,10 @@ impl HiddenAdapter for AdapterFusion {
             added.reshape([tokens, width])
         });
         let added = Tensor::stack::<3>(added.collect(), 1);
-        let weights = softmax(self.scores(query, added.clone()) / self.temperature, 1);
+        let weights = softmax(
+            self.scores(query, added.clone()) / self.current_temperature(),
+            1,
+        );
         let mixed = (weights * added).sum_dim(1).reshape([tokens, width]);
         // V is linear, so it is the same behind the sum as before it, and there it is computed once.
         let mixed = match &self.value {

@@ -209,6 +209,11 @@ pub trait Method: MethodConfig {
         false
     }
 
+    /// Whether a new adapter has values drawn at random. Attaching then takes a seed from the device's generator. Default: yes.
+    fn draws(&self) -> bool {
+        true
+    }
+
     /// The statistics that the plan of a new adapter needs ([`Plan::calibration`]), for
     /// [`Calibrate::attach_on`](crate::calibration::Calibrate::attach_on) to gather. Default: none.
     fn statistics(&self) -> Option<CalibrationConfig> {

@@ -29,7 +29,12 @@ pub(crate) fn attach<M: Module>(
     let attached = check_attachable(model, name)?;
     let first = attached.layout.params.first();
     let device = first.map(|param| param.base.device()).unwrap_or_default();
-    let mut plan = Plan::new(Init::from_device(&device), true);
+    let init = if method.draws() {
+        Init::from_device(&device)
+    } else {
+        Init::new(0)
+    };
+    let mut plan = Plan::new(init, true);
     plan.calibration = calibration.cloned();
     fill_plan(&mut plan, method, &attached)?;
     Ok(install(model, &attached, name, method, plan))

@@ -86,6 +86,12 @@ impl MergeMethod {
         }
     }
 
+    /// Whether it drops elements at random.
+    fn draws(self) -> bool {
+        let at_random = matches!(self, Self::DareLinear { .. } | Self::DareTies { .. });
+        at_random && self.density() < 1.0
+    }
+
     /// Combines tensors of one shape, on the host.
     fn apply(self, tensors: &[Tensor<2>], weights: &[f64], init: &mut Init) -> Tensor<2> {
         let shape = tensors[0].dims();
@@ -339,7 +345,11 @@ pub fn add_weighted_adapter<M: PeftModule>(
         .collect::<Result<Vec<_>>>()?;
     let layout = model.layout();
     let device = layout.params.first().map(LayoutParam::device);
-    let mut init = Init::from_device(&device.unwrap_or_default());
+    let mut init = if rule.draws() {
+        Init::from_device(&device.unwrap_or_default())
+    } else {
+        Init::new(0)
+    };
     let mut factors = BTreeMap::new();
     for layer in layers(&adapters, |adapter| &adapter.factors) {
         let parts: Vec<(&Adapter, &Factors)> = adapters

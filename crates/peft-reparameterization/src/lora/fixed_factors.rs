@@ -190,6 +190,10 @@ impl Method for LoraFromFactors {
         self.config.validate()
     }
 
+    fn draws(&self) -> bool {
+        false
+    }
+
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let dropout = || DropoutConfig::new(self.config.lora_dropout).init();
         for layer in &layout.layers {

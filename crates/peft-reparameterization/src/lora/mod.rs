@@ -25,6 +25,7 @@ pub(crate) mod plus;
 pub(crate) mod riemannian;
 pub(crate) mod state;
 pub(crate) mod tied;
+pub(crate) mod told;
 pub(crate) mod values;
 pub(crate) mod variant;
 pub(crate) mod velora;

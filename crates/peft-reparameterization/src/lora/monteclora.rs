@@ -1,8 +1,6 @@
 //! MonteCLoRA: a LoRA whose A is drawn around its mean while it is trained.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::{TensorData, activation};
 use peft_core::method::prelude::*;
@@ -11,6 +9,7 @@ use peft_core::nn::dropout_rate;
 use serde::{Deserialize, Serialize};
 
 use crate::lora::state::LoraLinear;
+use crate::lora::told::Told;
 use crate::lora::values::{on_device, refuse};
 use crate::math::gamma::{digamma, ln_gamma};
 
@@ -92,9 +91,9 @@ pub struct MontecloraLinear {
     pub expert_weights: Param<Tensor<1>>,
     /// What a draw's distance from the mean is multiplied with.
     pub sample_scaler: f64,
-    /// Which step is next, counted from 1; 0 outside of a training.
+    /// Which step is next, counted from 1; nothing outside of a training.
     #[module(skip)]
-    step: Arc<AtomicU64>,
+    step: Told<u64>,
     /// The layer's number, so that each draws for itself.
     #[module(skip)]
     layer: u64,
@@ -139,16 +138,16 @@ impl MontecloraLinear {
             gaussian_var_prior: variances.set_require_grad(false),
             expert_weights: weights.set_require_grad(false),
             sample_scaler: config.sample_scaler,
-            step: Arc::default(),
+            step: Told::default(),
             layer: layer as u64,
         }
     }
 
     /// What the next step draws, if it draws.
     fn draw(&self) -> Option<Draw> {
-        let step = self.step.load(Ordering::Relaxed);
+        let step = self.step.with(|step| *step)?;
         let a = self.lora.lora_a.val();
-        if step == 0 || !a.is_autodiff() {
+        if !a.is_autodiff() {
             return None;
         }
         let [d_in, rank] = a.dims();
@@ -277,7 +276,9 @@ impl WeightAdapter for MontecloraLinear {
 struct MontecloraTraining {
     config: MontecloraConfig,
     /// What the states know of the next step.
-    told: Vec<Arc<AtomicU64>>,
+    told: Vec<Told<u64>>,
+    /// Which step is next; none behind the last.
+    next: Option<u64>,
     steps: u64,
 }
 
@@ -293,16 +294,20 @@ pub(crate) fn hooks(
             .of::<MontecloraLinear>()
             .map(|(_, state)| state.step.clone())
             .collect(),
+        next: Some(1),
         steps: steps as u64,
     };
-    hooks.tell(1);
+    for told in &hooks.told {
+        told.begin(1);
+    }
     Box::new(hooks)
 }
 
 impl MontecloraTraining {
-    fn tell(&self, step: u64) {
-        for told in &self.told {
-            told.store(step, Ordering::Relaxed);
+    /// Lets go of what was told.
+    fn clear(&mut self) {
+        for told in self.told.drain(..) {
+            told.end(1);
         }
     }
 }
@@ -318,8 +323,14 @@ impl MethodHooks for MontecloraTraining {
     }
 
     fn after_step(&mut self, step: usize, states: &mut States) {
+        let step = step as u64;
+        self.next = (step < self.steps).then_some(step + 1);
+        let (next, mut told) = (self.next, Vec::new());
         states.edit::<MontecloraLinear>(|_, state| {
-            let Some(draw) = state.draw() else { return };
+            let draw = state.draw();
+            state.step = Told::new(next);
+            told.push(state.step.clone());
+            let Some(draw) = draw else { return };
             let variances = state.variances(&draw).inner();
             let rank = variances.dims()[0];
             let identity = Tensor::<2>::eye(rank, &variances.device());
@@ -328,16 +339,13 @@ impl MethodHooks for MontecloraTraining {
                 replaced(&state.gaussian_var_prior, identity * variances.unsqueeze());
             state.expert_weights = replaced(&state.expert_weights, weights);
         });
-        let step = step as u64;
-        self.tell(if step < self.steps { step + 1 } else { 0 });
+        self.clear();
+        self.told = told;
     }
 
     fn tensors(&self) -> BTreeMap<String, TensorData> {
-        let step = self
-            .told
-            .first()
-            .map_or(0, |told| told.load(Ordering::Relaxed));
-        let data = TensorData::new(vec![step as f64], [1]);
+        let step = self.next.unwrap_or_default() as f64;
+        let data = TensorData::new(vec![step], [1]);
         BTreeMap::from([("monteclora_step".to_string(), data)])
     }
 
@@ -355,14 +363,17 @@ impl MethodHooks for MontecloraTraining {
                 self.steps
             ));
         }
-        self.tell(step as u64);
+        self.next = (step > 0.0).then_some(step as u64);
+        for told in &self.told {
+            told.tell(self.next);
+        }
         Ok(())
     }
 }
 
 impl Drop for MontecloraTraining {
     fn drop(&mut self) {
-        self.tell(0);
+        self.clear();
     }
 }
 

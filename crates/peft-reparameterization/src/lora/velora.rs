@@ -1,8 +1,5 @@
 //! VeLoRA: a LoRA whose training keeps few numbers of what goes into A.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-
 use peft_core::method::prelude::*;
 use peft_core::method::{MethodHooks, States};
 use peft_core::nn::AdaptedForward as _;
@@ -10,6 +7,7 @@ use peft_core::ops::linear;
 use serde::{Deserialize, Serialize};
 
 use crate::lora::state::LoraLinear;
+use crate::lora::told::Told;
 use crate::lora::values::{on_device, refuse};
 
 /// Where the direction comes from that a part of an input is projected onto. Upstream's `init_type`.
@@ -77,17 +75,9 @@ pub struct VeloraLinear {
     /// Where v comes from.
     #[module(skip)]
     pub init_type: VeloraInit,
-    /// What a training tells.
+    /// Whether a training runs, and the direction of its first batch.
     #[module(skip)]
-    training: Training,
-}
-
-/// What states know of the training that they are in; copies know the same.
-#[derive(Clone, Debug, Default)]
-struct Training {
-    running: Arc<AtomicBool>,
-    /// The direction of the first batch.
-    first: Arc<OnceLock<Tensor<1>>>,
+    training: Told<Option<Tensor<1>>>,
 }
 
 impl VeloraLinear {
@@ -114,12 +104,12 @@ impl VeloraLinear {
             num_groups: config.num_groups,
             scale: config.scale,
             init_type: config.init_type,
-            training: Training::default(),
+            training: Told::default(),
         }
     }
 
     fn compresses(&self) -> bool {
-        self.training.running.load(Ordering::Relaxed) && self.lora.lora_a.val().is_autodiff()
+        self.training.runs() && self.lora.lora_a.val().is_autodiff()
     }
 
     /// Inputs `[tokens, in]` in their parts, `[tokens, G, ⌈in / G⌉]`; zeros fill up the last one.
@@ -147,7 +137,8 @@ impl VeloraLinear {
             VeloraInit::Random => self.lora_velora_embed.val().without_autodiff(),
             VeloraInit::BatchAverage => of_batch(),
             VeloraInit::BatchAverageOnce => {
-                let first = self.training.first.get_or_init(of_batch).clone();
+                let first = |first: &mut Option<_>| first.get_or_insert_with(of_batch).clone();
+                let first = self.training.with(first).unwrap_or_else(of_batch);
                 first.to_device(&parts.device())
             }
         }
@@ -211,7 +202,7 @@ impl WeightAdapter for VeloraLinear {
 
 /// Tells the states of a model that its training runs.
 #[derive(Debug)]
-struct VeloraTraining(Vec<Training>);
+struct VeloraTraining(Vec<Told<Option<Tensor<1>>>>);
 
 /// The hooks of a training of these states.
 pub(crate) fn hooks(states: &States) -> Box<dyn MethodHooks> {
@@ -220,17 +211,35 @@ pub(crate) fn hooks(states: &States) -> Box<dyn MethodHooks> {
         .map(|(_, state)| state.training.clone())
         .collect();
     for training in &told {
-        training.running.store(true, Ordering::Relaxed);
+        training.begin(None);
     }
     Box::new(VeloraTraining(told))
 }
 
-impl MethodHooks for VeloraTraining {}
+impl VeloraTraining {
+    /// Lets go of what was told.
+    fn clear(&mut self) {
+        for training in self.0.drain(..) {
+            training.end(None);
+        }
+    }
+}
+
+impl MethodHooks for VeloraTraining {
+    fn after_step(&mut self, _step: usize, states: &mut States) {
+        let mut told = Vec::new();
+        states.edit::<VeloraLinear>(|_, state| {
+            let first = state.training.with(|first| first.clone());
+            state.training = Told::new(Some(first.flatten()));
+            told.push(state.training.clone());
+        });
+        self.clear();
+        self.0 = told;
+    }
+}
 
 impl Drop for VeloraTraining {
     fn drop(&mut self) {
-        for training in &self.0 {
-            training.running.store(false, Ordering::Relaxed);
-        }
+        self.clear();
     }
 }

@@ -485,3 +485,29 @@ fn contradictions_are_refused() {
         .with_alpha_pattern("query", -1.0);
     assert!(refused(&negative).contains("above 0"));
 }
+
+/// A rule that drops nothing at random leaves the device's generator where it was.
+#[test]
+fn rules_without_chance_draw_nothing() {
+    let device = device();
+    let model = attached(&base(), "a", &LoraConfig::new(2).with_targets(["query"]));
+    let model = attached(&model, "b", &LoraConfig::new(2).with_targets(["query"]));
+    let next = |rule: Option<CombinationType>| {
+        device.seed(11);
+        if let Some(rule) = rule {
+            add_weighted_adapter(&model, "both", &[("a", 0.5), ("b", 0.5)], rule).unwrap();
+        }
+        Tensor::<1>::random([4], burn::tensor::Distribution::Default, &device).into_data()
+    };
+    let untouched = next(None);
+    for rule in [
+        CombinationType::Cat,
+        CombinationType::Factors(MergeMethod::Sum),
+        CombinationType::Svd(MergeMethod::MagnitudePrune { density: 0.5 }, None),
+        CombinationType::Svd(MergeMethod::DareLinear { density: 1.0 }, None),
+    ] {
+        assert_eq!(next(Some(rule)), untouched, "{rule:?}");
+    }
+    let dare = CombinationType::Factors(MergeMethod::DareLinear { density: 0.5 });
+    assert_ne!(next(Some(dare)), untouched);
+}

@@ -162,6 +162,42 @@ fn restored(x: &Tensor<2>, v: &[f32]) -> Tensor<2> {
     )
 }
 
+/// A training's first batch gives the direction to its own model alone.
+#[test]
+fn trainings_of_copies_have_directions_of_their_own() {
+    let base = Net::new(&device().autodiff());
+    let model = base
+        .attach("a", &velora(VeloraInit::BatchAverageOnce))
+        .unwrap();
+    let id = model.adapter_states::<VeloraLinear>("a").unwrap()[0]
+        .1
+        .lora
+        .lora_a
+        .id;
+    let of = |model: &Net, from: usize| {
+        let device = device().autodiff();
+        let loss =
+            (model.forward(wave([20, D_IN], from, &device)) * wave([20, D_OUT], 9, &device)).sum();
+        GradientsParams::from_grads(loss.backward(), model)
+            .get::<2>(id)
+            .unwrap()
+    };
+    let expected = {
+        let _training = model.training_hooks(3).unwrap();
+        of(&model, 40)
+    };
+    let mut first = model.training_hooks(3).unwrap();
+    let second = model.training_hooks(3).unwrap();
+    of(&model, 5);
+    let one = first.after_step(model.clone()).unwrap();
+    assert_near(&of(&model, 40), &expected, 0.0);
+    // The first training keeps its direction.
+    let apart = peft_testing::farthest(crate::values(&of(&one, 40)), crate::values(&expected));
+    assert!(apart > 1e-3, "{apart}");
+    drop(second);
+    drop(first);
+}
+
 #[test]
 fn velora_differentiates_restored_inputs_in_a_training_only() {
     let base = Net::new(&device().autodiff());

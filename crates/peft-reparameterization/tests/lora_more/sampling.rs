@@ -73,6 +73,41 @@ fn it_draws_anew_in_each_step_of_a_training_and_nowhere_else() {
     assert_near(&output(&model), &mean, 0.0);
 }
 
+/// Two trainings that begin with copies of one model draw as if the other were not.
+#[test]
+fn trainings_of_copies_draw_by_themselves() {
+    let base = Net::new(&device().autodiff());
+    let model = base.attach("a", &monteclora(0.1)).unwrap();
+    let mean = output(&model);
+    let alone = {
+        let mut training = model.training_hooks(4).unwrap();
+        let mut model = model.clone();
+        let mut outputs = vec![output(&model)];
+        for _ in 0..3 {
+            model = training.after_step(model).unwrap();
+            outputs.push(output(&model));
+        }
+        outputs
+    };
+    let mut trainings = [(); 2].map(|()| (model.training_hooks(4).unwrap(), model.clone()));
+    // The second one is a step behind.
+    for step in 0..4 {
+        let (ahead, behind) = trainings.split_at_mut(1);
+        let ((ahead, one), (behind, other)) = (&mut ahead[0], &mut behind[0]);
+        assert_near(&output(one), &alone[step], 0.0);
+        assert_near(&output(other), &alone[step.saturating_sub(1)], 0.0);
+        let before = one.clone();
+        *one = ahead.after_step(one.clone()).unwrap();
+        if step > 0 {
+            // What a step has left behind is in no training.
+            assert_near(&output(&before), &mean, 0.0);
+            *other = behind.after_step(other.clone()).unwrap();
+        }
+    }
+    drop(trainings);
+    assert_near(&output(&model), &mean, 0.0);
+}
+
 /// The penalty with other values of a parameter, the draw being the same.
 fn penalty(model: &Net, change: impl Fn(&mut MontecloraLinear)) -> f64 {
     let changed = model
