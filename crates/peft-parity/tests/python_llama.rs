@@ -36,6 +36,7 @@ type Case = (&'static str, Box<dyn Method>);
 fn cases() -> Vec<Case> {
     let mut cases = loras();
     cases.extend(others());
+    cases.extend(beside_the_model());
     cases
 }
 
@@ -101,7 +102,7 @@ fn others() -> Vec<Case> {
 }
 
 /// Networks beside the model, and virtual tokens.
-fn cases_beside_the_model() -> Vec<(&'static str, Box<dyn Method>)> {
+fn beside_the_model() -> Vec<Case> {
     vec![
         (
             "shadow",
