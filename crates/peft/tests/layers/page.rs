@@ -1,6 +1,5 @@
 //! What the page of layers says besides its table.
 
-use burn::module::Module as _;
 use burn::nn::attention::MhaInput;
 use burn::tensor::{Device, Tensor};
 use peft::core::method::Method;
