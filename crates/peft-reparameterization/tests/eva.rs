@@ -5,6 +5,8 @@ use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, Tolerance};
 use peft_conformance::TinyTransformer;
 use peft_core::PeftModule;
+use peft_core::calibration::Calibrate as _;
+use peft_core::method::Method as _;
 use peft_core::nn::ForwardContext;
 use peft_core::state::AdapterState as _;
 use peft_reparameterization::{
@@ -180,4 +182,47 @@ fn lora_plus_moves_b_by_its_own_rate() {
     };
     assert_eq!(tables(&fast), tables(&model));
     let _ = model.no_grad();
+}
+
+/// With statistics, the start is a configuration like others; ranks stay where they are.
+#[test]
+fn a_configuration_attached_with_statistics_starts_from_them() {
+    let base = TinyTransformer::new(&device());
+    let config = LoraConfig::new(3).with_targets(["query", "output.dense"]);
+    let expected = eva(&base, "x", &config, 1.0, |probed| drop(run(probed, 1))).unwrap();
+    let config = config.with_init_lora_weights("eva");
+    let wanted = config.statistics().unwrap();
+    let calibrator = base.calibrate(&wanted).unwrap();
+    drop(run(calibrator.model(), 1));
+    let calibration = calibrator.finish().unwrap();
+    let model = base.attach_with("x", &config, &calibration).unwrap();
+    let factors = |model: &TinyTransformer| {
+        let states = model.adapter_states::<LoraLinear>("x").unwrap();
+        states
+            .into_iter()
+            .map(|(layer, state)| (layer, state.lora_a.val(), state.lora_b.val()))
+            .collect::<Vec<_>>()
+    };
+    let (found, expected) = (factors(&model), factors(&expected));
+    assert_eq!(found.len(), expected.len());
+    for ((layer, a, b), (other, of_eva, _)) in found.into_iter().zip(expected) {
+        assert_eq!(layer, other);
+        a.into_data()
+            .assert_approx_eq(&of_eva.into_data(), Tolerance::<f32>::absolute(1e-5));
+        assert!(b.into_data().iter::<f32>().all(|value| value == 0.0));
+    }
+    for (refused, field) in [
+        (
+            config.clone().with_targets(["word_embeddings"]),
+            "word_embeddings",
+        ),
+        (config.clone().with_use_dora(true), "use_dora"),
+        (config.with_r(40), "`r`"),
+    ] {
+        let error = base
+            .attach_with("x", &refused, &calibration)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(field), "{error}");
+    }
 }

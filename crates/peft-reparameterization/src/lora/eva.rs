@@ -59,29 +59,7 @@ pub fn eva<M: PeftModule>(
     if !(1.0..=1000.0).contains(&rho) {
         return refuse("rho", &rho, "in [1, 1000]");
     }
-    if config.ensure_weight_tying {
-        let expected = "false: factors that come from a layer's inputs are not a table's";
-        return refuse("ensure_weight_tying", &true, expected);
-    }
-    let plain = "leave it out: not with EVA";
-    if config.use_dora {
-        return refuse("use_dora", &true, plain);
-    }
-    if config.lora_bias {
-        return refuse("lora_bias", &true, plain);
-    }
-    if config.bias != Bias::None {
-        return refuse("bias", &config.bias, plain);
-    }
-    if config.freeze_a {
-        return refuse("freeze_a", &true, plain);
-    }
-    if let Some(rows) = &config.trainable_token_indices {
-        return refuse("trainable_token_indices", rows, plain);
-    }
-    if let Some(field) = config.linear_only() {
-        return refuse(field, &"set", plain);
-    }
+    check(config)?;
     config.validate()?;
     let start = config.init_lora_weights.start()?;
     if !matches!(start, Start::Kaiming { zero: true } | Start::Eva) {
@@ -112,6 +90,45 @@ pub fn eva<M: PeftModule>(
     }
     let given = distribute(config, rho, &layers, model)?;
     model.attach(name, &given)
+}
+
+/// Refuses what does not go with directions of inputs.
+pub(crate) fn check(config: &LoraConfig) -> Result<()> {
+    let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
+        Err(Error::config(LORA.title, field, value, expected))
+    };
+    if config.ensure_weight_tying {
+        let expected = "false: factors that come from a layer's inputs are not a table's";
+        return refuse("ensure_weight_tying", &true, expected);
+    }
+    let plain = "leave it out: not with EVA";
+    if config.use_dora {
+        return refuse("use_dora", &true, plain);
+    }
+    if config.lora_bias {
+        return refuse("lora_bias", &true, plain);
+    }
+    if config.bias != Bias::None {
+        return refuse("bias", &config.bias, plain);
+    }
+    if config.freeze_a {
+        return refuse("freeze_a", &true, plain);
+    }
+    if let Some(rows) = &config.trainable_token_indices {
+        return refuse("trainable_token_indices", rows, plain);
+    }
+    if let Some(field) = config.linear_only() {
+        return refuse(field, &"set", plain);
+    }
+    Ok(())
+}
+
+/// A `[in, r]` of a layer: the leading directions of what goes into it. `None` where it is not finite.
+pub(crate) fn directions(moment: Tensor<2>, rank: usize) -> Option<Tensor<2>> {
+    // Of a symmetric matrix, singular vectors are eigenvectors.
+    let svd = linalg::svd(moment)?;
+    let [width, all] = svd.u.dims();
+    Some(svd.u.slice([0..width, 0..rank.min(all)]))
 }
 
 /// The linear layers that `config` adapts, sorted. Refuses what attaching it would refuse, before batches are run.

@@ -15,6 +15,7 @@ use crate::lora::config::{LORA, LoraConfig};
 use crate::lora::conv::LoraConv2d;
 use crate::lora::converted::convert;
 use crate::lora::dora::{Magnitude, norms_of_rows};
+use crate::lora::eva;
 use crate::lora::init::Start;
 use crate::lora::state::{Follower, LoraBias, LoraEmbedding};
 use crate::lora::values::Size;
@@ -232,7 +233,7 @@ impl Method for LoraConfig {
 
     fn statistics(&self) -> Option<CalibrationConfig> {
         let start = self.init_lora_weights.start().ok()?;
-        let second_moments = matches!(start, Start::Corda);
+        let second_moments = matches!(start, Start::Corda | Start::Eva);
         let gradients = matches!(start, Start::LoraGa);
         (second_moments || gradients).then(|| CalibrationConfig {
             targets: self.targets.clone(),
@@ -275,8 +276,8 @@ impl Method for LoraConfig {
 
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         let start = self.init_lora_weights.start()?;
-        if start == Start::Eva && plan.is_new() {
-            let expected = "attached by `peft_reparameterization::eva`, which looks at activations";
+        if start == Start::Eva && plan.is_new() && plan.calibration().is_none() {
+            let expected = "attached by `peft_reparameterization::eva`, which looks at activations, or by `attach_on`";
             let value = &self.init_lora_weights;
             return Err(Error::config(
                 LORA.title,
@@ -288,7 +289,13 @@ impl Method for LoraConfig {
         if let Some(fields) = &self.adapterhub {
             return self.plan_adapterhub(fields, layout, plan);
         }
-        let targets = layer_targets(self, layout, plan, LINEAR_EMBEDDING_AND_CONV)?;
+        let kinds = if start == Start::Eva && plan.is_new() {
+            eva::check(self)?;
+            &[LayerKind::Linear]
+        } else {
+            LINEAR_EMBEDDING_AND_CONV
+        };
+        let targets = layer_targets(self, layout, plan, kinds)?;
         let targets = targets.iter().map(|target| (target.layer, target.weight));
         let targets = targets.collect();
         let size = |layer: &Layer| {

@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
 use peft_core::method::{Layer, LayoutParam, Plan};
 use peft_core::nn::Lane;
 use peft_core::ops::column_norms;
@@ -11,6 +11,7 @@ use peft_core::{Error, Result};
 use crate::lora::alora::{ALoraLinear, Invocation};
 use crate::lora::config::{LORA, LoraConfig};
 use crate::lora::corda;
+use crate::lora::eva;
 use crate::lora::init::{Start, orthogonal};
 use crate::lora::kasa::KasaLinear;
 use crate::lora::loftq::{LoftqLinear, OfLayer};
@@ -107,6 +108,9 @@ impl LoraConfig {
             _ if start == Start::Orthogonal && plan.is_new() => {
                 orthogonal(plan.init(), [d_in, rank, d_out], like)
             }
+            _ if start == Start::Eva && plan.is_new() => {
+                self.directions(layer, rank, [[d_in, rank], [rank, d_out]], like, plan)?
+            }
             _ if start == Start::Mica => {
                 Self::minor_factors(param, rank, [[d_in, rank], [rank, d_out]], plan)?
             }
@@ -116,6 +120,38 @@ impl LoraConfig {
             }
         };
         Ok((factors, removed))
+    }
+
+    /// EVA's: A the leading directions of the layer's inputs, B zero.
+    fn directions(
+        &self,
+        layer: &Layer,
+        rank: usize,
+        [a, b]: [[usize; 2]; 2],
+        like: (&Device, DType),
+        plan: &mut Plan,
+    ) -> Result<[Param<Tensor<2>>; 2]> {
+        let refuse = |field, value: &dyn std::fmt::Debug, expected: &str| {
+            Err(Error::config(LORA.title, field, value, expected))
+        };
+        let Some(calibration) = plan.calibration() else {
+            let expected = "attached with statistics of inputs";
+            return refuse("init_lora_weights", &self.init_lora_weights, expected);
+        };
+        let moment = calibration.inputs(&layer.name)?.second_moment()?;
+        let Some(found) = eva::directions(moment, rank) else {
+            return refuse(
+                "target_modules",
+                &layer.name,
+                "a layer whose inputs are finite",
+            );
+        };
+        if found.dims() != a {
+            let expected = format!("at most {}, the inputs of `{}`", a[0], layer.name);
+            return refuse("r", &rank, &expected);
+        }
+        let a = Param::from_tensor(on_device(found.cast(like.1), like.0));
+        Ok([a, plan.init().zeros(b, like)])
     }
 
     /// MiCA's: A zero, B frozen.

@@ -68,6 +68,9 @@ pub struct KronaBlockConfig {
     /// Whether the adapter's input is added, too, with a trained weight (KronA^B_res).
     #[field(default = true)]
     pub residual: bool,
+    /// What the weight of that input begins at. With another value than 0 a fresh adapter changes outputs.
+    #[field(default = 0.0, finite)]
+    pub residual_init: f64,
     pub common: Common,
 }
 
@@ -85,7 +88,13 @@ impl Method for KronaBlockConfig {
             let zero = [true, true];
             let w1 = KroneckerFactor::draw(init, [first, second], None, zero, like);
             let w2 = KroneckerFactor::draw(init, [second, first], None, [false, false], like);
-            let residual = self.residual.then(|| init.zeros([1], like));
+            let residual = self.residual.then(|| {
+                init.zeros([1], like).map(|zeros| {
+                    let start =
+                        Tensor::full([1], self.residual_init, (&zeros.device(), zeros.dtype()));
+                    start.set_require_grad(zeros.is_require_grad())
+                })
+            });
             let kronecker = LokrLinear {
                 w1,
                 w2,

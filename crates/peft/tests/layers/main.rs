@@ -4,5 +4,6 @@ mod above;
 mod both_sides;
 mod burns_own;
 mod norms;
+mod page;
 mod table;
 mod zoo;
