@@ -202,7 +202,30 @@ impl Order {
             }
         }
         progress.finish();
+        self.remove_older(&results.records)?;
         Ok(results)
+    }
+
+    /// Removes the records of runs whose place others have taken: of a learning rate that won a search before more rates
+    /// were tried. Their jobs stay.
+    fn remove_older(&self, records: &[RunRecord]) -> Result<()> {
+        let place = |run: &RunRecord| {
+            let (task, model) = (run.task.clone(), run.model.name.clone());
+            (run.suite.clone(), task, model, run.method.name.clone(), run.seed)
+        };
+        let places: HashMap<_, &String> =
+            records.iter().map(|run| (place(run), &run.id)).collect();
+        let dir = self.runs_dir();
+        if !dir.is_dir() {
+            return Ok(());
+        }
+        for run in RunRecord::load_dir(&dir)? {
+            if places.get(&place(&run)).is_some_and(|id| **id != run.id) {
+                let path = RunRecord::path(&dir, &run.id);
+                std::fs::remove_file(&path).map_err(io(&path))?;
+            }
+        }
+        Ok(())
     }
 
     fn record(&self, outcome: &Outcome, grid: Option<Grid>, tuning: &[Trial]) -> Result<RunRecord> {
