@@ -193,7 +193,7 @@ fn a_configuration_attached_with_statistics_starts_from_them() {
     let config = config.with_init_lora_weights("eva");
     let wanted = config.statistics().unwrap();
     let calibrator = base.calibrate(&wanted).unwrap();
-    drop(run(&calibrator.model(), 1));
+    drop(run(calibrator.model(), 1));
     let calibration = calibrator.finish().unwrap();
     let model = base.attach_with("x", &config, &calibration).unwrap();
     let factors = |model: &TinyTransformer| {
