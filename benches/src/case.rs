@@ -86,6 +86,8 @@ named! {
         QloraAllCheckpointed = "qlora-all-checkpointed",
         /// As `qlora-all`, with FP4 in the place of NF4.
         QloraAllFp4 = "qlora-all-fp4",
+        /// `lora-all` on a base that is in bfloat16, tables too.
+        LoraAllHalves = "lora-all-halves",
         /// Bottleneck adapters after both sublayers.
         Houlsby = "houlsby",
         /// Ladder side-tuning, reduction 8.
@@ -155,6 +157,7 @@ impl Method {
         matches!(
             self,
             Self::LoraAll
+                | Self::LoraAllHalves
                 | Self::VeloraAll
                 | Self::LoraAllCheckpointed
                 | Self::QloraAll

@@ -39,7 +39,8 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
                 .into_data()
         }));
     }
-    let modelled = case.engine == Engine::Ours && case.method != Method::Lst;
+    let modelled = !matches!(case.method, Method::Lst | Method::LoraAllHalves);
+    let modelled = modelled && case.engine == Engine::Ours;
     let memory_model = modelled.then(|| sizes(&model).memory_model(case.method));
     let checkpointing = case.method.checkpointed();
     let scale = 1.0 / batch.target_count() as f64;
@@ -63,7 +64,7 @@ pub(super) fn work(case: Case, device: &Device) -> Result<Work, Failure> {
     Ok(work)
 }
 
-/// The base, in 4 bits where the method says so.
+/// The base, in 4 or in 16 bits where the method says so.
 fn load(folder: &Path, method: Method, device: &Device) -> Result<Llama, Failure> {
     let quantizer = match method {
         Method::QloraAllFp4 => QuantizationConfig::fp4(),
@@ -71,7 +72,10 @@ fn load(folder: &Path, method: Method, device: &Device) -> Result<Llama, Failure
     };
     let quantizer = quantizer.with_double_quantization(true);
     let loader = LlamaLoader::new(folder);
-    if method.packed() {
+    if method == Method::LoraAllHalves {
+        let halves = QuantizationConfig::bf16();
+        Ok(loader.with_quantizer(&halves).load(device)?)
+    } else if method.packed() {
         Ok(loader.with_quantizer(&quantizer).load(device)?)
     } else {
         Ok(loader.load(device)?)

@@ -154,6 +154,12 @@ peft_conformance::conformance_suite!(
             BottleneckConfig::adamix(3).with_reduction_factor(4.0)
         ),
         Case::new(
+            "parallel, drawn",
+            BottleneckConfig::parallel()
+                .with_reduction_factor(4.0)
+                .with_init_weights(BottleneckInit::Bert)
+        ),
+        Case::new(
             "adamix with one Up, beside feed-forward, with a head",
             BottleneckConfig::parallel()
                 .with_reduction_factor(4.0)

@@ -161,7 +161,7 @@ fn latency<M: PeftModule>(
 ) -> Result<Latency> {
     let adapted = model.valid();
     let base = adapted.disable_adapters()?;
-    let merged = if method.info().mergeable {
+    let merged = if method.promises().mergeable {
         Some(adapted.merge_and_unload()?)
     } else {
         None

@@ -6,8 +6,8 @@ use peft_additive::BottleneckConfig;
 use peft_core::calibration::CalibrationConfig;
 use peft_core::checkpoint::CONFIG_FILE;
 use peft_core::method::{
-    Common, Family, Layout, Method, MethodConfig, MethodHooks, MethodInfo, Plan, States, Value,
-    adapterhub_fields, adapterhub_json, architecture, read_adapterhub,
+    Common, Family, Layout, Method, MethodConfig, MethodHooks, MethodInfo, Plan, Promises, States,
+    Value, adapterhub_fields, adapterhub_json, architecture, read_adapterhub,
 };
 use peft_core::{Error, Result, Selection, Targets};
 use peft_soft_prompt::AdapterHubPrefixConfig;
@@ -253,6 +253,19 @@ impl MethodConfig for UnionConfig {
 }
 
 impl Method for UnionConfig {
+    /// What all of its methods keep to.
+    fn promises(&self) -> Promises {
+        let mut all = Promises {
+            identity_at_init: true,
+            mergeable: true,
+        };
+        for own in self.configs.iter().map(|config| config.promises()) {
+            all.identity_at_init &= own.identity_at_init;
+            all.mergeable &= own.mergeable;
+        }
+        all
+    }
+
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()> {
         for (part, config) in self.configs.iter().enumerate() {
             let title = config.info().title;

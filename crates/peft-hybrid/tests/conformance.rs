@@ -48,6 +48,16 @@ peft_conformance::conformance_suite!(
                 .with_modules_to_save(["classifier"])
         ),
         Case::new(
+            "of weights alone",
+            UnionConfig::new()
+                .with(LoraConfig::new(2).with_targets(["query"]))
+                .with(
+                    Ia3Config::new()
+                        .with_targets(["key"])
+                        .with_feedforward_modules(Vec::<String>::new())
+                )
+        ),
+        Case::new(
             "methods that AdapterHub does not have",
             UnionConfig::new()
                 .with(LoraConfig::new(2).with_targets(["query"]))

@@ -15,7 +15,8 @@ mod vocabulary;
 
 pub use bert::{
     Bert, BertAttention, BertClassifier, BertConfig, BertEmbeddings, BertEncoder, BertIntermediate,
-    BertLayer, BertOutput, BertPooler, BertResidual, BertSelfAttention, HiddenAct, Pooling,
+    BertLayer, BertOutput, BertPooler, BertResidual, BertSelfAttention, BertTokenClassifier,
+    HiddenAct, Pooling,
 };
 pub use error::LoadError;
 pub use export::{ExportConfig, ExportDtype};

@@ -242,6 +242,11 @@ impl LlamaTokenizer {
         &self.eos
     }
 
+    /// The token of an id, as the tokenizer's vocabulary has it; none where it has no such id.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Number of embeddings of the model: all ids are below.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size

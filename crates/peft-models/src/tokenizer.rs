@@ -149,6 +149,11 @@ impl Tokenizer {
         Ok((grown, ids))
     }
 
+    /// The token of an id, as the tokenizer's vocabulary has it; none where it has no such id.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Number of embeddings of the model: all ids are below.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
@@ -206,8 +211,18 @@ mod tests {
 
     use super::*;
 
-    /// What is said of a tokenizer with one section changed, while it is read or of a text.
-    fn refusal(section: &str, part: Value) -> String {
+    #[test]
+    fn an_id_has_a_token_or_none() {
+        let tokenizer = with_section("added_tokens", json!([])).1.unwrap();
+        let tokens = [0, 1, 2].map(|id| tokenizer.id_to_token(id));
+        assert_eq!(tokens, [Some("a".into()), Some("b".into()), None]);
+    }
+
+    /// A tokenizer with one section changed, as it is read; the folder that it is in.
+    fn with_section(
+        section: &str,
+        part: Value,
+    ) -> (tempfile::TempDir, Result<Tokenizer, LoadError>) {
         let dir = tempfile::tempdir().unwrap();
         let config =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bert/base/config.json");
@@ -220,6 +235,12 @@ mod tests {
         file[section] = part;
         std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
         let tokenizer = Tokenizer::load(dir.path());
+        (dir, tokenizer)
+    }
+
+    /// What is said of a tokenizer with one section changed, while it is read or of a text.
+    fn refusal(section: &str, part: Value) -> String {
+        let (_dir, tokenizer) = with_section(section, part);
         let ids = tokenizer.and_then(|tokenizer| tokenizer.encode(&["a a"], 8));
         ids.unwrap_err().to_string()
     }

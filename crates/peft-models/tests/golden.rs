@@ -5,8 +5,9 @@ mod common;
 use burn::tensor::{Bool, Device, Int, Tensor};
 use common::{Golden, Raw, folder, largest_error, tiny_dir, tiny_tensors, write};
 use half::{bf16, f16};
+use peft_core::PeftModule;
 use peft_core::device::cpu_devices;
-use peft_models::{Bert, BertClassifier, Pooling};
+use peft_models::{Bert, BertClassifier, BertTokenClassifier, Pooling};
 use safetensors::Dtype;
 
 fn hidden(bert: &Bert, device: &Device) -> Tensor<3> {
@@ -144,20 +145,58 @@ fn a_model_without_pooler_loads_without_one() {
     assert!(error.to_string().contains("pooler"), "{error}");
 }
 
+/// A model's tensors below `bert`, with those of a head of three or two outputs, and its matrix and bias.
+fn with_head(module: &str, outputs: usize) -> (Vec<Raw>, Vec<f32>, Vec<f32>) {
+    let below = tiny_tensors().into_iter().map(|raw| Raw {
+        name: format!("bert.{}", raw.name),
+        ..raw
+    });
+    let weight: Vec<f32> = (0..outputs * 32).map(|i| (i as f32).sin()).collect();
+    let bias = [0.1, -0.2, 0.3][..outputs].to_vec();
+    let head = [
+        Raw::f32(&format!("{module}.weight"), &[outputs, 32], &weight),
+        Raw::f32(&format!("{module}.bias"), &[outputs], &bias),
+    ];
+    (below.chain(head).collect(), weight, bias)
+}
+
+#[test]
+fn a_classifier_of_tokens_is_a_linear_layer_on_each() {
+    for (name, device) in cpu_devices() {
+        for (module, outputs) in [("classifier", 3), ("qa_outputs", 2)] {
+            let (tensors, weight, bias) = with_head(module, outputs);
+            let model = BertTokenClassifier::load(folder(&tensors).path(), &device).unwrap();
+            assert!(model.bert.pooler.is_none());
+            let heads = model.layout().layers.into_iter().filter(|layer| layer.head);
+            let heads: Vec<String> = heads.map(|layer| layer.name).collect();
+            assert_eq!(heads, [module]);
+            let (ids, padding) = Golden::open(tiny_dir().join("io.safetensors")).inputs(&device);
+            let scores = model.forward(ids, padding);
+            assert_eq!(scores.dims(), [3, 11, outputs]);
+            let of_token = |hidden: &[f32]| -> Vec<f32> {
+                let products = weight.chunks(32).map(|row| {
+                    let products = row.iter().zip(hidden).map(|(w, h)| w * h);
+                    products.sum::<f32>()
+                });
+                products.zip(&bias).map(|(sum, b)| sum + b).collect()
+            };
+            let by_hand: Vec<f32> = expected().chunks(32).flat_map(of_token).collect();
+            let error = largest_error(scores, &by_hand);
+            assert!(error < 1e-4, "{name}, {module}: {error}");
+        }
+        let encoder = || Bert::load(tiny_dir(), &device).unwrap();
+        let error = BertTokenClassifier::new_head(encoder(), 0, 0.1, &device).unwrap_err();
+        assert!(error.to_string().contains("labels"), "{error}");
+        // The head is missing, and nothing is drawn in its place.
+        let error = BertTokenClassifier::load(tiny_dir(), &device).unwrap_err();
+        assert!(error.to_string().contains("classifier.weight"), "{error}");
+    }
+}
+
 #[test]
 fn a_classifier_is_tanh_of_the_first_token_and_a_linear_layer() {
     for (name, device) in cpu_devices() {
-        let mut tensors: Vec<Raw> = tiny_tensors()
-            .into_iter()
-            .map(|raw| Raw {
-                name: format!("bert.{}", raw.name),
-                ..raw
-            })
-            .collect();
-        let weight: Vec<f32> = (0..96).map(|i| (i as f32).sin()).collect();
-        let bias = [0.1, -0.2, 0.3];
-        tensors.push(Raw::f32("classifier.weight", &[3, 32], &weight));
-        tensors.push(Raw::f32("classifier.bias", &[3], &bias));
+        let (tensors, weight, bias) = with_head("classifier", 3);
         let model = BertClassifier::load(folder(&tensors).path(), &device).unwrap();
         let (ids, padding): (Tensor<2, Int>, Option<Tensor<2, Bool>>) =
             Golden::open(tiny_dir().join("io.safetensors")).inputs(&device);

@@ -15,6 +15,10 @@ use crate::linear::Weight;
 use crate::linear::{Parts, thrown};
 use crate::low_rank::LowRank;
 use crate::options::AttentionOptions;
+#[cfg(feature = "flex")]
+use crate::options::MixedPrecision;
+#[cfg(feature = "flex")]
+use crate::precision::mixed_precision;
 use crate::reference;
 use crate::segments::Segments;
 
@@ -197,6 +201,7 @@ impl AttentionInputs {
             scale: options.scale(width) as f32,
             causal: options.causal,
             coins: drops.then(|| coins(&self.query.device(), options.dropout)),
+            rounded: mixed_precision() == MixedPrecision::Bf16,
         }
     }
 

@@ -38,12 +38,16 @@ pub enum MixedPrecision {
     Off,
     /// The weight of a layer, what it is multiplied with, and in the backward pass the output's gradient are rounded
     /// to bfloat16 (8 bits of precision, the exponents of `f32`); sums are `f32`. So it is for the head below
-    /// [`linear_cross_entropy`](fn@crate::linear_cross_entropy). Everything else is `f32`: factors of low-rank
-    /// additions, gradients of weights, biases, norms, activations, attention, the loss.
+    /// [`linear_cross_entropy`](fn@crate::linear_cross_entropy), and for attention's products: queries, keys, values,
+    /// weights and their gradients are rounded. Of a low-rank addition `(x A) B`, x and the output's gradient are
+    /// rounded, as the weight sees them; A has 16 bits of precision and B all of them. Everything else is `f32`:
+    /// gradients of weights and of factors, biases, norms, activations, softmax, the loss.
     ///
-    /// A frozen weight is rounded once, and takes half of its memory again. A quantized one is rounded where it is
-    /// decoded. Fused operations only: on Burn's CPU backend (`flex`), for `f32`. There, products of fewer than 16 rows
-    /// with a quantized weight stay `f32`, as rounding would cost more than it saves.
+    /// A frozen weight is rounded once, and takes half of its memory again, as it must come back unchanged. One that is
+    /// stored in bfloat16 ([`QuantizedMatrix::bfloat16`](crate::quantized::QuantizedMatrix::bfloat16)) is read as it
+    /// is. Another quantized one is rounded where it is decoded. Fused operations only: on Burn's CPU backend (`flex`),
+    /// for `f32`. There, products of fewer than 16 rows with a quantized weight stay `f32`, as rounding would cost more
+    /// than it saves.
     Bf16,
 }
 

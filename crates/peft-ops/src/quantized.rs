@@ -17,6 +17,12 @@ pub trait QuantizedMatrix: Debug + Send + Sync + 'static {
     /// the matrix. Called by many threads at a time.
     fn decode(&self, first: usize, values: &mut [f32]);
 
+    /// The bits of all numbers in bfloat16, row-major, if that is how they are stored: products in
+    /// [mixed precision](crate::MixedPrecision) read them as they are.
+    fn bfloat16(&self) -> Option<&[u16]> {
+        None
+    }
+
     /// Bytes in memory, constants and scales included.
     fn bytes(&self) -> usize;
 

@@ -326,7 +326,7 @@ proptest! {
         let split = |x: Tensor<3>| x.reshape([batch, seq, heads, width]).swap_dims(1, 2);
         let settings = crate::cpu::attention::Attention {
             batch, queries: seq, keys: seq, heads, kv_heads: heads, width,
-            scale: 0.5, causal: false, coins: Some(coins),
+            scale: 0.5, causal: false, coins: Some(coins), rounded: false,
         };
         let inputs = || (input(shape, seed, true), input(shape, seed ^ 1, true), input(shape, seed ^ 2, true));
         compare!(inputs(), [query, key, value],

@@ -80,6 +80,45 @@ impl QuantizedMatrix for Eighths {
     }
 }
 
+/// The same rows, stored in bfloat16.
+#[derive(Debug)]
+struct Halves(Eighths, Vec<u16>);
+
+impl Halves {
+    fn new(shape: [usize; 2]) -> Self {
+        let mut values = vec![0.0_f32; shape[0] * shape[1]];
+        Eighths(shape).decode(0, &mut values);
+        let bits = values.iter().map(|value| (value.to_bits() >> 16) as u16);
+        Self(Eighths(shape), bits.collect())
+    }
+}
+
+impl QuantizedMatrix for Halves {
+    fn shape(&self) -> [usize; 2] {
+        self.0.shape()
+    }
+
+    fn decode(&self, first: usize, values: &mut [f32]) {
+        self.0.decode(first, values);
+    }
+
+    fn bfloat16(&self) -> Option<&[u16]> {
+        Some(&self.1)
+    }
+
+    fn bytes(&self) -> usize {
+        2 * self.1.len()
+    }
+
+    fn format(&self) -> &'static str {
+        "halves"
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
 /// Inputs of a layer.
 struct Inputs {
     x: Tensor<3>,
@@ -196,13 +235,17 @@ proptest! {
             );
             prop_assert!(error < 1e-5, "{error}");
         }
-        let rows = QuantizedWeight::new(Eighths([d_out, d_in]));
-        let error = apart(
-            inputs,
-            |i| linear(i.x.clone(), Weight::Quantized(rows.clone()), Some(i.bias()), Some(i.low_rank())),
-            |i| i.layer(i.x.clone(), rows.to_tensor(&i.x.device()).transpose()),
-        );
-        prop_assert!(error < 1e-5, "quantized: {error}");
+        for (name, rows) in [
+            ("decoded", QuantizedWeight::new(Eighths([d_out, d_in]))),
+            ("in bfloat16", QuantizedWeight::new(Halves::new([d_out, d_in]))),
+        ] {
+            let error = apart(
+                inputs,
+                |i| linear(i.x.clone(), Weight::Quantized(rows.clone()), Some(i.bias()), Some(i.low_rank())),
+                |i| i.layer(i.x.clone(), rows.to_tensor(&i.x.device()).transpose()),
+            );
+            prop_assert!(error < 1e-5, "{name}: {error}");
+        }
     }
 
     /// What these layers see has more than 8 bits, so it is rounded.
@@ -254,13 +297,18 @@ proptest! {
 
     #[test]
     fn losses_are_within_rounding(
-        rows in 16_usize..60, d in 1_usize..50, classes in 2_usize..300, of_table: bool, unit: bool, seed: u64,
+        rows in 16_usize..60, d in 1_usize..50, classes in 2_usize..300, of_table: bool, halves: bool, unit: bool,
+        seed: u64,
     ) {
         let _mixed = Mixed::new();
         set_bf16_unit(unit);
         let targets: Vec<i64> = (0..rows as i64).map(|row| (row * 7) % (classes as i64 + 1) - 1).collect();
         let head = exact([classes, d], seed ^ 1, false) * 0.125;
-        let table = QuantizedWeight::new(Eighths([classes, d]));
+        let table = if halves {
+            QuantizedWeight::new(Halves::new([classes, d]))
+        } else {
+            QuantizedWeight::new(Eighths([classes, d]))
+        };
         let pass = |fused: bool| {
             let hidden = exact([rows, d], seed, true);
             let dense = if of_table { table.to_tensor(&hidden.device()) } else { head.clone() };

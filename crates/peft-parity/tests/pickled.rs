@@ -210,7 +210,7 @@ fn a_head_of_another_model_class_is_refused() {
     for word in [
         "BertForTokenClassification",
         "head_config.json",
-        "sequence classification",
+        "ForSequenceClassification",
     ] {
         assert!(error.contains(word), "no {word} in: {error}");
     }

@@ -5,6 +5,8 @@
 //! with `torch`, `transformers` and `adapters`; elsewhere the tests say that they did nothing.
 
 mod common;
+#[path = "python_reads/heads.rs"]
+mod heads;
 #[path = "python_reads/lora.rs"]
 mod lora;
 #[path = "python_reads/weights.rs"]

@@ -116,6 +116,13 @@ impl QuantizedMatrix for HalfRows {
         }
     }
 
+    fn bfloat16(&self) -> Option<&[u16]> {
+        match &self.halves {
+            Halves::Bfloat16(halves) => Some(halves.reinterpret_cast()),
+            Halves::Float16(_) => None,
+        }
+    }
+
     fn bytes(&self) -> usize {
         2 * self.shape[0] * self.shape[1]
     }

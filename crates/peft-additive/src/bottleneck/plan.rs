@@ -3,8 +3,8 @@
 use burn::nn::DropoutConfig;
 use burn::tensor::{DType, Device};
 use peft_core::method::{
-    HiddenState, Init, Layout, LayoutSite, Method, MethodConfig as _, MethodHooks, Plan, SiteKind,
-    States, model_root,
+    HiddenState, Init, Layout, LayoutSite, Method, MethodConfig as _, MethodHooks, Plan, Promises,
+    SiteKind, States, model_root,
 };
 use peft_core::{Error, Result};
 
@@ -144,6 +144,16 @@ impl BottleneckConfig {
 }
 
 impl Method for BottleneckConfig {
+    fn promises(&self) -> Promises {
+        let info = self.info();
+        Promises {
+            // Up begins at zero, and what is beside the sublayer has no residual of its own.
+            identity_at_init: info.identity_at_init
+                && self.init_weights == BottleneckInit::MamAdapter,
+            mergeable: info.mergeable,
+        }
+    }
+
     fn validate(&self) -> Result<()> {
         self.check()
     }

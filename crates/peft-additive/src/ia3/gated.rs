@@ -3,11 +3,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::method::{
-    Adapter, BaseLinear, MethodInfo, Plan, Shared, TargetLayer, TextGate, WeightAdapter,
+    Adapter, BaseLinear, Plan, Promises, Shared, TargetLayer, TextGate, WeightAdapter,
 };
 
 use super::adapterhub::AdapterHubIa3;
-use super::{IA3, Ia3, Ia3Config};
+use super::{Ia3, Ia3Config};
 
 /// `y = g·l ∘ (x W + b)`, g the gate of each text.
 #[derive(Module, Adapter, Debug)]
@@ -43,28 +43,15 @@ impl WeightAdapter for GatedIa3 {
     }
 }
 
-/// With a gate, which no weight says.
-static NEITHER: MethodInfo = MethodInfo {
-    identity_at_init: false,
-    mergeable: false,
-    ..IA3
-};
-
-/// With other initial values than 1, or with an alpha.
-static CHANGES_AT_ONCE: MethodInfo = MethodInfo {
-    identity_at_init: false,
-    ..IA3
-};
-
 impl Ia3Config {
-    pub(super) const PROMISES: fn(&Self) -> &'static MethodInfo = Self::promises;
-
-    /// The registration, with the promises that this configuration keeps.
-    fn promises(&self) -> &'static MethodInfo {
-        match &self.adapterhub {
-            Some(fields) if fields.use_gating() => &NEITHER,
-            Some(fields) if !fields.begins_as_nothing() => &CHANGES_AT_ONCE,
-            _ => &IA3,
+    /// What adapters keep to: a gate is no change of a weight, and with it, with an alpha or with other initial values than 1
+    /// outputs change at once.
+    pub(super) fn kept(&self) -> Promises {
+        let fields = self.adapterhub.as_ref();
+        let gated = fields.is_some_and(AdapterHubIa3::use_gating);
+        Promises {
+            identity_at_init: !gated && fields.is_none_or(AdapterHubIa3::begins_as_nothing),
+            mergeable: !gated,
         }
     }
 }

@@ -111,8 +111,7 @@ impl WeightAdapter for Ia3 {
     IA3, peft_type = "IA3", title = "IA3", family = Additive, identity_at_init, mergeable, new(),
     reference = "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context \
                  Learning, section 3.3",
-    unsupported("fan_in_fan_out"), to_json = Ia3Config::json, parse = Ia3Config::PARSE, recognises = Ia3Config::RECOGNISES,
-    info = Ia3Config::PROMISES
+    unsupported("fan_in_fan_out"), to_json = Ia3Config::json, parse = Ia3Config::PARSE, recognises = Ia3Config::RECOGNISES
 )]
 pub struct Ia3Config {
     /// Those of the layers whose inputs are scaled, not their outputs: as a rule the second layer of each
@@ -234,6 +233,10 @@ fn note(plan: &mut Plan, field: &str, selection: &Selection) {
 }
 
 impl Method for Ia3Config {
+    fn promises(&self) -> Promises {
+        self.kept()
+    }
+
     fn validate(&self) -> Result<()> {
         self.check_fields()?;
         self.check_layout()?;

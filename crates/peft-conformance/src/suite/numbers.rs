@@ -151,7 +151,7 @@ pub(super) fn low_precision(fixture: &Fixture, method: &dyn Method) -> Verdict {
             })
         };
         near("outputs", &here)?;
-        if method.info().mergeable {
+        if method.promises().mergeable {
             let merged = model.merge_adapters().map_err(text)?;
             near("merged outputs", &outputs(&merged)?)?;
             let back = merged.unmerge_adapters();
@@ -196,7 +196,7 @@ impl ModuleMapper for Spoil {
 ///
 /// If it fails: `compose` hides NaN, as a comparison or a clamp does.
 pub(super) fn not_a_number(fixture: &Fixture, method: &dyn Method) -> Verdict {
-    if !method.info().mergeable {
+    if !method.promises().mergeable {
         return Ok(());
     }
     let spoiled = fixture

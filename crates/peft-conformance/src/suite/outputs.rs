@@ -10,12 +10,12 @@ use crate::fixture::{Fixture, elements_of_untied_head, farthest, is_needlessly_u
 /// Guarantees: a fresh adapter leaves the outputs as they are (within 1e-6), if the method promises
 /// `identity_at_init`. Otherwise a fresh adapter changes the outputs.
 ///
-/// If it fails: the promise in the method's `MethodInfo` is wrong, or the initial values of the adapter are: of LoRA's
+/// If it fails: the promise (in the method's `MethodInfo`, or `Method::promises`) is wrong, or the initial values of the adapter are: of LoRA's
 /// two factors, for example, one has to be zero.
 pub(super) fn identity_at_init(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let model = fixture.attach(&fixture.base, NAME, method).map_err(text)?;
     let distance = farthest(&fixture.outputs(&model)?, &fixture.outputs(&fixture.base)?);
-    if method.info().identity_at_init {
+    if method.promises().identity_at_init {
         ensure(distance < 1e-6, || format!("outputs moved by {distance}"))
     } else {
         ensure(distance > 0.0, || {
@@ -54,7 +54,7 @@ pub(super) fn disabled(fixture: &Fixture, method: &dyn Method) -> Verdict {
 pub(super) fn merged(fixture: &Fixture, method: &dyn Method) -> Verdict {
     let model = fixture.trained(NAME, method)?;
     let adapted = fixture.outputs(&model)?;
-    if !method.info().mergeable {
+    if !method.promises().mergeable {
         return match model.merge_and_unload() {
             Err(Error::Unmergeable { .. }) => Ok(()),
             other => Err(format!("merging gave {:?}", other.map(|_| "a model"))),
@@ -90,7 +90,7 @@ pub(super) fn merged(fixture: &Fixture, method: &dyn Method) -> Verdict {
 /// If it fails: the method changed the named base parameter when it was merged. Core keeps the base beside the merged
 /// weight; a method must not edit it.
 pub(super) fn unmerged_exactly(fixture: &Fixture, method: &dyn Method) -> Verdict {
-    if !method.info().mergeable {
+    if !method.promises().mergeable {
         return Ok(());
     }
     let model = fixture.trained(NAME, method)?;

@@ -174,7 +174,7 @@ pub(super) fn quantized_base(fixture: &Fixture, method: &dyn Method) -> Verdict 
             "the bare model is another".into()
         })?;
     }
-    if method.info().mergeable {
+    if method.promises().mergeable {
         let merged = here.merge_adapters().map_err(text)?;
         let plain = here.merge_and_unload().map_err(text)?;
         for merged in [&merged, &plain] {

@@ -92,7 +92,7 @@ pub(super) fn several(fixture: &Fixture, method: &dyn Method) -> Verdict {
     ensure(replaces || (outputs != only_a && outputs != only_b), || {
         "two adapters do what one does".into()
     })?;
-    if method.info().mergeable {
+    if method.promises().mergeable {
         let merged = both.merge_and_unload().map_err(text)?;
         let distance = farthest(&fixture.outputs(&merged)?, &outputs);
         ensure(distance < 1e-4, || {

@@ -9,16 +9,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::checkpoint::pickled;
 use crate::checkpoint::read::read_tensors;
 use crate::checkpoint::respelled::of_base_model;
 use crate::error::{Result, io, wrong};
 use crate::files;
-use crate::layout::model_layout::Layout;
+use crate::layout::model_layout::{Layer, Layout};
 use crate::method::contract::Common;
-use crate::upstream::{CONFIG_FILE, HEAD_CONFIG_FILE, HEAD_FILE, LM_HEAD, PICKLED_HEAD_FILE};
+use crate::upstream::{
+    ADAPTERHUB_VERSION, CONFIG_FILE, HEAD_CONFIG_FILE, HEAD_FILE, LM_HEAD, PICKLED_HEAD_FILE,
+};
 
 type Tensors = BTreeMap<String, TensorData>;
 
@@ -44,6 +46,71 @@ struct OwnLayer {
 /// What the model projects its first state with, before `tanh`: the same as the first of two layers of a head.
 const POOLER: &str = "pooler.dense";
 
+/// What heads compute, each with the ends of the names of transformers' classes that do, and AdapterHub's types of heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Computes {
+    /// Scores of a text, from its pooled first state.
+    Classes,
+    /// Scores of each token.
+    Tokens,
+    /// How likely an answer begins and ends at each token.
+    Answers,
+    /// Scores of the next token.
+    NextToken,
+}
+
+/// Of each, in this order.
+const COMPUTED: &[(Computes, &[&str], &[&str])] = &[
+    (
+        Computes::Classes,
+        &["ForSequenceClassification", "ForMultipleChoice"],
+        &[
+            "classification",
+            "multilabel_classification",
+            "multiple_choice",
+        ],
+    ),
+    (Computes::Tokens, &["ForTokenClassification"], &["tagging"]),
+    (
+        Computes::Answers,
+        &["ForQuestionAnswering"],
+        &["question_answering"],
+    ),
+    (
+        Computes::NextToken,
+        &["ForCausalLM", "LMHeadModel"],
+        &["causal_lm"],
+    ),
+];
+
+impl Computes {
+    /// What a head of one of transformers' classes computes.
+    fn of_class(class: &str) -> Option<Self> {
+        let mut all = COMPUTED.iter();
+        let found = all.find(|(_, ends, _)| ends.iter().any(|end| class.ends_with(end)));
+        found.map(|(computes, ..)| *computes)
+    }
+
+    /// What the model's head computes.
+    fn here(layout: &Layout) -> Self {
+        let said = layout.model_class.and_then(Self::of_class);
+        said.unwrap_or_else(|| {
+            let mut heads = layout.layers.iter().filter(|layer| layer.head);
+            if heads.any(|head| head.name.rsplit('.').next() == Some(LM_HEAD)) {
+                Self::NextToken
+            } else {
+                Self::Classes
+            }
+        })
+    }
+
+    fn types(self) -> &'static [&'static str] {
+        let mut all = COMPUTED.iter();
+        all.find(|(computes, ..)| *computes == self)
+            .map_or(&[], |(_, _, types)| *types)
+    }
+}
+
 /// The linear layers of one of AdapterHub's own heads; none for a head of a usual model class.
 ///
 /// # Errors
@@ -58,52 +125,68 @@ fn own_layers(config: &Value, layout: &Layout) -> std::result::Result<Vec<OwnLay
     let (Some(head), None) = (heads.next(), heads.next()) else {
         return Err("the model has several heads, and such a head is for one".into());
     };
-    let is_language_model = head.name.rsplit('.').next() == Some(LM_HEAD);
     // Its lists have a dropout in front of each linear layer, but for those of language models.
     let at = |index: usize, module: &str| OwnLayer {
         stored: format!("heads.{name}.{index}."),
         module: module.to_string(),
     };
-    let expects = |expected: &[(&str, Value)]| {
-        expected.iter().find_map(|(field, expected)| {
-            let found = &fields[*field];
-            (found != expected).then(|| {
-                format!("`{field}` is {found}, and only a head with `{field}` {expected} computes what a head computes here")
-            })
+    let expects = |expected: &[(&str, Value)]| -> std::result::Result<(), String> {
+        let mut expected = expected.iter();
+        let wrong = expected.find(|(field, expected)| fields[*field] != *expected);
+        wrong.map_or(Ok(()), |(field, expected)| {
+            Err(format!(
+                "`{field}` is {}, and only a head with `{field}` {expected} computes what a head computes here",
+                fields[*field]
+            ))
         })
     };
-    let classifies = ["classification", "multilabel_classification"]
-        .iter()
-        .any(|kind| fields["head_type"] == *kind);
-    if is_language_model {
-        let expected: [(&str, Value); 4] = [
-            ("head_type", "causal_lm".into()),
-            ("layers", 1.into()),
-            ("layer_norm", false.into()),
-            ("bias", false.into()),
-        ];
-        return expects(&expected).map_or_else(|| Ok(vec![at(0, &head.name)]), Err);
+    let computes = Computes::here(layout);
+    let types = computes.types();
+    if !types.iter().any(|kind| fields["head_type"] == *kind) {
+        expects(&[("head_type", types[0].into())])?;
     }
-    if classifies && fields["layers"] == 2 && fields["use_pooler"] == false {
-        // The first state, a linear layer, tanh, a linear layer: a pooler and a head.
-        if let Some(reason) = expects(&[("activation_function", "tanh".into())]) {
-            return Err(reason);
+    if fields["head_type"] == "multiple_choice"
+        && let Some(outputs) = outputs(head, layout).filter(|outputs| *outputs != 1)
+    {
+        return Err(format!(
+            "`head_type` is \"multiple_choice\", which gives a text one score, and the model's head gives {outputs}"
+        ));
+    }
+    match computes {
+        Computes::NextToken => {
+            expects(&[
+                ("layers", 1.into()),
+                ("layer_norm", false.into()),
+                ("bias", false.into()),
+            ])?;
+            Ok(vec![at(0, &head.name)])
         }
-        let ends = |name: &str| name == POOLER || name.ends_with(&format!(".{POOLER}"));
-        let pooler = layout.layers.iter().find(|layer| ends(&layer.name));
-        return match pooler {
-            Some(pooler) => Ok(vec![at(1, &pooler.name), at(4, &head.name)]),
-            None => Err(format!(
-                "`layers` is 2, and the model has no `{POOLER}` that could be the first of them"
-            )),
-        };
+        Computes::Tokens | Computes::Answers => {
+            expects(&[("layers", 1.into())])?;
+            Ok(vec![at(1, &head.name)])
+        }
+        Computes::Classes if fields["layers"] == 2 && fields["use_pooler"] == false => {
+            // The first state, a linear layer, tanh, a linear layer: a pooler and a head.
+            expects(&[("activation_function", "tanh".into())])?;
+            let ends = |name: &str| name == POOLER || name.ends_with(&format!(".{POOLER}"));
+            let pooler = layout.layers.iter().find(|layer| ends(&layer.name));
+            match pooler {
+                Some(pooler) => Ok(vec![at(1, &pooler.name), at(4, &head.name)]),
+                None => Err(format!(
+                    "`layers` is 2, and the model has no `{POOLER}` that could be the first of them"
+                )),
+            }
+        }
+        Computes::Classes => {
+            expects(&[("use_pooler", true.into()), ("layers", 1.into())])?;
+            Ok(vec![at(1, &head.name)])
+        }
     }
-    if !classifies {
-        let expected: [(&str, Value); 1] = [("head_type", "classification".into())];
-        return Err(expects(&expected).unwrap_or_default());
-    }
-    let expected: [(&str, Value); 2] = [("use_pooler", true.into()), ("layers", 1.into())];
-    expects(&expected).map_or_else(|| Ok(vec![at(1, &head.name)]), Err)
+}
+
+/// How many numbers a linear layer gives.
+fn outputs(layer: &Layer, layout: &Layout) -> Option<usize> {
+    layout.param(layer, "weight")?.shape().last().copied()
 }
 
 /// The file with a head's tensors, if the folder has one.
@@ -135,7 +218,7 @@ pub(crate) fn read(dir: &Path, layout: &Layout) -> Result<Option<Head>> {
              {HEAD_CONFIG_FILE} to have the adapter alone"
         ));
     }
-    refuse_other_class(&config, dir)?;
+    refuse_other_class(&config, layout, dir)?;
     let own = own_layers(&config, layout).map_err(|reason| refuse_head(dir, &reason))?;
     let mut found = Head {
         config,
@@ -170,8 +253,7 @@ fn config_file(dir: &Path) -> PathBuf {
     files::readable(dir, CONFIG_FILE, HEAD_CONFIG_FILE)
 }
 
-/// A head that computes something else than the heads here do: scores of classes from the pooled first state, or those of the
-/// next token.
+/// A head that computes something else than the model's.
 fn refuse_head(dir: &Path, reason: &str) -> crate::error::Error {
     wrong(
         &config_file(dir),
@@ -179,24 +261,45 @@ fn refuse_head(dir: &Path, reason: &str) -> crate::error::Error {
     )
 }
 
-/// Refuses a head of a usual model class that says by its name that it computes something else; others than these have layers
-/// of the same names.
-fn refuse_other_class(config: &Value, dir: &Path) -> Result<()> {
+/// Refuses a head of a usual model class that says by its name that it computes something else than the model's; others have
+/// layers of the same names.
+fn refuse_other_class(config: &Value, layout: &Layout, dir: &Path) -> Result<()> {
     if config["config"].is_object() {
         return Ok(());
     }
-    let ends = ["ForSequenceClassification", "ForCausalLM", "LMHeadModel"];
+    let here = Computes::here(layout);
     let class = config["model_class"].as_str();
-    match class.filter(|class| !ends.iter().any(|end| class.ends_with(end))) {
+    match class.filter(|class| Computes::of_class(class) != Some(here)) {
         None => Ok(()),
-        Some(class) => Err(refuse_head(
-            dir,
-            &format!(
-                "the head is of a `{class}`, and only one of a model for sequence classification or causal language \
-                 modelling computes what a head computes here"
-            ),
-        )),
+        Some(class) => {
+            let ends = COMPUTED.iter().filter(|(computes, ..)| *computes == here);
+            let ends: Vec<&str> = ends.flat_map(|(_, ends, _)| *ends).copied().collect();
+            let ends = ends.join("` or `");
+            Err(refuse_head(
+                dir,
+                &format!(
+                    "the head is of a `{class}`, and only one of a class that ends with `{ends}` computes what this model's \
+                     head computes"
+                ),
+            ))
+        }
     }
+}
+
+/// The configuration of a head of one of transformers' classes, as AdapterHub writes it.
+fn of_class(class: &str, config: &Value, layout: &Layout) -> Value {
+    let mut heads = layout.layers.iter().filter(|layer| layer.head);
+    let labels = heads.find_map(|head| outputs(head, layout));
+    json!({
+        "config": null,
+        "hidden_size": config["hidden_size"],
+        "model_class": class,
+        "model_name": "",
+        "model_type": layout.model_type,
+        "name": null,
+        "num_labels": labels,
+        "version": ADAPTERHUB_VERSION,
+    })
 }
 
 fn read_config(dir: &Path) -> Result<Value> {
@@ -218,29 +321,37 @@ impl Head {
         tensors.extend(self.tensors);
     }
 
-    /// The head of an adapter that had one when it was read: taken out of its configuration and its tensors. Other modules
-    /// that the adapter saves whole stay with it.
+    /// The head of an adapter, taken out of its configuration and its tensors: one that it had when it was read, or that was
+    /// trained on a model that says its class. Other modules that the adapter saves whole stay with it.
     pub(crate) fn take(config: &mut Value, tensors: &mut Tensors, layout: &Layout) -> Option<Self> {
-        let modules = &config["modules_to_save"];
-        let modules: Vec<String> = serde_json::from_value(modules.clone()).unwrap_or_default();
         let own = own_layers(&config[FIELD], layout).unwrap_or_default();
-        let is_head = |module: &String| {
-            let mut layers = layout.layers.iter();
-            layers.any(|layer| layer.head && layer.name == *module)
-                || own.iter().any(|layer| layer.module == *module)
+        let is_head =
+            |layer: &&Layer| layer.head || own.iter().any(|of_own| of_own.module == layer.name);
+        let is_saved = |layer: &&Layer| {
+            let below = format!("{}.", layer.name);
+            tensors.keys().any(|key| key.starts_with(&below))
         };
-        let (layers, others): (Vec<_>, Vec<_>) = modules.into_iter().partition(is_head);
-        let fields = config.as_object_mut()?;
+        let heads = layout.layers.iter().filter(is_head).filter(is_saved);
+        let layers: BTreeSet<String> = heads.map(|layer| layer.name.clone()).collect();
         if layers.is_empty() {
             return None;
         }
-        let head = fields.remove(FIELD)?;
-        let others = (!others.is_empty()).then_some(others);
-        fields.insert("modules_to_save".into(), others.into());
+        let head = match config.as_object_mut()?.remove(FIELD) {
+            Some(head) => head,
+            None => of_class(layout.model_class?, config, layout),
+        };
+        let modules = &config["modules_to_save"];
+        let modules: Vec<String> = serde_json::from_value(modules.clone()).unwrap_or_default();
+        let mut others = modules
+            .into_iter()
+            .filter(|module| !layers.contains(module))
+            .peekable();
+        let others = others.peek().is_some().then(|| others.collect::<Vec<_>>());
+        config["modules_to_save"] = others.into();
         let mut found = Self {
             config: head,
             tensors: Tensors::new(),
-            layers: layers.into_iter().collect(),
+            layers,
         };
         for module in &found.layers {
             let below = format!("{module}.");

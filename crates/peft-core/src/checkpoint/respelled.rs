@@ -253,6 +253,7 @@ mod tests {
             layers: names.iter().map(|name| layer(name)).collect(),
             sites: Vec::new(),
             model_type: None,
+            model_class: None,
             decoder: None,
         };
         let bare = layout(&["embeddings.word_embeddings", "encoder.layer.0.output.dense"]);

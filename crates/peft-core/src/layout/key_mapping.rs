@@ -34,6 +34,7 @@ pub struct KeyMapping {
     heads: &'static [&'static str],
     groups: Vec<(String, usize)>,
     model_type: Option<Cow<'static, str>>,
+    model_class: Option<&'static str>,
     decoder: Option<DecoderSettings>,
 }
 
@@ -63,6 +64,7 @@ impl KeyMapping {
             heads: &[],
             groups: Vec::new(),
             model_type: None,
+            model_class: None,
             decoder: None,
         }
     }
@@ -100,6 +102,20 @@ impl KeyMapping {
     pub fn with_model_type(mut self, model_type: impl Into<Cow<'static, str>>) -> Self {
         self.model_type = Some(model_type.into());
         self
+    }
+
+    /// Which of transformers' classes computes what the struct that holds this computes, as in `BertForTokenClassification`: with
+    /// that it is known what the head computes. Heads beside adapters (AdapterHub's) are read and written by it. Default: not
+    /// said; then a head is one for sequence classification, or `lm_head`.
+    #[must_use]
+    pub fn with_model_class(mut self, model_class: &'static str) -> Self {
+        self.model_class = Some(model_class);
+        self
+    }
+
+    /// Which class it is.
+    pub(crate) fn model_class(&self) -> Option<&'static str> {
+        self.model_class
     }
 
     /// What the struct that holds this computes with, if it is a decoder. Default: not said.

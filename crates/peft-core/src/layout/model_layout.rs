@@ -233,6 +233,9 @@ pub struct Layout {
     /// What kind of model it is, as in `bert`; none where it does not say
     /// ([`KeyMapping::with_model_type`](crate::KeyMapping::with_model_type)).
     pub model_type: Option<String>,
+    /// Which of transformers' classes computes the same; none where it does not say
+    /// ([`KeyMapping::with_model_class`](crate::KeyMapping::with_model_class)).
+    pub model_class: Option<&'static str>,
     /// What it computes with, if it is a decoder that says so
     /// ([`KeyMapping::with_decoder`](crate::KeyMapping::with_decoder)).
     pub decoder: Option<DecoderSettings>,
@@ -249,6 +252,7 @@ impl Layout {
                 .names
                 .iter()
                 .find_map(|(_, names)| names.model_type().map(str::to_string)),
+            model_class: scan.names.iter().find_map(|(_, names)| names.model_class()),
             decoder: scan
                 .names
                 .iter()

@@ -62,9 +62,9 @@ pub struct MethodInfo {
     pub family: Family,
     /// Paper and section.
     pub reference: &'static str,
-    /// Whether a fresh adapter leaves the model's outputs as they were.
+    /// The [promise](Promises) of usual configurations about a fresh adapter.
     pub identity_at_init: bool,
-    /// Whether the trained adapter can be folded into the base weights.
+    /// Theirs about a trained one.
     pub mergeable: bool,
     /// Reads the method's `adapter_config.json`.
     pub parse: fn(&Value) -> Result<Box<dyn Method>>,
@@ -82,6 +82,15 @@ impl MethodInfo {
     ) -> Error {
         Error::config(self.title, field, value, expected)
     }
+}
+
+/// What adapters of a configuration keep to. The conformance suite holds them to both promises, in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promises {
+    /// Whether a fresh adapter leaves the model's outputs as they were.
+    pub identity_at_init: bool,
+    /// Whether the trained adapter can be folded into the base weights.
+    pub mergeable: bool,
 }
 
 /// What a method's configuration says: the part of a [`Method`] that
@@ -160,6 +169,15 @@ pub trait Method: MethodConfig {
     ///
     /// Whatever makes the method impossible on this model.
     fn plan(&self, layout: &Layout, plan: &mut Plan) -> Result<()>;
+
+    /// What adapters of this configuration keep to. Default: what the registration says of usual ones.
+    fn promises(&self) -> Promises {
+        let info = self.info();
+        Promises {
+            identity_at_init: info.identity_at_init,
+            mergeable: info.mergeable,
+        }
+    }
 
     /// Largest rank that the change of a weight can have (Lialin et al., section 3), where the
     /// configuration bounds it below the weight's own.

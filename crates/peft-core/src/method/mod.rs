@@ -40,8 +40,8 @@ pub use adapterhub::{
 pub use bias::Bias;
 pub use by_layer::{ByLayer, LayerValue, read_by_layer};
 pub use contract::{
-    Common, Family, FileNames, Method, MethodConfig, MethodInfo, check_field, config_from_json,
-    config_to_json, upstream_json,
+    Common, Family, FileNames, Method, MethodConfig, MethodInfo, Promises, check_field,
+    config_from_json, config_to_json, upstream_json,
 };
 pub use hooks::{MethodHooks, States};
 pub use linear::{LinearMethod, TargetLayer, adapt_each, layer_targets, linear_targets};

@@ -23,7 +23,9 @@ pub use crate::layout::model_layout::{LayerKind, Layout, LayoutParam};
 pub use crate::layout::targets::{Selection, Targets};
 pub use crate::method::bias::Bias;
 pub use crate::method::by_layer::ByLayer;
-pub use crate::method::contract::{Common, Method, MethodConfig, MethodInfo, upstream_json};
+pub use crate::method::contract::{
+    Common, Method, MethodConfig, MethodInfo, Promises, upstream_json,
+};
 pub use crate::method::linear::{
     LinearMethod, TargetLayer, adapt_each, layer_targets, linear_targets,
 };

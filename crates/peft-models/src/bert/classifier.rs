@@ -12,7 +12,7 @@ use crate::LoadError;
 
 /// A BERT encoder with a linear head on its pooled output.
 ///
-/// Module paths are those of Hugging Face's `BertForSequenceClassification`: `bert.encoder…`,
+/// Module paths are those of Hugging Face's `BertForSequenceClassification` and `BertForMultipleChoice`: `bert.encoder…`,
 /// `classifier`. The head is known as one to adapters: targets like `all-linear` skip it, and
 /// training an adapter for sequence classification trains it along.
 ///
@@ -49,22 +49,10 @@ impl BertClassifier {
         dropout: f64,
         device: &Device,
     ) -> Result<Self, LoadError> {
-        let refuse = |setting, found: String, expected: &str| {
-            Err(LoadError::Setting {
-                setting,
-                found,
-                expected: expected.to_string(),
-            })
-        };
-        if classes == 0 {
-            return refuse("classes", "0".to_string(), "at least 1");
-        }
-        if !(0.0..1.0).contains(&dropout) {
-            return refuse("dropout", dropout.to_string(), "in [0, 1)");
-        }
+        check_head("classes", classes, dropout)?;
         if pooling == Pooling::Cls && bert.pooler.is_none() {
             let expected = "`Mean` for this encoder: its checkpoint has no pooler";
-            return refuse("pooling", "`Cls`".to_string(), expected);
+            return Err(refusal("pooling", "`Cls`", expected));
         }
         let model = Self::build(bert, classes, pooling, dropout, device);
         pooling::draw_now(&model.classifier);
@@ -80,11 +68,15 @@ impl BertClassifier {
         device: &Device,
     ) -> Self {
         let config = bert.config();
+        let names = KeyMapping::new(&[]).with_heads(&["classifier"]);
         Self {
             classifier: config.linear(config.hidden_size, classes, device),
             dropout: DropoutConfig::new(dropout).init(),
             bert,
-            names: KeyMapping::new(&[]).with_heads(&["classifier"]),
+            names: match pooling {
+                Pooling::Cls => names.with_model_class("BertForSequenceClassification"),
+                Pooling::Mean => names,
+            },
             pooling,
         }
     }
@@ -102,6 +94,21 @@ impl BertClassifier {
     /// As [`Bert::forward`] does.
     pub fn forward(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<2> {
         self.forward_in(ids, ForwardContext::new().with_padding(padding))
+    }
+
+    /// Scores `[batch, choices]` for token `ids` `[batch, choices, seq]` and `padding` of that shape: each choice is a text, and
+    /// its score is the one output of a head of one class. Upstream's `BertForMultipleChoice`, whose checkpoints
+    /// [`load`](Self::load) reads.
+    ///
+    /// # Panics
+    ///
+    /// As [`Bert::forward`] does, and if the head has another number of classes than 1.
+    pub fn choices(&self, ids: Tensor<3, Int>, padding: Option<Tensor<3, Bool>>) -> Tensor<2> {
+        let [batch, choices, seq] = ids.dims();
+        let texts = [batch * choices, seq];
+        let padding = padding.map(|padding| padding.reshape(texts));
+        self.forward(ids.reshape(texts), padding)
+            .reshape([batch, choices])
     }
 
     /// As [`Bert::key_values`], under the names of this model's layers.
@@ -132,4 +139,27 @@ impl BertClassifier {
         self.classifier
             .adapted_in(self.dropout.adapted(pooled), &context)
     }
+}
+
+fn refusal(setting: &'static str, found: &str, expected: &str) -> LoadError {
+    LoadError::Setting {
+        setting,
+        found: found.to_string(),
+        expected: expected.to_string(),
+    }
+}
+
+/// Refuses a head of no outputs (`setting` says what they are), and a dropout that is no probability below 1.
+pub(super) fn check_head(
+    setting: &'static str,
+    outputs: usize,
+    dropout: f64,
+) -> Result<(), LoadError> {
+    if outputs == 0 {
+        return Err(refusal(setting, "0", "at least 1"));
+    }
+    if !(0.0..1.0).contains(&dropout) {
+        return Err(refusal("dropout", &dropout.to_string(), "in [0, 1)"));
+    }
+    Ok(())
 }

@@ -6,9 +6,13 @@ use burn::module::Module;
 use burn::tensor::Device;
 use peft_core::KeyMapping;
 
-use super::{Bert, BertClassifier, BertConfig, Pooling, RENAMES};
+use super::token_classifier::ANSWERS;
+use super::{Bert, BertClassifier, BertConfig, BertTokenClassifier, Pooling, RENAMES};
 use crate::LoadError;
 use crate::checkpoint::{Checkpoint, fill, wanted};
+
+/// As [`RENAMES`], with the head of a model that answers questions.
+const RENAMES_OF_ANSWERS: &[(&str, &str)] = &[RENAMES[0], RENAMES[1], ("classifier", ANSWERS)];
 
 /// Name of a tensor, as all checkpoints of the family agree on: those of whole task models put the
 /// encoder under `bert.`, and TensorFlow's old ones call norms' parameters gamma and beta.
@@ -36,16 +40,16 @@ fn harmless(name: &str) -> bool {
 /// The module with the checkpoint's values, after everything that the headers can tell is checked.
 fn load<M: Module>(
     module: M,
+    names: &KeyMapping,
     checkpoint: &mut Checkpoint,
     harmless: impl Fn(&str) -> bool,
 ) -> Result<M, LoadError> {
-    let names = KeyMapping::new(RENAMES);
-    let mut tensors = wanted(&module, &names);
+    let mut tensors = wanted(&module, names);
     for (name, _) in &mut tensors {
         *name = canonical(name);
     }
     checkpoint.check(&tensors, harmless)?;
-    fill(module, &names, checkpoint, &canonical, None)
+    fill(module, names, checkpoint, &canonical, None)
 }
 
 fn has_pooler(checkpoint: &Checkpoint) -> bool {
@@ -59,7 +63,7 @@ impl Bert {
     ///
     /// Read are f32, f16 and bf16 tensors (all become f32), and the 4-bit quantized matrices of the
     /// crate `pocket-encoder` with its `shapes.json`. Names may have the prefix `bert.`. Heads
-    /// (`cls.*`, `classifier.*`) are left out. A checkpoint without a pooler gives a model without
+    /// (`cls.*`, `classifier.*`, `qa_outputs.*`) are left out. A checkpoint without a pooler gives a model without
     /// one. Files are read one tensor at a time, so memory holds the model once.
     ///
     /// Parameters are trainable, as Burn's fresh ones are; attaching an adapter freezes them.
@@ -74,14 +78,15 @@ impl Bert {
         let config = BertConfig::load(dir)?;
         let mut checkpoint = Checkpoint::open(dir, canonical)?;
         let bert = config.build(has_pooler(&checkpoint), device);
-        load(bert, &mut checkpoint, |name| {
-            harmless(name) || name.starts_with("classifier.")
+        load(bert, &KeyMapping::new(RENAMES), &mut checkpoint, |name| {
+            let heads = ["classifier.", "qa_outputs."];
+            harmless(name) || heads.iter().any(|head| name.starts_with(head))
         })
     }
 }
 
 impl BertClassifier {
-    /// Loads a `BertForSequenceClassification` checkpoint, as [`Bert::load`] does but with its head
+    /// Loads a `BertForSequenceClassification` or `BertForMultipleChoice` checkpoint, as [`Bert::load`] does but with its head
     /// `classifier`; it pools by [`Pooling::Cls`]. The number of classes is the head's.
     ///
     /// A checkpoint of the encoder alone has no head: [`Bert::load`] and
@@ -102,6 +107,42 @@ impl BertClassifier {
         let dropout = config.head_dropout();
         let bert = config.build(true, device);
         let model = Self::build(bert, classes, Pooling::Cls, dropout, device);
-        load(model, &mut checkpoint, harmless)
+        load(model, &KeyMapping::new(RENAMES), &mut checkpoint, harmless)
+    }
+}
+
+impl BertTokenClassifier {
+    /// Loads a `BertForTokenClassification` or `BertForQuestionAnswering` checkpoint, as [`Bert::load`] does but with its head:
+    /// `classifier`, whose rows are the labels, or `qa_outputs`. A pooler is left out.
+    ///
+    /// A checkpoint of the encoder alone has no head: [`Bert::load`], [`new_head`](Self::new_head) and
+    /// [`new_answers`](Self::new_answers) are for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bert::load`].
+    pub fn load(dir: impl AsRef<Path>, device: &Device) -> Result<Self, LoadError> {
+        let dir = dir.as_ref();
+        let config = BertConfig::load(dir)?;
+        let mut checkpoint = Checkpoint::open(dir, canonical)?;
+        let has = |field: &str| checkpoint.has(&format!("{ANSWERS}.{field}"));
+        let labels = if has("weight") || has("bias") {
+            None
+        } else {
+            match checkpoint.shape("classifier.weight") {
+                Some([labels, _]) => Some(*labels),
+                // Missing or of another rank, which loading reports.
+                _ => Some(1),
+            }
+        };
+        let head = labels.map(|labels| (labels, config.head_dropout()));
+        let model = Self::build(config.build(false, device), head, device);
+        let names = match labels {
+            Some(_) => KeyMapping::new(RENAMES),
+            None => KeyMapping::new(RENAMES_OF_ANSWERS),
+        };
+        load(model, &names, &mut checkpoint, |name| {
+            harmless(name) || name.starts_with("pooler.")
+        })
     }
 }

@@ -9,6 +9,7 @@ mod load;
 mod pooling;
 mod residual;
 mod tiny;
+mod token_classifier;
 mod vocabulary;
 
 use burn::module::Module;
@@ -24,6 +25,7 @@ pub use embeddings::BertEmbeddings;
 pub use encoder::{BertEncoder, BertIntermediate, BertLayer};
 pub use pooling::{BertPooler, Pooling};
 pub use residual::BertResidual;
+pub use token_classifier::BertTokenClassifier;
 
 pub(crate) use pooling::draw_now;
 pub(crate) use tiny::Scramble;

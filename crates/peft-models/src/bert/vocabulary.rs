@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Bert, BertClassifier};
+use super::{Bert, BertClassifier, BertTokenClassifier};
 use crate::LoadError;
 use crate::vocabulary::{Tables, check_resizable, grown, replaced};
 
@@ -73,34 +73,42 @@ impl Bert {
     }
 }
 
-impl BertClassifier {
-    /// As [`Bert::resize_token_embeddings`], of the encoder below the head.
-    ///
-    /// # Errors
-    ///
-    /// As [`Bert::resize_token_embeddings`].
-    pub fn resize_token_embeddings(&self, rows: usize) -> Result<Self, LoadError> {
-        let before = self.bert.config.vocab_size;
-        check_resizable(self, [before, rows], &[TABLE_WITHIN])?;
-        let mut model = self.clone();
-        model.bert = self.bert.with_rows(rows);
-        Ok(model)
-    }
+/// The same of a model with a head on the encoder.
+macro_rules! below_a_head {
+    ($model:ty) => {
+        impl $model {
+            /// As [`Bert::resize_token_embeddings`], of the encoder below the head.
+            ///
+            /// # Errors
+            ///
+            /// As [`Bert::resize_token_embeddings`].
+            pub fn resize_token_embeddings(&self, rows: usize) -> Result<Self, LoadError> {
+                let before = self.bert.config.vocab_size;
+                check_resizable(self, [before, rows], &[TABLE_WITHIN])?;
+                let mut model = self.clone();
+                model.bert = self.bert.with_rows(rows);
+                Ok(model)
+            }
 
-    /// As [`Bert::with_vocabulary_of`], of the encoder below the head.
-    ///
-    /// # Errors
-    ///
-    /// As [`Bert::with_vocabulary_of`].
-    pub fn with_vocabulary_of(&self, adapter: impl AsRef<Path>) -> Result<Self, LoadError> {
-        let tables = Tables::read(adapter.as_ref())?;
-        let Some(table) = tables.of(TABLE_WITHIN) else {
-            return Ok(self.clone());
-        };
-        let mut model = self.resize_token_embeddings(table.count())?;
-        let weight = &self.bert.embeddings.word_embeddings.weight;
-        model.bert.embeddings.word_embeddings.weight =
-            replaced(weight, table.rows(weight, weight.val())?);
-        Ok(model)
-    }
+            /// As [`Bert::with_vocabulary_of`], of the encoder below the head.
+            ///
+            /// # Errors
+            ///
+            /// As [`Bert::with_vocabulary_of`].
+            pub fn with_vocabulary_of(&self, adapter: impl AsRef<Path>) -> Result<Self, LoadError> {
+                let tables = Tables::read(adapter.as_ref())?;
+                let Some(table) = tables.of(TABLE_WITHIN) else {
+                    return Ok(self.clone());
+                };
+                let mut model = self.resize_token_embeddings(table.count())?;
+                let weight = &self.bert.embeddings.word_embeddings.weight;
+                model.bert.embeddings.word_embeddings.weight =
+                    replaced(weight, table.rows(weight, weight.val())?);
+                Ok(model)
+            }
+        }
+    };
 }
+
+below_a_head!(BertClassifier);
+below_a_head!(BertTokenClassifier);

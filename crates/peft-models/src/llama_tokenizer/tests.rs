@@ -47,6 +47,10 @@ fn ids_and_texts_are_upstreams() {
     assert!(cases.len() >= 4);
     for case in cases {
         assert_eq!(tokenizer.encode(&case.text, false).unwrap(), case.ids);
+        for id in &case.ids {
+            let token = tokenizer.id_to_token(*id).unwrap();
+            assert!(!token.is_empty(), "{id}");
+        }
         let ids = tokenizer.encode(&case.text, true).unwrap();
         assert_eq!(ids, case.with_special);
         assert_eq!(tokenizer.decode(&ids, true).unwrap(), case.decoded);

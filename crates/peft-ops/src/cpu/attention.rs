@@ -5,7 +5,8 @@ use super::buffers::{Blocks, build_blocks};
 use super::dropout::Coins;
 use super::math::{exp_nonpositive, vectors};
 use super::matrix::{Matrix, MatrixMut};
-use super::product::{Mode, multiply};
+use super::product::Mode;
+use super::right::Right;
 use crate::segments::Segments;
 
 /// Queries worked on at a time: their scores stay in the second-level cache for a thousand keys.
@@ -25,6 +26,8 @@ pub(crate) struct Attention {
     /// A query sees the keys up to its own place, both counted from the end.
     pub(crate) causal: bool,
     pub(crate) coins: Option<Coins>,
+    /// Whether both sides of products are rounded to bfloat16.
+    pub(crate) rounded: bool,
 }
 
 /// What is added to the scores: `[batch, rows, keys]`, where `rows` is 1 or `queries`.
@@ -56,6 +59,18 @@ pub(crate) struct Inputs<'a> {
 impl Attention {
     fn group(self) -> usize {
         self.heads / self.kv_heads
+    }
+
+    /// `dst = alpha·lhs·rhs`, or adds that to it.
+    fn multiply(
+        self,
+        dst: &mut MatrixMut<'_>,
+        mode: Mode,
+        lhs: Matrix<'_>,
+        rhs: Matrix<'_>,
+        alpha: f32,
+    ) {
+        Right::new(rhs, self.rounded).multiply(dst, mode, lhs, alpha, false);
     }
 
     /// All rows of one head of keys or values.
@@ -94,7 +109,7 @@ impl Attention {
         let query = self.head(inputs.query, item, head, block);
         let key = self.kv_head(inputs.key, item, head / self.group());
         let mut to = MatrixMut::new(scores, self.keys, rows);
-        multiply(&mut to, Mode::Replace, key, query.t(), self.scale, false);
+        self.multiply(&mut to, Mode::Replace, key, query.t(), self.scale);
         if let Some(mask) = inputs.mask {
             self.add_mask(mask, item, first, rows, scores);
         }
@@ -223,7 +238,7 @@ impl Attention {
                 self.drop(item, head, (first, rows), scores);
                 let weights = Matrix::new(scores, self.keys, rows).t();
                 let mut out = out.row_block(first, rows);
-                multiply(&mut out, Mode::Replace, weights, value, 1.0, false);
+                self.multiply(&mut out, Mode::Replace, weights, value, 1.0);
                 for (row, factor) in factors[..rows].iter().enumerate() {
                     for value in out.row(row) {
                         *value *= factor;
@@ -280,13 +295,13 @@ impl Attention {
                             &*weights
                         };
                         let used = Matrix::new(used, self.keys, rows);
-                        multiply(&mut d_value, Mode::Add, used, d_out, 1.0, false);
+                        self.multiply(&mut d_value, Mode::Add, used, d_out, 1.0);
                     }
                     if !of_query && !of_key {
                         continue;
                     }
                     let mut to = MatrixMut::new(d_weights, self.keys, rows);
-                    multiply(&mut to, Mode::Replace, value, d_out.t(), 1.0, false);
+                    self.multiply(&mut to, Mode::Replace, value, d_out.t(), 1.0);
                     self.drop(item, head, block, d_weights);
                     through_softmax(weights, d_weights, rows);
                     let d_scores = Matrix::new(d_weights, self.keys, rows);
@@ -294,10 +309,10 @@ impl Attention {
                         let from = (head - kv_head * group) * self.width;
                         let mut of_head = d_query.column_block(from, self.width);
                         let mut to = of_head.row_block(first, rows);
-                        multiply(&mut to, Mode::Replace, d_scores.t(), key, self.scale, false);
+                        self.multiply(&mut to, Mode::Replace, d_scores.t(), key, self.scale);
                     }
                     if of_key {
-                        multiply(&mut d_key, Mode::Add, d_scores, query, self.scale, false);
+                        self.multiply(&mut d_key, Mode::Add, d_scores, query, self.scale);
                     }
                 }
             }

@@ -1,11 +1,11 @@
 //! `y = x W + b + s·(x A) B`.
 
-use super::bf16::Packed;
+use super::bf16::{Factors, Packed};
 use super::buffers::{build, change_rows, sum_rows};
 use super::dropout::Coins;
 use super::matrix::{Matrix, MatrixMut};
 use super::product::{Mode, multiply, product};
-use super::right::Right;
+use super::right::{FEW_ROWS, Right};
 use super::{gelu, math, quantized};
 use crate::quantized::QuantizedMatrix;
 
@@ -24,6 +24,22 @@ pub(crate) struct LowRank<'a> {
     pub(crate) up: &'a [f32],
     pub(crate) rank: usize,
     pub(crate) scale: f32,
+}
+
+impl LowRank<'_> {
+    /// For a product that rounds its sides: of `x`, `[rows, in]`.
+    fn factors(&self, sizes: Sizes) -> Factors {
+        let down = Matrix::new(self.down, sizes.d_in, self.rank);
+        let up = Matrix::new(self.up, self.rank, sizes.d_out);
+        Factors::new(down, up, [1.0, self.scale])
+    }
+
+    /// The same of the output's gradient, `[rows, out]`.
+    fn factors_back(&self, sizes: Sizes) -> Factors {
+        let down = Matrix::new(self.down, sizes.d_in, self.rank);
+        let up = Matrix::new(self.up, self.rank, sizes.d_out);
+        Factors::new(up.t(), down.t(), [self.scale, 1.0])
+    }
 }
 
 /// What a layer is applied to.
@@ -86,11 +102,18 @@ pub(crate) fn forward(
     let weight = packed.as_ref().map_or(weight, Right::Packed);
     let alone = block >= rows;
     let at_once = bias.filter(|_| weight.rounds());
+    let rounded = low_rank.filter(|_| weight.rounds_with(rows));
+    let factors = rounded.map(|low_rank| low_rank.factors(sizes));
     build(rows, [d_out, rank], block, |first, [output, through]| {
         let count = block.min(rows - first);
         let x = &input.data[first * d_in..(first + count) * d_in];
         let activated = input.gelu.then(|| activated(x, alone));
         let x = Matrix::new(activated.as_deref().unwrap_or(x), count, d_in);
+        if let Some(factors) = &factors {
+            let through = through.zeros();
+            let output = weight.product_with(output, x, bias, factors, through, alone);
+            return [output, through];
+        }
         let output = weight.product(output, x, at_once, alone);
         let through = if let Some(LowRank {
             down, up, scale, ..
@@ -125,7 +148,11 @@ pub(crate) fn forward_packed(
     low_rank: Option<LowRank<'_>>,
     rounded: bool,
 ) -> [Vec<f32>; 2] {
-    let mut output = quantized::forward(x, sizes.rows, weight, rounded);
+    if rounded && sizes.rows >= FEW_ROWS {
+        let factors = low_rank.map(|low_rank| low_rank.factors(sizes));
+        return quantized::forward_rounded(x, sizes.rows, weight, bias, factors.as_ref());
+    }
+    let mut output = quantized::forward(x, sizes.rows, weight);
     let through = low_rank.map(|low_rank| add_low_rank(sizes, &mut output, x, low_rank));
     if let Some(bias) = bias {
         change_rows(&mut output, sizes.d_out, |_, part| {
@@ -162,26 +189,36 @@ pub(crate) fn input_gradient(
     };
     let weight = packed.as_ref().map(Right::Packed).or(weight);
     let alone = block >= rows;
+    let rounds = weight.is_some_and(|weight| weight.rounds_with(rows));
+    let factors = low_rank.filter(|_| rounds);
+    let factors = factors.map(|low_rank| low_rank.factors_back(sizes));
     build(rows, [d_in, rank], block, |first, [dx, back]| {
         let count = block.min(rows - first);
         let dy = Matrix::new(gradient, rows, d_out).rows(first, count);
-        let dx = match weight {
-            Some(weight) => weight.product(dx, dy, None, alone),
-            None => dx.zeros(),
-        };
-        let back = if let Some(LowRank {
-            down, up, scale, ..
-        }) = low_rank
-        {
-            let up = Matrix::new(up, rank, d_out);
-            let back = back.product(dy, up.t(), scale, alone);
-            let down = Matrix::new(down, d_in, rank);
-            let mut sum = MatrixMut::new(dx, count, d_in);
-            let back_rows = Matrix::new(back, count, rank);
-            multiply(&mut sum, Mode::Add, back_rows, down.t(), 1.0, alone);
-            back
+        let [dx, back] = if let Some((weight, factors)) = weight.zip(factors.as_ref()) {
+            let back = back.zeros();
+            let dx = weight.product_with(dx, dy, None, factors, back, alone);
+            [dx, back]
         } else {
-            back.zeros()
+            let dx = match weight {
+                Some(weight) => weight.product(dx, dy, None, alone),
+                None => dx.zeros(),
+            };
+            let back = if let Some(LowRank {
+                down, up, scale, ..
+            }) = low_rank
+            {
+                let up = Matrix::new(up, rank, d_out);
+                let back = back.product(dy, up.t(), scale, alone);
+                let down = Matrix::new(down, d_in, rank);
+                let mut sum = MatrixMut::new(dx, count, d_in);
+                let back_rows = Matrix::new(back, count, rank);
+                multiply(&mut sum, Mode::Add, back_rows, down.t(), 1.0, alone);
+                back
+            } else {
+                back.zeros()
+            };
+            [dx, back]
         };
         if let Some(x) = input {
             let x = &x[first * d_in..(first + count) * d_in];
@@ -227,14 +264,25 @@ pub(crate) fn add_dropped(sizes: Sizes, g: &[f32], down: &[f32], coins: Coins, t
     });
 }
 
+/// Columns that fill a vector.
+const VECTOR: usize = 16;
+
 /// `xᵀ g`, `[width of x, width of g]`, for `rows` rows of both.
 pub(crate) fn outer(x: &[f32], g: &[f32], rows: usize, scale: f32) -> Vec<f32> {
-    let width = |data: &[f32]| data.len() / rows.max(1);
-    product(
-        Matrix::new(x, rows, width(x)).t(),
-        Matrix::new(g, rows, width(g)),
-        scale,
-    )
+    let [wide, narrow] = [x, g].map(|data| data.len() / rows.max(1));
+    let (x, g) = (Matrix::new(x, rows, wide), Matrix::new(g, rows, narrow));
+    if narrow >= VECTOR || wide <= narrow {
+        return product(x.t(), g, scale);
+    }
+    // Vectors lie along the columns: with so few, most of each would be empty.
+    let turned = product(g.t(), x, scale);
+    let mut out = vec![0.0; wide * narrow];
+    for (index, row) in turned.chunks_exact(wide).enumerate() {
+        for (out, value) in out.chunks_exact_mut(narrow).zip(row) {
+            out[index] = *value;
+        }
+    }
+    out
 }
 
 /// The sum over all rows, `[width]`.

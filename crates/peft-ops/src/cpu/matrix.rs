@@ -10,28 +10,28 @@ use super::short_rows::Rows;
 
 /// A matrix that is read.
 #[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    data: &'a [f32],
+pub(crate) struct Matrix<'a, T = f32> {
+    data: &'a [T],
     rows: usize,
     cols: usize,
     row_stride: usize,
     col_stride: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, T: Copy> Matrix<'a, T> {
     /// Row-major, dense.
-    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub(crate) fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)
     }
 
     /// Row-major, each row starting `row_stride` elements after the one before.
-    pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub(crate) fn strided(data: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Self {
         Self::view(data, [rows, cols], [row_stride, 1])
     }
 
     /// A matrix of `[rows, cols]` whose neighbours in a column and in a row are so far apart.
     pub(crate) fn view(
-        data: &'a [f32],
+        data: &'a [T],
         [rows, cols]: [usize; 2],
         [row_stride, col_stride]: [usize; 2],
     ) -> Self {
@@ -56,22 +56,12 @@ impl<'a> Matrix<'a> {
 
     /// All numbers that it may lie among, the first of them its own, and how far neighbours in a column and in a row
     /// are apart.
-    pub(crate) fn parts(self) -> (&'a [f32], [usize; 2]) {
+    pub(crate) fn parts(self) -> (&'a [T], [usize; 2]) {
         (self.data, [self.row_stride, self.col_stride])
     }
 
     pub(super) fn strides(self) -> [usize; 2] {
         [self.row_stride, self.col_stride]
-    }
-
-    /// Rows whose numbers are neighbours.
-    pub(super) fn contiguous_rows(self) -> Rows<'a> {
-        assert!(self.col_stride == 1 || self.cols < 2);
-        Rows {
-            data: self.data,
-            stride: self.row_stride,
-            len: self.cols,
-        }
     }
 
     /// `cols` columns from `first` on.
@@ -98,6 +88,18 @@ impl<'a> Matrix<'a> {
             row_stride: self.col_stride,
             col_stride: self.row_stride,
             ..self
+        }
+    }
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows whose numbers are neighbours.
+    pub(super) fn contiguous_rows(self) -> Rows<'a> {
+        assert!(self.col_stride == 1 || self.cols < 2);
+        Rows {
+            data: self.data,
+            stride: self.row_stride,
+            len: self.cols,
         }
     }
 }

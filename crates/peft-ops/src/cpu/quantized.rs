@@ -4,8 +4,9 @@ use std::cell::Cell;
 
 use rayon::prelude::*;
 
+use super::bf16::{self, Factors, Start};
 use super::matrix::{Matrix, MatrixMut};
-use super::product::Mode;
+use super::product::{Mode, multiply};
 use super::right::Right;
 use crate::quantized::QuantizedMatrix;
 
@@ -47,22 +48,40 @@ pub(crate) fn panels(matrix: &dyn QuantizedMatrix, mut use_panel: impl FnMut(usi
     SCRATCH.set(scratch);
 }
 
-/// `x Wᵀ`, `[rows, W's rows]`, for `x` of `rows` rows; both may be `rounded` to bfloat16.
-pub(crate) fn forward(
-    x: &[f32],
-    rows: usize,
-    matrix: &dyn QuantizedMatrix,
-    rounded: bool,
-) -> Vec<f32> {
+/// `x Wᵀ`, `[rows, W's rows]`, for `x` of `rows` rows.
+pub(crate) fn forward(x: &[f32], rows: usize, matrix: &dyn QuantizedMatrix) -> Vec<f32> {
     let [d_out, d_in] = matrix.shape();
     let x = Matrix::new(x, rows, d_in);
     let mut output = vec![0.0; rows * d_out];
     let mut into = MatrixMut::new(&mut output, rows, d_out);
     panels(matrix, |first, panel| {
         let mut block = into.column_block(first, panel.size()[0]);
-        Right::new(panel.t(), rounded).multiply(&mut block, Mode::Replace, x, 1.0, true);
+        multiply(&mut block, Mode::Replace, x, panel.t(), 1.0, true);
     });
     output
+}
+
+/// The same, of sides that are rounded to bfloat16, with what a low rank adds; and `x A`, empty without factors.
+pub(crate) fn forward_rounded(
+    x: &[f32],
+    rows: usize,
+    matrix: &dyn QuantizedMatrix,
+    bias: Option<&[f32]>,
+    factors: Option<&Factors>,
+) -> [Vec<f32>; 2] {
+    let [d_out, d_in] = matrix.shape();
+    let x = Matrix::new(x, rows, d_in);
+    let mut through = vec![0.0; rows * factors.map_or(0, Factors::rank)];
+    if let Some(factors) = factors {
+        factors.through(x, &mut through, true);
+    }
+    let mut output = vec![0.0; rows * d_out];
+    let mut into = MatrixMut::new(&mut output, rows, d_out);
+    let start = bias.map_or(Start::Nothing, Start::Row);
+    let added = factors.map(|factors| factors.added(&through));
+    let decode = |first: usize, to: &mut [f32]| matrix.decode(first, to);
+    bf16::multiply_by_rows(&mut into, start, x, [d_out, d_in], decode, added);
+    [output, through]
 }
 
 /// Adds `g W` to `[rows, W's columns]`; both may be `rounded` to bfloat16.

@@ -10,7 +10,7 @@ use super::Fused;
 use super::forward::attend;
 use super::kept::{Attended, Kept};
 use super::tensors::{affine, low_rank, numbers, rotation, tensor, vector};
-use super::weight::Weight;
+use super::weight::{Side, Weight};
 use crate::cpu::buffers::change_rows;
 use crate::cpu::dropout::{self, Coins};
 use crate::cpu::linear::{self, LowRank, Sizes};
@@ -51,15 +51,13 @@ impl Linear {
     fn seen_gradient(&self, dy: &[f32]) -> [Vec<f32>; 2] {
         let factors = self.down.as_ref().zip(self.up.as_ref());
         let factors = factors.map(|(down, up)| low_rank(down, up, self.scale));
-        let dense = match &self.weight {
-            Some(Weight::Dense(weight)) => Some(weight.right()),
-            _ => None,
+        let side = self.weight.as_ref();
+        let (dense, quantized) = match side.map(|weight| weight.side(self.sizes.rows)) {
+            Some(Side::Dense(right)) => (Some(right), None),
+            Some(Side::Quantized(weight, rounded)) => (None, Some((weight, rounded))),
+            None => (None, None),
         };
         // Through GELU block by block, unless more is to be added first.
-        let quantized = match &self.weight {
-            Some(Weight::Quantized(weight, rounded)) => Some((weight, *rounded)),
-            _ => None,
-        };
         let later = quantized.is_some() || self.coins.is_some();
         let through = self.input.as_ref().filter(|_| self.gelu);
         let early = through.filter(|_| !later).map(numbers);
@@ -71,7 +69,7 @@ impl Linear {
             linear::add_dropped(self.sizes, &back, down, coins, &mut d_seen);
         }
         if let Some((weight, rounded)) = quantized {
-            quantized::add_backward(dy, self.sizes.rows, &**weight, rounded, &mut d_seen);
+            quantized::add_backward(dy, self.sizes.rows, weight, rounded, &mut d_seen);
         }
         if let Some(input) = through.filter(|_| later) {
             gelu::backward_in_place(numbers(input), &mut d_seen);

@@ -9,7 +9,7 @@ use super::kept::Attended;
 use super::tensors::{
     affine, dense, items, low_rank, matrix, numbers, rotation, rows, tensor, vector, with_width,
 };
-use super::weight::Weight;
+use super::weight::{Side, Weight};
 use super::{Fused, Layer, Maybe};
 use crate::cpu::attention::Attention;
 use crate::cpu::cross_entropy::{self, Added, Loss};
@@ -202,12 +202,12 @@ pub(super) fn linear(
     let (rows, d_in) = rows(input.data);
     let d_out = weight.widths().1;
     let sizes = Sizes { rows, d_in, d_out };
-    let data = numbers(input.data);
+    let (data, side) = (numbers(input.data), weight.side(rows));
     let activated = match (input.gated, input.gamma) {
         (Some(gated), _) => Some(swiglu::forward(data, numbers(gated))),
         (None, Some(gamma)) => Some(rms::forward(data, numbers(gamma), input.epsilon)),
         // A dense layer does it block by block.
-        _ if input.gelu && (matches!(weight, Weight::Quantized(..)) || input.coins.is_some()) => {
+        _ if input.gelu && (matches!(side, Side::Quantized(..)) || input.coins.is_some()) => {
             Some(gelu::forward(data))
         }
         _ => None,
@@ -221,10 +221,10 @@ pub(super) fn linear(
         factors.map(|(down, up)| low_rank(down, up, scale)),
     );
     let whole = factors.filter(|_| input.coins.is_none());
-    let [mut output, mut through] = match weight {
-        Weight::Dense(dense) => layer::forward(sizes, seen, dense.right(), bias, whole),
-        Weight::Quantized(quantized, rounded) => {
-            layer::forward_packed(sizes, seen.data, &**quantized, bias, whole, *rounded)
+    let [mut output, mut through] = match side {
+        Side::Dense(right) => layer::forward(sizes, seen, right, bias, whole),
+        Side::Quantized(quantized, rounded) => {
+            layer::forward_packed(sizes, seen.data, quantized, bias, whole, rounded)
         }
     };
     if let (Some(coins), Some(factors)) = (input.coins, factors) {
@@ -249,7 +249,8 @@ pub(super) fn cross_entropy(
         through: numbers(through),
         up: matrix(up),
     });
-    cross_entropy::forward(numbers(hidden), head.head(), added, targets, wanted)
+    let head = head.head(targets.len());
+    cross_entropy::forward(numbers(hidden), head, added, targets, wanted)
 }
 
 /// The sum, `[1]`.

@@ -9,9 +9,10 @@ use super::rounded;
 use super::tensors::{matrix, weight};
 use crate::cpu::bf16::Packed;
 use crate::cpu::cross_entropy::Head;
-use crate::cpu::right::Right;
+use crate::cpu::matrix::Matrix;
+use crate::cpu::right::{FEW_ROWS, Right};
 use crate::options::MixedPrecision;
-use crate::quantized::QuantizedWeight;
+use crate::quantized::{QuantizedMatrix, QuantizedWeight};
 
 /// A weight: Burn's `[in, out]`, or rows `[out, in]` in a quantized form, which may be rounded for products.
 #[derive(Clone, Debug)]
@@ -44,13 +45,40 @@ impl Weight {
         }
     }
 
-    /// As the head of a loss.
-    pub(super) fn head(&self) -> Head<'_> {
+    /// For products with so many rows, `[in, out]`, or the quantized matrix and whether it is rounded.
+    pub(super) fn side(&self, rows: usize) -> Side<'_> {
         match self {
-            Self::Dense(dense) => Head::Dense(dense.right()),
-            Self::Quantized(quantized, rounded) => Head::Quantized(&**quantized, *rounded),
+            Self::Dense(dense) => Side::Dense(dense.right()),
+            Self::Quantized(quantized, rounded) => {
+                let halves = quantized
+                    .bfloat16()
+                    .filter(|_| *rounded && rows >= FEW_ROWS);
+                let [d_out, d_in] = quantized.shape();
+                match halves {
+                    Some(halves) => {
+                        Side::Dense(Right::Halves(Matrix::new(halves, d_out, d_in).t()))
+                    }
+                    None => Side::Quantized(&**quantized, *rounded),
+                }
+            }
         }
     }
+
+    /// As the head of a loss of so many rows.
+    pub(super) fn head(&self, rows: usize) -> Head<'_> {
+        match (self, self.side(rows)) {
+            // Its rows are the classes.
+            (Self::Dense(_), Side::Dense(right)) => Head::Dense(right),
+            (Self::Quantized(..), Side::Dense(right)) => Head::Dense(right.t()),
+            (_, Side::Quantized(matrix, rounded)) => Head::Quantized(matrix, rounded),
+        }
+    }
+}
+
+/// A weight as the right side of products.
+pub(super) enum Side<'a> {
+    Dense(Right<'a>),
+    Quantized(&'a dyn QuantizedMatrix, bool),
 }
 
 /// A weight in `f32`.
@@ -74,7 +102,7 @@ impl Dense {
     }
 
     /// As the right side of products.
-    pub(super) fn right(&self) -> Right<'_> {
+    fn right(&self) -> Right<'_> {
         match &self.packed {
             Some(packed) => Right::Packed(packed),
             None => Right::new(matrix(&self.tensor), self.rounds),

@@ -162,12 +162,8 @@ fn sees_padding(case: &Path) -> bool {
         let config = checkpoint::read_config(dir).unwrap_or_default();
         has_prompt(&config["config"])
     };
-    let several = if is_composed(case) {
-        parts(case)
-    } else {
-        Vec::new()
-    };
-    !name(case).ends_with("_eager") && (sees(case) || several.iter().any(|part| sees(part)))
+    let of_several = || is_composed(case) && parts(case).iter().any(|part| sees(part));
+    !name(case).ends_with("_eager") && (sees(case) || of_several())
 }
 
 /// Outputs `[batch, tokens, d]` in the order of ours, where virtual tokens are in front of the text: in AdapterHub's

@@ -9,7 +9,7 @@ use peft_core::method::MethodInfo;
 use peft_core::nn::{ForwardContext, Routing, TaskIds};
 use peft_core::state::AdapterState as _;
 use peft_core::{PeftModule, checkpoint};
-use peft_models::{Bert, BertClassifier, Llama};
+use peft_models::{Bert, BertClassifier, BertTokenClassifier, Llama};
 use serde_json::Value;
 
 use super::case::{
@@ -22,6 +22,7 @@ use super::composed;
 use super::gradients::GradientsAsValues;
 use super::rounding::{DRAWS, LastBit};
 use super::routed::XLoraCase;
+use super::values::{Input, InputData, Values};
 use super::{Measured, Problem, Rounding, Tensors, counted, lost, shared, tolerance};
 
 /// Loads a case through the public API and measures how far it is from upstream.
@@ -47,12 +48,20 @@ pub fn measure(
     let text = fs::read_to_string(&path).map_err(|error| problem(&error))?;
     let config: Value = serde_json::from_str(&text).map_err(|error| problem(&error))?;
     match config["architectures"][0].as_str() {
-        Some("BertForSequenceClassification") => {
+        Some("BertForSequenceClassification" | "BertForMultipleChoice") => {
             let bert = BertClassifier::load(base, &autodiff).map_err(|error| problem(&error))?;
             let run = |bert: &BertClassifier, input: Input, context| {
                 bert.forward_in(input.ids(), context)
             };
             return measure_model(&bert, "bert_seq_cls", [run, run], case, methods, device);
+        }
+        Some("BertForTokenClassification" | "BertForQuestionAnswering") => {
+            let bert =
+                BertTokenClassifier::load(base, &autodiff).map_err(|error| problem(&error))?;
+            let run = |bert: &BertTokenClassifier, input: Input, context| {
+                bert.forward_in(input.ids(), context)
+            };
+            return measure_model(&bert, "bert_token_cls", [run, run], case, methods, device);
         }
         Some(head) if head.contains("Classification") => {
             return Err(Problem::Unsupported(format!("a base that is a {head}")));
@@ -124,38 +133,8 @@ fn tensors<M: PeftModule>(model: &M, name: &str) -> Result<Tensors, Problem> {
     Ok(read(&dir.path().join(checkpoint::ADAPTERHUB_FILE))?.0)
 }
 
-/// What goes into a model.
-enum Input {
-    /// Token ids, `[batch, seq]`.
-    Ids(Tensor<2, Int>),
-    /// `[batch, channels, height, width]`.
-    Pictures(Tensor<4>),
-}
-
 /// How a language model is run.
 type TextModel<M> = fn(&M, Input, ForwardContext) -> Tensor<3>;
-
-impl Input {
-    fn ids(self) -> Tensor<2, Int> {
-        match self {
-            Self::Ids(ids) => ids,
-            Self::Pictures(_) => unreachable!("a model of texts is given texts"),
-        }
-    }
-
-    fn pictures(self) -> Tensor<4> {
-        match self {
-            Self::Pictures(pictures) => pictures,
-            Self::Ids(_) => unreachable!("a model of pictures is given pictures"),
-        }
-    }
-}
-
-/// The same as a case holds it.
-enum InputData {
-    Texts { ids: TensorData, mask: TensorData },
-    Pictures(TensorData),
-}
 
 /// A loaded case, and what goes into it.
 struct Loaded<'a, M, F> {
@@ -239,14 +218,8 @@ where
             .as_ref()
             .map(|theirs| farthest_of_gradients(&loaded.gradients(run(true)), theirs, theirs));
         Ok(Measured {
-            output,
-            merged: None,
             gradients: gradients.transpose()?,
-            trainable: loaded.trainable(),
-            expected: values.trainable,
-            counted: None,
-            lost: 0,
-            rounding: None,
+            ..Measured::of_output(output, loaded.trainable(), values.trainable)
         })
     }
 
@@ -287,59 +260,6 @@ where
     }
 }
 
-/// What a case holds besides its checkpoint.
-struct Values {
-    io: Tensors,
-    /// Elements that upstream trains; unknown of several adapters, and of a file that was written once more in another
-    /// spelling.
-    trainable: Option<usize>,
-    grads: Option<Tensors>,
-}
-
-impl Values {
-    fn read(case: &Path) -> Result<Self, Problem> {
-        let (io, metadata) = read(&case.join("io.safetensors"))?;
-        let trainable = metadata.get("trainable").and_then(|text| text.parse().ok());
-        let path = case.join("grads.safetensors");
-        let grads = path.exists().then(|| read(&path)).transpose()?;
-        Ok(Self {
-            io,
-            trainable,
-            grads: grads.map(|(tensors, _)| tensors),
-        })
-    }
-
-    fn known(&self, case: &Path, key: &str) -> Result<TensorData, Problem> {
-        let missing = || Problem::new(case)(&format!("io.safetensors has no `{key}`"));
-        self.io.get(key).cloned().ok_or_else(missing)
-    }
-
-    /// What the model reads.
-    fn data(&self, case: &Path) -> Result<InputData, Problem> {
-        if let Some(pictures) = self.io.get("input") {
-            return Ok(InputData::Pictures(pictures.clone()));
-        }
-        let (ids, mask) = (
-            self.known(case, "input_ids")?,
-            self.known(case, "attention_mask")?,
-        );
-        // AdapterHub's `Parallel` repeats the rows by itself.
-        let rows = self.known(case, "output")?.shape()[0];
-        Ok(InputData::Texts {
-            ids: repeated(&ids, rows),
-            mask: repeated(&mask, rows),
-        })
-    }
-}
-
-/// Whole numbers `[rows, seq]`, as often one behind the other as to have so many rows.
-fn repeated(data: &TensorData, rows: usize) -> TensorData {
-    let [own, seq] = [data.shape()[0], data.shape()[1]];
-    let times = rows.checked_div(own).unwrap_or(1).max(1);
-    let values: Vec<i64> = data.iter::<i64>().collect();
-    TensorData::new(values.repeat(times), [own * times, seq])
-}
-
 fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
     base: &M,
     kind: &str,
@@ -374,7 +294,7 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
         let found = right(&loaded.output(&loaded.model));
         let output = farthest(&found, &right(&unmerged), "output")?;
         let trainable = loaded.model.counts().trainable;
-        return Ok(Measured::of(output, trainable, values.trainable));
+        return Ok(Measured::of_output(output, trainable, values.trainable));
     }
     let dir = upstream_gradients(case)?;
     let place = (dir.path(), loaded.name.as_str());
@@ -418,7 +338,7 @@ fn measure_model<M: PeftModule + ModuleDisplay, const D: usize>(
     let mut measured = Measured {
         counted: expected.and_then(|(_, rule)| rule),
         lost,
-        ..Measured::of(output, trainable, expected.map(|(count, _)| count))
+        ..Measured::of_output(output, trainable, expected.map(|(count, _)| count))
     };
     if let Some(merged) = values.io.get("merged") {
         let plain = loaded.model.valid().merge_and_unload()?;

@@ -25,6 +25,7 @@ mod routed;
 mod shared;
 mod tolerance;
 mod upstream_average;
+mod values;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -81,8 +82,8 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Of outputs and counts alone.
-    fn of(output: f32, trainable: usize, expected: Option<usize>) -> Self {
+    /// Of a distance of outputs and a count, with nothing else measured.
+    fn of_output(output: f32, trainable: usize, expected: Option<usize>) -> Self {
         Self {
             output,
             merged: None,

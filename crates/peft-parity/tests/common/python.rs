@@ -79,11 +79,11 @@ impl Answers {
 }
 
 /// Writes what goes into a model, each of `shape`, and what came out of it here.
-pub(crate) fn write_io(
+pub(crate) fn write_io<const D: usize>(
     file: &Path,
     inputs: &[(&str, &[i64])],
     shape: [usize; 2],
-    output: &Tensor<3>,
+    output: &Tensor<D>,
 ) {
     let output_shape = output.dims().to_vec();
     let bytes: Vec<u8> = output

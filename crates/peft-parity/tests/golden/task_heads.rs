@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, Param};
-use burn::nn::{Linear, LinearConfig};
+use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Bool, DType, Device, Gradients, Int, Tensor, TensorData};
+use peft_core::PeftModule;
 use peft_core::checkpoint::{read_config, write_tensors};
-use peft_core::nn::AdaptedForward;
 use peft_core::state::AdapterState as _;
-use peft_core::{KeyMapping, PeftModule};
-use peft_models::{Bert, BertClassifier};
+use peft_models::{BertClassifier, BertTokenClassifier};
 use peft_soft_prompt::METHODS;
 use safetensors::{Dtype, SafeTensors};
 
@@ -53,31 +51,6 @@ fn farthest(ours: &TensorData, theirs: &TensorData) -> f32 {
         .zip(theirs.iter::<f32>())
         .map(|(ours, theirs)| (ours - theirs).abs());
     differences.fold(0.0, |most, next| if next <= most { most } else { next })
-}
-
-/// Upstream's `BertForTokenClassification`.
-#[derive(Module, Debug)]
-struct TokenClassifier {
-    bert: Bert,
-    classifier: Linear,
-    names: KeyMapping,
-}
-
-impl TokenClassifier {
-    fn load(dir: &Path, device: &Device) -> Self {
-        let tensors = read(dir.join("model.safetensors"));
-        let weight = Tensor::<2>::from_data(tensors["classifier.weight"].clone(), device);
-        let bias = Tensor::<1>::from_data(tensors["classifier.bias"].clone(), device);
-        let [classes, width] = weight.dims();
-        let mut classifier = LinearConfig::new(width, classes).init(device);
-        classifier.weight = Param::from_tensor(weight.transpose());
-        classifier.bias = Some(Param::from_tensor(bias));
-        Self {
-            bert: Bert::load(dir, device).unwrap(),
-            classifier,
-            names: KeyMapping::new(&[]).with_heads(&["classifier"]),
-        }
-    }
 }
 
 /// Puts the gradients of an adapter in the place of its values.
@@ -200,11 +173,8 @@ fn prompts_of_a_classifier_of_tokens_are_upstreams() {
         check(
             ("bert_token_cls", &CASES),
             &device,
-            TokenClassifier::load,
-            |model, ids, padding| {
-                let hidden = model.bert.forward(ids, Some(padding)).hidden;
-                model.classifier.adapted(hidden)
-            },
+            |dir, device| BertTokenClassifier::load(dir, device).unwrap(),
+            |model, ids, padding| model.forward(ids, Some(padding)),
         );
     }
 }

@@ -88,7 +88,6 @@ impl From<&str> for InitLora {
     LORA, peft_type = "LORA", title = "LoRA", family = Reparameterization, identity_at_init, mergeable, new(r),
     reference = "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, section 4.1",
     parse = LoraConfig::PARSE, recognises = LoraConfig::RECOGNISES, to_json = LoraConfig::json,
-    info = LoraConfig::PROMISES,
     unsupported("use_qalora", "target_parameters", "arrow_config", "fan_in_fan_out")
 )]
 pub struct LoraConfig {

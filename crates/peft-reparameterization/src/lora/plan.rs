@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor};
 use peft_core::calibration::CalibrationConfig;
 use peft_core::method::{
     Bias, Init, LINEAR_EMBEDDING_AND_CONV, Layer, LayerKind, Layout, LayoutParam, Method,
-    MethodConfig as _, MethodHooks, Plan, States, Value, layer_targets, train_biases,
+    MethodConfig as _, MethodHooks, Plan, Promises, States, Value, layer_targets, train_biases,
 };
 use peft_core::ops::column_norms;
 use peft_core::{Error, Result};
@@ -223,6 +223,10 @@ impl LoraConfig {
 }
 
 impl Method for LoraConfig {
+    fn promises(&self) -> Promises {
+        self.variant_promises()
+    }
+
     fn ties_heads(&self) -> bool {
         self.ensure_weight_tying
     }

@@ -1,6 +1,6 @@
 //! What a configuration makes of LoRA: which variant, which promises, and what goes with what.
 
-use peft_core::method::{Bias, MethodHooks, MethodInfo, States, Value};
+use peft_core::method::{Bias, MethodHooks, Promises, States, Value};
 use peft_core::{Error, Result};
 
 use crate::lora::adapterhub::Begin;
@@ -9,51 +9,17 @@ use crate::lora::init::Start;
 use crate::lora::kasa::KasaConfig;
 use crate::lora::{monteclora, riemannian, velora};
 
-/// LoRA's registration with promises of a variant.
-const fn promising(identity_at_init: bool, mergeable: bool) -> MethodInfo {
-    MethodInfo {
-        name: "lora",
-        peft_type: "LORA",
-        title: "LoRA",
-        family: peft_core::method::Family::Reparameterization,
-        reference: "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, section 4.1",
-        identity_at_init,
-        mergeable,
-        parse: LoraConfig::PARSE,
-        recognises: Some(LoraConfig::RECOGNISES),
-    }
-}
-
-/// KaSA's and LoftQ's, which begin with another base, and AdapterHub's with a B that is not zero.
-static CHANGES_AT_ONCE: MethodInfo = promising(false, true);
-
-/// Of what acts on some tokens or texts more than on others, or on biases.
-static NO_WEIGHT: MethodInfo = promising(true, false);
-
-/// AdapterHub's gates and DoRA with a B that is not zero.
-static NEITHER: MethodInfo = promising(false, false);
-
 impl LoraConfig {
-    pub(crate) const PROMISES: fn(&Self) -> &'static MethodInfo = Self::promises;
-
-    /// The registration, with the promises that this configuration keeps.
-    fn promises(&self) -> &'static MethodInfo {
+    /// What variants keep to. KaSA and LoftQ begin with another base, and AdapterHub's initial values may be a B that is not
+    /// zero. aLoRA acts on some tokens, gates on some texts more than on others, AdapterHub's DoRA on biases.
+    pub(crate) fn variant_promises(&self) -> Promises {
         let loftq = matches!(self.init_lora_weights.start(), Ok(Start::Loftq));
-        if let Some(fields) = &self.adapterhub {
-            let changes = fields.begin(&LORA).is_ok_and(Begin::changes);
-            return match (changes, self.use_gating || self.use_dora) {
-                (false, false) => &LORA,
-                (false, true) => &NO_WEIGHT,
-                (true, false) => &CHANGES_AT_ONCE,
-                (true, true) => &NEITHER,
-            };
-        }
-        if self.kasa_config.is_some() || loftq {
-            &CHANGES_AT_ONCE
-        } else if self.alora_invocation_tokens.is_some() || self.use_gating {
-            &NO_WEIGHT
-        } else {
-            &LORA
+        let fields = self.adapterhub.as_ref();
+        let begins = fields.is_some_and(|fields| fields.begin(&LORA).is_ok_and(Begin::changes));
+        let magnitudes = fields.is_some() && self.use_dora;
+        Promises {
+            identity_at_init: !(begins || self.kasa_config.is_some() || loftq),
+            mergeable: !(magnitudes || self.use_gating || self.alora_invocation_tokens.is_some()),
         }
     }
 

@@ -5,7 +5,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use peft_core::method::{
-    Adapter, BaseLinear, CheckpointKey, Layout, Method, MethodConfig as _, MethodInfo, Plan, Value,
+    Adapter, BaseLinear, CheckpointKey, Layout, Method, MethodConfig as _, Plan, Promises, Value,
     WeightAdapter, adapterhub_json, architecture, config_from_json, read_adapterhub, upstream_json,
 };
 use peft_core::nn::{AdaptedForward as _, dropout_rate};
@@ -57,40 +57,19 @@ fn parse(json: &Value) -> Result<Box<dyn Method>> {
     Ok(Box::new(config))
 }
 
-/// Of one task: a weight says all.
-static MERGEABLE: MethodInfo = MethodInfo {
-    mergeable: true,
-    ..MTL_LORA
-};
-
-/// Of one task, with a B that is not zero.
-static CHANGES_AT_ONCE: MethodInfo = MethodInfo {
-    identity_at_init: false,
-    ..MERGEABLE
-};
-
-/// The same with a gate.
-static NEITHER: MethodInfo = MethodInfo {
-    mergeable: false,
-    ..CHANGES_AT_ONCE
-};
-
 impl MtlLoraConfig {
     pub(super) const RECOGNISES: fn(&Value) -> bool = recognises;
     pub(super) const PARSE: fn(&Value) -> Result<Box<dyn Method>> = parse;
-    pub(super) const PROMISES: fn(&Self) -> &'static MethodInfo = Self::promises;
 
-    /// The registration, with the promises that this configuration keeps.
-    fn promises(&self) -> &'static MethodInfo {
-        let Some(fields) = &self.adapterhub else {
-            return &MTL_LORA;
-        };
-        let changes = fields.layers.begin(&MTL_LORA).ok() == Some(Begin::Bert);
-        match (changes, fields.use_gating) {
-            (false, false) => &MERGEABLE,
-            (false, true) => &MTL_LORA,
-            (true, false) => &CHANGES_AT_ONCE,
-            (true, true) => &NEITHER,
+    /// What adapters keep to: of one task, without a gate, a weight says all, and AdapterHub's initial values may be a B that is
+    /// not zero.
+    pub(super) fn kept(&self) -> Promises {
+        let fields = self.adapterhub.as_ref();
+        let begins =
+            |fields: &AdapterHubMtl| fields.layers.begin(&MTL_LORA).ok() == Some(Begin::Bert);
+        Promises {
+            identity_at_init: !fields.is_some_and(begins),
+            mergeable: fields.is_some_and(|fields| !fields.use_gating),
         }
     }
 

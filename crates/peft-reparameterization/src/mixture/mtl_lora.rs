@@ -5,8 +5,8 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use peft_core::method::{
-    Adapter, BaseLinear, Bias, Common, Layout, Method, MethodConfig as _, Plan, TargetLayer,
-    WeightAdapter, adapt_each, linear_targets, method_config,
+    Adapter, BaseLinear, Bias, Common, Layout, Method, MethodConfig as _, Plan, Promises,
+    TargetLayer, WeightAdapter, adapt_each, linear_targets, method_config,
 };
 use peft_core::nn::AdaptedForward;
 use peft_core::{Result, Targets};
@@ -103,8 +103,7 @@ impl WeightAdapter for MtlLoraLinear {
     MTL_LORA, peft_type = "MTL_LORA", title = "MTL-LoRA", family = Reparameterization, identity_at_init,
     new(r, n_tasks),
     reference = "Yang et al. 2024, MTL-LoRA: Low-Rank Adaptation for Multi-Task Learning, section 3",
-    parse = MtlLoraConfig::PARSE, recognises = MtlLoraConfig::RECOGNISES, to_json = MtlLoraConfig::json,
-    info = MtlLoraConfig::PROMISES
+    parse = MtlLoraConfig::PARSE, recognises = MtlLoraConfig::RECOGNISES, to_json = MtlLoraConfig::json
 )]
 pub struct MtlLoraConfig {
     /// Rank. Default: 8. At least 1.
@@ -173,6 +172,10 @@ impl MtlLoraConfig {
 }
 
 impl Method for MtlLoraConfig {
+    fn promises(&self) -> Promises {
+        self.kept()
+    }
+
     fn validate(&self) -> Result<()> {
         self.check_fields()?;
         self.check_layout()

@@ -49,7 +49,7 @@ impl LowRankAdapter for VeraLinear {
 #[method_config(
     VERA, peft_type = "VERA", title = "VeRA", family = Reparameterization, identity_at_init, mergeable, new(r),
     reference = "Kopiczko et al. 2024, VeRA: Vector-based Random Matrix Adaptation, section 3.1",
-    parse = VeraConfig::PARSE, recognises = VeraConfig::RECOGNISES, to_json = VeraConfig::json, info = VeraConfig::PROMISES
+    parse = VeraConfig::PARSE, recognises = VeraConfig::RECOGNISES, to_json = VeraConfig::json
 )]
 pub struct VeraConfig {
     /// Rank of the projections. It may exceed a layer's width.
@@ -81,6 +81,10 @@ pub struct VeraConfig {
 }
 
 impl Method for VeraConfig {
+    fn promises(&self) -> Promises {
+        self.kept()
+    }
+
     fn validate(&self) -> Result<()> {
         self.check_fields()?;
         self.check_layout()

@@ -5,8 +5,8 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{DType, Device, Tensor};
 use peft_core::checkpoint::transposed;
 use peft_core::method::{
-    Adapter, BaseLinear, CheckpointKey, Layout, Method, MethodInfo, Plan, Shared, TargetLayer,
-    Value, WeightAdapter, adapterhub_json, architecture, config_from_json, listed, model_root,
+    Adapter, BaseLinear, CheckpointKey, Layout, Method, Plan, Promises, Shared, TargetLayer, Value,
+    WeightAdapter, adapterhub_json, architecture, config_from_json, listed, model_root,
     read_adapterhub, upstream_json,
 };
 use peft_core::nn::{AdaptedForward as _, dropout_rate};
@@ -68,42 +68,20 @@ fn parse(json: &Value) -> Result<Box<dyn Method>> {
     Ok(Box::new(config))
 }
 
-/// Of a gate or a magnitude, which no weight says.
-static NO_WEIGHT: MethodInfo = MethodInfo {
-    mergeable: false,
-    ..VERA
-};
-
-/// Of a b that is not zero.
-static CHANGES_AT_ONCE: MethodInfo = MethodInfo {
-    identity_at_init: false,
-    ..VERA
-};
-
-/// Of both.
-static NEITHER: MethodInfo = MethodInfo {
-    mergeable: false,
-    ..CHANGES_AT_ONCE
-};
-
 impl VeraConfig {
     pub(super) const RECOGNISES: fn(&Value) -> bool = recognises;
     pub(super) const PARSE: fn(&Value) -> Result<Box<dyn Method>> = parse;
-    pub(super) const PROMISES: fn(&Self) -> &'static MethodInfo = Self::promises;
 
-    /// The registration, with the promises that this configuration keeps.
-    fn promises(&self) -> &'static MethodInfo {
-        let Some(fields) = &self.adapterhub else {
-            return &VERA;
+    /// What adapters keep to: a gate or a magnitude is no change of a weight, and a b that is not zero changes outputs at once,
+    /// but where the shared B is zero, as it is with LoRA's initial values.
+    pub(super) fn kept(&self) -> Promises {
+        let fields = self.adapterhub.as_ref();
+        let begins = |fields: &AdapterHubVera| {
+            fields.vera_b != 0.0 && fields.layers.begin(&VERA).is_ok_and(Begin::changes)
         };
-        // With LoRA's initial values the shared B is zero, and stays so.
-        let begins = fields.layers.begin(&VERA).is_ok_and(Begin::changes);
-        let changes = begins && fields.vera_b != 0.0;
-        match (changes, fields.use_gating || fields.use_dora) {
-            (false, false) => &VERA,
-            (false, true) => &NO_WEIGHT,
-            (true, false) => &CHANGES_AT_ONCE,
-            (true, true) => &NEITHER,
+        Promises {
+            identity_at_init: !fields.is_some_and(begins),
+            mergeable: !fields.is_some_and(|fields| fields.use_gating || fields.use_dora),
         }
     }
 

@@ -36,6 +36,7 @@ impl Targets {
             layers: sites.iter().map(block).collect(),
             sites: Vec::new(),
             model_type: None,
+            model_class: None,
             decoder: None,
         };
         let targets = Self {

@@ -21,6 +21,7 @@ fn layout() -> Layout {
             layer("classifier", LayerKind::Linear, true),
         ],
         model_type: None,
+        model_class: None,
         decoder: None,
     }
 }

@@ -7,7 +7,10 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod low_rank;
+mod packed;
 mod portable;
+mod products;
 #[cfg(test)]
 mod tests;
 
@@ -15,10 +18,15 @@ use std::cell::Cell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rayon::prelude::*;
+use low_rank::Beside;
+pub(crate) use low_rank::{Added, Factors};
+pub(crate) use packed::{Packed, Panels};
+pub(crate) use products::{
+    multiply, multiply_by, multiply_by_rows, multiply_by_transposed, multiply_with,
+};
 
 use super::matrix::{Matrix, MatrixMut};
-use super::product::Mode;
+use super::product::{Mode, multiply as multiply_f32};
 
 /// Columns of a panel of the right side.
 pub(crate) const COLUMNS: usize = 32;
@@ -67,7 +75,7 @@ impl Start<'_> {
 
 /// What multiplies.
 #[derive(Clone, Copy, Debug)]
-enum Kernel {
+pub(crate) enum Kernel {
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Unit),
     Portable,
@@ -105,25 +113,45 @@ fn kernel() -> Kernel {
     }
 }
 
-impl Kernel {
+/// A number that is packed.
+pub(crate) trait Element: Copy + Send + Sync {
     /// Packs up to 16 rows as pairs along their length: the pair `p` of row `i` to `to[p·stride + i]`, zeros behind
     /// the last row and behind an odd length.
-    fn pack(self, rows: Matrix<'_>, to: &mut [u32], stride: usize) {
-        match self {
+    fn pack(kernel: Kernel, rows: Matrix<'_, Self>, to: &mut [u32], stride: usize);
+}
+
+/// It is rounded.
+impl Element for f32 {
+    fn pack(kernel: Kernel, rows: Matrix<'_>, to: &mut [u32], stride: usize) {
+        match kernel {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(unit) => avx512::pack(unit, rows, to, stride),
-            Self::Portable => portable::pack(rows, to, stride),
+            Kernel::Avx512(unit) => avx512::pack(unit, rows, to, stride),
+            Kernel::Portable => portable::pack(rows, to, stride, portable::round),
         }
     }
+}
 
+/// The bits of a number in bfloat16.
+impl Element for u16 {
+    fn pack(kernel: Kernel, rows: Matrix<'_, u16>, to: &mut [u32], stride: usize) {
+        match kernel {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512(unit) => avx512::pack_halves(unit, rows, to, stride),
+            Kernel::Portable => portable::pack(rows, to, stride, u32::from),
+        }
+    }
+}
+
+impl Kernel {
     /// Packs up to 32 columns.
-    fn pack_panel(self, columns: Matrix<'_>, to: &mut [u32]) {
+    fn pack_panel<T: Element>(self, columns: Matrix<'_, T>, to: &mut [u32]) {
         let rows = columns.t();
         let count = rows.size()[0];
         let low = count.min(LANES);
-        self.pack(rows.rows(0, low), to, COLUMNS);
+        T::pack(self, rows.rows(0, low), to, COLUMNS);
         if low < count {
-            self.pack(rows.rows(low, count - low), &mut to[LANES..], COLUMNS);
+            let to = &mut to[LANES..];
+            T::pack(self, rows.rows(low, count - low), to, COLUMNS);
         } else {
             for pairs in to.chunks_exact_mut(COLUMNS) {
                 pairs[LANES..].fill(0);
@@ -139,7 +167,7 @@ impl Kernel {
         }
     }
 
-    /// A block of the product, on this thread.
+    /// A block of the product, on this thread; alpha is 1 if there is something `beside`.
     fn multiply(
         self,
         dst: &mut MatrixMut<'_>,
@@ -147,39 +175,81 @@ impl Kernel {
         lhs: Matrix<'_>,
         rhs: Panels<'_>,
         alpha: f32,
+        mut beside: Beside<'_>,
     ) {
+        let mut halves = beside.halves(lhs.size()[0]);
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(unit) => {
-                let [rows, inner] = lhs.size();
-                let all = rhs.pairs();
-                let parts = all.div_ceil(PAIRS).max(1);
-                let most = all.div_ceil(parts).max(1);
-                with_scratch(&LEFT_SIDE, |packed| {
-                    let mut first = 0;
-                    loop {
-                        let pairs = most.min(all - first);
-                        let columns = (2 * first)..(2 * (first + pairs)).min(inner);
-                        let part = lhs.columns(columns.start, columns.len());
-                        let size = row_panels(rows).len() * pairs * LANES;
-                        if packed.len() < size {
-                            packed.resize(size, 0);
-                        }
-                        for (index, (row, count)) in row_panels(rows).enumerate() {
-                            let to = &mut packed[index * pairs * LANES..][..pairs * LANES];
-                            self.pack(part.rows(row, count), to, LANES);
-                        }
-                        let start = if first == 0 { start } else { Start::There };
-                        avx512::multiply(unit, dst, start, packed, rhs, [first, pairs], alpha);
-                        first += pairs;
-                        if first >= all {
-                            return;
-                        }
-                    }
-                });
+                self.multiply_in_panels(unit, dst, start, lhs, rhs, alpha, beside, &mut halves);
             }
-            Self::Portable => portable::multiply(dst, start, lhs, rhs, alpha),
+            Self::Portable => {
+                if let Some((down, scale)) = beside.down() {
+                    let [rows, columns] = [lhs.size()[0], down.size()[1]];
+                    let mut dst = MatrixMut::new(&mut halves, rows, columns);
+                    portable::multiply(&mut dst, Start::Nothing, lhs, down.panels(), scale);
+                }
+                portable::multiply(dst, start, lhs, rhs, alpha);
+                if let Some(added) = beside.complete(&halves) {
+                    let [through, up] = added.sides(dst.size());
+                    multiply_f32(dst, Mode::Add, through, up, 1.0, false);
+                }
+            }
         }
+    }
+
+    /// The same with the unit, which wants the left side in panels of rows: a part of the sums at a time.
+    #[cfg(target_arch = "x86_64")]
+    fn multiply_in_panels(
+        self,
+        unit: avx512::Unit,
+        dst: &mut MatrixMut<'_>,
+        start: Start<'_>,
+        lhs: Matrix<'_>,
+        rhs: Panels<'_>,
+        alpha: f32,
+        mut beside: Beside<'_>,
+        halves: &mut [f32],
+    ) {
+        let [rows, inner] = lhs.size();
+        let all = rhs.pairs();
+        let parts = all.div_ceil(PAIRS).max(1);
+        let most = all.div_ceil(parts).max(1);
+        with_scratch(&LEFT_SIDE, |packed| {
+            let mut first = 0;
+            loop {
+                let pairs = most.min(all - first);
+                let columns = (2 * first)..(2 * (first + pairs)).min(inner);
+                let part = lhs.columns(columns.start, columns.len());
+                let size = row_panels(rows).len() * pairs * LANES;
+                if packed.len() < size {
+                    packed.resize(size, 0);
+                }
+                for (index, (row, count)) in row_panels(rows).enumerate() {
+                    let to = &mut packed[index * pairs * LANES..][..pairs * LANES];
+                    f32::pack(self, part.rows(row, count), to, LANES);
+                }
+                let then = |start| if first == 0 { start } else { Start::There };
+                let range = [first, pairs];
+                if let Some((down, scale)) = beside.down() {
+                    let mut dst = MatrixMut::new(halves, rows, down.size()[1]);
+                    let (start, down) = (then(Start::Nothing), down.panels());
+                    avx512::multiply(unit, &mut dst, start, packed, down, range, scale, None);
+                }
+                let start = then(start);
+                first += pairs;
+                let is_last = first >= all;
+                let added = if is_last {
+                    beside.complete(halves)
+                } else {
+                    None
+                };
+                avx512::multiply(unit, dst, start, packed, rhs, range, alpha, added);
+                if is_last {
+                    return;
+                }
+            }
+        });
     }
 }
 
@@ -212,268 +282,4 @@ fn with_scratch<R>(
     let result = work(&mut scratch);
     slot.set(scratch);
     result
-}
-
-/// Columns of a right side, packed: see [`Packed`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Panels<'a> {
-    pairs: &'a [u32],
-    rows: usize,
-    columns: usize,
-}
-
-impl<'a> Panels<'a> {
-    fn new(pairs: &'a [u32], [rows, columns]: [usize; 2]) -> Self {
-        assert_eq!(pairs.len(), packed_len([rows, columns]));
-        Self {
-            pairs,
-            rows,
-            columns,
-        }
-    }
-
-    /// Pairs of a column.
-    fn pairs(&self) -> usize {
-        self.rows.div_ceil(2)
-    }
-
-    /// 32 columns: their first pairs, their second ones, and so on.
-    fn panel(&self, index: usize) -> &'a [u32] {
-        let len = self.pairs() * COLUMNS;
-        &self.pairs[index * len..(index + 1) * len]
-    }
-
-    /// `count` columns from `first` on, which begins a panel.
-    fn columns(self, first: usize, count: usize) -> Self {
-        assert!(first.is_multiple_of(COLUMNS) && first + count <= self.columns);
-        let len = self.pairs() * COLUMNS;
-        let panels = first / COLUMNS..first / COLUMNS + count.div_ceil(COLUMNS);
-        Self {
-            pairs: &self.pairs[panels.start * len..panels.end * len],
-            rows: self.rows,
-            columns: count,
-        }
-    }
-}
-
-/// Elements of a packed matrix.
-fn packed_len([rows, columns]: [usize; 2]) -> usize {
-    rows.div_ceil(2) * columns.next_multiple_of(COLUMNS)
-}
-
-/// A matrix in bfloat16 as the right side of products.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Packed {
-    pairs: Vec<u32>,
-    size: [usize; 2],
-}
-
-impl Packed {
-    /// Rounds to the nearest.
-    pub(crate) fn new(matrix: Matrix<'_>) -> Self {
-        let size = matrix.size();
-        let mut pairs = vec![0; packed_len(size)];
-        pack(matrix, 0, &mut pairs, true);
-        Self { pairs, size }
-    }
-
-    /// The transposed matrix.
-    pub(crate) fn transposed(&self) -> Self {
-        let [columns, rows] = self.size;
-        let mut pairs = vec![0; packed_len([rows, columns])];
-        transpose(self.panels(), 0, &mut pairs, true);
-        Self {
-            pairs,
-            size: [rows, columns],
-        }
-    }
-
-    pub(crate) fn panels(&self) -> Panels<'_> {
-        Panels::new(&self.pairs, self.size)
-    }
-
-    /// Rows and columns.
-    pub(crate) fn size(&self) -> [usize; 2] {
-        self.size
-    }
-}
-
-/// Packs the columns of `matrix` from `first` on, as many as there is room for.
-fn pack(matrix: Matrix<'_>, first: usize, to: &mut [u32], parallel: bool) {
-    let [rows, columns] = matrix.size();
-    let len = rows.div_ceil(2) * COLUMNS;
-    if len == 0 {
-        return;
-    }
-    let kernel = kernel();
-    let run = |(index, to): (usize, &mut [u32])| {
-        let from = first + index * COLUMNS;
-        let count = COLUMNS.min(columns - from);
-        kernel.pack_panel(matrix.columns(from, count), to);
-    };
-    if parallel {
-        to.par_chunks_exact_mut(len).enumerate().for_each(run);
-    } else {
-        to.chunks_exact_mut(len).enumerate().for_each(run);
-    }
-}
-
-/// Packs columns of the transposed of `from`, from the column `first` on, as many as there is room for.
-fn transpose(from: Panels<'_>, first: usize, to: &mut [u32], parallel: bool) {
-    let len = from.columns.div_ceil(2) * COLUMNS;
-    if len == 0 {
-        return;
-    }
-    let kernel = kernel();
-    let run = |(index, to): (usize, &mut [u32])| {
-        kernel.transpose(from, first / 2 + index * (COLUMNS / 2), to);
-    };
-    if parallel {
-        to.par_chunks_exact_mut(len).enumerate().for_each(run);
-    } else {
-        to.chunks_exact_mut(len).enumerate().for_each(run);
-    }
-}
-
-/// `dst = start + alpha·lhs·rhs`; on all threads if it is large and `parallel`.
-pub(crate) fn multiply(
-    dst: &mut MatrixMut<'_>,
-    start: Start<'_>,
-    lhs: Matrix<'_>,
-    rhs: Panels<'_>,
-    alpha: f32,
-    parallel: bool,
-) {
-    let ([rows, inner], columns) = (lhs.size(), rhs.columns);
-    assert_eq!(
-        (dst.size(), inner),
-        ([rows, columns], rhs.rows),
-        "shapes of a product"
-    );
-    if rows == 0 || columns == 0 {
-        return;
-    }
-    let kernel = kernel();
-    let work = rows.saturating_mul(columns).saturating_mul(inner);
-    let threads = if parallel && work >= PARALLEL {
-        rayon::current_num_threads()
-    } else {
-        1
-    };
-    let [block_rows, block_columns] = blocks(rows, rhs, threads);
-    let run = |([row, column], mut block): ([usize; 2], MatrixMut<'_>)| {
-        let [rows, columns] = block.size();
-        let (lhs, rhs) = (lhs.rows(row, rows), rhs.columns(column, columns));
-        let start = start.columns(column, columns);
-        kernel.multiply(&mut block, start, lhs, rhs, alpha);
-    };
-    let grid = dst.grid(block_rows, block_columns);
-    if threads == 1 {
-        grid.into_iter().for_each(run);
-    } else {
-        grid.into_par_iter().for_each(run);
-    }
-}
-
-/// Rows and columns of the blocks that a product is split into.
-fn blocks(rows: usize, rhs: Panels<'_>, threads: usize) -> [usize; 2] {
-    let panels = rhs.columns.div_ceil(COLUMNS);
-    let pairs = rhs.pairs().clamp(1, PAIRS);
-    // What is packed at a time fits the cache.
-    let fitting = (LEFT / (pairs * LANES) * ROWS).max(ROWS);
-    let mut across = rows.div_ceil(fitting);
-    if threads == 1 {
-        return [rows.div_ceil(across), rhs.columns];
-    }
-    // A few blocks for each thread: they do not all take the same time.
-    let wanted = 4 * threads;
-    across = across.max(wanted.min(rows / (4 * ROWS)).max(1));
-    let along = wanted.div_ceil(across).min(panels);
-    [rows.div_ceil(across), panels.div_ceil(along) * COLUMNS]
-}
-
-/// [`multiply`] with a right side that is packed for this product, a part at a time.
-pub(crate) fn multiply_by(
-    dst: &mut MatrixMut<'_>,
-    start: Start<'_>,
-    lhs: Matrix<'_>,
-    rhs: Matrix<'_>,
-    alpha: f32,
-    parallel: bool,
-) {
-    let fill = |part: &Part, to: &mut [u32]| {
-        pack(rhs.rows(part.row, part.rows), part.column, to, parallel);
-    };
-    in_parts(dst, start, lhs, rhs.size(), alpha, parallel, fill);
-}
-
-/// [`multiply`] with the transposed of what is packed, which is brought into order a part at a time.
-pub(crate) fn multiply_by_transposed(
-    dst: &mut MatrixMut<'_>,
-    start: Start<'_>,
-    lhs: Matrix<'_>,
-    rhs: Panels<'_>,
-    alpha: f32,
-    parallel: bool,
-) {
-    let size = [rhs.columns, rhs.rows];
-    let fill = |part: &Part, to: &mut [u32]| {
-        transpose(rhs.columns(part.row, part.rows), part.column, to, parallel);
-    };
-    in_parts(dst, start, lhs, size, alpha, parallel, fill);
-}
-
-/// A part of a right side.
-struct Part {
-    row: usize,
-    rows: usize,
-    column: usize,
-}
-
-/// Hands `fill` a part of a right side of `[rows, columns]`, and room for it; multiplies with it.
-fn in_parts(
-    dst: &mut MatrixMut<'_>,
-    start: Start<'_>,
-    lhs: Matrix<'_>,
-    [rows, columns]: [usize; 2],
-    alpha: f32,
-    parallel: bool,
-    fill: impl Fn(&Part, &mut [u32]),
-) {
-    let most = |all: usize, most: usize| all.div_ceil(all.div_ceil(most).max(1));
-    let deep = most(rows, 2 * PAIRS).next_multiple_of(COLUMNS).max(1);
-    let wide = CHUNK / deep.div_ceil(2);
-    let wide = most(columns, wide).next_multiple_of(COLUMNS).max(1);
-    with_scratch(&RIGHT_SIDE, |scratch| {
-        for column in (0..columns).step_by(wide) {
-            let width = wide.min(columns - column);
-            let mut dst = dst.column_block(column, width);
-            let mut row = 0;
-            loop {
-                let part = Part {
-                    row,
-                    rows: deep.min(rows - row),
-                    column,
-                };
-                let size = [part.rows, width];
-                let needed = packed_len(size);
-                if scratch.len() < needed {
-                    scratch.resize(needed, 0);
-                }
-                let packed = &mut scratch[..needed];
-                fill(&part, packed);
-                let start = if row == 0 {
-                    start.columns(column, width)
-                } else {
-                    Start::There
-                };
-                let (lhs, rhs) = (lhs.columns(row, part.rows), Panels::new(packed, size));
-                multiply(&mut dst, start, lhs, rhs, alpha, parallel);
-                row += part.rows;
-                if row >= rows {
-                    break;
-                }
-            }
-        }
-    });
 }

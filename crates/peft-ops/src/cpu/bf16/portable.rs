@@ -23,8 +23,13 @@ pub(super) fn widen(bits: u32) -> f32 {
     f32::from_bits(bits << 16)
 }
 
-/// As [`super::Packing::pack`].
-pub(super) fn pack(rows: Matrix<'_>, to: &mut [u32], stride: usize) {
+/// As [`super::Element::pack`], of numbers that `bits` turns to bfloat16.
+pub(super) fn pack<T: Copy>(
+    rows: Matrix<'_, T>,
+    to: &mut [u32],
+    stride: usize,
+    bits: impl Fn(T) -> u32,
+) {
     let [count, len] = rows.size();
     let (data, [row, step]) = rows.parts();
     for pair in 0..len.div_ceil(2) {
@@ -32,9 +37,9 @@ pub(super) fn pack(rows: Matrix<'_>, to: &mut [u32], stride: usize) {
         to.fill(0);
         for (index, to) in to.iter_mut().enumerate().take(count) {
             let at = index * row + 2 * pair * step;
-            let low = round(data[at]);
+            let low = bits(data[at]);
             let high = if 2 * pair + 1 < len {
-                round(data[at + step])
+                bits(data[at + step])
             } else {
                 0
             };

@@ -1,5 +1,7 @@
 //! Every way to multiply, with and without the unit, against sums in f64 of rounded numbers.
 
+mod low_rank;
+
 use std::sync::{Mutex, PoisonError};
 
 use proptest::prelude::*;
@@ -40,6 +42,27 @@ fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
     pool.unwrap().install(work)
 }
 
+/// The bits of rounded numbers.
+fn halves(values: &[f32]) -> Vec<u16> {
+    values.iter().map(|value| round(*value) as u16).collect()
+}
+
+/// What is rounded already is packed as what is rounded then.
+fn check_halves(b: &[f32], b_t: &[f32], [rows, columns]: [usize; 2]) {
+    let expected = Packed::new(Matrix::new(b, rows, columns));
+    let (halves, turned) = (halves(b), halves(b_t));
+    assert_eq!(
+        Packed::new(Matrix::new(&halves, rows, columns)),
+        expected,
+        "rows of halves"
+    );
+    assert_eq!(
+        Packed::new(Matrix::new(&turned, columns, rows).t()),
+        expected,
+        "columns of halves"
+    );
+}
+
 /// All ways to multiply `a` `[rows, inner]` by `b` `[inner, columns]`, with the unit and without.
 fn check([rows, inner, columns]: [usize; 3], threads: usize, alpha: f32, seed: u64) {
     let (a, b) = (
@@ -71,13 +94,14 @@ fn check([rows, inner, columns]: [usize; 3], threads: usize, alpha: f32, seed: u
             packed_t.transposed(),
             "and what is transposed when packed"
         );
+        check_halves(&b, &b_t, [inner, columns]);
         for lhs in [
             Matrix::new(&a, rows, inner),
             Matrix::new(&a_t, inner, rows).t(),
         ] {
             let row = &there[..columns];
             let starts = [Start::Nothing, Start::Row(row), Start::There];
-            for (way, start) in (0..4).flat_map(|way| starts.map(|start| (way, start))) {
+            for (way, start) in (0..5).flat_map(|way| starts.map(|start| (way, start))) {
                 // Columns beside the product must stay.
                 let width = columns + 3;
                 let mut found = vec![f32::NAN; rows * width];
@@ -89,14 +113,20 @@ fn check([rows, inner, columns]: [usize; 3], threads: usize, alpha: f32, seed: u
                     let mut dst = whole.column_block(1, columns);
                     match way {
                         0 => multiply(&mut dst, start, lhs, packed.panels(), alpha, true),
-                        1 => multiply_by(&mut dst, start, lhs, b_seen, alpha, true),
-                        2 => multiply_by(&mut dst, start, lhs, b_t_seen.t(), alpha, true),
+                        1 => multiply_by(&mut dst, start, lhs, b_seen, alpha, None, true),
+                        2 => multiply_by(&mut dst, start, lhs, b_t_seen.t(), alpha, None, true),
+                        3 => {
+                            let halves = halves(&b);
+                            let rhs = Matrix::new(&halves, inner, columns);
+                            multiply_by(&mut dst, start, lhs, rhs, alpha, None, true);
+                        }
                         _ => multiply_by_transposed(
                             &mut dst,
                             start,
                             lhs,
                             packed_t.panels(),
                             alpha,
+                            None,
                             true,
                         ),
                     }
