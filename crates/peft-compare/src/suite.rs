@@ -211,10 +211,15 @@ impl Order {
     fn remove_older(&self, records: &[RunRecord]) -> Result<()> {
         let place = |run: &RunRecord| {
             let (task, model) = (run.task.clone(), run.model.name.clone());
-            (run.suite.clone(), task, model, run.method.name.clone(), run.seed)
+            (
+                run.suite.clone(),
+                task,
+                model,
+                run.method.name.clone(),
+                run.seed,
+            )
         };
-        let places: HashMap<_, &String> =
-            records.iter().map(|run| (place(run), &run.id)).collect();
+        let places: HashMap<_, &String> = records.iter().map(|run| (place(run), &run.id)).collect();
         let dir = self.runs_dir();
         if !dir.is_dir() {
             return Ok(());
