@@ -106,7 +106,7 @@ fn with_tokens_of(llama: Llama, case: &Path) -> Llama {
 fn with_table_of(mut llama: Llama, case: &Path) -> Llama {
     const TABLE: &str = "base_model.model.model.embed_tokens.base_layer.weight";
     // What cannot be read is found out when the adapter is loaded.
-    let tensors = read(&case.join(checkpoint::MODEL_FILE)).map(|(tensors, _)| tensors);
+    let tensors = checkpoint::read_tensors(&case.join(checkpoint::MODEL_FILE));
     let stored = tensors.ok().and_then(|mut tensors| tensors.remove(TABLE));
     let param = &llama.model.embed_tokens.weight;
     let fits = |data: &TensorData| {
