@@ -146,6 +146,7 @@ fn the_vendored_cases_are_as_many_as_is_said() {
         "generate_hf_more.py",
         "generate_seeded.py",
         "generate_starts.py",
+        "generate_shadow.py",
     ];
     let scripts = scripts.map(|script| text(&format!("crates/peft-parity/tests/golden/{script}")));
     for path in &of_peft {

@@ -88,7 +88,8 @@ impl DenseFirst {
         let Some(dense) = self.dense.take() else {
             return;
         };
-        self.sparse = self.place.started(places, values, dense);
+        let dense = dense.val();
+        self.sparse = self.place.started(places, values, &dense);
     }
 }
 
@@ -213,23 +214,20 @@ impl Place {
         self.sparse(values, indices)
     }
 
-    /// A sparse change in the place of the `dense` one, whose id it has: what an optimizer was told of that parameter holds for
-    /// this one. It starts at `values` or at 0; none of no places.
+    /// A sparse change of trained values, as `like` has them, that start at `values` or at 0; none of no places.
     pub(crate) fn started(
         &self,
         places: Vec<usize>,
         values: Option<Vec<f32>>,
-        dense: Param<Tensor<1>>,
+        like: &Tensor<1>,
     ) -> Option<SparseDelta> {
-        let like = dense.val();
         let (device, dtype, count) = (like.device(), like.dtype(), places.len());
         if count == 0 {
             return None;
         }
         let values = values.unwrap_or_else(|| vec![0.0; count]);
         let values = TensorData::new(values, [count]);
-        let values = Tensor::from_data(values, (&device, dtype));
-        let values = dense.map(|_| values.require_grad());
+        let values = Param::from_tensor(Tensor::from_data(values, (&device, dtype)));
         let like = (&device, DType::I32);
         let indices = Init::new(0).integers([1, count], like, |_| integers(places));
         Some(self.sparse(values, indices))

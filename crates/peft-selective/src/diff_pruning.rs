@@ -353,7 +353,7 @@ impl Pruning {
             (state.alpha, state.group, state.seed) = (None, None, None);
             if let Some((places, changes)) = chosen.next() {
                 let values = places.iter().map(|place| changes[*place]).collect();
-                state.sparse = state.place.started(places, Some(values), diff);
+                state.sparse = state.place.started(places, Some(values), &diff.val());
             }
         });
     }

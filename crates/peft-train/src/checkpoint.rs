@@ -76,8 +76,7 @@ pub(crate) fn save<M: PeftModule>(
     if let Some(best) = &run.best {
         write_tensors(&place.join(BEST_FILE), best)?;
     }
-    let state = run.state.with_rates(run.optimizer.factors(model));
-    let text = serde_json::to_string_pretty(&state).expect("a state is JSON");
+    let text = serde_json::to_string_pretty(&run.state).expect("a state is JSON");
     files::write(place.join(STATE_FILE), text)?;
     folder.commit()?;
     output.thin(step, keep)?;
@@ -148,7 +147,6 @@ pub(crate) fn load<M: PeftModule>(
     let file = path.join(TRAINED_FILE);
     let values = tensors::read(&file)?;
     let model = restored(path, model, &values).map_err(|reason| wrong(&file, reason))?;
-    optimizer.add_rates(&model, state.later_rates());
     let file = path.join(OPTIMIZER_FILE);
     let moments = tensors::read(&file)?;
     optimizer

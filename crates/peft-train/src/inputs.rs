@@ -36,11 +36,6 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    /// Factors of the learning rate, by path of the parameter.
-    pub(crate) fn rates(&self) -> &BTreeMap<String, f64> {
-        &self.rates
-    }
-
     pub(crate) fn new<M: PeftModule>(
         model: &M,
         optimizer: &AdamW,

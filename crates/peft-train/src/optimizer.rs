@@ -90,17 +90,6 @@ impl AdamW {
         factors.found
     }
 
-    /// Gives the parameters at these paths the learning rate times a factor.
-    pub(crate) fn add_rates<M: Module>(&mut self, model: &M, factors: &BTreeMap<String, f64>) {
-        let mut ids = Ids::default();
-        model.visit(&mut ids);
-        for (path, factor) in factors {
-            if let Some(id) = ids.found.get(path) {
-                self.rates.push((ParamGroup::from_ids(vec![*id]), *factor));
-            }
-        }
-    }
-
     /// The state, by `<path of the parameter>.<moment_1, moment_2 or time>`; `time` is the number of its
     /// steps.
     pub(crate) fn state<M: Module>(&self, model: &M) -> Tensors {
@@ -144,25 +133,6 @@ fn factor(rates: &[(ParamGroup, f64)], id: ParamId, path: &str) -> Option<f64> {
     let mut groups = rates.iter().rev();
     let group = groups.find(|(group, _)| group.matches(&id, Some(path)));
     group.map(|(_, factor)| *factor)
-}
-
-/// Ids of parameters, by path.
-#[derive(Default)]
-struct Ids {
-    path: Vec<String>,
-    found: BTreeMap<String, ParamId>,
-}
-
-impl ModuleVisitor for Ids {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
-    }
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.found.insert(self.path.join("."), param.id);
-    }
 }
 
 struct Factors<'a> {

@@ -1,7 +1,5 @@
 //! The state of a run, without the trained values: step, losses, best evaluation.
 
-use std::collections::BTreeMap;
-
 use peft_models::Moment;
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
@@ -39,10 +37,6 @@ pub(crate) struct State {
     pub(crate) failed_saves: Vec<FailedSave>,
     config: TrainConfig,
     inputs: Inputs,
-    /// Factors of the learning rate of parameters that a fresh model does not have, by path: a method trains them from a step
-    /// on in the place of others.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    later_rates: BTreeMap<String, f64>,
 }
 
 impl State {
@@ -62,22 +56,7 @@ impl State {
             failed_saves: Vec::new(),
             config: config.clone(),
             inputs,
-            later_rates: BTreeMap::new(),
         }
-    }
-
-    /// With the factors that parameters have now, by path.
-    pub(crate) fn with_rates(&self, mut rates: BTreeMap<String, f64>) -> Self {
-        rates.retain(|path, _| !self.inputs.rates().contains_key(path));
-        Self {
-            later_rates: rates,
-            ..self.clone()
-        }
-    }
-
-    /// Factors of parameters that a fresh model does not have, by path.
-    pub(crate) fn later_rates(&self) -> &BTreeMap<String, f64> {
-        &self.later_rates
     }
 
     /// Steps in all.

@@ -6,13 +6,12 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use burn::module::{Module as _, ModuleVisitor, Param, ParamGroup, ParamId};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use peft_core::PeftModule as _;
 use peft_core::method::Method;
 use peft_models::Llama;
 use peft_selective::{DiffPruningConfig, FarConfig, LtSftConfig};
-use peft_train::{Control, Ending, Event, Length, TrainConfig, TrainOutcome, Trainer, checkpoint};
+use peft_train::{Ending, Length, TrainConfig, TrainOutcome, checkpoint};
 
 const STEPS: usize = 6;
 
@@ -35,9 +34,11 @@ fn run(model: Llama, out: &Path, resume: bool, stop_at: Option<usize>) -> (Llama
     common::run(config(), model, out, resume, stop_at)
 }
 
-/// Methods that switch after half of the steps.
-fn methods() -> [Box<dyn Method>; 3] {
-    [
+#[test]
+fn runs_go_on_before_and_after_the_step() {
+    let (_, device) = peft_core::device::cpu_devices().remove(0);
+    let device = device.autodiff();
+    let methods: [Box<dyn Method>; 3] = [
         Box::new(LtSftConfig::new().with_keep_ratio(0.01)),
         Box::new(FarConfig::new().with_priming_ratio(0.5)),
         Box::new(
@@ -45,76 +46,8 @@ fn methods() -> [Box<dyn Method>; 3] {
                 .with_keep_ratio(0.01)
                 .with_fixed_ratio(0.5),
         ),
-    ]
-}
-
-/// Ids of all that is trained.
-fn trained(model: &Llama) -> ParamGroup {
-    #[derive(Default)]
-    struct Ids(Vec<ParamId>);
-    impl ModuleVisitor for Ids {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if param.is_require_grad() {
-                self.0.push(param.id);
-            }
-        }
-    }
-    let mut ids = Ids::default();
-    model.visit(&mut ids);
-    ParamGroup::from_ids(ids.0)
-}
-
-/// What is trained from the step on has the rates of what was trained before it.
-#[test]
-fn rates_of_groups_hold_on_both_sides_of_the_step() {
-    let (_, device) = peft_core::device::cpu_devices().remove(0);
-    let device = device.autodiff();
-    for method in &methods() {
-        let title = method.info().title;
-        let dir = tempfile::tempdir().unwrap();
-        let data = common::texts(&common::words(), &config());
-        let run =
-            |rate: f64, factor: Option<f64>, out: &str, stop_at: Option<usize>, resume: bool| {
-                let config = TrainConfig::new()
-                    .with_length(Length::Steps(STEPS))
-                    .with_batch_size(4)
-                    .with_max_length(16)
-                    .with_learning_rate(rate);
-                let model = model(method.as_ref(), &device);
-                let out = dir.path().join(out);
-                let mut trainer = Trainer::new(config)
-                    .unwrap()
-                    .with_output(&out)
-                    .with_observer(move |event| match event {
-                        Event::Step(report) if Some(report.step) == stop_at => Control::Stop,
-                        _ => Control::Continue,
-                    });
-                if let Some(factor) = factor {
-                    trainer = trainer.with_rate(trained(&model), factor);
-                }
-                if resume {
-                    trainer = trainer.with_resume(checkpoint::latest(&out).unwrap().unwrap());
-                }
-                let (_, outcome) = trainer.train(model, &data, None).unwrap();
-                outcome.losses
-            };
-        let expected = run(0.125, None, "plain", None, false);
-        assert_eq!(
-            run(0.5, Some(0.25), "group", None, false),
-            expected,
-            "{title}"
-        );
-        run(0.5, Some(0.25), "parts", Some(STEPS / 2 + 1), false);
-        let resumed = run(0.5, Some(0.25), "parts", None, true);
-        assert_eq!(resumed, expected, "{title}: resumed");
-    }
-}
-
-#[test]
-fn runs_go_on_before_and_after_the_step() {
-    let (_, device) = peft_core::device::cpu_devices().remove(0);
-    let device = device.autodiff();
-    for method in &methods() {
+    ];
+    for method in &methods {
         let title = method.info().title;
         let dir = tempfile::tempdir().unwrap();
         let whole = dir.path().join("whole");

@@ -93,8 +93,8 @@ impl Computes {
 
     /// What the model's head computes.
     fn here(layout: &Layout) -> Self {
-        let said = layout.model_class.and_then(Self::of_class);
-        said.unwrap_or_else(|| {
+        let named = layout.model_class.and_then(Self::of_class);
+        named.unwrap_or_else(|| {
             let mut heads = layout.layers.iter().filter(|layer| layer.head);
             if heads.any(|head| head.name.rsplit('.').next() == Some(LM_HEAD)) {
                 Self::NextToken
