@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use peft_core::nn::{ForwardContext, Lane};
-use peft_core::ops::Segments;
+use peft_core::ops::{AttentionInputs, AttentionOptions, Segments};
 
 /// What the attention of one block beside the model sees besides the pass's own tokens.
 pub(crate) struct Attend<'a> {
@@ -14,8 +14,31 @@ pub(crate) struct Attend<'a> {
 }
 
 impl Attend<'_> {
+    /// Attention over the text so far, where the model goes on with one, and this pass.
+    pub(crate) fn attention(
+        &self,
+        [query, key, value]: [Tensor<3>; 3],
+        [heads, kv_heads]: [usize; 2],
+    ) -> Tensor<3> {
+        let (mask, segments) = self.hidden(query.dims()[1]);
+        let (key, value) = self.all((key, value));
+        let inputs = AttentionInputs {
+            query,
+            key,
+            value,
+            mask,
+            segments,
+            options: AttentionOptions {
+                kv_heads,
+                causal: self.context.is_causal(),
+                ..AttentionOptions::new(heads)
+            },
+        };
+        inputs.attention()
+    }
+
     /// Keys and values of the text so far, where the model goes on with one, and of this pass.
-    pub(crate) fn all(&self, new: (Tensor<3>, Tensor<3>)) -> (Tensor<3>, Tensor<3>) {
+    fn all(&self, new: (Tensor<3>, Tensor<3>)) -> (Tensor<3>, Tensor<3>) {
         let Some(memory) = self.context.memory() else {
             return new;
         };
@@ -32,7 +55,7 @@ impl Attend<'_> {
     }
 
     /// What none of the pass's last `tokens` tokens may see: documents that are not its own, or padding.
-    pub(crate) fn hidden(&self, tokens: usize) -> (Option<Tensor<3>>, Option<Segments>) {
+    fn hidden(&self, tokens: usize) -> (Option<Tensor<3>>, Option<Segments>) {
         if let Some(segments) = self.context.segments() {
             return (None, Some(segments));
         }

@@ -1,8 +1,6 @@
 //! Every fused operation against its reference: outputs, and the gradient of every input, for every
 //! choice of inputs that are trained.
 
-#![allow(clippy::float_cmp)]
-
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
 use proptest::prelude::*;
 

@@ -1,58 +1,28 @@
 //! Heads beside adapters, as AdapterHub's `adapters` 1.3 saves them: scores of tokens, answers and choices. Its folders are
 //! read and written again, and a head that was trained here is written as the library writes one of its own.
 
-use std::collections::BTreeMap;
+#[path = "common/tensors.rs"]
+mod tensors;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::module::{ModuleMapper, Param};
-use burn::tensor::{Bool, DType, Device, Gradients, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft::additive::BottleneckConfig;
 use peft_core::{PeftModule, checkpoint};
 use peft_models::{Bert, BertClassifier, BertTokenClassifier, Pooling};
-use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
-const BASE: &str = "../peft-models/tests/golden/bert/base";
+use tensors::{GradientsAsValues, read};
 
-type Tensors = BTreeMap<String, TensorData>;
+const BASE: &str = "../peft-models/tests/golden/bert/base";
 
 fn folder(name: &str) -> PathBuf {
     Path::new("tests/golden/pickled").join(name)
 }
 
-fn read(path: impl AsRef<Path>) -> Tensors {
-    let bytes = fs::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let tensor = |(key, view): (&str, safetensors::tensor::TensorView<'_>)| {
-        let dtype = match view.dtype() {
-            Dtype::I64 => DType::I64,
-            _ => DType::F32,
-        };
-        let (bytes, shape) = (view.data().to_vec(), view.shape().to_vec());
-        (
-            key.to_string(),
-            TensorData::from_bytes_vec(bytes, shape, dtype),
-        )
-    };
-    file.iter().map(tensor).collect()
-}
-
 fn json_of(path: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-}
-
-/// Puts the gradients of an adapter in the place of its values.
-struct GradientsAsValues<'a>(&'a Gradients);
-
-impl ModuleMapper for GradientsAsValues<'_> {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let gradient = param.base().grad(self.0);
-        param.map(|value| match gradient {
-            Some(gradient) => Tensor::from_inner(gradient),
-            None => value.detach() * 0.0,
-        })
-    }
 }
 
 /// What a model reads.

@@ -86,6 +86,9 @@ impl<'a> Trainer<'a> {
 
     /// Gives the parameters of `group` the learning rate times `factor`: for LoRA+, the group of the B
     /// factors and 16. Where groups overlap, the one given last holds. A factor is a number, at least 0.
+    ///
+    /// Methods that change what they train in the middle (LT-SFT, FAR, `DiffPruning`) make new parameters then, with ids of
+    /// their own: a group of ids does not hold for these.
     #[must_use]
     pub fn with_rate(mut self, group: ParamGroup, factor: f64) -> Self {
         self.rates.push((group, factor));

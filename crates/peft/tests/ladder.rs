@@ -1,13 +1,15 @@
 //! Ladder side-tuning on a Llama: its side network attends as the model does.
 
-use burn::module::{ModuleVisitor, Param};
-use burn::optim::GradientsParams;
+mod common;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft::additive::LstConfig;
 use peft::core::PeftModule as _;
 use peft::core::device::cpu_devices;
 use peft::core::state::AdapterState as _;
 use peft_models::{GenerateConfig, Llama, LmBatch};
+
+use common::listed;
 
 /// A model whose side network does much.
 fn model(device: &Device) -> Llama {
@@ -136,23 +138,6 @@ fn a_document_sees_no_other_and_no_padding() {
             );
         }
     }
-}
-
-/// The gradients of what is trained, one parameter after the other.
-fn listed(model: &Llama, gradients: &GradientsParams) -> Vec<Vec<f32>> {
-    struct List<'a>(&'a GradientsParams, Vec<Vec<f32>>);
-    impl ModuleVisitor for List<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if param.is_require_grad() {
-                let gradient = self.0.get::<D>(param.id);
-                let numbers = gradient.map(|gradient| gradient.into_data().iter::<f32>().collect());
-                self.1.push(numbers.unwrap_or_default());
-            }
-        }
-    }
-    let mut list = List(gradients, Vec::new());
-    burn::module::Module::visit(model, &mut list);
-    list.1
 }
 
 /// Layers cannot run again by themselves, so nothing is checkpointed, and the gradients are right.

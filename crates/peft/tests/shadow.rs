@@ -1,7 +1,8 @@
 //! The shadow network of a language model: its attention, its cache, and its own loss.
 
-use burn::module::{Module as _, ModuleVisitor, Param};
-use burn::optim::GradientsParams;
+mod common;
+
+use burn::module::Param;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft::additive::ShadowConfig;
 use peft::core::device::cpu_devices;
@@ -9,6 +10,8 @@ use peft::core::state::AdapterState as _;
 use peft::core::{Error, PeftModule as _};
 use peft::soft_prompt::PromptTuningConfig;
 use peft_models::{GenerateConfig, Llama, LlamaConfig, LmBatch};
+
+use common::listed;
 
 fn config() -> ShadowConfig {
     ShadowConfig::new()
@@ -186,23 +189,6 @@ fn training_adds_the_loss_of_the_shadow_network_by_itself() {
             "{name}: {added}, {expected}"
         );
     }
-}
-
-/// The gradients of what is trained, one parameter after the other.
-fn listed(model: &Llama, gradients: &GradientsParams) -> Vec<Vec<f32>> {
-    struct List<'a>(&'a GradientsParams, Vec<Vec<f32>>);
-    impl ModuleVisitor for List<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if param.is_require_grad() {
-                let gradient = self.0.get::<D>(param.id);
-                let numbers = gradient.map(|gradient| gradient.into_data().iter::<f32>().collect());
-                self.1.push(numbers.unwrap_or_default());
-            }
-        }
-    }
-    let mut list = List(gradients, Vec::new());
-    model.visit(&mut list);
-    list.1
 }
 
 /// Layers cannot run again by themselves, so nothing is checkpointed, and the gradients are right.

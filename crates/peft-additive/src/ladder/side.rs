@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 use peft_core::method::{Adapter, HiddenAdapter, SiteContext};
 use peft_core::nn::Lane;
-use peft_core::ops::{AttentionInputs, AttentionOptions, linear, rms_norm, swiglu};
+use peft_core::ops::{linear, rms_norm, swiglu};
 
 use crate::Activation;
 use crate::attend::Attend;
@@ -130,26 +130,9 @@ impl SideBlock {
     fn attention(&self, side: Tensor<3>, attend: &Attend<'_>) -> Tensor<3> {
         let side = rms_norm(side, self.attention_norm.val(), EPSILON);
         let project = |weight: &Param<Tensor<2>>| linear(side.clone(), weight.val(), None, None);
-        let (key, value) = attend.all((project(&self.key), project(&self.value)));
-        let (mask, segments) = attend.hidden(side.dims()[1]);
-        let attended = AttentionInputs {
-            query: project(&self.query),
-            key,
-            value,
-            mask,
-            segments,
-            options: AttentionOptions {
-                kv_heads: self.kv_heads,
-                causal: attend.context.is_causal(),
-                ..AttentionOptions::new(self.heads)
-            },
-        };
-        linear(
-            attended.attention(),
-            self.attention_output.val(),
-            None,
-            None,
-        )
+        let projected = [&self.query, &self.key, &self.value].map(project);
+        let attended = attend.attention(projected, [self.heads, self.kv_heads]);
+        linear(attended, self.attention_output.val(), None, None)
     }
 
     fn feed_forward(&self, side: Tensor<3>) -> Tensor<3> {

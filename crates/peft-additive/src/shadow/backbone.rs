@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use burn::tensor::module::embedding;
 use peft_core::method::CheckpointKey;
 use peft_core::nn::{ForwardContext, Lane};
-use peft_core::ops::{AttentionInputs, AttentionOptions, Rotary, linear, rms_norm, rotary, swiglu};
+use peft_core::ops::{Rotary, linear, rms_norm, rotary, swiglu};
 
 use crate::Activation;
 use crate::attend::Attend;
@@ -88,21 +88,9 @@ impl ShadowBlock {
         };
         let query = turned(&self.q_proj, self.heads);
         let key = turned(&self.k_proj, self.kv_heads);
-        let (key, value) = attend.all((key, self.v_proj.forward(normed.clone())));
-        let (mask, segments) = attend.hidden(x.dims()[1]);
-        let attention = AttentionInputs {
-            query,
-            key,
-            value,
-            mask,
-            segments,
-            options: AttentionOptions {
-                kv_heads: self.kv_heads,
-                causal: attend.context.is_causal(),
-                ..AttentionOptions::new(self.heads)
-            },
-        };
-        let x = x + self.o_proj.forward(attention.attention());
+        let value = self.v_proj.forward(normed.clone());
+        let attended = attend.attention([query, key, value], [self.heads, self.kv_heads]);
+        let x = x + self.o_proj.forward(attended);
         let normed = rms_norm(x.clone(), self.post_attention_layernorm.val(), epsilon);
         let up = self.up_proj.forward(normed.clone());
         let inner = match &self.gate_proj {

@@ -241,7 +241,7 @@ unsafe impl Send for Start {}
 unsafe impl Sync for Start {}
 
 #[cfg(test)]
-#[allow(clippy::float_cmp)]
+#[expect(clippy::float_cmp, reason = "whole numbers, or the same sums")]
 mod tests {
     use super::*;
 

@@ -250,7 +250,6 @@ impl<'a> MatrixMut<'a> {
 }
 
 #[cfg(test)]
-#[allow(clippy::float_cmp)]
 mod tests {
     use super::*;
 

@@ -25,6 +25,17 @@ pub(crate) enum Mode {
     Add,
 }
 
+/// Rows, inner columns and columns of a product, whose shapes must fit.
+fn sizes(dst: &MatrixMut<'_>, lhs: Matrix<'_>, rhs: Matrix<'_>) -> [usize; 3] {
+    let ([rows, depth], [inner, cols]) = (lhs.size(), rhs.size());
+    assert_eq!(
+        (dst.size(), depth),
+        ([rows, cols], inner),
+        "shapes of a product"
+    );
+    [rows, depth, cols]
+}
+
 /// `dst = alpha · lhs · rhs`, or adds that to it; on all threads if it is large and `parallel`.
 pub(crate) fn multiply(
     dst: &mut MatrixMut<'_>,
@@ -34,12 +45,7 @@ pub(crate) fn multiply(
     alpha: f32,
     parallel: bool,
 ) {
-    let ([rows, depth], [inner, cols]) = (lhs.size(), rhs.size());
-    assert_eq!(
-        (dst.size(), depth),
-        ([rows, cols], inner),
-        "shapes of a product"
-    );
+    let [rows, _, _] = sizes(dst, lhs, rhs);
     if let Some(way) = way_of(lhs, rhs) {
         if mode == Mode::Replace {
             (0..rows).for_each(|row| dst.row(row).fill(0.0));
@@ -144,12 +150,7 @@ fn gemm_into(
     alpha: f32,
     parallel: bool,
 ) {
-    let ([rows, depth], [inner, cols]) = (lhs.size(), rhs.size());
-    assert_eq!(
-        (dst.size(), depth),
-        ([rows, cols], inner),
-        "shapes of a product"
-    );
+    let [rows, depth, cols] = sizes(dst, lhs, rhs);
     let (left, [left_row, left_col]) = lhs.parts();
     let (right, [right_row, right_col]) = rhs.parts();
     let work = rows.saturating_mul(cols).saturating_mul(depth);
@@ -207,7 +208,6 @@ fn gemm_into(
 }
 
 #[cfg(test)]
-#[allow(clippy::float_cmp)]
 mod tests {
     use super::*;
 

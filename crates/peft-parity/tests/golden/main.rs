@@ -17,6 +17,8 @@ mod soft_prompt;
 mod spellings;
 mod starts;
 mod task_heads;
+#[path = "../common/tensors.rs"]
+mod tensors;
 
 /// Paths from this crate, which is where cargo runs its tests.
 const BERT: &str = "../peft-models/tests/golden/bert/base";

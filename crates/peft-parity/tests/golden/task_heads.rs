@@ -1,38 +1,19 @@
 //! Soft prompts beside a head, against Hugging Face PEFT 0.21.2: its checkpoints and ours, both ways.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use burn::module::{ModuleMapper, Param};
-use burn::tensor::{Bool, DType, Device, Gradients, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use peft_core::PeftModule;
 use peft_core::checkpoint::{read_config, write_tensors};
 use peft_core::state::AdapterState as _;
 use peft_models::{BertClassifier, BertTokenClassifier};
 use peft_soft_prompt::METHODS;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
+
+use crate::tensors::{GradientsAsValues, read};
 
 const CASES: [&str; 3] = ["prompt_tuning", "prefix_tuning", "p_tuning_mlp"];
-
-type Tensors = BTreeMap<String, TensorData>;
-
-fn read(path: impl AsRef<Path>) -> Tensors {
-    let bytes = fs::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let tensor = |(key, view): (&str, safetensors::tensor::TensorView<'_>)| {
-        let dtype = match view.dtype() {
-            Dtype::I64 => DType::I64,
-            _ => DType::F32,
-        };
-        let (bytes, shape) = (view.data().to_vec(), view.shape().to_vec());
-        (
-            key.to_string(),
-            TensorData::from_bytes_vec(bytes, shape, dtype),
-        )
-    };
-    file.iter().map(tensor).collect()
-}
 
 /// Elements that upstream trains, as the case says.
 fn trainable(case: &Path) -> usize {
@@ -51,19 +32,6 @@ fn farthest(ours: &TensorData, theirs: &TensorData) -> f32 {
         .zip(theirs.iter::<f32>())
         .map(|(ours, theirs)| (ours - theirs).abs());
     differences.fold(0.0, |most, next| if next <= most { most } else { next })
-}
-
-/// Puts the gradients of an adapter in the place of its values.
-struct GradientsAsValues<'a>(&'a Gradients);
-
-impl ModuleMapper for GradientsAsValues<'_> {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let gradient = param.base().grad(self.0);
-        param.map(|value| match gradient {
-            Some(gradient) => Tensor::from_inner(gradient),
-            None => value.detach() * 0.0,
-        })
-    }
 }
 
 /// The adapter as upstream trained it, where that is a network that computes what the file holds.

@@ -2,4 +2,5 @@
 
 pub(crate) mod extract;
 pub(crate) mod intruders;
+pub(crate) mod merge_method;
 pub(crate) mod weighted;

@@ -126,13 +126,25 @@ unsafe fn pack_along(
                 *block = bits(_mm512_cvtne2ps_pbh(high, low));
             }
         }
-        let block = transpose_16(&block);
-        let pairs = left.div_ceil(2).min(LANES);
-        for (index, pair) in block.into_iter().enumerate().take(pairs) {
-            // SAFETY: the pair has its place in `to`.
-            unsafe { _mm512_storeu_si512(to.add((first / 2 + index) * stride).cast(), pair) };
-        }
+        // SAFETY: the pairs have their places in `to`.
+        unsafe { store_transposed(&block, left, to.add(first / 2 * stride), stride) };
         first += 2 * LANES;
+    }
+}
+
+/// Writes the pairs of the `left` numbers that 16 rows have from here on, at most 32, one pair of all rows after the other.
+///
+/// # Safety
+///
+/// The pairs have their places in `to`, `stride` apart; the processor has the units.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn store_transposed(block: &[__m512i; LANES], left: usize, to: *mut u32, stride: usize) {
+    let block = transpose_16(block);
+    let pairs = left.div_ceil(2).min(LANES);
+    for (index, pair) in block.into_iter().enumerate().take(pairs) {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_storeu_si512(to.add(index * stride).cast(), pair) };
     }
 }
 
@@ -202,12 +214,8 @@ unsafe fn pack_halves_along(
                 *block = _mm512_maskz_loadu_epi16(mask_of_halves(left), at.cast());
             }
         }
-        let block = transpose_16(&block);
-        let pairs = left.div_ceil(2).min(LANES);
-        for (index, pair) in block.into_iter().enumerate().take(pairs) {
-            // SAFETY: the pair has its place in `to`.
-            unsafe { _mm512_storeu_si512(to.add((first / 2 + index) * stride).cast(), pair) };
-        }
+        // SAFETY: the pairs have their places in `to`.
+        unsafe { store_transposed(&block, left, to.add(first / 2 * stride), stride) };
         first += 2 * LANES;
     }
 }
