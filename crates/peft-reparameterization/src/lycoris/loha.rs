@@ -81,6 +81,11 @@ impl WeightAdapter for LohaLinear {
         !self.is_low_rank()
     }
 
+    // Products of rows, r² wide.
+    fn computes_factors(&self) -> bool {
+        true
+    }
+
     fn linear(&self, input: Tensor<2>, inner: &dyn BaseLinear) -> Tensor<2> {
         let [_, out] = self.up_1.dims();
         let dropout = self.dropout.factors(out, &self.down_1);

@@ -106,6 +106,11 @@ impl LowRankAdapter for AdamssLinear {
         let [down, up] = self.subspaces.factors(0, self.d_in);
         LowRank::new(down, up, 1.0)
     }
+
+    // A product with V, and blocks that are put into their places.
+    fn computes_factors(&self) -> bool {
+        true
+    }
 }
 
 /// AdaMSS on a linear layer's bias, which is one more row of the weight: b' = b + v A B, v being the last row of V.
