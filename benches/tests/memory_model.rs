@@ -17,6 +17,10 @@ struct Tolerance {
 /// while a model was loaded.
 const HOLES: f64 = 48.0 * 1024.0 * 1024.0;
 
+/// Bytes that may be live besides: blocks of matrix products, whose size `gemm` chooses by the processor's caches. They are
+/// 3 to 10 MiB where a core has 2 MiB of the second level.
+const PACKED_BLOCKS: f64 = 10.0 * 1024.0 * 1024.0;
+
 /// Two training steps of a case; its last line.
 fn memory(case: &str) -> Value {
     let mut child = Command::new(env!("CARGO_BIN_EXE_peft-bench"))
@@ -45,8 +49,9 @@ fn checked(case: &str, tolerance: &Tolerance) -> Value {
     let step = part("weights") + part("optimizer") + passes.max(part("gradients") + part("step"));
     let peak = step.max(part("loading"));
     let live = bytes(&memory["live"]);
+    let most = peak + PACKED_BLOCKS;
     assert!(
-        (peak / live - 1.0).abs() < tolerance.live,
+        peak / live < 1.0 + tolerance.live && most / live > 1.0 - tolerance.live,
         "{case}: {peak} modelled, {live} live"
     );
     // Resident memory is known on Linux, and near what is live where the allocator keeps what is freed.
