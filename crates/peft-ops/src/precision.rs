@@ -34,12 +34,16 @@ pub fn mixed_precision() -> MixedPrecision {
 /// Without it, mixed precision rounds the same numbers and multiplies them in `f32`: nothing gets faster.
 pub fn set_bf16_unit(on: bool) {
     #[cfg(feature = "flex")]
-    crate::cpu::bf16::set_unit(on);
+    {
+        use crate::cpu::bf16::{Units, set_units};
+        set_units(if on { Units::Tiles } else { Units::None });
+    }
     #[cfg(not(feature = "flex"))]
     let _ = on;
 }
 
-/// The unit with which products of mixed precision are computed, by the name that Linux has for it (`avx512_bf16`);
+/// The unit with which products of mixed precision are computed, by the name that Linux has for it (`amx_bf16` or
+/// `avx512_bf16`);
 /// none where the processor has no such unit, where it was turned off, and without Burn's CPU backend.
 pub fn bf16_unit() -> Option<&'static str> {
     #[cfg(feature = "flex")]

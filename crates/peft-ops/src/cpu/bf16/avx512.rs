@@ -8,15 +8,15 @@
 mod packing;
 
 use std::arch::x86_64::{
-    __m512bh, __m512i, __mmask16, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_si512,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps,
+    __m512, __m512bh, __m512i, __mmask16, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_ps,
 };
 
-pub(super) use packing::{pack, pack_halves, transpose};
+pub(super) use packing::{pack, pack_halves, pack_tiles, transpose};
 
-use super::{Added, COLUMNS, LANES, Panels, ROWS, Start, row_panels};
-use crate::cpu::matrix::MatrixMut;
+use super::{Added, COLUMNS, LANES, Ordered, Panels, ROWS, Start, row_panels};
+use crate::cpu::matrix::{Matrix, MatrixMut};
 
 /// Shows that the processor has the instructions.
 #[derive(Clone, Copy, Debug)]
@@ -32,47 +32,65 @@ impl Unit {
     }
 }
 
-/// `dst = start + alpha·lhs·rhs`, for `pairs` pairs from `first` on; `packed` is the left side's panels. With what is
-/// `added`, alpha is 1.
-pub(super) fn multiply(
-    _: Unit,
-    dst: &mut MatrixMut<'_>,
-    start: Start<'_>,
-    packed: &[u32],
-    rhs: Panels<'_>,
-    [first, pairs]: [usize; 2],
-    alpha: f32,
-    added: Option<Added<'_>>,
-) {
-    let [rows, columns] = dst.size();
-    #[expect(clippy::float_cmp, reason = "a number that the callers wrote")]
-    let fits = |added: Added<'_>| alpha == 1.0 && added.covers([rows, columns]);
-    assert!(added.is_none_or(fits));
-    assert!(columns <= rhs.columns && first + pairs <= rhs.pairs());
-    assert!(!matches!(start, Start::Row(row) if row.len() != columns));
-    assert!(packed.len() >= row_panels(rows).len() * pairs * LANES);
-    for panel in 0..columns.div_ceil(COLUMNS) {
-        let right = &rhs.panel(panel)[first * COLUMNS..(first + pairs) * COLUMNS];
-        let from = panel * COLUMNS;
-        let width = COLUMNS.min(columns - from);
-        let mut dst = dst.column_block(from, width);
-        let start = start.columns(from, width);
-        let added = added.map(|added| added.columns(from));
+/// The left side is packed as panels of up to 14 rows.
+impl Ordered for Unit {
+    fn packed_len(rows: usize, pairs: usize) -> usize {
+        row_panels(rows).len() * pairs * LANES
+    }
+
+    fn pack(self, lhs: Matrix<'_>, to: &mut [u32]) {
+        let [rows, inner] = lhs.size();
+        let len = inner.div_ceil(2) * LANES;
         for (index, (row, count)) in row_panels(rows).enumerate() {
-            let left = &packed[index * pairs * LANES..(index + 1) * pairs * LANES];
-            let mut tile = dst.row_block(row, count);
-            let (place, stride) = tile.parts();
-            let to = To {
-                place,
-                stride,
-                masks: [width, width.saturating_sub(LANES)].map(mask),
-                start,
-                alpha,
-                added: added.map(|added| added.rows(row)),
-            };
-            // SAFETY: the instructions are there, both sides hold `pairs` steps, the tile is borrowed alone, and what
-            // is added covers it.
-            unsafe { run_tile(count, left, right, to) };
+            pack(
+                self,
+                lhs.rows(row, count),
+                &mut to[index * len..][..len],
+                LANES,
+            );
+        }
+    }
+
+    fn multiply(
+        self,
+        dst: &mut MatrixMut<'_>,
+        start: Start<'_>,
+        packed: &[u32],
+        rhs: Panels<'_>,
+        [first, pairs]: [usize; 2],
+        alpha: f32,
+        added: Option<Added<'_>>,
+    ) {
+        let [rows, columns] = dst.size();
+        #[expect(clippy::float_cmp, reason = "a number that the callers wrote")]
+        let fits = |added: Added<'_>| alpha == 1.0 && added.covers([rows, columns]);
+        assert!(added.is_none_or(fits));
+        assert!(columns <= rhs.columns && first + pairs <= rhs.pairs());
+        assert!(!matches!(start, Start::Row(row) if row.len() != columns));
+        assert!(packed.len() >= Self::packed_len(rows, pairs));
+        for panel in 0..columns.div_ceil(COLUMNS) {
+            let right = &rhs.panel(panel)[first * COLUMNS..(first + pairs) * COLUMNS];
+            let from = panel * COLUMNS;
+            let width = COLUMNS.min(columns - from);
+            let mut dst = dst.column_block(from, width);
+            let start = start.columns(from, width);
+            let added = added.map(|added| added.columns(from));
+            for (index, (row, count)) in row_panels(rows).enumerate() {
+                let left = &packed[index * pairs * LANES..(index + 1) * pairs * LANES];
+                let mut tile = dst.row_block(row, count);
+                let (place, stride) = tile.parts();
+                let to = To {
+                    place,
+                    stride,
+                    masks: [width, width.saturating_sub(LANES)].map(mask),
+                    start,
+                    alpha,
+                    added: added.map(|added| added.rows(row)),
+                };
+                // SAFETY: the instructions are there, both sides hold `pairs` steps, the tile is borrowed alone, and what
+                // is added covers it.
+                unsafe { run_tile(count, left, right, to) };
+            }
         }
     }
 }
@@ -145,6 +163,18 @@ unsafe fn tile<const M: usize, const V: usize>(left: &[u32], right: &[u32], to: 
             b = b.add(COLUMNS);
         }
     }
+    // SAFETY: as the caller says.
+    unsafe { finish(sums, to) };
+}
+
+/// Adds to the sums of a tile what a low rank gives, and writes them.
+///
+/// # Safety
+///
+/// As [`tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+unsafe fn finish<const M: usize, const V: usize>(mut sums: [[__m512; V]; M], to: To<'_>) {
     if let Some(added) = to.added {
         for index in 0..added.rank {
             // SAFETY: what is added covers rows and lanes; masked ones are not read.
@@ -182,6 +212,77 @@ unsafe fn tile<const M: usize, const V: usize>(left: &[u32], right: &[u32], to: 
             }
         }
     }
+}
+
+/// `dst = start + alpha·sums + added`, of up to 32 rows and columns; rows of sums are 32 numbers.
+pub(super) fn add_sums(
+    _: Unit,
+    dst: &mut MatrixMut<'_>,
+    start: Start<'_>,
+    sums: &[f32; COLUMNS * COLUMNS],
+    alpha: f32,
+    added: Option<Added<'_>>,
+) {
+    /// Rows whose sums are in registers at a time.
+    const M: usize = 8;
+    let [rows, columns] = dst.size();
+    assert!(rows <= COLUMNS && columns <= COLUMNS);
+    assert!(!matches!(start, Start::Row(row) if row.len() != columns));
+    assert!(added.is_none_or(|added| added.covers([rows, columns])));
+    let masks = [columns, columns.saturating_sub(LANES)].map(mask);
+    for first in (0..rows).step_by(M) {
+        let count = M.min(rows - first);
+        let mut tile = dst.row_block(first, count);
+        let (place, stride) = tile.parts();
+        let to = To {
+            place,
+            stride,
+            masks,
+            start,
+            alpha,
+            added: added.map(|added| added.rows(first)),
+        };
+        let sums = &sums[first * COLUMNS..(first + count) * COLUMNS];
+        // SAFETY: the instructions are there; the rows are borrowed alone, and what is added covers them.
+        unsafe {
+            if count == M {
+                finish(load::<M>(sums), to);
+            } else {
+                finish_rows(sums, to);
+            }
+        }
+    }
+}
+
+/// [`finish`] of rows, one by one.
+///
+/// # Safety
+///
+/// As [`finish`], of as many rows as there are sums of.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn finish_rows(sums: &[f32], to: To<'_>) {
+    for (row, sums) in sums.chunks_exact(COLUMNS).enumerate() {
+        let to = To {
+            place: to.place.wrapping_add(row * to.stride),
+            added: to.added.map(|added| added.rows(row)),
+            ..to
+        };
+        // SAFETY: as the caller says.
+        unsafe { finish(load::<1>(sums), to) };
+    }
+}
+
+/// Rows of 32 sums.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load<const M: usize>(sums: &[f32]) -> [[__m512; 2]; M] {
+    assert!(sums.len() >= M * COLUMNS);
+    std::array::from_fn(|row| {
+        // SAFETY: the slice has two vectors for each row.
+        [0, 1].map(|vector| unsafe {
+            _mm512_loadu_ps(sums.as_ptr().add(row * COLUMNS + vector * LANES))
+        })
+    })
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]

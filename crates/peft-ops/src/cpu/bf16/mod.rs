@@ -5,6 +5,8 @@
 //! tiles of AMX, for which a panel is two tiles wide. The left side is rounded while it is brought into the kernel's
 //! order, block by block.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod low_rank;
@@ -16,7 +18,7 @@ mod tests;
 
 use std::cell::Cell;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use low_rank::Beside;
 pub(crate) use low_rank::{Added, Factors};
@@ -76,21 +78,33 @@ impl Start<'_> {
 /// What multiplies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kernel {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx(amx::Unit),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Unit),
     Portable,
 }
 
-static UNIT: AtomicBool = AtomicBool::new(true);
-
-/// Whether the processor's unit may be used, where there is one.
-pub(crate) fn set_unit(on: bool) {
-    UNIT.store(on, Ordering::Relaxed);
+/// The most that may multiply, where the processor has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Units {
+    None,
+    Vectors,
+    Tiles,
 }
 
-/// The processor's unit, as its maker calls it, if there is one that a kernel is written for.
+static UNITS: AtomicU8 = AtomicU8::new(Units::Tiles as u8);
+
+/// Which of the processor's units may be used.
+pub(crate) fn set_units(most: Units) {
+    UNITS.store(most as u8, Ordering::Relaxed);
+}
+
+/// The processor's unit, as Linux calls it, if there is one that a kernel is written for.
 pub(crate) fn unit() -> Option<&'static str> {
     match kernel() {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Kernel::Amx(_) => Some("amx_bf16"),
         #[cfg(target_arch = "x86_64")]
         Kernel::Avx512(_) => Some("avx512_bf16"),
         Kernel::Portable => None,
@@ -98,19 +112,26 @@ pub(crate) fn unit() -> Option<&'static str> {
 }
 
 fn kernel() -> Kernel {
-    static FOUND: OnceLock<Kernel> = OnceLock::new();
-    let found = *FOUND.get_or_init(|| {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(unit) = avx512::Unit::detect() {
+    let allowed = UNITS.load(Ordering::Relaxed);
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    {
+        static FOUND: OnceLock<Option<amx::Unit>> = OnceLock::new();
+        if allowed >= Units::Tiles as u8
+            && let Some(unit) = *FOUND.get_or_init(amx::Unit::detect)
+        {
+            return Kernel::Amx(unit);
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        static FOUND: OnceLock<Option<avx512::Unit>> = OnceLock::new();
+        if allowed >= Units::Vectors as u8
+            && let Some(unit) = *FOUND.get_or_init(avx512::Unit::detect)
+        {
             return Kernel::Avx512(unit);
         }
-        Kernel::Portable
-    });
-    if UNIT.load(Ordering::Relaxed) {
-        found
-    } else {
-        Kernel::Portable
     }
+    Kernel::Portable
 }
 
 /// A number that is packed.
@@ -123,10 +144,10 @@ pub(crate) trait Element: Copy + Send + Sync {
 /// It is rounded.
 impl Element for f32 {
     fn pack(kernel: Kernel, rows: Matrix<'_>, to: &mut [u32], stride: usize) {
-        match kernel {
+        match kernel.vectors() {
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx512(unit) => avx512::pack(unit, rows, to, stride),
-            Kernel::Portable => portable::pack(rows, to, stride, portable::round),
+            Some(unit) => avx512::pack(unit, rows, to, stride),
+            _ => portable::pack(rows, to, stride, portable::round),
         }
     }
 }
@@ -134,15 +155,41 @@ impl Element for f32 {
 /// The bits of a number in bfloat16.
 impl Element for u16 {
     fn pack(kernel: Kernel, rows: Matrix<'_, u16>, to: &mut [u32], stride: usize) {
-        match kernel {
+        match kernel.vectors() {
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx512(unit) => avx512::pack_halves(unit, rows, to, stride),
-            Kernel::Portable => portable::pack(rows, to, stride, u32::from),
+            Some(unit) => avx512::pack_halves(unit, rows, to, stride),
+            _ => portable::pack(rows, to, stride, u32::from),
         }
     }
 }
 
+/// There are no vectors.
+#[cfg(not(target_arch = "x86_64"))]
+type Vectors = std::convert::Infallible;
+#[cfg(target_arch = "x86_64")]
+type Vectors = avx512::Unit;
+
 impl Kernel {
+    /// What brings both sides into order.
+    fn vectors(self) -> Option<Vectors> {
+        match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(unit) => Some(unit.vectors()),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(unit) => Some(unit),
+            Self::Portable => None,
+        }
+    }
+
+    /// Rows that it multiplies at a time.
+    fn rows(self) -> usize {
+        match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(_) => 2 * LANES,
+            _ => ROWS,
+        }
+    }
+
     /// Packs up to 32 columns.
     fn pack_panel<T: Element>(self, columns: Matrix<'_, T>, to: &mut [u32]) {
         let rows = columns.t();
@@ -160,10 +207,10 @@ impl Kernel {
     }
 
     fn transpose(self, from: Panels<'_>, first: usize, to: &mut [u32]) {
-        match self {
+        match self.vectors() {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(unit) => avx512::transpose(unit, from, first, to),
-            Self::Portable => portable::transpose(from, first, to),
+            Some(unit) => avx512::transpose(unit, from, first, to),
+            _ => portable::transpose(from, first, to),
         }
     }
 
@@ -179,9 +226,13 @@ impl Kernel {
     ) {
         let mut halves = beside.halves(lhs.size()[0]);
         match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(unit) => {
+                in_parts_of_sums(unit, dst, start, lhs, rhs, alpha, beside, &mut halves);
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(unit) => {
-                self.multiply_in_panels(unit, dst, start, lhs, rhs, alpha, beside, &mut halves);
+                in_parts_of_sums(unit, dst, start, lhs, rhs, alpha, beside, &mut halves);
             }
             Self::Portable => {
                 if let Some((down, scale)) = beside.down() {
@@ -197,63 +248,82 @@ impl Kernel {
             }
         }
     }
+}
 
-    /// The same with the unit, which wants the left side in panels of rows: a part of the sums at a time.
-    #[cfg(target_arch = "x86_64")]
-    fn multiply_in_panels(
+/// A unit that wants the left side in an order of its own.
+#[cfg(target_arch = "x86_64")]
+trait Ordered: Copy {
+    /// Elements of the left side in that order.
+    fn packed_len(rows: usize, pairs: usize) -> usize;
+
+    /// Brings the left side into it.
+    fn pack(self, lhs: Matrix<'_>, to: &mut [u32]);
+
+    /// `dst = start + alpha·lhs·rhs`, for `pairs` pairs from `first` on; `packed` is the left side in its order. With what
+    /// is `added`, alpha is 1.
+    fn multiply(
         self,
-        unit: avx512::Unit,
         dst: &mut MatrixMut<'_>,
         start: Start<'_>,
-        lhs: Matrix<'_>,
+        packed: &[u32],
         rhs: Panels<'_>,
+        pairs: [usize; 2],
         alpha: f32,
-        mut beside: Beside<'_>,
-        halves: &mut [f32],
-    ) {
-        let [rows, inner] = lhs.size();
-        let all = rhs.pairs();
-        let parts = all.div_ceil(PAIRS).max(1);
-        let most = all.div_ceil(parts).max(1);
-        with_scratch(&LEFT_SIDE, |packed| {
-            let mut first = 0;
-            loop {
-                let pairs = most.min(all - first);
-                let columns = (2 * first)..(2 * (first + pairs)).min(inner);
-                let part = lhs.columns(columns.start, columns.len());
-                let size = row_panels(rows).len() * pairs * LANES;
-                if packed.len() < size {
-                    packed.resize(size, 0);
-                }
-                for (index, (row, count)) in row_panels(rows).enumerate() {
-                    let to = &mut packed[index * pairs * LANES..][..pairs * LANES];
-                    f32::pack(self, part.rows(row, count), to, LANES);
-                }
-                let then = |start| if first == 0 { start } else { Start::There };
-                let range = [first, pairs];
-                if let Some((down, scale)) = beside.down() {
-                    let mut dst = MatrixMut::new(halves, rows, down.size()[1]);
-                    let (start, down) = (then(Start::Nothing), down.panels());
-                    avx512::multiply(unit, &mut dst, start, packed, down, range, scale, None);
-                }
-                let start = then(start);
-                first += pairs;
-                let is_last = first >= all;
-                let added = if is_last {
-                    beside.complete(halves)
-                } else {
-                    None
-                };
-                avx512::multiply(unit, dst, start, packed, rhs, range, alpha, added);
-                if is_last {
-                    return;
-                }
+        added: Option<Added<'_>>,
+    );
+}
+
+/// A block of the product, on this thread: the left side is packed for a part of the sums at a time.
+#[cfg(target_arch = "x86_64")]
+fn in_parts_of_sums<U: Ordered>(
+    unit: U,
+    dst: &mut MatrixMut<'_>,
+    start: Start<'_>,
+    lhs: Matrix<'_>,
+    rhs: Panels<'_>,
+    alpha: f32,
+    mut beside: Beside<'_>,
+    halves: &mut [f32],
+) {
+    let [rows, inner] = lhs.size();
+    let all = rhs.pairs();
+    let parts = all.div_ceil(PAIRS).max(1);
+    let most = all.div_ceil(parts).next_multiple_of(LANES);
+    with_scratch(&LEFT_SIDE, |packed| {
+        let mut first = 0;
+        loop {
+            let pairs = most.min(all - first);
+            let columns = (2 * first)..(2 * (first + pairs)).min(inner);
+            let size = U::packed_len(rows, pairs);
+            if packed.len() < size {
+                packed.resize(size, 0);
             }
-        });
-    }
+            unit.pack(lhs.columns(columns.start, columns.len()), packed);
+            let then = |start| if first == 0 { start } else { Start::There };
+            let range = [first, pairs];
+            if let Some((down, scale)) = beside.down() {
+                let mut dst = MatrixMut::new(halves, rows, down.size()[1]);
+                let (start, down) = (then(Start::Nothing), down.panels());
+                unit.multiply(&mut dst, start, packed, down, range, scale, None);
+            }
+            let start = then(start);
+            first += pairs;
+            let is_last = first >= all;
+            let added = if is_last {
+                beside.complete(halves)
+            } else {
+                None
+            };
+            unit.multiply(dst, start, packed, rhs, range, alpha, added);
+            if is_last {
+                return;
+            }
+        }
+    });
 }
 
 /// Rows of the left side in panels of like size, of [`ROWS`] at most: the first of each and how many.
+#[cfg(target_arch = "x86_64")]
 fn row_panels(rows: usize) -> impl ExactSizeIterator<Item = (usize, usize)> {
     let panels = rows.div_ceil(ROWS);
     let (least, more) = (rows / panels.max(1), rows % panels.max(1));

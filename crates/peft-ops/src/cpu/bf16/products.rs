@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::packed::{pack, packed_len, transpose};
 use super::{
-    Added, Beside, CHUNK, COLUMNS, Element, Factors, LANES, LEFT, PAIRS, PARALLEL, Panels,
+    Added, Beside, CHUNK, COLUMNS, Element, Factors, Kernel, LANES, LEFT, PAIRS, PARALLEL, Panels,
     RIGHT_SIDE, ROWS, Start, kernel, with_scratch,
 };
 use crate::cpu::matrix::{Matrix, MatrixMut};
@@ -35,7 +35,7 @@ fn multiply_and_add(
 ) {
     let threads = check(dst, lhs, rhs, parallel);
     let kernel = kernel();
-    let [block_rows, block_columns] = blocks(lhs.size()[0], rhs, threads);
+    let [block_rows, block_columns] = blocks(kernel, lhs.size()[0], rhs, threads);
     let run = |([row, column], mut block): ([usize; 2], MatrixMut<'_>)| {
         let [rows, columns] = block.size();
         let (lhs, rhs) = (lhs.rows(row, rows), rhs.columns(column, columns));
@@ -68,7 +68,8 @@ pub(crate) fn multiply_with(
 ) {
     let threads = check(dst, lhs, rhs, parallel);
     let ([rows, _], columns) = (lhs.size(), rhs.columns);
-    let [block, _] = blocks(rows, rhs, threads);
+    let kernel = kernel();
+    let [block, _] = blocks(kernel, rows, rhs, threads);
     if rows.div_ceil(block.max(1)) < threads || factors.rank() == 0 {
         // Too few blocks of rows: columns are split, too, and all of them need `lhs·A`.
         factors.through(lhs, through, parallel);
@@ -76,7 +77,6 @@ pub(crate) fn multiply_with(
         multiply_and_add(dst, start, lhs, rhs, 1.0, added, parallel);
         return;
     }
-    let kernel = kernel();
     let run = |(([row, _], mut dst), through): RowsOf<'_>| {
         let lhs = lhs.rows(row, dst.size()[0]);
         let beside = Beside::Factors(factors, through);
@@ -122,20 +122,22 @@ fn check(dst: &MatrixMut<'_>, lhs: Matrix<'_>, rhs: Panels<'_>, parallel: bool) 
 }
 
 /// Rows and columns of the blocks that a product is split into.
-fn blocks(rows: usize, rhs: Panels<'_>, threads: usize) -> [usize; 2] {
+fn blocks(kernel: Kernel, rows: usize, rhs: Panels<'_>, threads: usize) -> [usize; 2] {
     let panels = rhs.columns.div_ceil(COLUMNS);
     let pairs = rhs.pairs().clamp(1, PAIRS);
+    let step = kernel.rows();
     // What is packed at a time fits the cache.
-    let fitting = (LEFT / (pairs * LANES) * ROWS).max(ROWS);
+    let fitting = (LEFT / (pairs * LANES) * ROWS).max(step);
+    let block = |across: usize| rows.div_ceil(across).next_multiple_of(step).min(rows);
     let mut across = rows.div_ceil(fitting).max(1);
     if threads == 1 {
-        return [rows.div_ceil(across), rhs.columns];
+        return [block(across), rhs.columns];
     }
     // A few blocks for each thread: they do not all take the same time.
     let wanted = 4 * threads;
-    across = across.max(wanted.min(rows / (4 * ROWS)).max(1));
+    across = across.max(wanted.min(rows / (4 * step)).max(1));
     let along = wanted.div_ceil(across).min(panels);
-    [rows.div_ceil(across), panels.div_ceil(along) * COLUMNS]
+    [block(across), panels.div_ceil(along) * COLUMNS]
 }
 
 /// [`multiply`] with a right side that is packed for this product, a part at a time, and with what is `added`.

@@ -12,6 +12,9 @@ use super::*;
 /// Only tests of this file turn the unit off.
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// Those of them that the processor lacks are tested as the next below.
+const UNITS_OF_TESTS: [Units; 3] = [Units::Tiles, Units::Vectors, Units::None];
+
 /// Numbers of every size, that depend on the seed only.
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
     (0..count)
@@ -80,8 +83,8 @@ fn check([rows, inner, columns]: [usize; 3], threads: usize, alpha: f32, seed: u
         Matrix::new(&b_t, columns, inner),
     );
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    for on in [true, false] {
-        set_unit(on);
+    for units in UNITS_OF_TESTS {
+        set_units(units);
         let packed = Packed::new(b_seen);
         let packed_t = Packed::new(b_t_seen);
         assert_eq!(
@@ -150,14 +153,14 @@ fn check([rows, inner, columns]: [usize; 3], threads: usize, alpha: f32, seed: u
                         let error = (f64::from(found[column + 1]) - expected).abs();
                         assert!(
                             error <= bound,
-                            "way {way}, unit {on}, [{row}, {column}]: {error} beside {bound}"
+                            "way {way}, {units:?}, [{row}, {column}]: {error} beside {bound}"
                         );
                     }
                 }
             }
         }
     }
-    set_unit(true);
+    set_units(Units::Tiles);
     drop(guard);
 }
 
@@ -206,22 +209,22 @@ fn rounding_is_to_the_nearest_and_to_even() {
     assert!(widen(round(f32::from_bits(0x7f80_0001))).is_nan());
     // The unit rounds alike.
     let values: Vec<f32> = numbers(640, 7);
-    let packed = |on| {
-        set_unit(on);
+    let packed = |units| {
+        set_units(units);
         let packed = Packed::new(Matrix::new(&values, 20, 32));
-        set_unit(true);
+        set_units(Units::Tiles);
         packed
     };
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    assert_eq!(packed(true), packed(false));
+    assert_eq!(packed(Units::Vectors), packed(Units::None));
     drop(guard);
 }
 
 #[test]
 fn numbers_that_are_none_stay_so() {
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    for on in [true, false] {
-        set_unit(on);
+    for units in UNITS_OF_TESTS {
+        set_units(units);
         let mut a = numbers(20 * 40, 1);
         a[3 * 40 + 7] = f32::NAN;
         let b = numbers(40 * 10, 2);
@@ -243,6 +246,6 @@ fn numbers_that_are_none_stay_so() {
             );
         }
     }
-    set_unit(true);
+    set_units(Units::Tiles);
     drop(guard);
 }

@@ -38,6 +38,71 @@ pub(in crate::cpu::bf16) fn pack(_: Unit, rows: Matrix<'_>, to: &mut [u32], stri
     }
 }
 
+/// Packs up to 16 rows as tiles of 16 rows and 16 pairs, one behind the other: zeros behind the last pair. What is behind
+/// the last row may be anything.
+pub(in crate::cpu::bf16) fn pack_tiles(unit: Unit, rows: Matrix<'_>, to: &mut [u32]) {
+    let [count, len] = rows.size();
+    let (data, strides) = rows.parts();
+    assert!(count <= LANES && to.len() >= len.div_ceil(2).div_ceil(LANES) * LANES * LANES);
+    if let [row, 1] = strides {
+        for index in 0..count {
+            let from = &data[index * row..][..len];
+            let to = &mut to[index * LANES..];
+            // SAFETY: the instructions are there; the row begins a row of each tile, and all of them are in `to`.
+            unsafe { round_row(from, to.as_mut_ptr(), LANES * LANES) };
+        }
+        return;
+    }
+    for (first, to) in (0..len)
+        .step_by(2 * LANES)
+        .zip(to.chunks_exact_mut(LANES * LANES))
+    {
+        let part = rows.columns(first, (2 * LANES).min(len - first));
+        let pairs = part.size()[1].div_ceil(2);
+        pack(unit, part, to, LANES);
+        to[pairs * LANES..].fill(0);
+        // SAFETY: the instructions are there, and the slice has 16 vectors.
+        unsafe { turn(to) };
+    }
+}
+
+/// Rounds a row of numbers: 32 at a time, to places that are `apart`, zeros behind the last.
+///
+/// # Safety
+///
+/// The processor has the instructions; `to` takes 16 elements at each place.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn round_row(from: &[f32], to: *mut u32, apart: usize) {
+    for (index, part) in from.chunks(2 * LANES).enumerate() {
+        let masks = [part.len(), part.len().saturating_sub(LANES)].map(mask);
+        // SAFETY: what is not masked lies in the part; 16 elements are written to a place for them.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(masks[0], part.as_ptr());
+            let high = _mm512_maskz_loadu_ps(masks[1], part.as_ptr().wrapping_add(LANES));
+            let rounded = bits(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(to.add(index * apart).cast(), rounded);
+        }
+    }
+}
+
+/// Transposes a square of 16.
+///
+/// # Safety
+///
+/// The processor has the instructions.
+#[target_feature(enable = "avx512f")]
+unsafe fn turn(square: &mut [u32]) {
+    assert_eq!(square.len(), LANES * LANES);
+    let at = square.as_mut_ptr();
+    // SAFETY: 16 vectors of 16 elements.
+    unsafe {
+        let rows = std::array::from_fn(|row| _mm512_loadu_si512(at.add(row * LANES).cast()));
+        for (row, vector) in transpose_16(&rows).into_iter().enumerate() {
+            _mm512_storeu_si512(at.add(row * LANES).cast(), vector);
+        }
+    }
+}
+
 /// [`pack`] of numbers in bfloat16.
 pub(in crate::cpu::bf16) fn pack_halves(
     _: Unit,

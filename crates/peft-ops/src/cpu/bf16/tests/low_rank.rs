@@ -24,8 +24,8 @@ fn check_low_rank(
         Matrix::new(&b_t, columns, inner),
     );
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    for on in [true, false] {
-        set_unit(on);
+    for units in UNITS_OF_TESTS {
+        set_units(units);
         let (packed, packed_t) = (Packed::new(b_seen), Packed::new(b_t_seen));
         let of_up = Matrix::new(&up, rank, columns);
         for (way, start) in (0..4).flat_map(|way| [(way, Start::Nothing), (way, Start::Row(&bias))])
@@ -71,7 +71,7 @@ fn check_low_rank(
                     let found = f64::from(through[row * rank + index]);
                     // A has 16 bits of precision.
                     let bound = 2e-5 * scale.abs() * size + 1e-30;
-                    assert!((found - scale * sum).abs() <= bound, "way {way}, unit {on}");
+                    assert!((found - scale * sum).abs() <= bound, "way {way}, {units:?}");
                     passed.push((scale * sum, scale.abs() * size));
                 }
                 for column in 0..columns {
@@ -94,13 +94,13 @@ fn check_low_rank(
                     let error = (f64::from(found[row * columns + column]) - sum).abs();
                     assert!(
                         error <= bound + 1e-30,
-                        "way {way}, unit {on}, [{row}, {column}]: {error} beside {bound}"
+                        "way {way}, {units:?}, [{row}, {column}]: {error} beside {bound}"
                     );
                 }
             }
         }
     }
-    set_unit(true);
+    set_units(Units::Tiles);
     drop(guard);
 }
 
