@@ -5,7 +5,7 @@ use crate::{
     deny, embedded,
     error::Error,
     features::{BACKEND_CRATES, both_cpu_backends, built_quickly},
-    layers, outside, package, skipped, workspace,
+    layers, llvm, outside, package, skipped, workspace,
 };
 use clap::ValueEnum;
 use std::{
@@ -19,6 +19,15 @@ const VENDORED: [&str; 2] = [
     "crates",
     "crates/peft-quantization/tests/golden/bitsandbytes.safetensors",
 ];
+
+/// What cargo gets for programs on CubeCL: the same packages and features for all of them, so that Burn is built once.
+fn on_gpus() -> Vec<String> {
+    let packages = ["peft", "peft-bench", "peft-train"];
+    let packages = packages.iter().flat_map(|package| ["-p", package]);
+    let features = ["--features", "peft/cuda,peft/cpu"];
+    let words = packages.chain(features).map(str::to_owned);
+    words.chain(built_quickly()).collect()
+}
 
 /// One step of the check, in the order in which they run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -37,8 +46,11 @@ pub(crate) enum Step {
     Deny,
     /// Unit, integration, conformance, golden and documentation tests, with both CPU backends; errors of macros
     Test,
-    /// The CUDA backend compiles; no GPU is needed
+    /// The CUDA backend compiles and, where `setup-cuda` has run, programs with it link; no GPU is needed
     Cuda,
+    /// The GPU's code on CubeCL's CPU runtime: our operations and a part of the conformance tests, where `setup-cuda` has
+    /// run
+    Cubecl,
     /// Checkpoints of Python libraries, vendored, against what those compute from them
     Parity,
     /// A short, real run of the comparison suite
@@ -53,7 +65,7 @@ pub(crate) struct Arguments {
     /// Run only this step; may be given more than once
     #[arg(long, value_name = "STEP", value_enum)]
     only: Vec<Step>,
-    /// Leave out the step `cuda`
+    /// Leave out the steps `cuda` and `cubecl`
     #[arg(long)]
     skip_cuda: bool,
 }
@@ -66,7 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Error> {
     let (steps, left_out): (Vec<Step>, Vec<Step>) =
         Step::value_variants().iter().partition(|step| {
             let chosen = arguments.only.is_empty() || arguments.only.contains(step);
-            chosen && !(arguments.skip_cuda && **step == Step::Cuda)
+            chosen && !(arguments.skip_cuda && matches!(step, Step::Cuda | Step::Cubecl))
         });
     let folder =
         tempfile::tempdir().map_err(Error::io("create a folder in", std::env::temp_dir()))?;
@@ -109,6 +121,7 @@ impl Step {
             Self::Deny => "deny",
             Self::Test => "test",
             Self::Cuda => "cuda",
+            Self::Cubecl => "cubecl",
             Self::Parity => "parity",
             Self::Compare => "compare",
             Self::Outside => "outside",
@@ -143,14 +156,8 @@ impl Step {
                 self.execute(&mut command)?;
                 self.execute(&mut errors_of_macros()?)
             }
-            Self::Cuda => {
-                let mut command = cargo(["check", "--release"]);
-                // Burn's CUDA backend brings a compiler whose build downloads LLVM. Checking types needs
-                // none of it, and this is its own switch for builds that cannot download.
-                command.env("DOCS_RS", "1");
-                command.args(BACKEND_CRATES.iter().flat_map(|package| ["-p", *package]));
-                self.execute(command.args(["--features", "cuda"]))
-            }
+            Self::Cuda => self.cuda(skips),
+            Self::Cubecl => self.cubecl(skips),
             Self::Parity => {
                 let executable = cargo::build(Program::Bin("peft-parity"), Build::Checked, None)?;
                 for cases in VENDORED {
@@ -162,6 +169,41 @@ impl Step {
             Self::Compare => self.compare(),
             Self::Outside => outside::check(|command| self.execute(command)),
         }
+    }
+
+    /// With LLVM, the example and the bench are built, and the types checked of nothing else: what they do not use is
+    /// generic and small. Without, the types of all crates are checked.
+    fn cuda(self, skips: &Path) -> Result<(), Error> {
+        let Some(variables) = llvm::environment()? else {
+            let mut command = cargo(["check", "--release"]);
+            // Burn's CUDA backend brings a compiler whose build downloads LLVM. Checking types needs
+            // none of it, and this is its own switch for builds that cannot download.
+            command.env("DOCS_RS", "1");
+            command.args(BACKEND_CRATES.iter().flat_map(|package| ["-p", *package]));
+            self.execute(command.args(["--features", "cuda"]))?;
+            return skipped::skip(skips, "step cuda, linking", llvm::MISSING);
+        };
+        let mut command = cargo(["build", "--release"]);
+        command
+            .args(["--example", "finetune_llama", "--bin", "peft-bench"])
+            .args(on_gpus())
+            .envs(variables);
+        self.execute(&mut command)
+    }
+
+    fn cubecl(self, skips: &Path) -> Result<(), Error> {
+        let Some(variables) = llvm::environment()? else {
+            return skipped::skip(skips, "step cubecl", llvm::MISSING);
+        };
+        // Kernels are compiled anew for every shape, which takes most of the time: hence a part.
+        let mut command = cargo(["test", "--release", "--test", "on_gpus"]);
+        command
+            .args(on_gpus())
+            .args(["--", "gradients", "packed::", "operations::"])
+            .env("PEFT_TEST_DEVICES", "cpu")
+            .env(peft_testing::SKIPS, skips)
+            .envs(variables);
+        self.execute(&mut command)
     }
 
     fn compare(self) -> Result<(), Error> {

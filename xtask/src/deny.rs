@@ -1,11 +1,7 @@
 //! Licences, sources, versions and advisories of all dependencies, as `deny.toml` says.
 
-use crate::{cargo::cargo, error::Error};
-use peft_testing::{Kind, REQUIRE_ALL, Skip};
+use crate::{cargo::cargo, error::Error, skipped::skip};
 use std::{
-    env,
-    fs::OpenOptions,
-    io::Write as _,
     path::Path,
     process::{Command, Stdio},
 };
@@ -41,21 +37,4 @@ fn succeeds(arguments: &[&str]) -> bool {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
-}
-
-fn skip(skips: &Path, what: &'static str, why: &'static str) -> Result<(), Error> {
-    if env::var_os(REQUIRE_ALL).is_some_and(|value| value == "1") {
-        return Err(Error::Missing { what, why });
-    }
-    let skip = Skip {
-        kind: Kind::Missing,
-        what: what.to_owned(),
-        why: why.to_owned(),
-    };
-    let mut list = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(skips)
-        .map_err(Error::io("open", skips))?;
-    writeln!(list, "{}", skip.to_line()).map_err(Error::io("write", skips))
 }

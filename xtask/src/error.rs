@@ -83,6 +83,9 @@ pub(crate) enum Error {
         pinned: &'static str,
     },
 
+    #[error("LLVM for the features `cuda` and `cpu`: {message}")]
+    NoLlvm { message: String },
+
     #[error("the packages of the published crates: {message}")]
     Package { message: String },
 

@@ -10,6 +10,7 @@ mod embedded;
 mod error;
 mod features;
 mod layers;
+mod llvm;
 mod outside;
 mod package;
 mod skipped;
@@ -82,6 +83,8 @@ enum Task {
     },
     /// Write a crate of your own with a method that works, its tests and its comparison
     NewMethod(template::Arguments),
+    /// Bring LLVM by pip, for builds with the feature `cuda` or `cpu`, and print the variables that they need
+    SetupCuda(llvm::Arguments),
     /// List the folders of each crate from the top down, and the imports between them
     Layers(layers::Arguments),
     /// Everything that CI checks: formatting, layers, lints, documentation, tests, the CUDA build, vendored checkpoints of
@@ -118,6 +121,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
         Task::Fetch { arguments } => {
             become_program(Program::Bin("peft-fetch"), features, arguments)
         }
+        Task::SetupCuda(arguments) => llvm::setup(arguments).map(|()| ExitCode::SUCCESS),
         Task::Layers(arguments) => layers::print(arguments).map(|()| ExitCode::SUCCESS),
         Task::Example { name, arguments } => {
             become_program(Program::Example(name), features, arguments)

@@ -2,7 +2,35 @@
 
 use crate::error::Error;
 use peft_testing::{Kind, REQUIRE_ALL, Skip};
-use std::{collections::BTreeSet, fmt::Write as _, fs, io, path::Path};
+use std::{
+    collections::BTreeSet,
+    env,
+    fmt::Write as _,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    path::Path,
+};
+
+/// Appends to the list what cannot run, and why.
+///
+/// # Errors
+/// Everything must run ([`REQUIRE_ALL`]); the list cannot be written.
+pub(crate) fn skip(skips: &Path, what: &'static str, why: &'static str) -> Result<(), Error> {
+    if env::var_os(REQUIRE_ALL).is_some_and(|value| value == "1") {
+        return Err(Error::Missing { what, why });
+    }
+    let skip = Skip {
+        kind: Kind::Missing,
+        what: what.to_owned(),
+        why: why.to_owned(),
+    };
+    let mut list = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(skips)
+        .map_err(Error::io("open", skips))?;
+    writeln!(list, "{}", skip.to_line()).map_err(Error::io("write", skips))
+}
 
 /// What the tests wrote to the list, and which steps were left out, as text.
 ///

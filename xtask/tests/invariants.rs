@@ -177,9 +177,12 @@ fn one_file_of_core_names_backends() {
             "\"flex\"",
             "\"ndarray\"",
             "\"cuda\"",
+            "\"wgpu\"",
             "Device::flex",
             "Device::ndarray",
             "Device::cuda",
+            "Device::wgpu",
+            "Device::cpu",
         ];
         names.iter().any(|name| code.contains(name))
     };

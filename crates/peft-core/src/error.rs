@@ -261,13 +261,22 @@ pub enum Error {
         known: String,
     },
 
-    /// The device is not compiled in or not there.
+    /// The device is unknown or not compiled in.
     #[error("device `{found}` cannot be used here; compiled in: {available}")]
     Device {
         /// The device asked for.
         found: String,
         /// What would do.
         available: String,
+    },
+
+    /// The backend is compiled in, and the machine lacks what it needs.
+    #[error("device `{found}` cannot be used on this machine: {missing}")]
+    NoDevice {
+        /// The device asked for.
+        found: String,
+        /// What is missing, and where it comes from.
+        missing: String,
     },
 }
 

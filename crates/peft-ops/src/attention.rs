@@ -108,9 +108,7 @@ pub fn linear_of_attention(
             parts.layer,
         ));
     }
-    let attended = inputs.composed();
-    let weight = weight.dense(&attended);
-    reference::linear(attended, weight, bias, low_rank)
+    crate::linear(inputs.composed(), weight, bias, low_rank)
 }
 
 impl AttentionInputs {
@@ -212,6 +210,13 @@ impl AttentionInputs {
             segments.mask([queries, keys], &self.query.device())
         });
         let mask = mask.or(self.mask);
+        #[cfg(feature = "cube")]
+        if self.query.is_autodiff()
+            && self.options.dropout <= 0.0
+            && crate::gpu::is_cube(&self.query.device())
+        {
+            return crate::gpu::attention(self.query, self.key, self.value, mask, self.options);
+        }
         reference::attention(self.query, self.key, self.value, mask, self.options)
     }
 }

@@ -20,7 +20,7 @@ use crate::reference;
 /// a quantized one as well. `targets` has one class for each row; where it is negative, the row is left out.
 ///
 /// The logits of all rows are never there at once, nor kept: gradients are computed with the loss, some rows
-/// at a time. On other devices than Burn's CPU backend the reference forms them.
+/// at a time. On other devices than Burn's CPU backend and GPUs the reference forms them.
 ///
 /// # Panics
 ///
@@ -89,6 +89,11 @@ pub fn linear_cross_entropy_with(
                 crate::mixed_precision(),
             ));
         }
+    }
+    #[cfg(feature = "cube")]
+    if crate::gpu::is_cube(&hidden.device()) {
+        let added = added.map(|(through, up)| [through, up]);
+        return crate::gpu::cross_entropy(hidden, head, added, targets);
     }
     let head = match head {
         Weight::Dense(tensor) => tensor,

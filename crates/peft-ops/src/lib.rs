@@ -8,6 +8,8 @@ mod cross_entropy;
 mod elementwise;
 mod fused;
 mod gelu;
+#[cfg(feature = "cube")]
+mod gpu;
 mod linear;
 mod low_rank;
 mod memory;

@@ -12,6 +12,8 @@ use crate::cpu::dropout::Coins;
 use crate::extension::{Fused, Layer, Maybe};
 #[cfg(feature = "flex")]
 use crate::fused::{coins, fuses};
+#[cfg(feature = "cube")]
+use crate::gpu::Placed;
 use crate::low_rank::LowRank;
 #[cfg(feature = "flex")]
 use crate::options::MixedPrecision;
@@ -51,6 +53,15 @@ impl Weight {
         }
     }
 
+    /// Codes and scales, if it has some and the device decodes them.
+    #[cfg(feature = "cube")]
+    pub(crate) fn placed(&self, device: &burn::tensor::Device) -> Option<Placed> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Quantized(quantized) => quantized.placed(device),
+        }
+    }
+
     /// Burn's, for an input like this.
     pub(crate) fn dense<const D: usize>(self, input: &Tensor<D>) -> Tensor<2> {
         match self {
@@ -82,8 +93,9 @@ impl From<QuantizedWeight> for Weight {
 /// the backward pass, and nothing is kept of it.
 ///
 /// Of a quantized weight, one panel of rows at a time is decoded, in the forward and again in the backward
-/// pass: nothing dense is kept. On other devices than Burn's CPU backend it is decoded whole, and kept until
-/// the backward pass.
+/// pass: nothing dense is kept. On a GPU, one that says how it is
+/// [`packed`](crate::quantized::QuantizedMatrix::packed) is decoded whole in either pass and then dropped. Elsewhere a
+/// weight is decoded whole by the CPU, and kept until the backward pass.
 ///
 /// # Panics
 ///
@@ -209,8 +221,30 @@ fn layer<const D: usize>(
         Seen::SwiGlu(gate, up) => crate::swiglu(gate, up),
         Seen::RmsNorm(input, gamma, epsilon) => crate::rms_norm(input, gamma, epsilon),
     };
+    #[cfg(feature = "cube")]
+    if let Some(placed) = weight.placed(&input.device()) {
+        return of_packed(input, &placed, bias, low_rank);
+    }
     let weight = weight.dense(&input);
     reference::linear(input, weight, bias, low_rank)
+}
+
+/// A layer whose weight a GPU decodes.
+#[cfg(feature = "cube")]
+fn of_packed<const D: usize>(
+    input: Tensor<D>,
+    weight: &Placed,
+    bias: Option<Tensor<1>>,
+    low_rank: Option<LowRank>,
+) -> Tensor<D> {
+    let mut output = weight.linear(input.clone());
+    if let Some(bias) = bias {
+        output = output + bias.unsqueeze();
+    }
+    match low_rank {
+        Some(low_rank) => reference::add_low_rank(output, input, low_rank),
+        None => output,
+    }
 }
 
 /// The coins of a low-rank addition that drops.

@@ -1,9 +1,16 @@
 //! Matrices that are stored in fewer bits than they are computed with.
 
+mod packed;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+#[cfg(feature = "cube")]
+use crate::gpu::{Placed, PlacedOnce, is_cube};
+
+pub use packed::{BlockScales, Codes, PackedMatrix};
 
 /// A frozen matrix in a storage format of its own, decoded row by row when it is needed.
 ///
@@ -23,6 +30,12 @@ pub trait QuantizedMatrix: Debug + Send + Sync + 'static {
         None
     }
 
+    /// Codes and scales, if a GPU can decode the format: they are copied to the device once and decoded there. The
+    /// others are decoded here, whenever they are used.
+    fn packed(&self) -> Option<PackedMatrix> {
+        None
+    }
+
     /// Bytes in memory, constants and scales included.
     fn bytes(&self) -> usize;
 
@@ -35,20 +48,42 @@ pub trait QuantizedMatrix: Debug + Send + Sync + 'static {
 
 /// A shared [`QuantizedMatrix`]: clones are one matrix.
 #[derive(Clone, Debug)]
-pub struct QuantizedWeight(Arc<dyn QuantizedMatrix>);
+pub struct QuantizedWeight {
+    rows: Arc<dyn QuantizedMatrix>,
+    #[cfg(feature = "cube")]
+    placed: PlacedOnce,
+}
 
 impl QuantizedWeight {
     /// Shares `rows`.
     pub fn new(rows: impl QuantizedMatrix) -> Self {
-        Self(Arc::new(rows))
+        Self {
+            rows: Arc::new(rows),
+            #[cfg(feature = "cube")]
+            placed: PlacedOnce::default(),
+        }
     }
 
     /// The matrix as `[rows, columns]` on a device, without a gradient.
+    ///
+    /// On a GPU, formats that say how they are [`packed`](QuantizedMatrix::packed) are decoded there.
     pub fn to_tensor(&self, device: &Device) -> Tensor<2> {
+        #[cfg(feature = "cube")]
+        if let Some(placed) = self.placed(device) {
+            return placed.decode(&Tensor::empty([1], device));
+        }
         let [rows, columns] = self.shape();
         let mut values = vec![0.0; rows * columns];
         self.decode_all(&mut values);
         Tensor::from_data(TensorData::new(values, [rows, columns]), device)
+    }
+
+    /// Codes and scales on a device that decodes them; they are copied there at the first call.
+    #[cfg(feature = "cube")]
+    pub(crate) fn placed(&self, device: &Device) -> Option<Placed> {
+        is_cube(device)
+            .then(|| self.placed.on(device, self.rows.as_ref()))
+            .flatten()
     }
 
     #[cfg(feature = "flex")]
@@ -67,6 +102,29 @@ impl QuantizedWeight {
     #[cfg(not(feature = "flex"))]
     fn decode_all(&self, values: &mut [f32]) {
         self.decode(0, values);
+    }
+
+    /// Rows by `ids` `[batch, length]`: `[batch, length, columns]`, without a gradient.
+    ///
+    /// On a GPU, formats that say how they are [`packed`](QuantizedMatrix::packed) are decoded there, and no id is read.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row; on a GPU, such a row's numbers mean nothing.
+    pub fn select(&self, ids: Tensor<2, Int>, device: &Device) -> Tensor<3> {
+        let [batch, length] = ids.dims();
+        #[cfg(feature = "cube")]
+        if let Some(placed) = self.placed(device) {
+            let rows = placed.select(ids.reshape([batch * length]), &Tensor::empty([1], device));
+            return rows.reshape([batch, length, self.shape()[1]]);
+        }
+        let rows: Vec<usize> = ids
+            .into_data()
+            .iter::<i64>()
+            .map(|id| id as usize)
+            .collect();
+        self.rows_to_tensor(&rows, device)
+            .reshape([batch, length, self.shape()[1]])
     }
 
     /// Some rows, `[rows.len(), columns]`, on a device, without a gradient.
@@ -88,6 +146,6 @@ impl std::ops::Deref for QuantizedWeight {
     type Target = dyn QuantizedMatrix;
 
     fn deref(&self) -> &Self::Target {
-        self.0.as_ref()
+        self.rows.as_ref()
     }
 }

@@ -4,7 +4,7 @@ use burn::tensor::quantization::{
     QuantMode, QuantScheme, QuantStore, QuantValue, QuantizedBytes, ScaleDtype,
 };
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use peft_ops::quantized::QuantizedMatrix;
+use peft_ops::quantized::{BlockScales, Codes, PackedMatrix, QuantizedMatrix};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{check_finite, check_shape};
@@ -162,6 +162,28 @@ impl QuantizedMatrix for BurnRows {
             at += count;
             rest = later;
         }
+    }
+
+    fn packed(&self) -> Option<PackedMatrix> {
+        let codes = match &self.integers {
+            Integers::Eight(integers) => {
+                let values = (0..=u8::MAX).map(|code| f32::from(code.cast_signed()));
+                let codes = integers.iter().map(|integer| integer.cast_unsigned());
+                Codes::new(codes, 8, values.collect())
+            }
+            Integers::Four(bytes) => {
+                // The sign is the highest of four bits.
+                let values = (0..16_u8).map(|code| f32::from((code << 4).cast_signed() >> 4));
+                let nibble = |index: usize| (bytes[index / 2] >> (4 * (index % 2))) & 15;
+                let elements = 0..self.shape[0] * self.shape[1];
+                Codes::new(elements.map(nibble), 4, values.collect())
+            }
+        };
+        Some(PackedMatrix {
+            codes,
+            block_size: self.block_size,
+            scales: BlockScales::Plain(self.scales.clone()),
+        })
     }
 
     fn bytes(&self) -> usize {

@@ -260,7 +260,8 @@ impl QuantizationConfig {
                         .to_string(),
                 });
             }
-            Some((_, device)) => (device, QuantStore::Native),
+            Some(("flex" | "ndarray", device)) => (device, QuantStore::Native),
+            Some((_, device)) => (device, QuantStore::PackedU32(0)),
             None => (Device::default(), QuantStore::PackedU32(0)),
         };
         let scheme = integers.scheme(self.burn_block_size, store);

@@ -1,6 +1,6 @@
 //! Matrices in bitsandbytes' 4-bit formats.
 
-use peft_ops::quantized::QuantizedMatrix;
+use peft_ops::quantized::{Codes, PackedMatrix, QuantizedMatrix};
 use rayon::prelude::*;
 
 use crate::error::{check_finite, check_shape};
@@ -187,6 +187,16 @@ impl QuantizedMatrix for FourBit {
 
     fn decode(&self, first: usize, values: &mut [f32]) {
         self.decode_from(first * self.shape[1], values);
+    }
+
+    fn packed(&self) -> Option<PackedMatrix> {
+        let nibble = |index: usize| (self.codes[index / 2] >> (4 * (1 - index % 2))) & 15;
+        let values = self.kind.table().values.to_vec();
+        Some(PackedMatrix {
+            codes: Codes::new((0..self.shape[0] * self.shape[1]).map(nibble), 4, values),
+            block_size: self.block_size,
+            scales: self.scales.packed(),
+        })
     }
 
     fn bytes(&self) -> usize {

@@ -2,6 +2,7 @@
 
 use crate::dynamic::{dynamic_code, dynamic_map, mean};
 use crate::{Error, Result};
+use peft_ops::quantized::{BlockScales, Codes};
 
 /// Blocks that share a scale in the second quantization.
 pub const NESTED_BLOCK: usize = 256;
@@ -47,6 +48,23 @@ impl Scales {
             absmax,
             offset,
         })
+    }
+
+    /// As a GPU decodes them.
+    pub(crate) fn packed(&self) -> BlockScales {
+        match self {
+            Self::Plain(scales) => BlockScales::Plain(scales.clone()),
+            Self::Nested {
+                codes,
+                absmax,
+                offset,
+            } => BlockScales::Nested {
+                codes: Codes::new(codes.iter().copied(), 8, dynamic_map().to_vec()),
+                block_size: NESTED_BLOCK,
+                factors: absmax.clone(),
+                offset: *offset,
+            },
+        }
     }
 
     /// Number of blocks.

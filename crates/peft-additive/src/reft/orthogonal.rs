@@ -31,7 +31,7 @@ impl OrthogonalProjection {
                 base: plan.init().zeros([d, d], like).set_require_grad(false),
             };
         }
-        let host = Device::default();
+        let host = peft_core::device::host();
         let drawn = plan.init().normal([d, r], 1.0, (&host, DType::F32)).val();
         let drawn: Vec<f64> = drawn.into_data().iter::<f64>().collect();
         let mut original = vec![0.0; d * r];

@@ -45,15 +45,8 @@ impl QuantizedBase {
 
     /// Rows for `ids` `[batch, seq]`: `[batch, seq, d]`.
     pub(crate) fn embedding(&self, ids: Tensor<2, Int>, placeholder: &Tensor<2>) -> Tensor<3> {
-        let [batch, length] = ids.dims();
-        let rows: Vec<usize> = ids
-            .into_data()
-            .iter::<i64>()
-            .map(|id| id as usize)
-            .collect();
         self.rows
-            .rows_to_tensor(&rows, &placeholder.device())
+            .select(ids, &placeholder.device())
             .cast(placeholder.dtype())
-            .reshape([batch, length, placeholder.dims()[1]])
     }
 }

@@ -400,7 +400,7 @@ impl Layout {
     /// Device and float type for adapters that belong to no parameter: those of the first one.
     pub fn like(&self) -> (Device, DType) {
         self.params.first().map_or_else(
-            || (Device::default(), DType::F32),
+            || (crate::device::host(), DType::F32),
             |param| (param.device(), param.dtype()),
         )
     }

@@ -1,8 +1,8 @@
 //! DoRA's magnitude: Liu et al. 2024, DoRA: Weight-Decomposed Low-Rank Adaptation, section 4.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
-use peft_core::device::cpu_devices;
+use burn::tensor::Tensor;
+use peft_core::device::is_cpu;
 use peft_core::method::{Adapter, BaseLinear, CheckpointKey};
 use peft_core::ops::{LowRank, column_norms};
 
@@ -51,12 +51,6 @@ pub(crate) fn norms(weight: Tensor<2>, change: &LowRank) -> Tensor<1> {
     let product = |rows: Tensor<2>| rows.matmul(weight.clone());
     base.and_then(|base| norms_by_parts(change, base, product))
         .unwrap_or_else(|| column_norms(weight.clone() + change.product().detach()))
-}
-
-/// Whether values on this device are in the host's memory, so that reading one waits for nothing.
-fn is_cpu(device: &Device) -> bool {
-    let plain = device.clone().without_autodiff();
-    cpu_devices().into_iter().any(|(_, cpu)| cpu == plain)
 }
 
 /// Whether [`norms_by_parts`] is less work than a matrix of W's size: not on devices where its question would mean
