@@ -3,10 +3,7 @@
 //! The build script of those features takes LLVM from the folder `tracel/tracel-llvm-VERSION` of `XDG_DATA_HOME`, and
 //! downloads nothing if the file `.tracel-llvm-installed` lies there. PyPI has the same release as static libraries.
 
-use crate::{
-    error::Error,
-    workspace::{self, root},
-};
+use crate::{error::Error, workspace::root};
 use std::{
     env,
     ffi::OsString,

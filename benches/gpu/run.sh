@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What is run on a machine with a GPU, from the folder that benches/gpu/pack.sh makes: conformance tests, then steps and
-# latencies of methods, as one JSON. No cargo and no network. `run.sh cpu` rehearses it on CubeCL's CPU runtime.
+# What is run on a machine with a GPU, from the folder that benches/gpu/pack.sh makes: conformance tests, whose result is
+# written as JSON. No cargo and no network. `run.sh cpu` rehearses it on CubeCL's CPU runtime. Training steps are not
+# measured by it yet.
 #
 #   ./run.sh [DEVICE] [OUT]             cuda and results.json without arguments
 set -euo pipefail
