@@ -93,6 +93,14 @@ pub fn linear_cross_entropy_with(
     #[cfg(feature = "cube")]
     if crate::gpu::is_cube(&hidden.device()) {
         let added = added.map(|(through, up)| [through, up]);
+        let head = match (head.placed(&hidden.device()), head) {
+            (Some(placed), _) => crate::gpu::decoded(&placed, &hidden),
+            // Its rows are the classes.
+            (None, Weight::Dense(head)) => head,
+            (None, Weight::Quantized(rows)) => {
+                rows.to_tensor(&hidden.device()).cast(hidden.dtype())
+            }
+        };
         return crate::gpu::cross_entropy(hidden, head, added, targets);
     }
     let head = match head {

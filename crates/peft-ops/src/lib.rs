@@ -6,6 +6,7 @@ mod attention;
 mod composing;
 mod cross_entropy;
 mod elementwise;
+mod format;
 mod fused;
 mod gelu;
 #[cfg(feature = "cube")]

@@ -1,8 +1,5 @@
 //! Matrices that are stored in fewer bits than they are computed with.
 
-mod packed;
-
-use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -10,41 +7,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 #[cfg(feature = "cube")]
 use crate::gpu::{Placed, PlacedOnce, is_cube};
 
-pub use packed::{BlockScales, Codes, PackedMatrix};
-
-/// A frozen matrix in a storage format of its own, decoded row by row when it is needed.
-///
-/// Rows are what upstream's are: the outputs of a linear layer (`[out, in]`, the transpose of Burn's
-/// weight), the tokens of an embedding table (`[vocabulary, d]`).
-pub trait QuantizedMatrix: Debug + Send + Sync + 'static {
-    /// `[rows, columns]`.
-    fn shape(&self) -> [usize; 2];
-
-    /// Writes the rows from `first` on; `values.len()` is a multiple of the number of columns and ends within
-    /// the matrix. Called by many threads at a time.
-    fn decode(&self, first: usize, values: &mut [f32]);
-
-    /// The bits of all numbers in bfloat16, row-major, if that is how they are stored: products in
-    /// [mixed precision](crate::MixedPrecision) read them as they are.
-    fn bfloat16(&self) -> Option<&[u16]> {
-        None
-    }
-
-    /// Codes and scales, if a GPU can decode the format: they are copied to the device once and decoded there. The
-    /// others are decoded here, whenever they are used.
-    fn packed(&self) -> Option<PackedMatrix> {
-        None
-    }
-
-    /// Bytes in memory, constants and scales included.
-    fn bytes(&self) -> usize;
-
-    /// Name of the format, as in `nf4`.
-    fn format(&self) -> &str;
-
-    /// For those who know the formats and want theirs back.
-    fn as_any(&self) -> &dyn std::any::Any;
-}
+pub use crate::format::{BlockScales, Codes, PackedMatrix, QuantizedMatrix};
 
 /// A shared [`QuantizedMatrix`]: clones are one matrix.
 #[derive(Clone, Debug)]

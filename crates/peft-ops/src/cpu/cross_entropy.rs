@@ -8,7 +8,7 @@ use super::matrix::{Matrix, MatrixMut};
 use super::product::{Mode, multiply};
 use super::quantized;
 use super::right::Right;
-use crate::quantized::QuantizedMatrix;
+use crate::format::QuantizedMatrix;
 
 /// Logits that are there at a time: 16 MiB.
 const LOGITS: usize = 1 << 22;

@@ -7,7 +7,7 @@ use super::matrix::{Matrix, MatrixMut};
 use super::product::{Mode, multiply, product};
 use super::right::{FEW_ROWS, Right};
 use super::{gelu, math, quantized};
-use crate::quantized::QuantizedMatrix;
+use crate::format::QuantizedMatrix;
 
 /// Sizes of a linear layer over `rows` inputs.
 #[derive(Clone, Copy, Debug)]

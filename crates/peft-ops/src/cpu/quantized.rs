@@ -8,7 +8,7 @@ use super::bf16::{self, Factors, Start};
 use super::matrix::{Matrix, MatrixMut};
 use super::product::{Mode, multiply};
 use super::right::Right;
-use crate::quantized::QuantizedMatrix;
+use crate::format::QuantizedMatrix;
 
 /// Numbers of a decoded panel: 1 MiB, which stays in the second-level cache while it is used.
 const PANEL: usize = 1 << 18;

@@ -4,7 +4,6 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
 
 use super::Placed;
-use crate::linear::Weight;
 
 /// Numbers of logits that are there at once: 128 MiB of `f32`, and a few times that while their gradients are computed.
 const LOGITS: usize = 1 << 25;
@@ -15,26 +14,17 @@ const LOGITS: usize = 1 << 25;
 /// Gradients are computed with the loss, and kept instead of logits.
 pub(crate) fn cross_entropy(
     hidden: Tensor<2>,
-    head: Weight,
+    head: Tensor<2>,
     added: Option<[Tensor<2>; 2]>,
     targets: &[i64],
 ) -> Tensor<1> {
-    let [_, classes] = head.dims();
-    let device = hidden.device();
-    let head = match head.placed(&device) {
-        Some(placed) => decoded(&placed, &hidden),
-        None => match head {
-            // Its rows are the classes.
-            Weight::Dense(head) => head,
-            Weight::Quantized(rows) => rows.to_tensor(&device).cast(hidden.dtype()),
-        },
-    };
+    let [classes, _] = head.dims();
     let chunk = (LOGITS / classes.max(1)).max(1);
     in_chunks(hidden, head, added, targets, chunk)
 }
 
 /// A packed head, for this operation only.
-fn decoded(placed: &Placed, hidden: &Tensor<2>) -> Tensor<2> {
+pub(crate) fn decoded(placed: &Placed, hidden: &Tensor<2>) -> Tensor<2> {
     let plain = hidden.device().without_autodiff();
     placed.decode(&Tensor::empty([1], (&plain, hidden.dtype())))
 }

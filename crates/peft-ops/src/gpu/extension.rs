@@ -12,7 +12,7 @@ use burn::backend::{Autodiff, Backend, ExtensionType, backend_extension};
 use burn::tensor::Shape;
 
 use super::attention::{Attended, Heads};
-use super::kernels::Layout;
+use super::layout::Layout;
 
 /// A packed matrix's tensors.
 #[derive(ExtensionType)]

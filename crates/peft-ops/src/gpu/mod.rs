@@ -4,13 +4,14 @@ mod attention;
 mod cross_entropy;
 mod extension;
 mod kernels;
+mod layout;
 mod packed;
 mod recorded;
 
 use burn::backend::DispatchDevice;
 use burn::tensor::Device;
 
-pub(crate) use cross_entropy::cross_entropy;
+pub(crate) use cross_entropy::{cross_entropy, decoded};
 pub(crate) use packed::{Placed, PlacedOnce};
 pub(crate) use recorded::attention;
 

@@ -6,8 +6,8 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, IntDType, Tensor, TensorData};
 
 use super::extension::{OnCube, PackedTensors};
-use super::kernels::Layout;
-use crate::quantized::{BlockScales, Codes, PackedMatrix, QuantizedMatrix};
+use super::layout::Layout;
+use crate::format::{BlockScales, Codes, PackedMatrix, QuantizedMatrix};
 
 /// A packed matrix's tensors on one device. Clones share them.
 #[derive(Clone, Debug)]
