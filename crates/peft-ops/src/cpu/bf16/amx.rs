@@ -38,6 +38,10 @@ impl Unit {
 #[repr(align(64))]
 struct Sums([f32; COLUMNS * COLUMNS]);
 
+/// Tiles of the last pairs of a panel, with zeros behind them.
+#[repr(align(64))]
+struct Last([u32; LANES * COLUMNS]);
+
 /// The left side is packed as tiles, 16 rows at a time: zeros behind the last pair, and anything behind the last row.
 impl Ordered for Unit {
     fn packed_len(rows: usize, pairs: usize) -> usize {
@@ -78,10 +82,10 @@ impl Ordered for Unit {
         // SAFETY: a unit was found.
         let tiles = unsafe { Shaped::new() };
         let mut sums = Sums([0.0; COLUMNS * COLUMNS]);
-        let mut last = [0; LANES * COLUMNS];
+        let mut last = Last([0; LANES * COLUMNS]);
         for panel in 0..columns.div_ceil(COLUMNS) {
             let right = &rhs.panel(panel)[first * COLUMNS..(first + pairs) * COLUMNS];
-            last[..rest * COLUMNS].copy_from_slice(&right[whole * LANES * COLUMNS..]);
+            last.0[..rest * COLUMNS].copy_from_slice(&right[whole * LANES * COLUMNS..]);
             let from = panel * COLUMNS;
             let width = COLUMNS.min(columns - from);
             let mut dst = dst.column_block(from, width);
@@ -112,7 +116,7 @@ impl Ordered for Unit {
                     }
                 };
                 add(0, right, whole);
-                add(whole, &last, usize::from(rest > 0));
+                add(whole, &last.0, usize::from(rest > 0));
                 tiles.store(&mut sums.0);
                 let mut tile = dst.row_block(row, count);
                 let added = added.map(|added| added.rows(row));

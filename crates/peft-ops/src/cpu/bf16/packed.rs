@@ -2,11 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::{COLUMNS, Element, kernel};
+use super::{COLUMNS, Element, LANES, aligned, kernel};
 use crate::cpu::matrix::Matrix;
 
 /// Columns of a right side, packed: see [`Packed`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Panels<'a> {
     pairs: &'a [u32],
     pub(super) rows: usize,
@@ -53,34 +53,48 @@ pub(super) fn packed_len([rows, columns]: [usize; 2]) -> usize {
 }
 
 /// A matrix in bfloat16 as the right side of products.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Packed {
+    /// Those of the matrix, and a few before and behind.
     pairs: Vec<u32>,
+    /// Where the matrix begins: with a line of the cache.
+    first: usize,
     size: [usize; 2],
+}
+
+/// Where they lie is no difference.
+impl PartialEq for Packed {
+    fn eq(&self, other: &Self) -> bool {
+        self.panels() == other.panels()
+    }
 }
 
 impl Packed {
     /// Numbers that have more bits are rounded to the nearest.
     pub(crate) fn new<T: Element>(matrix: Matrix<'_, T>) -> Self {
-        let size = matrix.size();
-        let mut pairs = vec![0; packed_len(size)];
-        pack(matrix, 0, &mut pairs, true);
-        Self { pairs, size }
+        Self::filled(matrix.size(), |pairs| pack(matrix, 0, pairs, true))
+    }
+
+    fn filled(size: [usize; 2], fill: impl FnOnce(&mut [u32])) -> Self {
+        let mut pairs = Vec::new();
+        let packed = aligned(&mut pairs, packed_len(size));
+        fill(packed);
+        let first = pairs.as_ptr().align_offset(size_of::<[u32; LANES]>());
+        let first = first.min(pairs.len() - packed_len(size));
+        Self { pairs, first, size }
     }
 
     /// The transposed matrix.
     pub(crate) fn transposed(&self) -> Self {
         let [columns, rows] = self.size;
-        let mut pairs = vec![0; packed_len([rows, columns])];
-        transpose(self.panels(), 0, &mut pairs, true);
-        Self {
-            pairs,
-            size: [rows, columns],
-        }
+        Self::filled([rows, columns], |pairs| {
+            transpose(self.panels(), 0, pairs, true);
+        })
     }
 
     pub(crate) fn panels(&self) -> Panels<'_> {
-        Panels::new(&self.pairs, self.size)
+        let pairs = &self.pairs[self.first..][..packed_len(self.size)];
+        Panels::new(pairs, self.size)
     }
 
     /// Rows and columns.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::packed::{pack, packed_len, transpose};
 use super::{
     Added, Beside, CHUNK, COLUMNS, Element, Factors, Kernel, LANES, LEFT, PAIRS, PARALLEL, Panels,
-    RIGHT_SIDE, ROWS, Start, kernel, with_scratch,
+    RIGHT_SIDE, ROWS, Start, aligned, kernel, with_scratch,
 };
 use crate::cpu::matrix::{Matrix, MatrixMut};
 
@@ -208,11 +208,7 @@ pub(crate) fn multiply_by_rows(
     with_scratch(&RIGHT_SIDE, |scratch| {
         for first in (0..rows).step_by(wide) {
             let size = [columns, wide.min(rows - first)];
-            let needed = packed_len(size);
-            if scratch.len() < needed {
-                scratch.resize(needed, 0);
-            }
-            let packed = &mut scratch[..needed];
+            let packed = aligned(scratch, packed_len(size));
             packed
                 .par_chunks_exact_mut(len.max(1))
                 .enumerate()
@@ -259,11 +255,7 @@ fn in_parts(
                     column,
                 };
                 let size = [part.rows, width];
-                let needed = packed_len(size);
-                if scratch.len() < needed {
-                    scratch.resize(needed, 0);
-                }
-                let packed = &mut scratch[..needed];
+                let packed = aligned(scratch, packed_len(size));
                 fill(&part, packed);
                 let start = if row == 0 {
                     start.columns(column, width)
