@@ -12,9 +12,11 @@
 
 mod tiles;
 
+use std::slice;
+
 use tiles::{Shaped, TILE};
 
-use super::{Added, COLUMNS, LANES, Ordered, Panels, Start, avx512};
+use super::{Added, COLUMNS, LANES, Ordered, Start, avx512};
 use crate::cpu::matrix::{Matrix, MatrixMut};
 
 /// Shows that the processor has the tiles, and that the operating system permits them.
@@ -38,9 +40,32 @@ impl Unit {
 #[repr(align(64))]
 struct Sums([f32; COLUMNS * COLUMNS]);
 
-/// Tiles of the last pairs of a panel, with zeros behind them.
+/// 16 pairs of 32 columns: two tiles of the right side.
+type Right = [u32; LANES * COLUMNS];
+
+/// The last pairs of a panel, with zeros behind them.
 #[repr(align(64))]
-struct Last([u32; LANES * COLUMNS]);
+struct Last(Right);
+
+/// Adds the products of the right side with tiles of 16 rows from `left` on, and with those of the rows below, `len` behind
+/// them, if there are more rows.
+fn add(tiles: &Shaped, [rows, columns]: [usize; 2], left: &[u32], len: usize, right: &[Right]) {
+    let (count, two) = (right.len(), rows > LANES);
+    if count == 0 {
+        return;
+    }
+    assert!(left.len() >= count * TILE + if two { len } else { 0 });
+    let (left, right) = (left.as_ptr(), right.as_ptr().cast());
+    let below = left.wrapping_add(len);
+    // SAFETY: there are `count` tiles at all places, as was checked.
+    unsafe {
+        match (two, columns > LANES) {
+            (true, true) => tiles.add_32_by_32(left, below, right, count),
+            (true, false) => tiles.add_32_by_16(left, below, right, count),
+            (false, _) => tiles.add_16_by_32(left, right, count),
+        }
+    }
+}
 
 /// The left side is packed as tiles, 16 rows at a time: zeros behind the last pair, and anything behind the last row.
 impl Ordered for Unit {
@@ -64,64 +89,40 @@ impl Ordered for Unit {
         }
     }
 
-    fn multiply(
+    fn multiply_panel(
         self,
         dst: &mut MatrixMut<'_>,
         start: Start<'_>,
         packed: &[u32],
-        rhs: Panels<'_>,
-        [first, pairs]: [usize; 2],
+        right: &[u32],
         alpha: f32,
         added: Option<Added<'_>>,
     ) {
-        let [rows, columns] = dst.size();
-        let whole = pairs / LANES;
-        let rest = pairs % LANES;
-        let panel_len = pairs.div_ceil(LANES) * TILE;
-        assert!(packed.len() >= Self::packed_len(rows, pairs));
+        let [rows, width] = dst.size();
+        let (whole, rest) = right.as_chunks();
+        let mut last = Last([0; LANES * COLUMNS]);
+        last.0[..rest.len()].copy_from_slice(rest);
+        let last = &slice::from_ref(&last.0)[..usize::from(!rest.is_empty())];
+        let len = (whole.len() + last.len()) * TILE;
         // SAFETY: a unit was found.
         let tiles = unsafe { Shaped::new() };
         let mut sums = Sums([0.0; COLUMNS * COLUMNS]);
-        let mut last = Last([0; LANES * COLUMNS]);
-        for panel in 0..columns.div_ceil(COLUMNS) {
-            let right = &rhs.panel(panel)[first * COLUMNS..(first + pairs) * COLUMNS];
-            last.0[..rest * COLUMNS].copy_from_slice(&right[whole * LANES * COLUMNS..]);
-            let from = panel * COLUMNS;
-            let width = COLUMNS.min(columns - from);
-            let mut dst = dst.column_block(from, width);
-            let start = start.columns(from, width);
-            let added = added.map(|added| added.columns(from));
-            for row in (0..rows).step_by(COLUMNS) {
-                let count = COLUMNS.min(rows - row);
-                let left = &packed[row / LANES * panel_len..];
-                tiles.clear();
-                let add = |first: usize, right: &[u32], count_of: usize| {
-                    if count_of == 0 {
-                        return;
-                    }
-                    assert!(right.len() >= count_of * LANES * COLUMNS);
-                    let left = &left[first * TILE..];
-                    assert!(left.len() >= count_of * TILE);
-                    let two = count > LANES;
-                    assert!(!two || left.len() >= panel_len + count_of * TILE);
-                    let (left, right) = (left.as_ptr(), right.as_ptr());
-                    let below = left.wrapping_add(panel_len);
-                    // SAFETY: there are `count_of` tiles at all places, as was checked.
-                    unsafe {
-                        match (two, width > LANES) {
-                            (true, true) => tiles.add_32_by_32(left, below, right, count_of),
-                            (true, false) => tiles.add_32_by_16(left, below, right, count_of),
-                            (false, _) => tiles.add_16_by_32(left, right, count_of),
-                        }
-                    }
-                };
-                add(0, right, whole);
-                add(whole, &last.0, usize::from(rest > 0));
-                tiles.store(&mut sums.0);
-                let mut tile = dst.row_block(row, count);
-                let added = added.map(|added| added.rows(row));
-                avx512::add_sums(self.0, &mut tile, start, &sums.0, alpha, added);
-            }
+        for row in (0..rows).step_by(COLUMNS) {
+            let count = COLUMNS.min(rows - row);
+            let left = &packed[row / LANES * len..];
+            tiles.clear();
+            add(&tiles, [count, width], left, len, whole);
+            add(
+                &tiles,
+                [count, width],
+                &left[whole.len() * TILE..],
+                len,
+                last,
+            );
+            tiles.store(&mut sums.0);
+            let mut tile = dst.row_block(row, count);
+            let added = added.map(|added| added.rows(row));
+            avx512::add_sums(self.0, &mut tile, start, &sums.0, alpha, added);
         }
     }
 }

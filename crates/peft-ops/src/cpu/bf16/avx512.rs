@@ -15,7 +15,7 @@ use std::arch::x86_64::{
 
 pub(super) use packing::{pack, pack_halves, pack_tiles, transpose};
 
-use super::{Added, COLUMNS, LANES, Ordered, Panels, ROWS, Start, row_panels};
+use super::{Added, COLUMNS, LANES, Ordered, ROWS, Start, row_panels};
 use crate::cpu::matrix::{Matrix, MatrixMut};
 
 /// Shows that the processor has the instructions.
@@ -51,46 +51,34 @@ impl Ordered for Unit {
         }
     }
 
-    fn multiply(
+    fn multiply_panel(
         self,
         dst: &mut MatrixMut<'_>,
         start: Start<'_>,
         packed: &[u32],
-        rhs: Panels<'_>,
-        [first, pairs]: [usize; 2],
+        right: &[u32],
         alpha: f32,
         added: Option<Added<'_>>,
     ) {
-        let [rows, columns] = dst.size();
-        #[expect(clippy::float_cmp, reason = "a number that the callers wrote")]
-        let fits = |added: Added<'_>| alpha == 1.0 && added.covers([rows, columns]);
-        assert!(added.is_none_or(fits));
-        assert!(columns <= rhs.columns && first + pairs <= rhs.pairs());
-        assert!(!matches!(start, Start::Row(row) if row.len() != columns));
-        assert!(packed.len() >= Self::packed_len(rows, pairs));
-        for panel in 0..columns.div_ceil(COLUMNS) {
-            let right = &rhs.panel(panel)[first * COLUMNS..(first + pairs) * COLUMNS];
-            let from = panel * COLUMNS;
-            let width = COLUMNS.min(columns - from);
-            let mut dst = dst.column_block(from, width);
-            let start = start.columns(from, width);
-            let added = added.map(|added| added.columns(from));
-            for (index, (row, count)) in row_panels(rows).enumerate() {
-                let left = &packed[index * pairs * LANES..(index + 1) * pairs * LANES];
-                let mut tile = dst.row_block(row, count);
-                let (place, stride) = tile.parts();
-                let to = To {
-                    place,
-                    stride,
-                    masks: [width, width.saturating_sub(LANES)].map(mask),
-                    start,
-                    alpha,
-                    added: added.map(|added| added.rows(row)),
-                };
-                // SAFETY: the instructions are there, both sides hold `pairs` steps, the tile is borrowed alone, and what
-                // is added covers it.
-                unsafe { run_tile(count, left, right, to) };
-            }
+        let [rows, width] = dst.size();
+        let len = right.len() / COLUMNS * LANES;
+        assert!(width <= COLUMNS && added.is_none_or(|added| added.covers([rows, width])));
+        assert!(!matches!(start, Start::Row(row) if row.len() != width));
+        for (index, (row, count)) in row_panels(rows).enumerate() {
+            let left = &packed[index * len..(index + 1) * len];
+            let mut tile = dst.row_block(row, count);
+            let (place, stride) = tile.parts();
+            let to = To {
+                place,
+                stride,
+                masks: [width, width.saturating_sub(LANES)].map(mask),
+                start,
+                alpha,
+                added: added.map(|added| added.rows(row)),
+            };
+            // SAFETY: the instructions are there, both sides hold equally many steps, the tile is borrowed alone, and what
+            // is added covers it.
+            unsafe { run_tile(count, left, right, to) };
         }
     }
 }

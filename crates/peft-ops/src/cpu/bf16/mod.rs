@@ -259,18 +259,48 @@ trait Ordered: Copy {
     /// Brings the left side into it.
     fn pack(self, lhs: Matrix<'_>, to: &mut [u32]);
 
-    /// `dst = start + alpha·lhs·rhs`, for `pairs` pairs from `first` on; `packed` is the left side in its order. With what
-    /// is `added`, alpha is 1.
-    fn multiply(
+    /// `dst = start + alpha·lhs·right`: `right` is all pairs of up to 32 columns, `packed` the left side in its order. What is
+    /// `added` covers `dst`.
+    fn multiply_panel(
         self,
         dst: &mut MatrixMut<'_>,
         start: Start<'_>,
         packed: &[u32],
-        rhs: Panels<'_>,
-        pairs: [usize; 2],
+        right: &[u32],
         alpha: f32,
         added: Option<Added<'_>>,
     );
+}
+
+/// `dst = start + alpha·lhs·rhs`, for `pairs` pairs from `first` on; `packed` is the left side in its order. With what is
+/// `added`, alpha is 1.
+#[cfg(target_arch = "x86_64")]
+fn multiply_panels<U: Ordered>(
+    unit: U,
+    dst: &mut MatrixMut<'_>,
+    start: Start<'_>,
+    packed: &[u32],
+    rhs: Panels<'_>,
+    [first, pairs]: [usize; 2],
+    alpha: f32,
+    added: Option<Added<'_>>,
+) {
+    let [rows, columns] = dst.size();
+    #[expect(clippy::float_cmp, reason = "a number that the callers wrote")]
+    let fits = |added: Added<'_>| alpha == 1.0 && added.covers([rows, columns]);
+    assert!(added.is_none_or(fits));
+    assert!(columns <= rhs.columns && first + pairs <= rhs.pairs());
+    assert!(!matches!(start, Start::Row(row) if row.len() != columns));
+    assert!(packed.len() >= U::packed_len(rows, pairs));
+    for panel in 0..columns.div_ceil(COLUMNS) {
+        let right = &rhs.panel(panel)[first * COLUMNS..(first + pairs) * COLUMNS];
+        let from = panel * COLUMNS;
+        let width = COLUMNS.min(columns - from);
+        let mut dst = dst.column_block(from, width);
+        let start = start.columns(from, width);
+        let added = added.map(|added| added.columns(from));
+        unit.multiply_panel(&mut dst, start, packed, right, alpha, added);
+    }
 }
 
 /// A block of the product, on this thread: the left side is packed for a part of the sums at a time.
@@ -301,7 +331,7 @@ fn in_parts_of_sums<U: Ordered>(
             if let Some((down, scale)) = beside.down() {
                 let mut dst = MatrixMut::new(halves, rows, down.size()[1]);
                 let (start, down) = (then(Start::Nothing), down.panels());
-                unit.multiply(&mut dst, start, packed, down, range, scale, None);
+                multiply_panels(unit, &mut dst, start, packed, down, range, scale, None);
             }
             let start = then(start);
             first += pairs;
@@ -311,7 +341,7 @@ fn in_parts_of_sums<U: Ordered>(
             } else {
                 None
             };
-            unit.multiply(dst, start, packed, rhs, range, alpha, added);
+            multiply_panels(unit, dst, start, packed, rhs, range, alpha, added);
             if is_last {
                 return;
             }

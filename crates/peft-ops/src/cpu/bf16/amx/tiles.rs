@@ -51,6 +51,27 @@ static SHAPES: Shapes = Shapes {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
+/// Runs instructions for tile after tile: places go on by what a tile has, which are two on the right side.
+macro_rules! each_pair_of_tiles {
+    ($left:ident, $below:ident, $right:ident, $count:ident, $($instruction:literal)+) => {
+        asm!(
+            "2:",
+            $($instruction,)+
+            "add {left}, 1024",
+            "add {below}, 1024",
+            "add {right}, 2048",
+            "dec {count}",
+            "jnz 2b",
+            left = inout(reg) $left => _,
+            below = inout(reg) $below => _,
+            right = inout(reg) $right => _,
+            count = inout(reg) $count => _,
+            row = in(reg) 4 * LANES,
+            options(nostack, readonly)
+        )
+    };
+}
+
 /// Gives this thread's tiles their shapes until it is dropped.
 ///
 /// Sums are in the tiles 0 to 3: those of 16 rows and 16 columns, of the columns beside them, of the rows below, and of both.
@@ -104,27 +125,16 @@ impl Shaped {
     ) {
         // SAFETY: as the caller says; tiles have shapes.
         unsafe {
-            asm!(
-                "2:",
-                "tileloadd tmm4, [{left} + {row}]",
-                "tileloadd tmm6, [{right} + 2*{row}]",
-                "tileloadd tmm7, [{right} + 2*{row} + 64]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{below} + {row}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {left}, 1024",
-                "add {below}, 1024",
-                "add {right}, 2048",
-                "dec {count}",
-                "jnz 2b",
-                left = inout(reg) left => _,
-                below = inout(reg) below => _,
-                right = inout(reg) right => _,
-                count = inout(reg) count => _,
-                row = in(reg) 4 * LANES,
-                options(nostack, readonly)
+            each_pair_of_tiles!(
+                left, below, right, count,
+                "tileloadd tmm4, [{left} + {row}]"
+                "tileloadd tmm6, [{right} + 2*{row}]"
+                "tileloadd tmm7, [{right} + 2*{row} + 64]"
+                "tdpbf16ps tmm0, tmm4, tmm6"
+                "tileloadd tmm5, [{below} + {row}]"
+                "tdpbf16ps tmm1, tmm4, tmm7"
+                "tdpbf16ps tmm2, tmm5, tmm6"
+                "tdpbf16ps tmm3, tmm5, tmm7"
             );
         }
     }
@@ -138,22 +148,13 @@ impl Shaped {
     pub(super) unsafe fn add_16_by_32(&self, left: *const u32, right: *const u32, count: usize) {
         // SAFETY: as the caller says; tiles have shapes.
         unsafe {
-            asm!(
-                "2:",
-                "tileloadd tmm4, [{left} + {row}]",
-                "tileloadd tmm6, [{right} + 2*{row}]",
-                "tileloadd tmm7, [{right} + 2*{row} + 64]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "add {left}, 1024",
-                "add {right}, 2048",
-                "dec {count}",
-                "jnz 2b",
-                left = inout(reg) left => _,
-                right = inout(reg) right => _,
-                count = inout(reg) count => _,
-                row = in(reg) 4 * LANES,
-                options(nostack, readonly)
+            each_pair_of_tiles!(
+                left, left, right, count,
+                "tileloadd tmm4, [{left} + {row}]"
+                "tileloadd tmm6, [{right} + 2*{row}]"
+                "tileloadd tmm7, [{right} + 2*{row} + 64]"
+                "tdpbf16ps tmm0, tmm4, tmm6"
+                "tdpbf16ps tmm1, tmm4, tmm7"
             );
         }
     }
@@ -173,24 +174,13 @@ impl Shaped {
     ) {
         // SAFETY: as the caller says; tiles have shapes.
         unsafe {
-            asm!(
-                "2:",
-                "tileloadd tmm6, [{right} + 2*{row}]",
-                "tileloadd tmm4, [{left} + {row}]",
-                "tileloadd tmm5, [{below} + {row}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "add {left}, 1024",
-                "add {below}, 1024",
-                "add {right}, 2048",
-                "dec {count}",
-                "jnz 2b",
-                left = inout(reg) left => _,
-                below = inout(reg) below => _,
-                right = inout(reg) right => _,
-                count = inout(reg) count => _,
-                row = in(reg) 4 * LANES,
-                options(nostack, readonly)
+            each_pair_of_tiles!(
+                left, below, right, count,
+                "tileloadd tmm6, [{right} + 2*{row}]"
+                "tileloadd tmm4, [{left} + {row}]"
+                "tileloadd tmm5, [{below} + {row}]"
+                "tdpbf16ps tmm0, tmm4, tmm6"
+                "tdpbf16ps tmm2, tmm5, tmm6"
             );
         }
     }
