@@ -5,9 +5,11 @@
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+use super::math::{Fma, vectors};
 use super::matrix::MatrixMut;
 
 /// Passes over fewer elements than this run on one thread.
@@ -44,6 +46,24 @@ impl<'a> Fresh<'a> {
             self.start.copy_from_nonoverlapping(from.as_ptr(), self.len);
             std::slice::from_raw_parts_mut(self.start, self.len)
         }
+    }
+
+    /// What `value` makes of each of these numbers.
+    pub(crate) fn map(self, from: &[f32], value: impl Fn(Fma, f32) -> f32) -> &'a mut [f32] {
+        assert_eq!(self.len, from.len());
+        let to = self.start.cast::<MaybeUninit<f32>>();
+        // SAFETY: the memory is borrowed alone, and its elements need not be numbers yet.
+        let to = unsafe { std::slice::from_raw_parts_mut(to, self.len) };
+        vectors(
+            #[inline(always)]
+            |fma| {
+                for (to, from) in to.iter_mut().zip(from) {
+                    to.write(value(fma, *from));
+                }
+            },
+        );
+        // SAFETY: all of them were written.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 
     /// What `write` makes of it, as a matrix of `[rows, cols]`.

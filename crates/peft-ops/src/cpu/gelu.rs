@@ -1,23 +1,23 @@
 //! GELU, x·Φ(x) with the error function.
 
-use super::buffers::{build_rows, change_rows};
+use super::buffers::{build, change_rows, task_rows};
 use super::math::{normal, vectors};
 
-/// `out[i] = x[i]·Φ(x[i])`.
+/// `x·Φ(x)` of each number.
 pub(crate) fn forward(x: &[f32]) -> Vec<f32> {
-    build_rows(x.len(), 1, |first, out| {
-        forward_into(&x[first..first + out.len()], out);
-    })
-}
-
-/// The same on this thread.
-pub(crate) fn forward_alone(x: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    forward_into(x, &mut out);
+    let [out] = build(x.len(), [1], task_rows(x.len(), 1), |first, [out]| {
+        let x = &x[first..first + out.len()];
+        [out.map(
+            x,
+            #[inline(always)]
+            |fma, x| x * normal(fma, x).0,
+        )]
+    });
     out
 }
 
-fn forward_into(x: &[f32], out: &mut [f32]) {
+/// The same on this thread: `out[i] = x[i]·Φ(x[i])`.
+pub(crate) fn forward_into(x: &[f32], out: &mut [f32]) {
     vectors(
         #[inline(always)]
         |fma| {

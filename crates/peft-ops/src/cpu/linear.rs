@@ -1,5 +1,7 @@
 //! `y = x W + b + s·(x A) B`.
 
+use std::cell::Cell;
+
 use super::bf16::{Factors, Packed};
 use super::buffers::{build, change_rows, sum_rows};
 use super::dropout::Coins;
@@ -106,36 +108,35 @@ pub(crate) fn forward(
     let factors = rounded.map(|low_rank| low_rank.factors(sizes));
     build(rows, [d_out, rank], block, |first, [output, through]| {
         let count = block.min(rows - first);
-        let x = &input.data[first * d_in..(first + count) * d_in];
-        let activated = input.gelu.then(|| activated(x, alone));
-        let x = Matrix::new(activated.as_deref().unwrap_or(x), count, d_in);
-        if let Some(factors) = &factors {
-            let through = through.zeros();
-            let output = weight.product_with(output, x, bias, factors, through, alone);
-            return [output, through];
-        }
-        let output = weight.product(output, x, at_once, alone);
-        let through = if let Some(LowRank {
-            down, up, scale, ..
-        }) = low_rank
-        {
-            let through = through.product(x, Matrix::new(down, d_in, rank), 1.0, alone);
-            let t = Matrix::new(through, count, rank);
-            let up = Matrix::new(up, rank, d_out);
-            let mut y = MatrixMut::new(output, count, d_out);
-            multiply(&mut y, Mode::Add, t, up, scale, alone);
-            through
-        } else {
-            through.zeros()
-        };
-        if let Some(bias) = bias.filter(|_| at_once.is_none()) {
-            if alone {
-                change_rows(output, d_out, |_, part| math::add_row(part, bias));
-            } else {
-                math::add_row(output, bias);
+        input.seen([first, count], d_in, alone, |x| {
+            if let Some(factors) = &factors {
+                let through = through.zeros();
+                let output = weight.product_with(output, x, bias, factors, through, alone);
+                return [output, through];
             }
-        }
-        [output, through]
+            let output = weight.product(output, x, at_once, alone);
+            let through = if let Some(LowRank {
+                down, up, scale, ..
+            }) = low_rank
+            {
+                let through = through.product(x, Matrix::new(down, d_in, rank), 1.0, alone);
+                let t = Matrix::new(through, count, rank);
+                let up = Matrix::new(up, rank, d_out);
+                let mut y = MatrixMut::new(output, count, d_out);
+                multiply(&mut y, Mode::Add, t, up, scale, alone);
+                through
+            } else {
+                through.zeros()
+            };
+            if let Some(bias) = bias.filter(|_| at_once.is_none()) {
+                if alone {
+                    change_rows(output, d_out, |_, part| math::add_row(part, bias));
+                } else {
+                    math::add_row(output, bias);
+                }
+            }
+            [output, through]
+        })
     })
 }
 
@@ -162,12 +163,35 @@ pub(crate) fn forward_packed(
     [output, through.unwrap_or_default()]
 }
 
-/// GELU of a block, or on all threads.
-fn activated(x: &[f32], parallel: bool) -> Vec<f32> {
-    if parallel {
-        gelu::forward(x)
-    } else {
-        gelu::forward_alone(x)
+thread_local! {
+    /// GELU of a block.
+    static ACTIVATED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+impl Input<'_> {
+    /// Hands `work` what the layer sees of `rows` rows from `first` on; on all threads or not.
+    fn seen<R>(
+        self,
+        [first, rows]: [usize; 2],
+        d_in: usize,
+        parallel: bool,
+        work: impl FnOnce(Matrix<'_>) -> R,
+    ) -> R {
+        let x = &self.data[first * d_in..(first + rows) * d_in];
+        if !self.gelu {
+            return work(Matrix::new(x, rows, d_in));
+        }
+        if parallel {
+            return work(Matrix::new(&gelu::forward(x), rows, d_in));
+        }
+        let mut scratch = ACTIVATED.take();
+        if scratch.len() < x.len() {
+            scratch.resize(x.len(), 0.0);
+        }
+        gelu::forward_into(x, &mut scratch[..x.len()]);
+        let result = work(Matrix::new(&scratch[..x.len()], rows, d_in));
+        ACTIVATED.set(scratch);
+        result
     }
 }
 

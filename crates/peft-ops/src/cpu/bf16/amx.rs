@@ -2,8 +2,8 @@
 //! multiplications in 16 cycles.
 //!
 //! A panel of the right side is two tiles wide as it is. The left side is packed into tiles: 16 rows of 16 pairs, those of the
-//! same rows one behind the other. Sums of 32 rows and 32 columns are in four tiles, and take their way to the output
-//! through memory of 4 KiB.
+//! same rows one behind the other. Sums of 32 rows and 32 columns are in four tiles, which begin with what they are added to
+//! and are stored where they belong. Those of fewer rows or columns take their way through memory of 4 KiB.
 //!
 //! Unsafe code: reads and writes at places that the callers' assertions have checked, and the instructions themselves,
 //! which only a [`Unit`] that was found lets one call.
@@ -16,7 +16,7 @@ use std::slice;
 
 use tiles::{Shaped, TILE};
 
-use super::{Added, COLUMNS, LANES, Ordered, Start, avx512};
+use super::{COLUMNS, LANES, Ordered, Start, avx512};
 use crate::cpu::matrix::{Matrix, MatrixMut};
 
 /// Shows that the processor has the tiles, and that the operating system permits them.
@@ -30,26 +30,46 @@ impl Unit {
         tiles::permitted().then_some(Self(vectors))
     }
 
-    /// What brings sides into order, and adds to sums.
+    /// What brings sides into order, and writes sums.
     pub(super) fn vectors(self) -> avx512::Unit {
         self.0
     }
 }
 
-/// Sums of 32 rows and columns, on their way to the output.
+/// Sums of up to 32 rows and columns, on their way to the output.
 #[repr(align(64))]
 struct Sums([f32; COLUMNS * COLUMNS]);
 
-/// 16 pairs of 32 columns: two tiles of the right side.
-type Right = [u32; LANES * COLUMNS];
+/// Elements of 16 pairs of 32 columns: two tiles of the right side.
+const RIGHT: usize = LANES * COLUMNS;
+type Right = [u32; RIGHT];
 
 /// The last pairs of a panel, with zeros behind them.
 #[repr(align(64))]
 struct Last(Right);
 
+/// Adds the products of a left side of up to 32 rows with up to 32 columns.
+fn add(tiles: &Shaped, size: [usize; 2], left: &[u32], right: &[u32]) {
+    let (whole, rest) = right.as_chunks();
+    let len = right.len().div_ceil(RIGHT) * TILE;
+    add_steps(tiles, size, left, len, whole);
+    if !rest.is_empty() {
+        let mut last = Last([0; RIGHT]);
+        last.0[..rest.len()].copy_from_slice(rest);
+        let left = &left[whole.len() * TILE..];
+        add_steps(tiles, size, left, len, slice::from_ref(&last.0));
+    }
+}
+
 /// Adds the products of the right side with tiles of 16 rows from `left` on, and with those of the rows below, `len` behind
 /// them, if there are more rows.
-fn add(tiles: &Shaped, [rows, columns]: [usize; 2], left: &[u32], len: usize, right: &[Right]) {
+fn add_steps(
+    tiles: &Shaped,
+    [rows, columns]: [usize; 2],
+    left: &[u32],
+    len: usize,
+    right: &[Right],
+) {
     let (count, two) = (right.len(), rows > LANES);
     if count == 0 {
         return;
@@ -69,6 +89,13 @@ fn add(tiles: &Shaped, [rows, columns]: [usize; 2], left: &[u32], len: usize, ri
 
 /// The left side is packed as tiles, 16 rows at a time: zeros behind the last pair, and anything behind the last row.
 impl Ordered for Unit {
+    type Ready = (Shaped, avx512::Unit);
+
+    fn ready(self) -> Self::Ready {
+        // SAFETY: a unit was found.
+        (unsafe { Shaped::new() }, self.0)
+    }
+
     fn packed_len(rows: usize, pairs: usize) -> usize {
         rows.div_ceil(LANES) * pairs.div_ceil(LANES) * TILE
     }
@@ -89,40 +116,52 @@ impl Ordered for Unit {
         }
     }
 
-    fn multiply_panel(
-        self,
+    fn row_tiles(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+        let tiles = (0..rows).step_by(COLUMNS);
+        tiles.map(move |row| (row, COLUMNS.min(rows - row)))
+    }
+
+    fn tile_len(pairs: usize) -> usize {
+        Self::packed_len(COLUMNS, pairs)
+    }
+
+    fn multiply_tile(
+        (tiles, vectors): &Self::Ready,
         dst: &mut MatrixMut<'_>,
         start: Start<'_>,
-        packed: &[u32],
-        right: &[u32],
+        sides: [[&[u32]; 2]; 2],
         alpha: f32,
-        added: Option<Added<'_>>,
     ) {
-        let [rows, width] = dst.size();
-        let (whole, rest) = right.as_chunks();
-        let mut last = Last([0; LANES * COLUMNS]);
-        last.0[..rest.len()].copy_from_slice(rest);
-        let last = &slice::from_ref(&last.0)[..usize::from(!rest.is_empty())];
-        let len = (whole.len() + last.len()) * TILE;
-        // SAFETY: a unit was found.
-        let tiles = unsafe { Shaped::new() };
-        let mut sums = Sums([0.0; COLUMNS * COLUMNS]);
-        for row in (0..rows).step_by(COLUMNS) {
-            let count = COLUMNS.min(rows - row);
-            let left = &packed[row / LANES * len..];
-            tiles.clear();
-            add(&tiles, [count, width], left, len, whole);
-            add(
-                &tiles,
-                [count, width],
-                &left[whole.len() * TILE..],
-                len,
-                last,
-            );
-            tiles.store(&mut sums.0);
-            let mut tile = dst.row_block(row, count);
-            let added = added.map(|added| added.rows(row));
-            avx512::add_sums(self.0, &mut tile, start, &sums.0, alpha, added);
+        let size = dst.size();
+        let add = || {
+            for [left, right] in sides {
+                add(tiles, size, left, right);
+            }
+        };
+        #[expect(clippy::float_cmp, reason = "a number that the callers wrote")]
+        if size == [COLUMNS; 2] && alpha == 1.0 {
+            let (place, stride) = dst.parts();
+            tiles.expect(place, stride);
+            // SAFETY: 32 rows of 32 numbers, which are borrowed alone.
+            unsafe {
+                match start {
+                    Start::Nothing => tiles.clear(),
+                    Start::Row(row) => {
+                        assert_eq!(row.len(), COLUMNS);
+                        tiles.load(row.as_ptr(), 0);
+                    }
+                    Start::There => tiles.load(place, stride),
+                }
+                add();
+                tiles.store(place, stride);
+            }
+            return;
         }
+        let mut sums = Sums([0.0; COLUMNS * COLUMNS]);
+        tiles.clear();
+        add();
+        // SAFETY: 32 rows of 32 numbers.
+        unsafe { tiles.store(sums.0.as_mut_ptr(), COLUMNS) };
+        avx512::add_sums(*vectors, dst, start, &sums.0, alpha);
     }
 }

@@ -15,7 +15,7 @@ use std::arch::x86_64::{
 
 pub(super) use packing::{pack, pack_halves, pack_tiles, transpose};
 
-use super::{Added, COLUMNS, LANES, Ordered, ROWS, Start, row_panels};
+use super::{COLUMNS, LANES, Ordered, ROWS, Start, row_panels};
 use crate::cpu::matrix::{Matrix, MatrixMut};
 
 /// Shows that the processor has the instructions.
@@ -34,6 +34,12 @@ impl Unit {
 
 /// The left side is packed as panels of up to 14 rows.
 impl Ordered for Unit {
+    type Ready = Self;
+
+    fn ready(self) -> Self {
+        self
+    }
+
     fn packed_len(rows: usize, pairs: usize) -> usize {
         row_panels(rows).len() * pairs * LANES
     }
@@ -51,35 +57,37 @@ impl Ordered for Unit {
         }
     }
 
-    fn multiply_panel(
-        self,
+    fn row_tiles(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+        row_panels(rows)
+    }
+
+    fn tile_len(pairs: usize) -> usize {
+        pairs * LANES
+    }
+
+    fn multiply_tile(
+        _: &Self,
         dst: &mut MatrixMut<'_>,
         start: Start<'_>,
-        packed: &[u32],
-        right: &[u32],
+        sides: [[&[u32]; 2]; 2],
         alpha: f32,
-        added: Option<Added<'_>>,
     ) {
         let [rows, width] = dst.size();
-        let len = right.len() / COLUMNS * LANES;
-        assert!(width <= COLUMNS && added.is_none_or(|added| added.covers([rows, width])));
+        assert!(width <= COLUMNS);
         assert!(!matches!(start, Start::Row(row) if row.len() != width));
-        for (index, (row, count)) in row_panels(rows).enumerate() {
-            let left = &packed[index * len..(index + 1) * len];
-            let mut tile = dst.row_block(row, count);
-            let (place, stride) = tile.parts();
-            let to = To {
-                place,
-                stride,
-                masks: [width, width.saturating_sub(LANES)].map(mask),
-                start,
-                alpha,
-                added: added.map(|added| added.rows(row)),
-            };
-            // SAFETY: the instructions are there, both sides hold equally many steps, the tile is borrowed alone, and what
-            // is added covers it.
-            unsafe { run_tile(count, left, right, to) };
+        for [left, right] in sides {
+            assert_eq!(left.len() * COLUMNS, right.len() * LANES);
         }
+        let (place, stride) = dst.parts();
+        let to = To {
+            place,
+            stride,
+            masks: [width, width.saturating_sub(LANES)].map(mask),
+            start,
+            alpha,
+        };
+        // SAFETY: the instructions are there, both sides hold equally many steps, and the tile is borrowed alone.
+        unsafe { run_tile(rows, sides, to) };
     }
 }
 
@@ -96,24 +104,22 @@ struct To<'a> {
     /// A row has a number for each lane that is not masked.
     start: Start<'a>,
     alpha: f32,
-    added: Option<Added<'a>>,
 }
 
 /// # Safety
 ///
-/// The processor has the instructions, `left` and `right` hold equally many steps, and the tile of `rows` rows is valid
-/// for writes, and holds numbers if they are added to. What is added covers the tile's rows, and its lanes that are not
-/// masked.
+/// The processor has the instructions, the left and the right one of both `sides` hold equally many steps, and the tile of
+/// `rows` rows is valid for writes, and holds numbers if they are added to.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn run_tile(rows: usize, left: &[u32], right: &[u32], to: To<'_>) {
+unsafe fn run_tile(rows: usize, sides: [[&[u32]; 2]; 2], to: To<'_>) {
     macro_rules! tiles {
         ($($rows:literal)*) => {
             match (rows, to.masks[1] == 0) {
                 $(
                     // SAFETY: as the caller says.
-                    ($rows, false) => unsafe { tile::<$rows, 2>(left, right, to) },
+                    ($rows, false) => unsafe { tile::<$rows, 2>(sides, to) },
                     // SAFETY: as the caller says.
-                    ($rows, true) => unsafe { tile::<$rows, 1>(left, right, to) },
+                    ($rows, true) => unsafe { tile::<$rows, 1>(sides, to) },
                 )*
                 _ => unreachable!("a panel has 1 to {ROWS} rows"),
             }
@@ -129,60 +135,42 @@ unsafe fn run_tile(rows: usize, left: &[u32], right: &[u32], to: To<'_>) {
 /// As [`run_tile`], with `M` rows; lanes behind the first `V` vectors are masked.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[inline]
-unsafe fn tile<const M: usize, const V: usize>(left: &[u32], right: &[u32], to: To<'_>) {
-    let steps = right.len() / COLUMNS;
-    debug_assert_eq!(left.len(), steps * LANES);
+unsafe fn tile<const M: usize, const V: usize>(sides: [[&[u32]; 2]; 2], to: To<'_>) {
     let mut sums = [[_mm512_setzero_ps(); V]; M];
-    let (mut a, mut b) = (left.as_ptr(), right.as_ptr());
-    for _ in 0..steps {
-        // SAFETY: step by step within both slices.
-        unsafe {
-            let mut columns = [half(_mm512_set1_epi32(0)); V];
-            for (vector, columns) in columns.iter_mut().enumerate() {
-                *columns = half(_mm512_loadu_si512(b.add(vector * LANES).cast()));
-            }
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let pair = half(_mm512_set1_epi32(a.add(row).read().cast_signed()));
-                for (sum, columns) in sums.iter_mut().zip(columns) {
-                    *sum = _mm512_dpbf16_ps(*sum, pair, columns);
+    for [left, right] in sides {
+        let steps = right.len() / COLUMNS;
+        debug_assert_eq!(left.len(), steps * LANES);
+        let (mut a, mut b) = (left.as_ptr(), right.as_ptr());
+        for _ in 0..steps {
+            // SAFETY: step by step within both slices.
+            unsafe {
+                let mut columns = [half(_mm512_set1_epi32(0)); V];
+                for (vector, columns) in columns.iter_mut().enumerate() {
+                    *columns = half(_mm512_loadu_si512(b.add(vector * LANES).cast()));
                 }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let pair = half(_mm512_set1_epi32(a.add(row).read().cast_signed()));
+                    for (sum, columns) in sums.iter_mut().zip(columns) {
+                        *sum = _mm512_dpbf16_ps(*sum, pair, columns);
+                    }
+                }
+                a = a.add(LANES);
+                b = b.add(COLUMNS);
             }
-            a = a.add(LANES);
-            b = b.add(COLUMNS);
         }
     }
     // SAFETY: as the caller says.
     unsafe { finish(sums, to) };
 }
 
-/// Adds to the sums of a tile what a low rank gives, and writes them.
+/// Writes the sums of a tile.
 ///
 /// # Safety
 ///
 /// As [`tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[inline]
-unsafe fn finish<const M: usize, const V: usize>(mut sums: [[__m512; V]; M], to: To<'_>) {
-    if let Some(added) = to.added {
-        for index in 0..added.rank {
-            // SAFETY: what is added covers rows and lanes; masked ones are not read.
-            unsafe {
-                let mut columns = [_mm512_setzero_ps(); V];
-                let at = added.up.as_ptr().add(index * added.stride);
-                for (vector, columns) in columns.iter_mut().enumerate() {
-                    let at = at.wrapping_add(vector * LANES);
-                    *columns = _mm512_maskz_loadu_ps(to.masks[vector], at);
-                }
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let through = *added.through.as_ptr().add(row * added.rank + index);
-                    let through = _mm512_set1_ps(through);
-                    for (sum, columns) in sums.iter_mut().zip(columns) {
-                        *sum = _mm512_fmadd_ps(through, columns, *sum);
-                    }
-                }
-            }
-        }
-    }
+unsafe fn finish<const M: usize, const V: usize>(sums: [[__m512; V]; M], to: To<'_>) {
     let alpha = _mm512_set1_ps(to.alpha);
     for (row, sums) in sums.into_iter().enumerate() {
         for (vector, sum) in sums.into_iter().enumerate() {
@@ -202,21 +190,19 @@ unsafe fn finish<const M: usize, const V: usize>(mut sums: [[__m512; V]; M], to:
     }
 }
 
-/// `dst = start + alpha·sums + added`, of up to 32 rows and columns; rows of sums are 32 numbers.
+/// `dst = start + alpha·sums`, of up to 32 rows and columns; rows of sums are 32 numbers.
 pub(super) fn add_sums(
     _: Unit,
     dst: &mut MatrixMut<'_>,
     start: Start<'_>,
     sums: &[f32; COLUMNS * COLUMNS],
     alpha: f32,
-    added: Option<Added<'_>>,
 ) {
     /// Rows whose sums are in registers at a time.
     const M: usize = 8;
     let [rows, columns] = dst.size();
     assert!(rows <= COLUMNS && columns <= COLUMNS);
     assert!(!matches!(start, Start::Row(row) if row.len() != columns));
-    assert!(added.is_none_or(|added| added.covers([rows, columns])));
     let masks = [columns, columns.saturating_sub(LANES)].map(mask);
     for first in (0..rows).step_by(M) {
         let count = M.min(rows - first);
@@ -228,10 +214,9 @@ pub(super) fn add_sums(
             masks,
             start,
             alpha,
-            added: added.map(|added| added.rows(first)),
         };
         let sums = &sums[first * COLUMNS..(first + count) * COLUMNS];
-        // SAFETY: the instructions are there; the rows are borrowed alone, and what is added covers them.
+        // SAFETY: the instructions are there; the rows are borrowed alone.
         unsafe {
             if count == M {
                 finish(load::<M>(sums), to);
@@ -252,7 +237,6 @@ unsafe fn finish_rows(sums: &[f32], to: To<'_>) {
     for (row, sums) in sums.chunks_exact(COLUMNS).enumerate() {
         let to = To {
             place: to.place.wrapping_add(row * to.stride),
-            added: to.added.map(|added| added.rows(row)),
             ..to
         };
         // SAFETY: as the caller says.

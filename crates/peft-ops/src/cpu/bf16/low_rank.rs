@@ -1,20 +1,24 @@
 //! What a low rank adds to a product: `(x A) B`, while the product's sums are in registers.
 //!
-//! A and B keep more than bfloat16 has: A is two numbers, the rounded one and what rounding left, and B stays `f32`.
+//! A, B and `x A` keep more than bfloat16 has: each is two numbers, the rounded one and what rounding left.
 
-use super::Packed;
 use super::portable::{round, widen};
+use super::{Packed, Panels};
 use crate::cpu::matrix::Matrix;
 
 /// The factors of a low-rank addition, in the order that products want.
 pub(crate) struct Factors {
     /// `[inner, 2r]`: A, and what rounding leaves of it.
     down: Packed,
-    /// What `x A` is multiplied by.
-    scale: f32,
-    /// B, `[r, columns]`.
-    up: Vec<f32>,
+    /// `[4r, columns]`: B twice, and what rounding leaves of it twice.
+    up: Packed,
     rank: usize,
+}
+
+/// A number as the sum of its rounded one and what rounding leaves, which are both in bfloat16 then.
+fn split(value: f32) -> [f32; 2] {
+    let high = widen(round(value));
+    [high, if high.is_finite() { value - high } else { 0.0 }]
 }
 
 impl Factors {
@@ -23,20 +27,27 @@ impl Factors {
         let ([inner, rank], [_, columns]) = (down.size(), up.size());
         assert_eq!(rank, up.size()[0], "the rank of both factors");
         let mut halves = vec![0.0; inner * 2 * rank];
-        copy(down, &mut halves, 2 * rank, 1.0);
-        for row in halves.chunks_exact_mut((2 * rank).max(1)) {
-            let (whole, rest) = row.split_at_mut(rank);
-            for (value, rest) in whole.iter().zip(rest) {
-                let high = widen(round(*value));
-                *rest = if high.is_finite() { value - high } else { 0.0 };
+        let (data, [row_stride, column_stride]) = down.parts();
+        for (row, halves) in halves.chunks_exact_mut((2 * rank).max(1)).enumerate() {
+            for column in 0..rank {
+                let value = scales[0] * data[row * row_stride + column * column_stride];
+                [halves[column], halves[rank + column]] = split(value);
             }
         }
-        let mut dense = vec![0.0; rank * columns];
-        copy(up, &mut dense, columns, scales[1]);
+        let mut quarters = vec![0.0; 4 * rank * columns];
+        let (data, [row_stride, column_stride]) = up.parts();
+        for row in 0..rank {
+            for column in 0..columns {
+                let value = scales[1] * data[row * row_stride + column * column_stride];
+                let [high, low] = split(value);
+                for (part, value) in [high, high, low, low].into_iter().enumerate() {
+                    quarters[(part * rank + row) * columns + column] = value;
+                }
+            }
+        }
         Self {
             down: Packed::new(Matrix::new(&halves, inner, 2 * rank)),
-            scale: scales[0],
-            up: dense,
+            up: Packed::new(Matrix::new(&quarters, 4 * rank, columns)),
             rank,
         }
     }
@@ -45,9 +56,9 @@ impl Factors {
         self.rank
     }
 
-    /// The right side that gives `x A` twice, once for each number of A, and its factor.
-    pub(super) fn down(&self) -> (&Packed, f32) {
-        (&self.down, self.scale)
+    /// The right side that gives `x A` twice, once for each number of A.
+    pub(super) fn down(&self) -> &Packed {
+        &self.down
     }
 
     /// What `x` gives with both numbers of A, added up.
@@ -61,44 +72,31 @@ impl Factors {
         }
     }
 
-    /// What is added to a product of rows that gave `through`, in the columns from `first` on.
+    /// What is added to a product of rows that gave `through`.
     pub(crate) fn added<'a>(&'a self, through: &'a [f32]) -> Added<'a> {
         Added {
             through,
             rank: self.rank,
-            up: &self.up,
-            stride: self.up.len() / self.rank.max(1),
+            up: self.up.panels(),
         }
     }
 }
 
-/// Copies a matrix to rows of `width` numbers, times `scale`.
-fn copy(from: Matrix<'_>, to: &mut [f32], width: usize, scale: f32) {
-    let [_, columns] = from.size();
-    let (data, [row_stride, column_stride]) = from.parts();
-    for (row, to) in to.chunks_exact_mut(width.max(1)).enumerate() {
-        for (column, to) in to.iter_mut().enumerate().take(columns) {
-            *to = scale * data[row * row_stride + column * column_stride];
-        }
-    }
-}
-
-/// `through · up`, which is added to a product.
+/// `through · B`, which is added to a product.
 #[derive(Clone, Copy)]
 pub(crate) struct Added<'a> {
     /// `[rows, r]`.
-    pub(super) through: &'a [f32],
-    pub(super) rank: usize,
-    /// `[r, columns]`, whose rows are `stride` numbers apart.
-    pub(super) up: &'a [f32],
-    pub(super) stride: usize,
+    through: &'a [f32],
+    rank: usize,
+    /// The right side, `[4r, columns]`.
+    pub(super) up: Panels<'a>,
 }
 
 impl Added<'_> {
-    /// What is added to the columns from `first` on.
-    pub(super) fn columns(self, first: usize) -> Self {
+    /// What is added to `count` columns from `first` on, which begins a panel.
+    pub(super) fn columns(self, first: usize, count: usize) -> Self {
         Self {
-            up: &self.up[first.min(self.up.len())..],
+            up: self.up.columns(first, count),
             ..self
         }
     }
@@ -111,21 +109,15 @@ impl Added<'_> {
         }
     }
 
-    /// Whether there is enough for `[rows, columns]`.
-    pub(super) fn covers(&self, [rows, columns]: [usize; 2]) -> bool {
-        let rank = self.rank;
-        rank == 0
-            || self.through.len() >= rows * rank
-                && self.stride >= columns
-                && self.up.len() >= (rank - 1) * self.stride + columns
-    }
-
-    /// As matrices, for a product of `[rows, columns]`.
-    pub(super) fn sides(&self, [rows, columns]: [usize; 2]) -> [Matrix<'_>; 2] {
-        [
-            Matrix::new(self.through, rows, self.rank),
-            Matrix::strided(self.up, self.rank, columns, self.stride),
-        ]
+    /// The left side, `[rows, 4r]`: what came through, as two numbers each, twice.
+    pub(super) fn left(&self, rows: usize) -> Vec<f32> {
+        let mut left = Vec::with_capacity(rows * 4 * self.rank);
+        for row in self.through.chunks_exact(self.rank.max(1)).take(rows) {
+            for part in [0, 1, 0, 1] {
+                left.extend(row.iter().map(|value| split(*value)[part]));
+            }
+        }
+        left
     }
 }
 
@@ -147,8 +139,8 @@ impl<'a> Beside<'a> {
         }
     }
 
-    /// The right side that gives them, and its factor.
-    pub(super) fn down(&self) -> Option<(&'a Packed, f32)> {
+    /// The right side that gives them.
+    pub(super) fn down(&self) -> Option<&'a Packed> {
         match self {
             Self::Factors(factors, _) => Some(factors.down()),
             _ => None,

@@ -28,7 +28,7 @@ pub(crate) use products::{
 };
 
 use super::matrix::{Matrix, MatrixMut};
-use super::product::{Mode, multiply as multiply_f32};
+use super::product::Mode;
 
 /// Columns of a panel of the right side.
 pub(crate) const COLUMNS: usize = 32;
@@ -40,6 +40,9 @@ const ROWS: usize = 14;
 const PAIRS: usize = 768;
 /// Elements of the left side that are packed at a time: half a MiB, half of a second-level cache.
 const LEFT: usize = 1 << 17;
+/// Elements of the right side that rows are multiplied by before the next rows are: as many.
+#[cfg(target_arch = "x86_64")]
+const RIGHT: usize = 1 << 17;
 /// Elements that are packed, used and forgotten at a time: 2 MiB.
 const CHUNK: usize = 1 << 19;
 /// Products of fewer multiplications than this run on one thread.
@@ -214,7 +217,7 @@ impl Kernel {
         }
     }
 
-    /// A block of the product, on this thread; alpha is 1 if there is something `beside`.
+    /// A block of the product, on this thread; alpha is a factor of what is computed `beside`, too.
     fn multiply(
         self,
         dst: &mut MatrixMut<'_>,
@@ -235,15 +238,16 @@ impl Kernel {
                 in_parts_of_sums(unit, dst, start, lhs, rhs, alpha, beside, &mut halves);
             }
             Self::Portable => {
-                if let Some((down, scale)) = beside.down() {
-                    let [rows, columns] = [lhs.size()[0], down.size()[1]];
-                    let mut dst = MatrixMut::new(&mut halves, rows, columns);
-                    portable::multiply(&mut dst, Start::Nothing, lhs, down.panels(), scale);
+                let rows = lhs.size()[0];
+                if let Some(down) = beside.down() {
+                    let mut dst = MatrixMut::new(&mut halves, rows, down.size()[1]);
+                    portable::multiply(&mut dst, Start::Nothing, lhs, down.panels(), 1.0);
                 }
                 portable::multiply(dst, start, lhs, rhs, alpha);
                 if let Some(added) = beside.complete(&halves) {
-                    let [through, up] = added.sides(dst.size());
-                    multiply_f32(dst, Mode::Add, through, up, 1.0, false);
+                    let left = added.left(rows);
+                    let left = Matrix::new(&left, rows, added.up.rows);
+                    portable::multiply(dst, Start::There, left, added.up, alpha);
                 }
             }
         }
@@ -253,53 +257,92 @@ impl Kernel {
 /// A unit that wants the left side in an order of its own.
 #[cfg(target_arch = "x86_64")]
 trait Ordered: Copy {
+    /// What a thread has while it multiplies.
+    type Ready;
+
+    fn ready(self) -> Self::Ready;
+
     /// Elements of the left side in that order.
     fn packed_len(rows: usize, pairs: usize) -> usize;
 
     /// Brings the left side into it.
     fn pack(self, lhs: Matrix<'_>, to: &mut [u32]);
 
-    /// `dst = start + alpha·lhs·right`: `right` is all pairs of up to 32 columns, `packed` the left side in its order. What is
-    /// `added` covers `dst`.
-    fn multiply_panel(
-        self,
+    /// Rows that are multiplied at a time: the first of them, and how many.
+    fn row_tiles(rows: usize) -> impl Iterator<Item = (usize, usize)>;
+
+    /// Elements from the left side of such rows to that of the next.
+    fn tile_len(pairs: usize) -> usize;
+
+    /// `dst = start + alpha·sums`, of such rows and up to 32 columns: sums are over the pairs of each left and right side.
+    fn multiply_tile(
+        ready: &Self::Ready,
         dst: &mut MatrixMut<'_>,
         start: Start<'_>,
-        packed: &[u32],
-        right: &[u32],
+        sides: [[&[u32]; 2]; 2],
         alpha: f32,
-        added: Option<Added<'_>>,
     );
 }
 
-/// `dst = start + alpha·lhs·rhs`, for `pairs` pairs from `first` on; `packed` is the left side in its order. With what is
-/// `added`, alpha is 1.
+/// One of the products that are summed: some pairs of both sides.
 #[cfg(target_arch = "x86_64")]
-fn multiply_panels<U: Ordered>(
+#[derive(Clone, Copy)]
+struct Term<'a> {
+    /// The left side's, in the unit's order.
+    packed: &'a [u32],
+    rhs: Panels<'a>,
+    /// The first pair.
+    first: usize,
+    pairs: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<'a> Term<'a> {
+    /// Both sides of a tile.
+    fn sides<U: Ordered>(&self, tile: usize, panel: usize) -> [&'a [u32]; 2] {
+        let len = U::tile_len(self.pairs);
+        let end = ((tile + 1) * len).min(self.packed.len());
+        let pairs = self.first * COLUMNS..(self.first + self.pairs) * COLUMNS;
+        [&self.packed[tile * len..end], &self.rhs.panel(panel)[pairs]]
+    }
+}
+
+/// `dst = start + alpha·(the sum of all terms)`.
+///
+/// Rows come before columns: outputs are written line by line, and a store that waits for its line lets all later ones wait.
+/// As many columns come before the next rows as the second-level cache holds of the right side.
+#[cfg(target_arch = "x86_64")]
+fn multiply_terms<U: Ordered>(
     unit: U,
     dst: &mut MatrixMut<'_>,
     start: Start<'_>,
-    packed: &[u32],
-    rhs: Panels<'_>,
-    [first, pairs]: [usize; 2],
+    terms: &[Term<'_>],
     alpha: f32,
-    added: Option<Added<'_>>,
 ) {
     let [rows, columns] = dst.size();
-    #[expect(clippy::float_cmp, reason = "a number that the callers wrote")]
-    let fits = |added: Added<'_>| alpha == 1.0 && added.covers([rows, columns]);
-    assert!(added.is_none_or(fits));
-    assert!(columns <= rhs.columns && first + pairs <= rhs.pairs());
-    assert!(!matches!(start, Start::Row(row) if row.len() != columns));
-    assert!(packed.len() >= U::packed_len(rows, pairs));
-    for panel in 0..columns.div_ceil(COLUMNS) {
-        let right = &rhs.panel(panel)[first * COLUMNS..(first + pairs) * COLUMNS];
-        let from = panel * COLUMNS;
-        let width = COLUMNS.min(columns - from);
-        let mut dst = dst.column_block(from, width);
-        let start = start.columns(from, width);
-        let added = added.map(|added| added.columns(from));
-        unit.multiply_panel(&mut dst, start, packed, right, alpha, added);
+    for term in terms {
+        assert!(columns <= term.rhs.columns && term.first + term.pairs <= term.rhs.pairs());
+        assert!(term.packed.len() >= U::packed_len(rows, term.pairs));
+    }
+    assert!(terms.len() <= 2 && !matches!(start, Start::Row(row) if row.len() != columns));
+    let pairs: usize = terms.iter().map(|term| term.pairs).sum();
+    let group = (RIGHT / (pairs.max(1) * COLUMNS)).max(1) * COLUMNS;
+    let ready = unit.ready();
+    for first in (0..columns).step_by(group) {
+        let last = (first + group).min(columns);
+        for (tile, (row, count)) in U::row_tiles(rows).enumerate() {
+            let mut dst = dst.row_block(row, count);
+            for column in (first..last).step_by(COLUMNS) {
+                let width = COLUMNS.min(columns - column);
+                let mut sides = [[&[][..]; 2]; 2];
+                for (sides, term) in sides.iter_mut().zip(terms) {
+                    *sides = term.sides::<U>(tile, column / COLUMNS);
+                }
+                let mut dst = dst.column_block(column, width);
+                let start = start.columns(column, width);
+                U::multiply_tile(&ready, &mut dst, start, sides, alpha);
+            }
+        }
     }
 }
 
@@ -326,25 +369,39 @@ fn in_parts_of_sums<U: Ordered>(
             let columns = (2 * first)..(2 * (first + pairs)).min(inner);
             let packed = aligned(packed, U::packed_len(rows, pairs));
             unit.pack(lhs.columns(columns.start, columns.len()), packed);
-            let then = |start| if first == 0 { start } else { Start::There };
-            let range = [first, pairs];
-            if let Some((down, scale)) = beside.down() {
-                let mut dst = MatrixMut::new(halves, rows, down.size()[1]);
-                let (start, down) = (then(Start::Nothing), down.panels());
-                multiply_panels(unit, &mut dst, start, packed, down, range, scale, None);
-            }
-            let start = then(start);
-            first += pairs;
-            let is_last = first >= all;
-            let added = if is_last {
-                beside.complete(halves)
-            } else {
-                None
+            let term = |rhs| Term {
+                packed,
+                rhs,
+                first,
+                pairs,
             };
-            multiply_panels(unit, dst, start, packed, rhs, range, alpha, added);
-            if is_last {
-                return;
+            let then = |start| if first == 0 { start } else { Start::There };
+            if let Some(down) = beside.down() {
+                let mut dst = MatrixMut::new(halves, rows, down.size()[1]);
+                let term = term(down.panels());
+                multiply_terms(unit, &mut dst, then(Start::Nothing), &[term], 1.0);
             }
+            let (start, term) = (then(start), term(rhs));
+            first += pairs;
+            if first < all {
+                multiply_terms(unit, dst, start, &[term], alpha);
+                continue;
+            }
+            let Some(added) = beside.complete(halves) else {
+                return multiply_terms(unit, dst, start, &[term], alpha);
+            };
+            return with_scratch(&LEFT_OF_ADDED, |packed| {
+                let (left, up) = (added.left(rows), added.up);
+                let packed = aligned(packed, U::packed_len(rows, up.pairs()));
+                unit.pack(Matrix::new(&left, rows, up.rows), packed);
+                let added = Term {
+                    packed,
+                    rhs: up,
+                    first: 0,
+                    pairs: up.pairs(),
+                };
+                multiply_terms(unit, dst, start, &[term, added], alpha);
+            });
         }
     });
 }
@@ -365,6 +422,8 @@ fn row_panels(rows: usize) -> impl ExactSizeIterator<Item = (usize, usize)> {
 thread_local! {
     /// The left side of a block.
     static LEFT_SIDE: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    /// That of what is added to it.
+    static LEFT_OF_ADDED: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
     /// Columns of a right side that is packed for one product.
     static RIGHT_SIDE: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }

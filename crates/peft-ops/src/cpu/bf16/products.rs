@@ -23,7 +23,7 @@ pub(crate) fn multiply(
     multiply_and_add(dst, start, lhs, rhs, alpha, None, parallel);
 }
 
-/// The same, with what is `added` to it; alpha is 1 if something is.
+/// The same, with what is `added` to it, times alpha.
 fn multiply_and_add(
     dst: &mut MatrixMut<'_>,
     start: Start<'_>,
@@ -41,7 +41,7 @@ fn multiply_and_add(
         let (lhs, rhs) = (lhs.rows(row, rows), rhs.columns(column, columns));
         let start = start.columns(column, columns);
         let beside = added.map_or(Beside::Nothing, |added| {
-            Beside::Added(added.rows(row).columns(column))
+            Beside::Added(added.rows(row).columns(column, columns))
         });
         kernel.multiply(&mut block, start, lhs, rhs, alpha, beside);
     };
@@ -96,11 +96,11 @@ pub(crate) fn multiply_with(
 impl Factors {
     /// `x A`, `[rows, r]`.
     pub(crate) fn through(&self, x: Matrix<'_>, to: &mut [f32], parallel: bool) {
-        let (down, scale) = self.down();
+        let down = self.down();
         let [rows, columns] = [x.size()[0], down.size()[1]];
         let mut halves = vec![0.0; rows * columns];
         let mut dst = MatrixMut::new(&mut halves, rows, columns);
-        multiply(&mut dst, Start::Nothing, x, down.panels(), scale, parallel);
+        multiply(&mut dst, Start::Nothing, x, down.panels(), 1.0, parallel);
         self.fold(&halves, to);
     }
 }
@@ -215,7 +215,7 @@ pub(crate) fn multiply_by_rows(
                 .for_each(|(index, to)| panel(first + index * COLUMNS, to));
             let mut dst = dst.column_block(first, size[1]);
             let (start, rhs) = (start.columns(first, size[1]), Panels::new(packed, size));
-            let added = added.map(|added| added.columns(first));
+            let added = added.map(|added| added.columns(first, size[1]));
             multiply_and_add(&mut dst, start, lhs, rhs, 1.0, added, true);
         }
     });
@@ -266,7 +266,7 @@ fn in_parts(
                 row += part.rows;
                 // What is added comes with the last part.
                 let added = added.filter(|_| row >= rows);
-                let added = added.map(|added| added.columns(column));
+                let added = added.map(|added| added.columns(column, width));
                 multiply_and_add(&mut dst, start, lhs, rhs, alpha, added, parallel);
                 if row >= rows {
                     break;

@@ -12,7 +12,7 @@ use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::marker::PhantomData;
 
-use crate::cpu::bf16::{COLUMNS, LANES};
+use crate::cpu::bf16::LANES;
 
 /// Elements of a tile: 16 rows of 16 pairs.
 pub(super) const TILE: usize = LANES * LANES;
@@ -75,7 +75,7 @@ macro_rules! each_pair_of_tiles {
 /// Gives this thread's tiles their shapes until it is dropped.
 ///
 /// Sums are in the tiles 0 to 3: those of 16 rows and 16 columns, of the columns beside them, of the rows below, and of both.
-pub(super) struct Shaped {
+pub(in crate::cpu::bf16) struct Shaped {
     /// Shapes are a thread's: what shows them stays on it.
     thread: PhantomData<*const ()>,
 }
@@ -185,18 +185,66 @@ impl Shaped {
         }
     }
 
-    /// Stores all sums, row by row.
+    /// Sets all sums to 32 rows of 32 numbers, `stride` apart; with 0, to the same row.
+    ///
+    /// # Safety
+    ///
+    /// The rows are there.
     #[inline(always)]
-    pub(super) fn store(&self, sums: &mut [f32; COLUMNS * COLUMNS]) {
-        // SAFETY: four tiles of 16 rows, side by side and below each other, are the whole array.
+    pub(super) unsafe fn load(&self, from: *const f32, stride: usize) {
+        // SAFETY: four tiles of 16 rows, side by side and below each other; they have shapes.
         unsafe {
             asm!(
-                "tilestored [{sums} + {row}], tmm0",
-                "tilestored [{sums} + {row} + 64], tmm1",
-                "tilestored [{sums} + {row} + 2048], tmm2",
-                "tilestored [{sums} + {row} + 2112], tmm3",
-                sums = in(reg) sums.as_mut_ptr(),
-                row = in(reg) 4 * COLUMNS,
+                "tileloadd tmm0, [{from} + {row}]",
+                "tileloadd tmm1, [{from} + {row} + 64]",
+                "tileloadd tmm2, [{below} + {row}]",
+                "tileloadd tmm3, [{below} + {row} + 64]",
+                from = in(reg) from,
+                below = in(reg) from.wrapping_add(LANES * stride),
+                row = in(reg) 4 * stride,
+                options(nostack, readonly)
+            );
+        }
+    }
+
+    /// Asks for the lines of the cache that 32 rows of 32 numbers lie in, `stride` apart, as they will be stored to. Without
+    /// that, each store waits for its line, and the next sums for the store.
+    #[inline(always)]
+    pub(super) fn expect(&self, to: *mut f32, stride: usize) {
+        // SAFETY: a prefetch of any address does nothing that can be seen; the processors that have tiles have it.
+        unsafe {
+            asm!(
+                "2:",
+                "prefetchw [{to}]",
+                "prefetchw [{to} + 64]",
+                "add {to}, {row}",
+                "dec {count}",
+                "jnz 2b",
+                to = inout(reg) to => _,
+                count = inout(reg) 2 * LANES => _,
+                row = in(reg) 4 * stride,
+                options(nostack, readonly)
+            );
+        }
+    }
+
+    /// Stores all sums as 32 rows of 32 numbers, `stride` apart.
+    ///
+    /// # Safety
+    ///
+    /// The rows may be written.
+    #[inline(always)]
+    pub(super) unsafe fn store(&self, to: *mut f32, stride: usize) {
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "tilestored [{to} + {row}], tmm0",
+                "tilestored [{to} + {row} + 64], tmm1",
+                "tilestored [{below} + {row}], tmm2",
+                "tilestored [{below} + {row} + 64], tmm3",
+                to = in(reg) to,
+                below = in(reg) to.wrapping_add(LANES * stride),
+                row = in(reg) 4 * stride,
                 options(nostack)
             );
         }
